@@ -1,0 +1,46 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
+INPUTS := pyproject.toml .ci/constraints.txt $(VENV)/.made
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
+
+demo: $(VENV)/.demo ## export, verify and run the reference model
+	@$(BIN)/python -m fieldrun_benchmarks.demo
+
+test: lint ## lint, type-check and test with coverage
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --cov
+
+lint: $(VENV)/.dev ## check style and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(VENV)/.dev ## rewrite the code in the house format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## delete the environment, caches and build output
+	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find sdk exporters runtimes benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each stamp is touched last, so that an interrupted step is done again.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit("fieldrun needs Python 3.10 or later; run make PYTHON=python3.x" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(INPUTS)
+	@echo "installing fieldrun[ort,export] into $(VENV)"
+	@$(PIP) -e '.[ort,export]'
+	@touch $@
+
+$(VENV)/.dev: $(INPUTS)
+	@echo "installing fieldrun[dev] into $(VENV)"
+	@$(PIP) -e '.[dev]'
+	@touch $(VENV)/.demo $@

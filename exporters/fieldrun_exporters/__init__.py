@@ -1,0 +1,5 @@
+"""Exporters: checkpoint -> graph -> passes -> quantized graph -> parity -> bundle."""
+
+from __future__ import annotations
+
+__all__: list[str] = []

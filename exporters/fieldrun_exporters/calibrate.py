@@ -1,0 +1,67 @@
+"""Calibration: real text through the NumPy reference, to see how large the input of every dense layer gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from fieldrun.checkpoint import Checkpoint
+from fieldrun.errors import ExportError, InputTextError
+from fieldrun.reference import forward, pad_ids, pair_features
+from fieldrun.tensors import Array
+
+__all__ = ["SHIPPED_TEXT", "choose_texts", "input_ranges", "tokenize"]
+
+SHIPPED_TEXT = Path(__file__).parent / "data" / "calibration.txt"
+
+
+def choose_texts(texts: Sequence[str] | None, count: int) -> list[str]:
+    """Return at most `count` different texts of `texts`, spread evenly; of the shipped sample when None.
+
+    Raises:
+        InputTextError: not a list of strings, or fewer than 16 different texts.
+    """
+    if texts is None:
+        texts = SHIPPED_TEXT.read_text("utf-8").splitlines()
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise InputTextError("calibration must be a list of strings, one text each")
+    different = [text for text in dict.fromkeys(text.strip() for text in texts) if text]
+    if len(different) < 16:
+        raise InputTextError(f"calibration has {len(different)} different texts; give at least 16 like those to come")
+    step = max(1.0, len(different) / count)
+    return [different[int(i * step)] for i in range(min(count, len(different)))]
+
+
+def tokenize(checkpoint: Checkpoint, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    """Return the token ids of `texts`, special tokens included, cut to `max_length`."""
+    tokenizer = Tokenizer.from_str(checkpoint.tokenizer.decode("utf-8"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+
+
+def input_ranges(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], percentile: float) -> dict[str, float]:
+    """Return, per dense layer, the `percentile` of the absolute value of its input over `sequences`.
+
+    Raises:
+        ExportError: fewer than 16 sequences.
+    """
+    if len(sequences) < 16:
+        raise ExportError(f"calibration needs at least 16 texts, not {len(sequences)}")
+    seen: dict[str, list[Array]] = {}
+    fields = []
+    for start in range(0, len(sequences), 64):
+        ids = pad_ids(sequences[start : start + 64])
+        fields.append(
+            forward(checkpoint.config, checkpoint.tensors, ids, record=lambda n, x: seen.setdefault(n, []).append(np.abs(x)))
+        )
+    field = np.concatenate(fields)
+    seen["heads"] = [np.abs(field)]
+    seen["pairs"] = [np.abs(pair_features(field, np.roll(field, 1, axis=0)))]
+    return {
+        name: float(np.percentile(np.concatenate([part.ravel() for part in parts]), percentile))
+        for name, parts in seen.items()
+    }

@@ -1,0 +1,83 @@
+"""The model card: what a checkpoint or bundle is, rendered from what it records about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fieldrun.checkpoint import Checkpoint
+
+__all__ = ["render_card"]
+
+
+def render_card(checkpoint: Checkpoint, recipe: str | None = None, weights_bytes: int | None = None) -> str:
+    """Return the Markdown card of `checkpoint`, as a bundle made with `recipe` when given.
+
+    Accuracies are those of the trained checkpoint in float32, from its training record.
+    """
+    config, provenance, record = checkpoint.config, checkpoint.provenance, checkpoint.record
+    kind = f"a bundle made with the recipe `{recipe}`" if recipe else "a checkpoint"
+    lines = [
+        f"# {checkpoint.name}",
+        "",
+        f"A transformer-free text student, {kind}. It maps text to a {config.field_dim}-d meaning field and, through "
+        f"linear heads, to the labels of {len(checkpoint.heads)} tasks.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| parameters | {checkpoint.parameters():,} (trained form, heads included) |",
+        f"| network | embedding {config.vocab_size} x {config.embedding_dim}, window {list(config.offsets)}, "
+        f"hashed n-grams {list(config.ngram_orders)} in {config.ngram_buckets} rows, width {config.width}, "
+        f"mixer kernel {config.mixer_kernel}, hidden {config.hidden} |",
+        f"| longest text trained on | {config.max_tokens} tokens |",
+        f"| teacher | {_teacher(provenance)} |",
+        f"| licence of the weights | {checkpoint.licence} |",
+    ]
+    if weights_bytes is not None:
+        lines.append(f"| weights file | {weights_bytes:,} bytes |")
+    lines += ["", "## Accuracy", "", *_accuracy(record.get("results", {})), "", "## Training data", ""]
+    licences: Mapping[str, str] = provenance.get("data", {}).get("licences", {})
+    lines += [f"- {name}: {licence}" for name, licence in licences.items()] or ["Not recorded."]
+    lines += ["", "sha256 of every file is in the provenance of the manifest.", "", "## Training", "", *_training(record)]
+    lines += [
+        "",
+        "## Limits",
+        "",
+        "English only. Trained on the public sets above and no other domain; labels are those sets' labels. Sentence pairs",
+        "are judged from two separate fields, which is weak for entailment. No bias or safety evaluation was made.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _teacher(provenance: Mapping[str, Any]) -> str:
+    teacher = provenance.get("teacher")
+    if not teacher:
+        return "not recorded"
+    return f"{teacher['name']}, model.safetensors sha256 {teacher['sha256']['model.safetensors'][:16]}..."
+
+
+def _accuracy(results: Mapping[str, Any]) -> list[str]:
+    if not results:
+        return ["Not recorded."]
+    lines = ["| Task | split | n | student, % (95 %) | teacher's compressed field, % |", "|---|---|---|---|---|"]
+    for task, scores in results.items():
+        split = "report" if "report" in scores["student"] else "held_out"
+        student, field = scores["student"][split], scores["compressed_field"]
+        low, high = (100 * x for x in student["ci95"])
+        lines.append(
+            f"| {task} | {'dev/test' if split == 'report' else 'slice of train'} | {student['n']} "
+            f"| {100 * student['accuracy']:.1f} ({low:.1f} - {high:.1f}) | {100 * field['accuracy']:.1f} |"
+        )
+    return [*lines, "", "Measured in float32 at the end of training; what an export changes is in its `report.json`."]
+
+
+def _training(record: Mapping[str, Any]) -> list[str]:
+    if not record:
+        return ["Not recorded."]
+    seconds, machine, texts = record["seconds"], record["machine"], record["texts"]
+    phases = ", ".join(f"{phase} {value / 60:.0f} min" for phase, value in seconds.items())
+    return [
+        f"Recipe `{record['recipe']['name']}`, seed {record['recipe']['seed']}, {texts['transfer']:,} texts; {phases} on "
+        f"{machine['threads']} threads of {machine['processor']}, GPU: {machine['gpu'] or 'none'}."
+    ]

@@ -1,0 +1,65 @@
+"""The deployed form: what passes transform, graphs are built from, and the NumPy engine runs.
+
+| Tensor | Shape, type |
+|---|---|
+| `table` | `(rows, width)` float32 or int8: one block of rows per window offset and one of hashed n-grams |
+| `table.scale` | `(rows, 1) float32`, only with an int8 table |
+| `rows.coef`, `rows.modulus`, `rows.base` | `(J, shifts)`, `(J,)`, `(J,)` int64: row j of a position is mod(window . coef_j, modulus_j) + base_j |
+| `<layer>.weight`, `<layer>.bias` | `(inputs, outputs)` float32 or int8, `(outputs,) float32` |
+| `<layer>.weight_scale`, `<layer>.input_scale` | `(outputs,)`, `(1,) float32`, only with an int8 weight |
+
+Layers: `mixer` (optional), `pool`, `hidden`, `field`, `heads` (all single tasks), `pairs` (all pair tasks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fieldrun.bundle import Network
+from fieldrun.tensors import Array
+
+__all__ = ["Deployed", "PassReport"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployed:
+    """A student and its heads in deployed form."""
+
+    network: Network
+    tensors: Mapping[str, Array]
+
+    def dense(self) -> tuple[str, ...]:
+        """Return the names of the layers that are matrix products."""
+        return tuple(n.removesuffix(".weight") for n in self.tensors if n.endswith(".weight"))
+
+    def is_int8(self, layer: str) -> bool:
+        """Whether `layer` (or `"table"`) is stored as int8."""
+        name = layer if layer == "table" else f"{layer}.weight"
+        return self.tensors[name].dtype == np.int8
+
+    def nbytes(self) -> int:
+        """Return the bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassReport:
+    """What a pass changed: bytes before and after, and facts per tensor."""
+
+    name: str
+    bytes_before: int
+    bytes_after: int
+    changed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON."""
+        return {
+            "name": self.name,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "changed": {name: dict(facts) for name, facts in self.changed.items()},
+        }

@@ -1,0 +1,252 @@
+"""Checkpoint -> passes -> graphs -> parity -> bundle: the exporter's main road, top to bottom.
+
+An export that fails anywhere leaves nothing behind. Same checkpoint, recipe, calibration text and library versions:
+same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from fieldrun import __version__
+from fieldrun.bundle import MANIFEST, SCHEMA, Bucket, Manifest, TaskSpec
+from fieldrun.checkpoint import Checkpoint
+from fieldrun.errors import ExportError, OutputExists
+from fieldrun.integrity import entry_of
+from fieldrun.reference import forward, head_logits, pad_ids, pair_features
+from fieldrun.storage import new_folder, sha256_bytes, write_bytes, write_json
+from fieldrun.tensors import Array, data_offsets, write_tensors
+
+from .calibrate import choose_texts, input_ranges, tokenize
+from .card import render_card
+from .deployed import Deployed, PassReport
+from .golden import golden_replies
+from .graph import WEIGHTS_FILE, field_graph, op_histogram, pair_graph
+from .parity import BucketParity, check_parity, open_session
+from .passes.fold import fold
+from .passes.int8 import int8
+from .recipe import Recipe, load_recipe
+
+__all__ = ["GOLDEN_TOLERANCE", "ExportReport", "export"]
+
+GOLDEN_TOLERANCE = 1e-5
+"""Largest absolute difference of a golden field or score when it is replayed by the engine that measured it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportReport:
+    """What an export did: where, how big, what each pass changed, and how close every bucket is to the reference."""
+
+    path: Path
+    recipe: str
+    bytes: int
+    passes: tuple[PassReport, ...]
+    parity: tuple[BucketParity, ...]
+    operators: Mapping[str, Mapping[str, int]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON."""
+        return {
+            "path": str(self.path),
+            "recipe": self.recipe,
+            "bytes": self.bytes,
+            "passes": [p.to_dict() for p in self.passes],
+            "parity": [p.to_dict() for p in self.parity],
+            "operators": {name: dict(counts) for name, counts in self.operators.items()},
+        }
+
+
+def export(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    recipe: str | Path = "cpu-int8",
+    calibration: Sequence[str] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> ExportReport:
+    """Export a checkpoint as a bundle and prove it.
+
+    Args:
+        checkpoint: a checkpoint folder, or `"reference"`.
+        out: the bundle folder to write; must not exist.
+        recipe: a shipped recipe's name or the path of a `.toml` file.
+        calibration: real texts, at least 16, to calibrate and compare on; a shipped sample when None.
+        progress: called with (phase, done, total).
+
+    Raises:
+        CheckpointError, RecipeError, UnknownName, InputTextError: an input is wrong.
+        ParityError, ExportError: a graph differs from the reference, or a pass did not do what it says.
+        OutputExists, StorageError: `out` is taken or cannot be written.
+    """
+    report = progress or (lambda phase, done, total: None)
+    out = Path(out)
+    if out.exists():
+        raise OutputExists(f"{out} exists; choose another folder or delete it first")
+    plan = load_recipe(recipe)
+    report("read", 0, 1)
+    source = Checkpoint.load(checkpoint)
+    texts = choose_texts(calibration, plan.calibration.texts)
+    sequences = tokenize(source, texts, plan.buckets.lengths[-1])
+    report("passes", 0, len(plan.passes))
+    deployed, reports = _passes(source, plan, sequences)
+    with new_folder(out) as folder:
+        manifest, parity, operators = _write(folder, source, plan, deployed, reports, texts, sequences, report)
+        write_json(folder / MANIFEST, manifest.to_dict())
+        total = sum(entry.bytes for entry in manifest.files.values()) + (folder / MANIFEST).stat().st_size
+    return ExportReport(
+        path=out, recipe=plan.name, bytes=total, passes=tuple(reports), parity=tuple(parity), operators=operators
+    )
+
+
+def _passes(
+    source: Checkpoint, plan: Recipe, sequences: Sequence[Sequence[int]]
+) -> tuple[Deployed, list[PassReport]]:
+    deployed, report = fold(source)
+    reports = [report]
+    if "int8" in plan.passes:
+        ranges = input_ranges(source, sequences, plan.calibration.percentile)
+        deployed, report = int8(deployed, plan.precision, ranges)
+        reports.append(report)
+    return deployed, reports
+
+
+def _tasks(source: Checkpoint) -> tuple[TaskSpec, ...]:
+    start = {"single": 0, "pair": 0}
+    tasks = []
+    for head in source.heads:
+        tasks.append(
+            TaskSpec(
+                name=head.name,
+                kind=head.kind,
+                labels=head.labels,
+                start=start[head.kind],
+                temperature=head.temperature,
+            )
+        )
+        start[head.kind] += len(head.labels)
+    return tuple(tasks)
+
+
+def _write(
+    folder: Path,
+    source: Checkpoint,
+    plan: Recipe,
+    deployed: Deployed,
+    reports: Sequence[PassReport],
+    texts: Sequence[str],
+    sequences: Sequence[Sequence[int]],
+    report: Callable[[str, int, int], None],
+) -> tuple[Manifest, list[BucketParity], dict[str, dict[str, int]]]:
+    tasks = _tasks(source)
+    weights = write_tensors(deployed.tensors)
+    write_bytes(folder / WEIGHTS_FILE, weights)
+    write_bytes(folder / "tokenizer.json", source.tokenizer)
+    write_bytes(folder / "CARD.md", render_card(source, plan.name, len(weights)).encode("utf-8"))
+    metadata = {
+        "fieldrun.schema": str(SCHEMA),
+        "fieldrun.name": source.name,
+        "fieldrun.recipe": plan.name,
+        "fieldrun.weights_sha256": sha256_bytes(weights),
+        "fieldrun.tasks": json.dumps({t.name: {"kind": t.kind, "start": t.start, "labels": t.labels} for t in tasks}),
+        "fieldrun.licence": source.licence,
+    }
+    offsets = data_offsets(folder / WEIGHTS_FILE)
+    buckets = [
+        Bucket(batch=batch, length=length, graph=f"b{batch}-l{length}.onnx")
+        for batch in plan.buckets.batches
+        for length in plan.buckets.lengths
+    ]
+    for bucket in buckets:
+        _save(folder / bucket.graph, field_graph(deployed, offsets, bucket.batch, bucket.length, metadata))
+    pairs: dict[int, str] = {}
+    if "pairs.weight" in deployed.tensors:
+        pairs = {batch: f"pair-b{batch}.onnx" for batch in plan.buckets.batches}
+        for batch, name in pairs.items():
+            _save(folder / name, pair_graph(deployed, offsets, batch, metadata))
+    operators = _check_optimised(folder, buckets[0], deployed)
+
+    report("parity", 0, len(buckets))
+    expected = np.concatenate(
+        [forward(source.config, source.tensors, pad_ids([ids])) for ids in sequences]
+    )
+    singles = [head for head in source.heads if head.kind == "single"]
+    logits: Array = np.concatenate(
+        [head_logits(h, expected) for h in singles] or [np.zeros((len(expected), 0), np.float32)], axis=1
+    )
+    spans = {t.name: (t.start, t.start + len(t.labels)) for t in tasks if t.kind == "single"}
+    parity = check_parity(folder, buckets, sequences, expected, logits, spans, plan.parity)
+    report("parity", len(buckets), len(buckets))
+    write_json(folder / "golden.json", golden_replies(folder, buckets, pairs, tasks, texts, sequences))
+    write_json(
+        folder / "report.json",
+        {
+            "recipe": plan.to_dict(),
+            "passes": [p.to_dict() for p in reports],
+            "parity": [p.to_dict() for p in parity],
+            "pair_parity": _pair_parity(folder, pairs, source, expected),
+            "operators": operators,
+            "calibration": {"texts": len(texts), "sha256": sha256_bytes("\n".join(texts).encode("utf-8"))},
+            "libraries": {name: version(name) for name in ("onnx", "onnxruntime", "numpy", "tokenizers")},
+        },
+    )
+    names = sorted(path.name for path in folder.iterdir())
+    manifest = Manifest(
+        schema=SCHEMA,
+        name=source.name,
+        fieldrun=__version__,
+        recipe=plan.to_dict(),
+        network=deployed.network,
+        buckets=tuple(buckets),
+        pair_graphs=pairs,
+        tasks=tasks,
+        golden_tolerance=GOLDEN_TOLERANCE,
+        licence=source.licence,
+        provenance=source.provenance,
+        files={name: entry_of(folder / name) for name in names},
+    )
+    return manifest, parity, operators
+
+
+def _save(path: Path, model: onnx.ModelProto) -> None:
+    write_bytes(path, model.SerializeToString(deterministic=True))
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"{path.name} is not valid ONNX: {error}") from error
+
+
+def _check_optimised(folder: Path, bucket: Bucket, deployed: Deployed) -> dict[str, dict[str, int]]:
+    """Return the operators of a graph before and after ONNX Runtime's optimiser; refuse a quantized layer that fell out."""
+    with tempfile.TemporaryDirectory() as scratch:
+        optimised = Path(scratch) / "optimised.onnx"
+        open_session(folder / bucket.graph, optimised=optimised)
+        operators = {"graph": op_histogram(folder / bucket.graph), "optimised": op_histogram(optimised)}
+    layers = [n for n in deployed.dense() if n != "pairs" and deployed.is_int8(n)]
+    integer = sum(operators["optimised"].get(op, 0) for op in ("MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger"))
+    if integer != len(layers):
+        raise ExportError(f"{len(layers)} layers are int8, but ONNX Runtime runs {integer} as int8: {operators['optimised']}")
+    return operators
+
+
+def _pair_parity(
+    folder: Path, pairs: Mapping[int, str], source: Checkpoint, field: Array
+) -> dict[str, float] | None:
+    if not pairs:
+        return None
+    batch, graph = max(pairs.items())
+    session = open_session(folder / graph)
+    a = np.resize(field, (batch, field.shape[1])).astype(np.float32)
+    b = np.resize(field[::-1], (batch, field.shape[1])).astype(np.float32)
+    (logits,) = session.run(["logits"], {"a": a, "b": b})
+    heads = [head for head in source.heads if head.kind == "pair"]
+    want = np.concatenate([head_logits(head, pair_features(a, b)) for head in heads], axis=1)
+    return {"texts": float(batch), "max_abs_logits": float(np.abs(logits - want).max())}

@@ -1,0 +1,99 @@
+"""Golden replies: texts with the field and scores that the export measured, for the device to replay.
+
+A static int8 layer rounds its input. Where an activation lies on a rounding boundary, the last bit of a sum decides, and
+another processor may round the other way; such a text says nothing about the bundle. So golden texts are drawn from
+those whose field is the same with ONNX Runtime's optimiser on (fused integer kernels) and off (the graph as written).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fieldrun.bundle import Bucket, TaskSpec
+from fieldrun.errors import ExportError
+from fieldrun.reference import softmax
+from fieldrun.tensors import Array
+
+from .parity import open_session, run_bucket
+
+__all__ = ["golden_replies"]
+
+_COUNT = 32
+_STABLE = 1e-6
+
+
+def golden_replies(
+    folder: Path,
+    buckets: Sequence[Bucket],
+    pairs: Mapping[int, str],
+    tasks: Sequence[TaskSpec],
+    texts: Sequence[str],
+    sequences: Sequence[Sequence[int]],
+) -> dict[str, Any]:
+    """Return the JSON of `golden.json`: texts, their ids, fields, and scores per task.
+
+    A pair task is asked about every golden text and the next one. Fields are measured in the batch-1 buckets.
+
+    Raises:
+        ExportError: too few texts fit the buckets whole and have a stable field.
+    """
+    singles = sorted((b for b in buckets if b.batch == 1), key=lambda b: b.length)
+    whole = [i for i, ids in enumerate(sequences) if len(ids) < singles[-1].length]
+    candidates = _spread(whole, 4 * _COUNT)
+    kept = [sequences[i] for i in candidates]
+    fields, logits = _run(folder, singles, kept, optimise=True)
+    plain, _ = _run(folder, singles, kept, optimise=False)
+    stable = [k for k in range(len(kept)) if np.abs(fields[k] - plain[k]).max() <= _STABLE]
+    if len(stable) < 8:
+        raise ExportError(f"only {len(stable)} of {len(kept)} texts have a stable field; give more and shorter texts")
+    rows = _spread(stable, _COUNT)
+    chosen, fields, logits = [candidates[k] for k in rows], fields[rows], logits[rows]
+    scores = {t.name: _scores(logits, t) for t in tasks if t.kind == "single"}
+    if pairs:
+        session = open_session(folder / pairs[1])
+        after = np.roll(fields, -1, axis=0)
+        pair_logits = np.concatenate(
+            [session.run(["logits"], {"a": fields[k : k + 1], "b": after[k : k + 1]})[0] for k in range(len(chosen))]
+        )
+        scores |= {t.name: _scores(pair_logits, t) for t in tasks if t.kind == "pair"}
+    return {
+        "texts": [texts[i] for i in chosen],
+        "ids": [list(sequences[i]) for i in chosen],
+        "fields": [[float(x) for x in row] for row in fields],
+        "scores": scores,
+    }
+
+
+def _spread(items: Sequence[int], count: int) -> list[int]:
+    """Return at most `count` of `items`, evenly spread."""
+    if len(items) <= count:
+        return list(items)
+    return [items[int(i)] for i in np.linspace(0, len(items) - 1, count)]
+
+
+def _run(
+    folder: Path, singles: Sequence[Bucket], sequences: Sequence[Sequence[int]], *, optimise: bool
+) -> tuple[Array, Array]:
+    """Return field and logits of `sequences`, each from the smallest batch-1 bucket that it fits in."""
+    fields: dict[int, Array] = {}
+    logits: dict[int, Array] = {}
+    shorter = 0
+    for bucket in singles:
+        rows = [k for k, ids in enumerate(sequences) if shorter < len(ids) <= bucket.length]
+        shorter = bucket.length
+        if rows:
+            session = open_session(folder / bucket.graph, optimise=optimise)
+            field, logit = run_bucket(session, bucket, [sequences[k] for k in rows])
+            fields |= dict(zip(rows, field, strict=True))
+            logits |= dict(zip(rows, logit, strict=True))
+    order = range(len(sequences))
+    return np.stack([fields[k] for k in order]), np.stack([logits[k] for k in order])
+
+
+def _scores(logits: Array, task: TaskSpec) -> list[list[float]]:
+    part = logits[:, task.start : task.start + len(task.labels)]
+    return [[float(x) for x in row] for row in softmax(part, task.temperature)]

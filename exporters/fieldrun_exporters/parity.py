@@ -1,0 +1,142 @@
+"""Parity: every graph, run by ONNX Runtime on real text, against the NumPy reference, and every bucket against the others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fieldrun.bundle import Bucket
+from fieldrun.errors import MissingDependency, ParityError
+from fieldrun.reference import pad_ids
+from fieldrun.tensors import Array
+
+from .recipe import Parity
+
+__all__ = ["BucketParity", "check_parity", "open_session", "run_bucket"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketParity:
+    """One bucket against the reference: cosine and largest absolute difference of the field, and the logits'.
+
+    `bucket_gap` is the largest difference of a text's field from the one it has in the first bucket that fits it.
+    """
+
+    batch: int
+    length: int
+    texts: int
+    mean_cosine: float
+    min_cosine: float
+    max_abs: float
+    max_abs_logits: float
+    bucket_gap: float
+    top1_agreement: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the measurements as JSON."""
+        return asdict(self)
+
+
+def open_session(graph: Path, *, optimise: bool = True, optimised: Path | None = None) -> Any:
+    """Return an ONNX Runtime CPU session of `graph`, one thread; writes the optimised graph to `optimised` if given.
+
+    With `optimise` off, the graph runs as it is written, node by node.
+
+    Raises:
+        MissingDependency: onnxruntime is not installed.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise MissingDependency("onnxruntime", "ort") from error
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+
+def run_bucket(session: Any, bucket: Bucket, sequences: Sequence[Sequence[int]]) -> tuple[Array, Array]:
+    """Run `sequences` through one bucket, filling the last batch with copies; return field and logits, one row each."""
+    fields, logits = [], []
+    names = [output.name for output in session.get_outputs()]
+    for start in range(0, len(sequences), bucket.batch):
+        part = list(sequences[start : start + bucket.batch])
+        filled = part + [part[0]] * (bucket.batch - len(part))
+        outputs = session.run(names, {"ids": pad_ids(filled, bucket.length)})
+        fields.append(outputs[0][: len(part)])
+        logits.append(outputs[1][: len(part)] if len(outputs) > 1 else np.zeros((len(part), 0), np.float32))
+    return np.concatenate(fields), np.concatenate(logits)
+
+
+def check_parity(
+    folder: Path,
+    buckets: Sequence[Bucket],
+    sequences: Sequence[Sequence[int]],
+    expected: Array,
+    expected_logits: Array,
+    spans: Mapping[str, tuple[int, int]],
+    gate: Parity,
+) -> list[BucketParity]:
+    """Measure every bucket and refuse what the gate does not allow.
+
+    Args:
+        folder: where the graphs are.
+        buckets: all of them; every text runs through every bucket that it fits in.
+        sequences: token ids of real text, special tokens included.
+        expected: the reference's field of every sequence, `(n, dim)`.
+        expected_logits: the reference's logits of every sequence, `(n, labels)`.
+        spans: task -> first and last logit, for the agreement of the best label.
+        gate: the tolerances.
+
+    Raises:
+        ParityError: names the bucket, the measure, its value and its limit.
+    """
+    first: dict[int, Array] = {}
+    results = []
+    for bucket in buckets:
+        chosen = [i for i, ids in enumerate(sequences) if len(ids) <= bucket.length]
+        if not chosen:
+            raise ParityError(f"no calibration text fits the bucket of {bucket.length} tokens; give shorter texts")
+        field, logits = run_bucket(open_session(folder / bucket.graph), bucket, [sequences[i] for i in chosen])
+        gap = max(float(np.abs(row - first.setdefault(i, row)).max()) for i, row in zip(chosen, field, strict=True))
+        want, want_logits = expected[chosen], expected_logits[chosen]
+        cosine = (field * want).sum(1) / (np.linalg.norm(field, axis=1) * np.linalg.norm(want, axis=1))
+        agreement = [logits[:, a:b].argmax(1) == want_logits[:, a:b].argmax(1) for a, b in spans.values()]
+        result = BucketParity(
+            batch=bucket.batch,
+            length=bucket.length,
+            texts=len(chosen),
+            mean_cosine=float(cosine.mean()),
+            min_cosine=float(cosine.min()),
+            max_abs=float(np.abs(field - want).max()),
+            max_abs_logits=float(np.abs(logits - want_logits).max(initial=0)),
+            bucket_gap=gap,
+            top1_agreement=float(np.mean(agreement)) if agreement else 1.0,
+        )
+        _gate(result, gate)
+        results.append(result)
+    return results
+
+
+def _gate(result: BucketParity, gate: Parity) -> None:
+    where = f"bucket {result.batch} x {result.length}"
+    for name, value, limit, passed in (
+        ("min_cosine", result.min_cosine, gate.min_cosine, result.min_cosine >= gate.min_cosine),
+        ("max_abs", result.max_abs, gate.max_abs, result.max_abs <= gate.max_abs),
+        ("max_bucket_gap", result.bucket_gap, gate.max_bucket_gap, result.bucket_gap <= gate.max_bucket_gap),
+    ):
+        if not passed:  # NaN does not pass either
+            raise ParityError(
+                f"{where}: {name} is {value:.3g}, the recipe's limit is {limit:.3g}; nothing was written. "
+                "Calibrate on text like yours, or keep more parts in fp32"
+            )

@@ -1,0 +1,89 @@
+"""Static, symmetric int8: tables per row, dense weights per output channel, activations per tensor, biases in float.
+
+This is the one int8 recipe that x86, aarch64 and the TensorRT parser all accept and that does not depend on the batch
+(facts.md section 8; design.md rule 2): explicit scales, zero points of 0, activation scales from calibration text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fieldrun.errors import ExportError
+from fieldrun.tensors import Array
+
+from ..deployed import Deployed, PassReport
+from ..recipe import Precision
+
+__all__ = ["int8", "quantize_columns", "quantize_rows"]
+
+_HEADS = ("heads", "pairs")
+
+
+def quantize_rows(table: Array) -> tuple[Array, Array]:
+    """Return `table (rows, width)` as int8 with one scale per row: `(rows, width) int8`, `(rows, 1) float32`."""
+    largest = np.abs(table).max(1, keepdims=True)
+    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    return np.clip(np.rint(table / scale), -127, 127).astype(np.int8), scale
+
+
+def quantize_columns(weight: Array) -> tuple[Array, Array]:
+    """Return `weight (inputs, outputs)` as int8 with one scale per output: the int8 array and `(outputs,) float32`."""
+    quantized, scale = quantize_rows(weight.T)
+    return np.ascontiguousarray(quantized.T), scale[:, 0].copy()
+
+
+def int8(deployed: Deployed, precision: Precision, input_ranges: Mapping[str, float]) -> tuple[Deployed, PassReport]:
+    """Quantize what `precision` says.
+
+    Args:
+        deployed: the deployed form in float32.
+        precision: which parts become int8. The pooling score stays float: one column, and `exp` follows it.
+        input_ranges: per dense layer, the largest absolute activation to represent (from calibration).
+
+    Raises:
+        ExportError: a layer has no calibrated range, or nothing was quantized although something should be.
+    """
+    tensors = dict(deployed.tensors)
+    changed: dict[str, dict[str, Any]] = {}
+    if precision.tables == "int8":
+        table = tensors["table"]
+        quantized, scale = quantize_rows(table)
+        tensors |= {"table": quantized, "table.scale": scale}
+        changed["table"] = _facts(table, quantized, scale)
+    wanted = [
+        layer
+        for layer in deployed.dense()
+        if layer != "pool" and (precision.heads if layer in _HEADS else precision.dense) == "int8"
+    ]
+    for layer in wanted:
+        if not input_ranges.get(layer, 0) > 0:
+            raise ExportError(f"int8: the calibration text never reached the layer {layer!r}; give more text")
+        weight = tensors[f"{layer}.weight"]
+        quantized, scale = quantize_columns(weight)
+        tensors[f"{layer}.weight"] = quantized
+        tensors[f"{layer}.weight_scale"] = scale
+        tensors[f"{layer}.input_scale"] = np.array([input_ranges[layer] / 127], np.float32)
+        changed[layer] = _facts(weight, quantized, scale) | {"input_range": float(input_ranges[layer])}
+    result = Deployed(network=deployed.network, tensors=tensors)
+    for name in changed:
+        if not result.is_int8(name):
+            raise ExportError(f"int8: {name!r} is still {tensors[name].dtype}")
+    report = PassReport(name="int8", bytes_before=deployed.nbytes(), bytes_after=result.nbytes(), changed=changed)
+    if not changed or report.bytes_after >= report.bytes_before:
+        raise ExportError("int8: nothing was quantized; check the recipe's precision")
+    return result, report
+
+
+def _facts(before: Array, after: Array, scale: Array) -> dict[str, Any]:
+    step = after.astype(np.float32) * scale
+    error = float(np.sqrt(np.square(step - before).sum(dtype=np.float64)))
+    norm = float(np.sqrt(np.square(before).sum(dtype=np.float64)))
+    return {
+        "weights": int(before.size),
+        "bytes_before": before.nbytes,
+        "bytes_after": after.nbytes + scale.nbytes,
+        "relative_error": error / norm if norm else 0.0,
+    }

@@ -1,0 +1,146 @@
+"""Recipes: how to export for one target, as TOML files.
+
+A shipped recipe is named by its file (`recipes/<name>.toml`); a user's own recipe is named by its path. Every key is
+known, or the recipe is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fieldrun.errors import RecipeError, UnknownName
+from fieldrun.student import from_mapping
+from fieldrun.toml import read_toml
+
+__all__ = ["Buckets", "Calibration", "Parity", "Precision", "Recipe", "load_recipe", "recipe_names"]
+
+SCHEMA = 1
+_RECIPES = Path(__file__).parent / "recipes"
+_PASSES = ("fold", "int8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """What is stored and computed in which type: `tables` the look-ups, `dense` the student's matrices, `heads` the heads'."""
+
+    tables: str = "fp32"
+    dense: str = "fp32"
+    heads: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for name in ("tables", "dense", "heads"):
+            if getattr(self, name) not in ("fp32", "int8"):
+                raise RecipeError(f"precision.{name} must be 'fp32' or 'int8', not {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buckets:
+    """The fixed shapes: every batch size with every length (tokens, special tokens included)."""
+
+    batches: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("batches", "lengths"):
+            value = getattr(self, name)
+            if not isinstance(value, list | tuple) or not value or any(not isinstance(n, int) or n < 1 for n in value):
+                raise RecipeError(f"buckets.{name} must be a list of positive integers, not {value!r}")
+            object.__setattr__(self, name, tuple(sorted(set(value))))
+        if self.batches[0] != 1:
+            raise RecipeError("buckets.batches must contain 1: a single text must not pay for a batch")
+        if self.lengths[0] < 3:
+            raise RecipeError("buckets.lengths must be at least 3: two special tokens and one of the text")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """How activation scales are found: the `percentile` of absolute values over at most `texts` calibration texts."""
+
+    percentile: float = 99.999
+    texts: int = 512
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.percentile, int | float) or not 90 <= self.percentile <= 100:
+            raise RecipeError(f"calibration.percentile must be within 90..100, not {self.percentile!r}")
+        if not isinstance(self.texts, int) or self.texts < 16:
+            raise RecipeError(f"calibration.texts must be at least 16, not {self.texts!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """The gate. `min_cosine` is against the NumPy reference, `max_bucket_gap` the largest difference between buckets."""
+
+    min_cosine: float
+    max_abs: float
+    max_bucket_gap: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in ("min_cosine", "max_abs", "max_bucket_gap"):
+            if not isinstance(getattr(self, name), int | float) or not getattr(self, name) > 0:
+                raise RecipeError(f"parity.{name} must be a positive number, not {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How to export for one target."""
+
+    name: str
+    passes: tuple[str, ...]
+    precision: Precision
+    buckets: Buckets
+    calibration: Calibration
+    parity: Parity
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.passes, list | tuple) or not all(isinstance(p, str) for p in self.passes):
+            raise RecipeError(f"passes must be a list of names, not {self.passes!r}")
+        object.__setattr__(self, "passes", tuple(self.passes))
+        unknown = [p for p in self.passes if p not in _PASSES]
+        if unknown:
+            raise RecipeError(f"unknown pass {unknown[0]!r}; known: {', '.join(_PASSES)}")
+        if len(set(self.passes)) != len(self.passes) or self.passes[:1] != ("fold",):
+            raise RecipeError("passes must be distinct and begin with 'fold', which makes the form that graphs are built from")
+        wants_int8 = "int8" in (self.precision.tables, self.precision.dense, self.precision.heads)
+        if wants_int8 != ("int8" in self.passes):
+            raise RecipeError("precision and passes conflict: list the pass 'int8' exactly when something is int8")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as JSON."""
+        return asdict(self)
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Return the names of the shipped recipes."""
+    return tuple(sorted(path.stem for path in _RECIPES.glob("*.toml")))
+
+
+def load_recipe(recipe: str | Path) -> Recipe:
+    """Read a shipped recipe by name, or the recipe file at a path.
+
+    Raises:
+        UnknownName: neither a shipped name nor an existing `.toml` file.
+        RecipeError: not TOML, an unknown or missing key, a value that makes no sense.
+    """
+    path = Path(recipe)
+    if path.suffix != ".toml":
+        if str(recipe) not in recipe_names():
+            raise UnknownName("recipe", str(recipe), (*recipe_names(), "or the path of a .toml file"))
+        path = _RECIPES / f"{recipe}.toml"
+    value: dict[str, Any] = read_toml(path)
+    schema = value.pop("schema", None)
+    if schema != SCHEMA:
+        raise RecipeError(f"{path} has schema {schema!r}; this fieldrun reads schema {SCHEMA}")
+    sections: Mapping[str, type] = {
+        "precision": Precision,
+        "buckets": Buckets,
+        "calibration": Calibration,
+        "parity": Parity,
+    }
+    for section, cls in sections.items():
+        value[section] = from_mapping(cls, value.get(section, {}), f"{path}: [{section}]", RecipeError)
+    value.setdefault("name", path.stem)
+    result: Recipe = from_mapping(Recipe, value, str(path), RecipeError)
+    return result

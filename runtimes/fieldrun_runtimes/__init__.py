@@ -1,0 +1,5 @@
+"""Runtimes: text -> tokens -> bucket -> engine -> field -> labels, with NumPy, `tokenizers` and one engine."""
+
+from __future__ import annotations
+
+__all__: list[str] = []

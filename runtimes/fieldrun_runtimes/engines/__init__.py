@@ -1,0 +1,48 @@
+"""Engines: what runs a bundle's network. Each is one module with one class, found by name and imported on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Protocol
+
+from fieldrun.bundle import Bundle
+from fieldrun.errors import UnknownName
+from fieldrun.tensors import Array
+
+__all__ = ["ENGINES", "Engine", "open_engine"]
+
+ENGINES = {
+    "numpy": "fieldrun_runtimes.engines.numpy_engine:NumpyEngine",
+    "null": "fieldrun_runtimes.engines.null_engine:NullEngine",
+    "onnxruntime": "fieldrun_runtimes.engines.onnxruntime_engine:OnnxRuntimeEngine",
+}
+
+
+class Engine(Protocol):
+    """What the model needs of an engine. Implementations are thread-safe and hold no state between calls."""
+
+    def run(self, ids: Array) -> tuple[Array, Array]:
+        """Return field `(batch, dim)` and logits of all single tasks `(batch, labels)`, float32.
+
+        `ids` is `(batch, length) int64`, padded with id 0 to one of the bundle's buckets, no row all padding.
+        """
+        ...
+
+    def run_pairs(self, a: Array, b: Array) -> Array:
+        """Return the logits of all pair tasks `(batch, labels) float32` for two fields `(batch, dim) float32`."""
+        ...
+
+
+def open_engine(name: str, bundle: Bundle, threads: int) -> Engine:
+    """Open `bundle` with the engine `name` on `threads` CPU threads.
+
+    Raises:
+        UnknownName: no such engine.
+        MissingDependency: its package is not installed.
+        EngineError: it cannot run here.
+    """
+    if name not in ENGINES:
+        raise UnknownName("engine", name, ("auto", *sorted(ENGINES)))
+    module, _, attribute = ENGINES[name].partition(":")
+    engine: Engine = getattr(importlib.import_module(module), attribute)(bundle, threads)
+    return engine

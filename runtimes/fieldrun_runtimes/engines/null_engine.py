@@ -1,0 +1,30 @@
+"""The null engine: zeros in the right shapes. What remains is the cost of everything around an engine."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fieldrun.bundle import Bundle
+from fieldrun.tensors import Array
+
+__all__ = ["NullEngine"]
+
+
+class NullEngine:
+    """Returns zero fields and logits; for measuring overhead and for tests, never for answers."""
+
+    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+        del threads
+        tasks = bundle.manifest.tasks
+        self._dim = bundle.manifest.network.field_dim
+        self._single = sum(len(task.labels) for task in tasks if task.kind == "single")
+        self._pair = sum(len(task.labels) for task in tasks if task.kind == "pair")
+
+    def run(self, ids: Array) -> tuple[Array, Array]:
+        """Return zeros, `(batch, dim)` and `(batch, labels)` float32."""
+        return np.zeros((len(ids), self._dim), np.float32), np.zeros((len(ids), self._single), np.float32)
+
+    def run_pairs(self, a: Array, b: Array) -> Array:
+        """Return zeros, `(batch, labels) float32`."""
+        del b
+        return np.zeros((len(a), self._pair), np.float32)

@@ -1,0 +1,97 @@
+"""The NumPy engine: the deployed form in NumPy alone, on the mapped int8 tables; a first-class engine on any CPU.
+
+It reads `weights.safetensors` as it is: rows of the table are gathered as int8 and scaled in float32. An int8 layer is
+computed exactly: its int8 input times its int8 weights are whole numbers below 2**24, which float32 sums without
+rounding, so the result does not depend on the order in which a BLAS adds.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fieldrun.bundle import Bundle
+from fieldrun.errors import BundleError
+from fieldrun.student import SCORE_CLIP
+from fieldrun.tensors import Array, read_tensors
+
+__all__ = ["NumpyEngine"]
+
+
+class NumpyEngine:
+    """Runs any bundle with NumPy. `threads` is left to NumPy's BLAS; at batch 1 nothing here uses more than one."""
+
+    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+        del threads
+        try:
+            weights = read_tensors(bundle.path / "weights.safetensors")
+            net = bundle.manifest.network
+            self._table = weights["table"]
+            self._scale = weights.get("table.scale")
+            # one stacked (J, shifts) product per position becomes J dot products: keep the columns
+            self._coef = np.ascontiguousarray(weights["rows.coef"].T)
+            self._modulus, self._base = weights["rows.modulus"], weights["rows.base"]
+            self._layers = {
+                name.removesuffix(".weight"): _Dense(weights, name.removesuffix(".weight"))
+                for name in weights
+                if name.endswith(".weight")
+            }
+        except (KeyError, ValueError) as error:
+            raise BundleError(f"{bundle.path}: weights.safetensors cannot be used ({error}); copy it again") from error
+        self._shifts, self._kernel = net.shifts, net.mixer_kernel
+        self._left, self._right = max(0, -min(net.shifts)), max(0, max(net.shifts))
+
+    def run(self, ids: Array) -> tuple[Array, Array]:
+        """Return field `(batch, dim)` and logits `(batch, labels)` of `ids (batch, length) int64`, padded with 0."""
+        batch, length = ids.shape
+        mask = (ids > 0)[:, :, None]
+        padded = np.zeros((batch, length + self._left + self._right), np.int64)
+        padded[:, self._left : self._left + length] = ids
+        window = np.stack([padded[:, self._left + s : self._left + s + length] for s in self._shifts], axis=-1)
+        rows = (window @ self._coef) % self._modulus + self._base
+        values = self._table[rows]
+        if self._scale is not None:
+            values = values * self._scale[rows]
+        h = np.maximum(values.sum(2), 0)
+        h *= mask
+        if self._kernel:
+            h = self._mix(h, mask)
+        pool = self._layers["pool"]
+        a = np.exp(np.clip(pool(h), -SCORE_CLIP, SCORE_CLIP)) * mask
+        pooled = np.concatenate([(a * h).sum(1) / a.sum(1), h.max(1)], axis=-1)
+        field = self._layers["field"](np.maximum(self._layers["hidden"](pooled), 0))
+        heads = self._layers.get("heads")
+        return field, np.zeros((batch, 0), np.float32) if heads is None else heads(field)
+
+    def _mix(self, h: Array, mask: Array) -> Array:
+        batch, length, width = h.shape
+        reach = self._kernel // 2
+        wide = np.zeros((batch, length + 2 * reach, width), np.float32)
+        wide[:, reach : reach + length] = h
+        window = np.concatenate([wide[:, k : k + length] for k in range(self._kernel)], axis=-1)
+        mixed = np.maximum(self._layers["mixer"](window), 0)
+        mixed += h
+        mixed *= mask
+        return mixed
+
+    def run_pairs(self, a: Array, b: Array) -> Array:
+        """Return the pair tasks' logits `(batch, labels) float32` for fields `a`, `b` `(batch, dim) float32`."""
+        return self._layers["pairs"](np.concatenate([a, b, np.abs(a - b), a * b], axis=-1))
+
+
+class _Dense:
+    """`x @ weight + bias` in float32, or exactly as QuantizeLinear / DequantizeLinear define it."""
+
+    def __init__(self, weights: dict[str, Array], name: str) -> None:
+        weight = weights[f"{name}.weight"]
+        self._bias = weights[f"{name}.bias"]
+        self._weight = weight.astype(np.float32)
+        self._input_scale: Array | None = None
+        if weight.dtype == np.int8:
+            self._input_scale = weights[f"{name}.input_scale"]
+            self._output_scale = weights[f"{name}.weight_scale"] * self._input_scale
+
+    def __call__(self, x: Array) -> Array:
+        if self._input_scale is None:
+            return np.asarray(x @ self._weight + self._bias)
+        q = np.clip(np.rint(x / self._input_scale), -128, 127)
+        return np.asarray((q @ self._weight) * self._output_scale + self._bias)

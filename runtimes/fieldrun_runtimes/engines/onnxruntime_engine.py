@@ -1,0 +1,86 @@
+"""The ONNX Runtime engine: one session per bucket, opened when the bucket is first used.
+
+Telemetry is off before the first import, spinning is off, threads are what was asked for, and the provider is read back
+from the session: the one that was asked for, or an error (design.md rules 1 and 8).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import numpy as np
+
+from fieldrun.bundle import Bundle
+from fieldrun.errors import EngineError, MissingDependency
+from fieldrun.tensors import Array
+
+__all__ = ["PROVIDER", "OnnxRuntimeEngine", "import_onnxruntime"]
+
+PROVIDER = "CPUExecutionProvider"
+
+
+def import_onnxruntime() -> Any:
+    """Import onnxruntime with its telemetry off.
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependency("onnxruntime", "ort") from error
+    return onnxruntime
+
+
+class OnnxRuntimeEngine:
+    """Runs the bundle's graphs on the CPU provider; `weights.safetensors` is mapped, not read."""
+
+    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+        self._ort = import_onnxruntime()
+        self._bundle, self._threads = bundle, threads
+        self._graphs = {(b.batch, b.length): b.graph for b in bundle.manifest.buckets}
+        self._sessions: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self._labels = any(task.kind == "single" for task in bundle.manifest.tasks)
+
+    def run(self, ids: Array) -> tuple[Array, Array]:
+        """Return field `(batch, dim)` and logits `(batch, labels)` of `ids`, whose shape must be a bucket's."""
+        graph = self._graphs.get(ids.shape)
+        if graph is None:
+            raise EngineError(f"no bucket of {ids.shape[0]} x {ids.shape[1]}; the bundle has {sorted(self._graphs)}")
+        session = self._sessions.get(graph) or self._open(graph)
+        if self._labels:
+            field, logits = session.run(("field", "logits"), {"ids": ids})
+            return field, logits
+        (field,) = session.run(("field",), {"ids": ids})
+        return field, np.zeros((len(ids), 0), np.float32)
+
+    def run_pairs(self, a: Array, b: Array) -> Array:
+        """Return the pair tasks' logits `(batch, labels) float32`; `batch` must be one of the pair graphs'."""
+        graph = self._bundle.manifest.pair_graphs.get(len(a))
+        if graph is None:
+            raise EngineError(f"no pair graph for a batch of {len(a)}; there are {sorted(self._bundle.manifest.pair_graphs)}")
+        session = self._sessions.get(graph) or self._open(graph)
+        (logits,) = session.run(("logits",), {"a": a, "b": b})
+        return np.asarray(logits)
+
+    def _open(self, graph: str) -> Any:
+        with self._lock:
+            if graph in self._sessions:
+                return self._sessions[graph]
+            options = self._ort.SessionOptions()
+            options.intra_op_num_threads = self._threads
+            options.inter_op_num_threads = 1
+            options.log_severity_level = 3
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            try:
+                session = self._ort.InferenceSession(str(self._bundle.path / graph), options, providers=[PROVIDER])
+            except Exception as error:  # onnxruntime's own kinds are not importable by name
+                raise EngineError(f"ONNX Runtime cannot open {graph}: {error}") from error
+            if session.get_providers() != [PROVIDER]:
+                raise EngineError(f"asked ONNX Runtime for {PROVIDER}, it took {session.get_providers()}")
+            self._sessions[graph] = session
+            return session

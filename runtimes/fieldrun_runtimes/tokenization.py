@@ -1,0 +1,112 @@
+"""Text to token ids: check the texts, run the Rust tokenizer once, and treat what is too long as asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from fieldrun.errors import BundleError, InputTextError, TextTooLong, UnknownName
+
+__all__ = ["OVERFLOWS", "Tokenized", "TextTokenizer", "check_texts"]
+
+OVERFLOWS = ("error", "truncate", "window")
+
+
+def check_texts(texts: object) -> list[str]:
+    """Return `texts` as a list if it is a non-empty sequence of non-blank, valid Unicode strings.
+
+    Raises:
+        InputTextError: it is not; the message says which text and why.
+    """
+    if isinstance(texts, str | bytes):
+        raise InputTextError("texts must be a list of strings, not one string; write [text]")
+    if not isinstance(texts, Sequence) or isinstance(texts, bytearray | memoryview):
+        if not hasattr(texts, "__iter__") or isinstance(texts, dict | set | frozenset | bytearray | memoryview):
+            raise InputTextError(f"texts must be a list of strings, not {type(texts).__name__}")
+        texts = list(texts)
+    if not len(texts):
+        raise InputTextError("texts is empty; give at least one text")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputTextError(f"text {i} is {type(text).__name__}, not a string")
+        if not text or text.isspace():
+            raise InputTextError(f"text {i} is empty or only whitespace; leave it out")
+        if not text.isascii():
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise InputTextError(
+                    f"text {i} holds a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}; "
+                    "decode it as UTF-8 first"
+                ) from error
+    return list(texts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenized:
+    """Token ids ready for a bucket. `owners[i]` is the text that `ids[i]` belongs to; windows share an owner."""
+
+    ids: list[list[int]]
+    owners: list[int]
+    tokens: list[int]
+    dropped: list[int]
+
+
+class TextTokenizer:
+    """The bundle's tokenizer with its special tokens, and the longest length that a bucket takes."""
+
+    def __init__(self, tokenizer_json: bytes, longest: int, overflow: str) -> None:
+        if overflow not in OVERFLOWS:
+            raise UnknownName("overflow", overflow, OVERFLOWS)
+        try:
+            self._tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise BundleError(f"tokenizer.json cannot be used: {error}") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._longest, self._overflow = longest, overflow
+        frame = self._tokenizer.encode("").ids
+        self._first, self._last = (frame[:1], frame[1:]) if len(frame) == 2 else ([], [])
+
+    def __call__(self, texts: list[str]) -> Tokenized:
+        """Tokenize checked texts.
+
+        Raises:
+            InputTextError: a text has no token at all.
+            TextTooLong: a text does not fit the longest bucket and overflow is "error".
+        """
+        if len(texts) == 1:
+            all_ids = [self._tokenizer.encode_batch_fast(texts)[0].ids]
+        else:
+            all_ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
+        tokens = [len(ids) for ids in all_ids]
+        if min(tokens) <= len(self._first) + len(self._last):
+            raise InputTextError(f"text {tokens.index(min(tokens))} has no token: only control characters; leave it out")
+        if max(tokens) <= self._longest:
+            return Tokenized(ids=all_ids, owners=list(range(len(texts))), tokens=tokens, dropped=[0] * len(texts))
+        return self._long(all_ids, tokens)
+
+    def _long(self, all_ids: list[list[int]], tokens: list[int]) -> Tokenized:
+        out: list[list[int]] = []
+        owners: list[int] = []
+        dropped = [0] * len(all_ids)
+        room = self._longest - len(self._first) - len(self._last)
+        for i, ids in enumerate(all_ids):
+            if len(ids) <= self._longest:
+                pieces = [ids]
+            elif self._overflow == "error":
+                raise TextTooLong(
+                    f"text {i} has {len(ids)} tokens, the largest bucket takes {self._longest}; "
+                    "use overflow='truncate' or 'window'"
+                )
+            else:
+                inner = ids[len(self._first) : len(ids) - len(self._last)]
+                if self._overflow == "truncate":
+                    dropped[i] = len(ids) - self._longest
+                    inner = inner[:room]
+                pieces = [self._first + inner[k : k + room] + self._last for k in range(0, len(inner), room)]
+            out += pieces
+            owners += [i] * len(pieces)
+        return Tokenized(ids=out, owners=owners, tokens=tokens, dropped=dropped)

@@ -1,0 +1,79 @@
+"""Replay a bundle's golden texts on this machine and compare with what the export measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fieldrun.errors import BundleError
+from fieldrun.storage import read_json
+
+from .model import FieldModel, load
+
+__all__ = ["VerifyReport", "verify"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """The outcome: largest absolute differences of fields and scores from the golden ones, and whether they pass."""
+
+    passed: bool
+    path: str
+    engine: str
+    texts: int
+    max_abs_field: float
+    max_abs_scores: float
+    tolerance: float
+    tokens_equal: bool
+    files: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON."""
+        return asdict(self)
+
+
+def verify(path: str | Path = "reference", *, engine: str = "auto", threads: int = 1) -> VerifyReport:
+    """Check every file's hash, then replay every golden text with `engine` and compare fields and scores.
+
+    Raises:
+        BundleError, IntegrityError, SchemaTooNew: the bundle is not what it says, its golden texts included.
+        UnknownName, MissingDependency, EngineError: the engine is unknown, not installed, or cannot run.
+    """
+    with load(path, engine=engine, threads=threads, overflow="error") as model:
+        try:
+            return _replay(model, read_json(model.path / "golden.json"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"{model.path}: golden.json cannot be used ({error}); export again") from error
+
+
+def _replay(model: FieldModel, golden: dict[str, Any]) -> VerifyReport:
+    texts = golden["texts"]
+    encodings = [model.encode([text]) for text in texts]
+    fields = np.concatenate([encoding.field for encoding in encodings])
+    worst_field = float(np.abs(fields - np.array(golden["fields"], np.float32)).max())
+    worst_scores = 0.0
+    for task, expected in golden["scores"].items():
+        if model.kind(task) == "pair":
+            after = [*encodings[1:], encodings[0]]
+            scores = [model.scores_of(a, task, b) for a, b in zip(encodings, after, strict=True)]
+        else:
+            scores = [model.scores_of(encoding, task) for encoding in encodings]
+        gap = np.abs(np.concatenate(scores) - np.array(expected, np.float32)).max()
+        worst_scores = max(worst_scores, float(gap))
+    counted = [int(encoding.tokens[0]) for encoding in encodings]
+    same_tokens = counted == [len(ids) for ids in golden["ids"]]
+    tolerance = model.manifest.golden_tolerance
+    return VerifyReport(
+        passed=same_tokens and worst_field <= tolerance and worst_scores <= tolerance,
+        path=str(model.path),
+        engine=model.engine,
+        texts=len(texts),
+        max_abs_field=worst_field,
+        max_abs_scores=worst_scores,
+        tolerance=tolerance,
+        tokens_equal=same_tokens,
+        files=len(model.manifest.files) + 1,
+    )

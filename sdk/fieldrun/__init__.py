@@ -1,0 +1,64 @@
+"""Run meaning fields at the edge: load a bundle, export a checkpoint, verify what was exported.
+
+    import fieldrun
+
+    with fieldrun.load() as model:
+        model.predict(["a gripping film"], "sst2")
+
+Importing this module loads neither an engine nor the exporter; each comes with its first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fieldrun_exporters.export import ExportReport, export
+    from fieldrun_runtimes.model import FieldModel, load
+    from fieldrun_runtimes.verify import VerifyReport, verify
+
+    from .errors import FieldrunError
+
+__all__ = [
+    "ExportReport",
+    "FieldModel",
+    "FieldrunError",
+    "VerifyReport",
+    "__version__",
+    "export",
+    "load",
+    "verify",
+]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ExportReport": "fieldrun_exporters.export",
+    "FieldModel": "fieldrun_runtimes.model",
+    "FieldrunError": "fieldrun.errors",
+    "VerifyReport": "fieldrun_runtimes.verify",
+    "export": "fieldrun_exporters.export",
+    "load": "fieldrun_runtimes.model",
+    "verify": "fieldrun_runtimes.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fieldrun' has no attribute {name!r}")
+    import importlib
+
+    try:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name == "onnx":
+            from .errors import MissingDependency
+
+            raise MissingDependency("onnx", "export") from error
+        raise
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

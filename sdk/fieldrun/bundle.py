@@ -1,0 +1,191 @@
+"""The bundle: an exported student with its heads, ready for a device, and its proof.
+
+| File | Holds |
+|---|---|
+| `manifest.json` | schema, recipe, network, buckets, tasks, licence, provenance, size and sha256 of every other file |
+| `weights.safetensors` | every weight once: external data of the graphs, and what the NumPy engine maps |
+| `b<batch>-l<length>.onnx` | ids `(batch, length) int64` -> field `(batch, 256) float32`, logits `(batch, single labels) float32` |
+| `pair-b<batch>.onnx` | a, b `(batch, 256) float32` -> logits `(batch, pair labels) float32`; only with pair tasks |
+| `tokenizer.json` | the Rust tokenizer |
+| `golden.json` | texts with the fields and scores that the export measured |
+| `report.json` | parity per bucket, sizes, what each pass changed |
+| `CARD.md` | what the model is, in words |
+
+Nothing is used before its hash is checked (design.md rule 11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import BundleError, IntegrityError, UnknownName
+from .integrity import FileEntry, check_files, read_schema
+from .student import from_mapping
+
+__all__ = ["MANIFEST", "REFERENCE_BUNDLE", "SCHEMA", "Bucket", "Bundle", "Manifest", "Network", "TaskSpec", "resolve_bundle"]
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+REFERENCE_BUNDLE = Path(__file__).parent / "data" / "reference"
+
+
+def resolve_bundle(path: str | Path) -> Path:
+    """Return the folder of a bundle; `"reference"` is the one inside the package.
+
+    Raises:
+        BundleError: there is no folder at `path`.
+    """
+    if str(path) == "reference" and not Path(path).is_dir():
+        return REFERENCE_BUNDLE
+    folder = Path(path)
+    if not folder.is_dir():
+        raise BundleError(f"no bundle at {folder}: give 'reference' or a folder made by 'fieldrun export'")
+    return folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """One fixed shape: `batch` texts of `length` tokens, and the graph compiled for it."""
+
+    batch: int
+    length: int
+    graph: str
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(n, int) and n >= 1 for n in (self.batch, self.length)) or not isinstance(self.graph, str):
+            raise BundleError(f"bucket {self.graph!r} must have a positive batch and length")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """One task: its labels, and where its logits start in the output of the graph of its kind."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    start: int
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.labels, list | tuple) or not all(isinstance(label, str) for label in self.labels):
+            raise BundleError(f"task {self.name!r}: labels must be a list of strings")
+        object.__setattr__(self, "labels", tuple(self.labels))
+        if self.kind not in ("single", "pair") or not isinstance(self.start, int) or self.start < 0:
+            raise BundleError(f"task {self.name!r}: kind must be 'single' or 'pair' and start not negative")
+        if not isinstance(self.temperature, int | float) or not self.temperature > 0:
+            raise BundleError(f"task {self.name!r}: temperature must be positive, not {self.temperature!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """The deployed student's shape: `shifts` are the token positions a row index is computed from, in order."""
+
+    vocab_size: int
+    width: int
+    shifts: tuple[int, ...]
+    mixer_kernel: int
+    hidden: int
+    field_dim: int
+    parameters: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shifts, list | tuple) or not all(isinstance(n, int) for n in self.shifts):
+            raise BundleError("network.shifts must be a list of integers")
+        object.__setattr__(self, "shifts", tuple(self.shifts))
+        for name in ("vocab_size", "width", "hidden", "field_dim", "parameters"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise BundleError(f"network.{name} must be a positive integer")
+        if not isinstance(self.mixer_kernel, int) or self.mixer_kernel < 0:
+            raise BundleError("network.mixer_kernel must not be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What `manifest.json` says, in the order of its keys."""
+
+    schema: int
+    name: str
+    fieldrun: str
+    recipe: Mapping[str, Any]
+    network: Network
+    buckets: tuple[Bucket, ...]
+    pair_graphs: Mapping[int, str]
+    tasks: tuple[TaskSpec, ...]
+    golden_tolerance: float
+    licence: str
+    provenance: Mapping[str, Any]
+    files: Mapping[str, FileEntry]
+
+    def __post_init__(self) -> None:
+        if not self.buckets:
+            raise BundleError("a bundle needs at least one bucket")
+        named = {bucket.graph for bucket in self.buckets} | set(self.pair_graphs.values())
+        named |= {"weights.safetensors", "tokenizer.json", "golden.json", "report.json", "CARD.md"}
+        if set(self.files) != named:
+            raise BundleError(f"the manifest lists other files than it uses: {sorted(set(self.files) ^ named)}")
+        if len({task.name for task in self.tasks}) != len(self.tasks):
+            raise BundleError("two tasks have the same name")
+
+    def task(self, name: object) -> TaskSpec:
+        """Return the task `name`; `UnknownName` lists those there are."""
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise UnknownName("task", name, [task.name for task in self.tasks])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object that `read` reads back."""
+        value = asdict(self)
+        value["pair_graphs"] = {str(batch): graph for batch, graph in self.pair_graphs.items()}
+        return value
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read and check `manifest.json` at `path`.
+
+        Raises:
+            SchemaTooNew: written by a newer fieldrun.
+            BundleError: missing, not JSON, unknown or missing keys, or a value that makes no sense.
+        """
+        value = read_schema(path, SCHEMA, cls.__slots__, BundleError)  # type: ignore[attr-defined]
+        try:
+            value["network"] = from_mapping(Network, value["network"], "manifest.network", BundleError)
+            value["buckets"] = tuple(from_mapping(Bucket, b, "manifest.buckets", BundleError) for b in value["buckets"])
+            value["tasks"] = tuple(from_mapping(TaskSpec, t, "manifest.tasks", BundleError) for t in value["tasks"])
+            value["pair_graphs"] = {int(batch): str(graph) for batch, graph in value["pair_graphs"].items()}
+            value["files"] = {n: FileEntry.from_dict(n, e, BundleError) for n, e in value["files"].items()}
+            value["golden_tolerance"] = float(value["golden_tolerance"])
+        except (TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, BundleError):
+                raise
+            raise BundleError(f"{path} has a value of the wrong type: {error}; restore the file") from error
+        return cls(**value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A bundle folder whose manifest was read and whose files were checked."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def load(cls, path: str | Path = "reference") -> Bundle:
+        """Open the bundle at `path` (or `"reference"`) and check every file's size and sha256.
+
+        Raises:
+            BundleError: no bundle there, or its manifest makes no sense.
+            SchemaTooNew: written by a newer fieldrun.
+            IntegrityError: a file is missing, truncated or changed.
+        """
+        folder = resolve_bundle(path)
+        bundle = cls(path=folder, manifest=Manifest.read(folder / MANIFEST))
+        check_files(folder, bundle.manifest.files, IntegrityError)
+        return bundle
+
+    def total_bytes(self) -> int:
+        """Return the size of the whole bundle, manifest included."""
+        return sum(entry.bytes for entry in self.manifest.files.values()) + (self.path / MANIFEST).stat().st_size

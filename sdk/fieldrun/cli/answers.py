@@ -1,0 +1,108 @@
+"""Records -> scores of the asked tasks, one forward pass for all of them; an error names the record it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fieldrun.errors import InputTextError, TextTooLong, UnknownName, UsageError
+
+from .inputs import Record
+from .output import note
+
+if TYPE_CHECKING:
+    from fieldrun_runtimes.model import FieldModel
+
+__all__ = ["Answers", "answer", "choose_tasks", "note_dropped"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What the model says of `n` records, in their order."""
+
+    records: Sequence[Record]
+    field: npt.NDArray[np.float32] | None
+    """`(n, 256) float32`; None for pairs."""
+    scores: dict[str, npt.NDArray[np.float32]]
+    """Task -> probabilities `(n, labels) float32`."""
+    tokens: npt.NDArray[np.int64]
+    """`(n,)`, tokens read; of a pair, those of both texts."""
+    dropped: npt.NDArray[np.int64]
+    """`(n,)`, tokens cut off."""
+
+
+def choose_tasks(model: FieldModel, wanted: Sequence[str], *, paired: bool) -> list[str]:
+    """Return the tasks to answer, each once, all of one kind.
+
+    `"all"` stands for every task that takes single texts, or every pair task when `paired` or when there are no others.
+
+    Raises:
+        UnknownName: the bundle has no such task.
+        UsageError: some take single texts and some pairs, or pairs were given to tasks that take single texts.
+    """
+    single = [task for task in model.tasks if model.kind(task) == "single"]
+    pair = [task for task in model.tasks if model.kind(task) == "pair"]
+    chosen: dict[str, None] = {}
+    for name in wanted:
+        if name in model.tasks:
+            chosen[name] = None
+        elif name == "all":
+            chosen |= dict.fromkeys(pair if paired or not single else single)
+        else:
+            raise UnknownName("task", name, [*model.tasks, "all"])
+    kinds = {model.kind(task) for task in chosen}
+    if len(kinds) > 1:
+        apart = (", ".join(task for task in chosen if task in of_kind) for of_kind in (pair, single))
+        raise UsageError("{} takes pairs, {} single texts; run them apart".format(*apart))
+    if paired and kinds != {"pair"}:
+        listed = ", ".join(pair) or "this bundle has none"
+        raise UsageError(f"--pair is for pair tasks ({listed}); give single texts instead")
+    return list(chosen)
+
+
+def answer(model: FieldModel, records: Sequence[Record], tasks: Sequence[str]) -> Iterator[Answers]:
+    """Yield the answers to `records`: all at once, or one by one up to the first that the model refuses.
+
+    Raises:
+        InputTextError, TextTooLong: a text the model refuses; the message starts with the record's place.
+    """
+    try:
+        yield _answer(model, records, tasks)
+        return
+    except (InputTextError, TextTooLong) as error:
+        if len(records) == 1:
+            raise type(error)(f"{records[0].where}: {error}") from error
+    for record in records:
+        yield from answer(model, [record], tasks)
+
+
+def _answer(model: FieldModel, records: Sequence[Record], tasks: Sequence[str]) -> Answers:
+    values: list[Any] = [record.value for record in records]
+    if isinstance(values[0], tuple):
+        n = len(values)
+        encoding = model.encode([a for a, _ in values] + [b for _, b in values])
+        return Answers(
+            records=records,
+            field=None,
+            scores={task: model.scores_of(encoding.part(0, n), task, encoding.part(n, 2 * n)) for task in tasks},
+            tokens=encoding.tokens[:n] + encoding.tokens[n:],
+            dropped=encoding.dropped[:n] + encoding.dropped[n:],
+        )
+    encoding = model.encode(values)
+    return Answers(
+        records=records,
+        field=encoding.field,
+        scores={task: model.scores_of(encoding, task) for task in tasks},
+        tokens=encoding.tokens,
+        dropped=encoding.dropped,
+    )
+
+
+def note_dropped(dropped: int, cut: int, total: int) -> None:
+    """Say on stderr how many texts were cut, when any was."""
+    if cut:
+        note(f"{cut} of {total} texts were too long and lost {dropped} tokens; --overflow window reads them whole")

@@ -1,0 +1,74 @@
+"""`fieldrun doctor`: what this machine has, and the command for what it lacks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fieldrun.errors import FieldrunError
+
+from .options import bundle_argument, examples, json_option, open_model
+from .output import one_line, put, put_json, put_table
+
+__all__ = ["doctor"]
+
+
+@click.command(short_help="Show what this machine has and lacks.", epilog=examples("fieldrun doctor"))
+@bundle_argument(default="reference")
+@json_option
+def doctor(bundle: str, as_json: bool) -> None:
+    """Show what this machine has, which engines and extras are ready, and whether the bundle loads.
+
+    What is missing stands beside the command that brings it. It reports and does not judge: the exit code is 0.
+    """
+    from fieldrun.doctor import examine
+
+    facts = examine()
+    facts["bundle"] = _try_bundle(bundle)
+    if as_json:
+        put_json(facts)
+    else:
+        _put(facts)
+
+
+def _try_bundle(bundle: str) -> dict[str, Any]:
+    try:
+        with open_model(bundle, "auto", 1, "truncate") as model:
+            return {"path": str(model.path), "ready": True, "engine": model.engine, "reason": model.engine_reason}
+    except FieldrunError as error:
+        return {"path": bundle, "ready": False, "engine": None, "reason": str(error)}
+
+
+def _put(facts: dict[str, Any]) -> None:
+    cpu, memory = facts["cpu"], facts["memory"]
+    limit = "" if cpu["container_limit"] is None else f", container limit {cpu['container_limit']:g}"
+    room = [f"{memory['total_mib']} MiB", f"{memory['available_mib']} MiB available"]
+    if memory["container_limit_mib"] is not None:
+        room.append(f"container limit {memory['container_limit_mib']} MiB")
+    rows = [
+        ("fieldrun", facts["fieldrun"] or "not installed as a package"),
+        ("python", f"{facts['python']} ({facts['implementation']}, {facts['machine']})"),
+        ("platform", facts["platform"]),
+        ("device", facts["device"]),
+        ("cpu", cpu["model"] or "unknown"),
+        ("cpus", f"{cpu['allowed']} of {cpu['processors']} allowed{limit}"),
+        ("features", " ".join(cpu["features"]) or "unknown"),
+        ("memory", ", ".join(room) if memory["total_mib"] is not None else "unknown"),
+        ("packages", ", ".join(f"{name} {version or 'missing'}" for name, version in facts["packages"].items())),
+    ]
+    put_table([row for row in rows if row[1] is not None])
+    put("")
+    table = [("engine", engine["name"], *_state(engine)) for engine in facts["engines"]]
+    table += [("extra", extra["name"], *_state(extra)) for extra in facts["extras"]]
+    put_table(table)
+    put("")
+    bundle = facts["bundle"]
+    state = f"loads with {bundle['engine']}: " if bundle["ready"] else "does not load: "
+    put(one_line(f"bundle {bundle['path']} {state}{bundle['reason']}"))
+
+
+def _state(thing: dict[str, Any]) -> tuple[str, str]:
+    if not thing["ready"]:
+        return "missing", thing["command"]
+    return "ready", thing.get("version") or ", ".join(f"{p} {v}" for p, v in thing.get("packages", {}).items())

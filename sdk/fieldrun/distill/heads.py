@@ -1,0 +1,99 @@
+"""Finish the heads on the student's own fields: refit the pair heads, calibrate every head, report accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fieldrun.metrics import wilson_interval
+from fieldrun.student import Head
+from fieldrun.tensors import Array
+
+from .compressor import pair_input
+from .pool import Split, TaskData
+
+__all__ = ["calibrate", "finish_head", "fit_pair_head", "score"]
+
+_WEIGHT_DECAYS = (3e-1, 1e-1, 3e-2, 1e-2)
+_STEPS = 300
+
+
+def _inputs(fields: torch.Tensor, position: Mapping[int, int], split: Split) -> torch.Tensor:
+    """Return the head's input for the rows of `split`, `(n, dim)` or `(n, 4 * dim)`."""
+    rows = np.vectorize(position.__getitem__, otypes=[np.int64])(split.rows)
+    if rows.ndim == 2:
+        return pair_input(fields[rows[:, 0]], fields[rows[:, 1]])
+    return fields[rows]
+
+
+def fit_pair_head(x: torch.Tensor, y: torch.Tensor, x_held: torch.Tensor, y_held: torch.Tensor, labels: int) -> nn.Linear:
+    """Return a linear head on pair features; its weight decay is the one with the least loss on the held-out slice."""
+    scale = x.std(0) + 1e-3
+    best: tuple[float, nn.Linear] | None = None
+    for decay in _WEIGHT_DECAYS:
+        torch.manual_seed(0)
+        head = nn.Linear(x.shape[1], labels)
+        optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3, weight_decay=decay)
+        for _ in range(_STEPS):
+            loss = functional.cross_entropy(head(functional.dropout(x / scale, 0.3)), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.inference_mode():
+            held = float(functional.cross_entropy(head(x_held / scale), y_held))
+        if best is None or held < best[0]:
+            best = (held, head)
+    assert best is not None  # _WEIGHT_DECAYS is not empty
+    with torch.no_grad():
+        best[1].weight /= scale
+    return best[1]
+
+
+def calibrate(logits: torch.Tensor, y: torch.Tensor) -> float:
+    """Return the temperature within 0.3..5 that minimises the cross entropy of `logits / temperature`."""
+    temperatures = torch.logspace(np.log10(0.3), np.log10(5), 60)
+    losses = torch.stack([functional.cross_entropy(logits / t, y) for t in temperatures])
+    return round(float(temperatures[int(losses.argmin())]), 4)
+
+
+def score(head: nn.Linear, x: torch.Tensor, y: Array) -> dict[str, Any]:
+    """Return n, accuracy and its 95 % Wilson interval of `head` on inputs `x` with labels `y`."""
+    with torch.inference_mode():
+        predicted = head(x).argmax(1).numpy()
+    hits = int((predicted == y).sum())
+    low, high = wilson_interval(hits, len(y))
+    return {"n": len(y), "accuracy": round(hits / len(y), 5), "ci95": [round(low, 5), round(high, 5)]}
+
+
+def finish_head(
+    task: TaskData, start: nn.Linear, fields: torch.Tensor, position: Mapping[int, int]
+) -> tuple[Head, dict[str, Any]]:
+    """Return the calibrated head of `task` and its results on the held-out slice and on the report split.
+
+    `fields` are the student's, `position` says in which row of it a text of the pool is.
+    """
+    x_held = _inputs(fields, position, task.held_out)
+    y_held = torch.from_numpy(task.held_out.labels)
+    head = start
+    if task.kind == "pair":
+        x, y = _inputs(fields, position, task.train), torch.from_numpy(task.train.labels)
+        head = fit_pair_head(x, y, x_held, y_held, len(task.labels))
+    with torch.inference_mode():
+        temperature = calibrate(head(x_held), y_held)
+    results = {"held_out": score(head, x_held, task.held_out.labels)}
+    if task.report is not None:
+        results["report"] = score(head, _inputs(fields, position, task.report), task.report.labels)
+    finished = Head(
+        name=task.name,
+        kind=task.kind,
+        labels=task.labels,
+        weight=np.ascontiguousarray(head.weight.detach().numpy().T),
+        bias=head.bias.detach().numpy().copy(),
+        temperature=temperature,
+    )
+    return finished, results

@@ -1,0 +1,275 @@
+"""From raw text to a checkpoint: pool, raw field, compressor, student, heads, training record; resumable."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from fieldrun.checkpoint import Checkpoint
+from fieldrun.errors import FieldrunError, OutputExists, TrainingError
+from fieldrun.storage import sha256_bytes, write_json
+from fieldrun.student import Head, StudentConfig
+from fieldrun.tensors import Array
+
+from .compressor import Compressed, make_heads, train_compressor
+from .heads import finish_head, score
+from .pool import TextPool, build_pool
+from .recipe import DistillRecipe, load_recipe
+from .student import Student
+from .teacher import extract_raw_field, load_teacher, teacher_hashes
+from .training import arithmetic, fields_of, train_student
+
+__all__ = ["Progress", "distill"]
+
+Progress = Callable[[str, int, int], None]
+
+
+def distill(
+    recipe: Path | str,
+    data: Path,
+    teacher: Path,
+    out: Path,
+    work: Path | None = None,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """Distil a teacher into a student with heads and write the checkpoint folder `out`.
+
+    Args:
+        recipe: a shipped recipe's name or the path of a `.toml` file.
+        data: a folder with one folder per task (`train.tsv`, and perhaps `dev.tsv` or `test.tsv`) and, if the recipe
+            has a corpus, `corpus/<name>.txt`.
+        teacher: a Hugging Face encoder folder: `config.json`, `model.safetensors`, `tokenizer.json`.
+        out: the checkpoint to write; must not exist.
+        work: folder of intermediate files; `<out>.work` when None. A killed run goes on from it.
+        progress: called with (phase, done, total).
+
+    Raises:
+        FieldrunError: wrong recipe, data, teacher or place; the message says which and what to do.
+    """
+    plan = load_recipe(recipe)
+    if out.exists():
+        raise OutputExists(f"{out} exists; choose another folder or delete it first")
+    if not data.is_dir():
+        raise TrainingError(f"no data folder at {data}; it holds <task>/train.tsv")
+    hashes = teacher_hashes(teacher)
+    work = work or out.with_name(out.name + ".work")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        return _Run(plan, data, teacher, hashes, work, progress or (lambda phase, done, total: None)).run(out)
+    except FieldrunError:
+        raise
+    except OSError as error:
+        raise TrainingError(f"cannot use the work folder {work}: {error}; free space or give another --work") from error
+
+
+class _Run:
+    """One training run; each phase leaves its result in `work` and is skipped when that is there."""
+
+    def __init__(
+        self, recipe: DistillRecipe, data: Path, teacher: Path, hashes: dict[str, str], work: Path, progress: Progress
+    ) -> None:
+        self.recipe, self.data, self.teacher, self.hashes, self.work = recipe, data, teacher, hashes, work
+        self.progress = progress
+        self.seconds: dict[str, float] = self._read("seconds.json", {})
+
+    def run(self, out: Path) -> Checkpoint:
+        recipe = self.recipe
+        self.progress("read", 0, 1)
+        pool = build_pool(recipe, self.data)
+        self._check_same_run(pool)
+        tokenizer, vocab_size = self._tokenizer()
+        config = StudentConfig(
+            vocab_size=vocab_size,
+            max_tokens=recipe.training.max_tokens,
+            embedding_dim=recipe.student.embedding_dim,
+            width=recipe.student.width,
+            offsets=recipe.student.offsets,
+            ngram_orders=recipe.student.ngram_orders,
+            ngram_buckets=recipe.student.ngram_buckets,
+            mixer_kernel=recipe.student.mixer_kernel,
+            hidden=recipe.student.hidden,
+        )
+        self.progress("read", 1, 1)
+        raw = self._timed("raw field", lambda: self._raw(pool))
+        compressed = self._timed("compressor", lambda: self._compress(pool, raw, config.field_dim))
+        sequences = self._encode(tokenizer, pool)
+        student, heads, curve = self._timed("student", lambda: self._train(config, pool, sequences, compressed))
+        finished, results = self._finish(student, heads, pool, sequences, compressed)
+        checkpoint = Checkpoint(
+            name=recipe.name,
+            config=config,
+            tensors=student.tensors(),
+            tokenizer=tokenizer,
+            heads=tuple(finished),
+            licence=recipe.licence,
+            provenance={
+                "teacher": {"name": self.teacher.resolve().name, "sha256": self.hashes},
+                "data": self._data(pool),
+                "results": {name: value["student"] for name, value in results.items()},
+            },
+            record={
+                "recipe": recipe.to_dict(),
+                "results": results,
+                "texts": {"transfer": pool.n_transfer, "all": len(pool.texts), "corpus": dict(pool.corpus)},
+                "curves": {"compressor": compressed.curve, "student": curve},
+                "seconds": self.seconds,
+                "machine": _machine(recipe),
+            },
+        )
+        checkpoint.save(out)
+        return checkpoint
+
+    def _check_same_run(self, pool: TextPool) -> None:
+        identity = {
+            "recipe": json.loads(json.dumps(self.recipe.to_dict())),
+            "data": dict(pool.hashes),
+            "teacher": self.hashes,
+        }
+        path = self.work / "run.json"
+        if path.exists() and json.loads(path.read_text("utf-8")) != identity:
+            raise TrainingError(f"{self.work} holds another run (recipe, data or teacher differ); use a new --work folder")
+        write_json(path, identity)
+
+    def _tokenizer(self) -> tuple[bytes, int]:
+        tokenizer = Tokenizer.from_file(str(self.teacher / "tokenizer.json"))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        if tokenizer.token_to_id("[PAD]") != 0:
+            raise TrainingError(f"the tokenizer in {self.teacher} must have [PAD] as id 0; use a WordPiece (BERT) encoder")
+        return tokenizer.to_str().encode("utf-8"), tokenizer.get_vocab_size()
+
+    def _encode(self, tokenizer: bytes, pool: TextPool) -> list[list[int]]:
+        loaded = Tokenizer.from_str(tokenizer.decode("utf-8"))
+        return [encoding.ids for encoding in loaded.encode_batch_fast(list(pool.texts))]
+
+    def _raw(self, pool: TextPool) -> Array:
+        recipe = self.recipe.teacher
+        layers = recipe.layers
+        if isinstance(layers, int):
+            from .teacher import default_layers
+
+            depth = int(json.loads((self.teacher / "config.json").read_text("utf-8"))["num_hidden_layers"])
+            layers = default_layers(depth, layers)
+        return extract_raw_field(
+            pool.texts,
+            self.teacher,
+            self.work / "raw_field.npy",
+            layers=layers,
+            max_tokens=recipe.max_tokens,
+            dtype=arithmetic(recipe.dtype),
+            progress=lambda done, total: self.progress("raw field", done, total),
+        )
+
+    def _compress(self, pool: TextPool, raw: Array, dim: int) -> Compressed:
+        path = self.work / "compressed.pt"
+        if path.exists():
+            state = torch.load(path, weights_only=True)
+            heads = make_heads(pool, dim)
+            heads.load_state_dict(state["heads"])
+            return Compressed(field=state["field"].numpy(), heads=heads, curve=state["curve"])
+        compressed = train_compressor(
+            pool,
+            raw,
+            self.recipe.compressor,
+            dim,
+            self.recipe.seed,
+            lambda done, total: self.progress("compressor", done, total),
+        )
+        partial = path.with_suffix(".partial")
+        field = torch.from_numpy(compressed.field)
+        torch.save({"field": field, "heads": compressed.heads.state_dict(), "curve": compressed.curve}, partial)
+        partial.replace(path)
+        return compressed
+
+    def _train(
+        self, config: StudentConfig, pool: TextPool, sequences: list[list[int]], compressed: Compressed
+    ) -> tuple[Student, nn.ModuleDict, list[dict[str, float]]]:
+        torch.manual_seed(self.recipe.seed)
+        student = Student(config, self.recipe.training.dropout)
+        embeddings = load_teacher(self.teacher, torch.float32).get_input_embeddings().weight.cpu().numpy()
+        student.start_from(embeddings)
+        heads = make_heads(pool, config.field_dim)
+        heads.load_state_dict(compressed.heads.state_dict())
+        curve = train_student(
+            student,
+            heads,
+            pool,
+            sequences,
+            compressed,
+            self.recipe.training,
+            {corpus.file: corpus.tasks for corpus in self.recipe.corpus},
+            self.recipe.seed,
+            self.work,
+            lambda done, total: self.progress("student", done, total),
+        )
+        return student, heads, curve
+
+    def _finish(
+        self,
+        student: Student,
+        heads: nn.ModuleDict,
+        pool: TextPool,
+        sequences: list[list[int]],
+        compressed: Compressed,
+    ) -> tuple[list[Head], dict[str, Any]]:
+        finished, results = [], {}
+        for number, task in enumerate(pool.tasks):
+            self.progress("heads", number, len(pool.tasks))
+            splits = [task.held_out, *([task.report] if task.report else [])]
+            splits += [task.train] if task.kind == "pair" else []
+            rows = np.unique(np.concatenate([split.rows.reshape(-1) for split in splits]))
+            position = {int(row): i for i, row in enumerate(rows)}
+            fields = fields_of(student, sequences, rows, self.recipe.training.max_tokens)
+            head, scores = finish_head(task, heads[task.name], fields, position)
+            finished.append(head)
+            results[task.name] = {"student": scores, "compressed_field": self._teacher_score(task, compressed)}
+        self.progress("heads", len(pool.tasks), len(pool.tasks))
+        return finished, results
+
+    def _teacher_score(self, task: Any, compressed: Compressed) -> dict[str, Any]:
+        from .compressor import pair_input
+
+        split = task.report or task.held_out
+        field = torch.from_numpy(compressed.field)
+        x = pair_input(field[split.rows[:, 0]], field[split.rows[:, 1]]) if task.kind == "pair" else field[split.rows]
+        return score(compressed.heads[task.name], x, split.labels)
+
+    def _data(self, pool: TextPool) -> dict[str, Any]:
+        licences = {task.name: task.licence for task in self.recipe.tasks}
+        licences |= {f"corpus/{corpus.file}": corpus.licence for corpus in self.recipe.corpus}
+        return {"sha256": dict(pool.hashes), "licences": licences}
+
+    def _timed(self, phase: str, work: Callable[[], Any]) -> Any:
+        start = time.monotonic()
+        result = work()
+        self.seconds[phase] = round(self.seconds.get(phase, 0.0) + time.monotonic() - start, 1)
+        write_json(self.work / "seconds.json", self.seconds)
+        return result
+
+    def _read(self, name: str, default: Any) -> Any:
+        path = self.work / name
+        return json.loads(path.read_text("utf-8")) if path.exists() else default
+
+
+def _machine(recipe: DistillRecipe) -> dict[str, Any]:
+    packages = ("torch", "transformers", "tokenizers", "numpy")
+    return {
+        "platform": platform.platform(terse=True),
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "arithmetic": {"teacher": arithmetic(recipe.teacher.dtype), "student": arithmetic(recipe.training.dtype)},
+        "python": platform.python_version(),
+        "libraries": {name: version(name) for name in packages},
+        "fieldrun_recipe_sha256": sha256_bytes(json.dumps(recipe.to_dict(), sort_keys=True).encode()),
+    }

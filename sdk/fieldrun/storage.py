@@ -1,0 +1,124 @@
+"""Write files whole or not at all, and hash them.
+
+Everything fieldrun writes is written beside its place, flushed to disk, and renamed (design.md rule 10).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import OutputExists, StorageError
+
+__all__ = ["new_folder", "read_json", "sha256_bytes", "sha256_file", "write_bytes", "write_json"]
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Return the sha256 of `data`, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Return the sha256 of the file at `path`, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically: a reader sees the old file or the new one.
+
+    Raises:
+        StorageError: the folder is missing or not writable, or the disk is full.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise _storage_error(path, error) from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        if isinstance(error, OSError):
+            raise _storage_error(path, error) from error
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented UTF-8 JSON, atomically; raises as `write_bytes` does."""
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """Parse the JSON file at `path`; `ValueError` with the file's name when it is not JSON."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not valid JSON ({error})") from error
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder beside `path` that becomes `path` when the block ends, and vanishes when it fails.
+
+    Raises:
+        OutputExists: `path` exists.
+        StorageError: the parent is missing or not writable, or the disk is full.
+    """
+    if path.exists() or path.is_symlink():
+        raise OutputExists(f"{path} exists; choose another folder or delete it first")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
+    except OSError as error:
+        raise _storage_error(path, error) from error
+    try:
+        yield partial
+        _publish(partial, path)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _storage_error(path, error) from error
+        raise
+
+
+def _publish(partial: Path, path: Path) -> None:
+    for file in sorted(partial.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    os.chmod(partial, 0o777 & ~_umask())
+    if path.exists():
+        raise OutputExists(f"{path} was made by another process meanwhile; choose another folder")
+    os.rename(partial, path)
+    parent = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _storage_error(path: Path, error: OSError) -> StorageError:
+    reason = error.strerror or str(error)
+    return StorageError(f"cannot write {path}: {reason}; free space or choose a writable place")

@@ -1,0 +1,139 @@
+"""Read and write safetensors files with NumPy alone.
+
+A bundle's weights are one safetensors file. ONNX Runtime maps it as the graphs' external data, the NumPy engine maps
+it through `read_tensors`; both see the same bytes. The format is public: an 8-byte little-endian header length, a JSON
+header `{name: {dtype, shape, data_offsets}}`, then the buffers without holes.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["ALIGNMENT", "Array", "data_offsets", "read_tensors", "write_tensors"]
+
+Array = npt.NDArray[Any]
+
+ALIGNMENT = 64
+"""Every buffer starts at a multiple of this many bytes, a cache line; the first one at a multiple of a page."""
+
+_PAGE = 4096
+_MAX_HEADER = 1 << 24
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise ValueError(f"{path.name} is not a safetensors file: it has {size} bytes")
+        (length,) = struct.unpack("<Q", prefix)
+        if length > min(_MAX_HEADER, size - 8):
+            raise ValueError(f"{path.name} is truncated or not a safetensors file")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not a safetensors file: its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"{path.name} is not a safetensors file: its header is not an object")
+    return header, 8 + length
+
+
+def _entries(path: Path) -> tuple[dict[str, tuple[np.dtype[Any], tuple[int, ...], int, int]], int]:
+    """Return name -> (dtype, shape, start, stop) relative to the data, and where the data starts; checked."""
+    header, data_start = _header(path)
+    data_bytes = path.stat().st_size - data_start
+    entries = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            dtype = _DTYPES[entry["dtype"]]
+            shape = tuple(int(n) for n in entry["shape"])
+            start, stop = (int(n) for n in entry["data_offsets"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path.name}: tensor {name!r} has an unknown dtype, shape or offset") from error
+        count = 1
+        for n in shape:
+            count *= n
+        if min(shape, default=0) < 0 or not 0 <= start <= stop <= data_bytes or stop - start != count * dtype.itemsize:
+            raise ValueError(f"{path.name} is truncated or damaged: tensor {name!r} does not fit in the file")
+        entries[name] = (dtype, shape, start, stop)
+    position = 0
+    for name, (_, _, start, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if start != position:
+            raise ValueError(f"{path.name} is damaged: tensor {name!r} overlaps another or leaves a hole")
+        position = stop
+    return entries, data_start
+
+
+def read_tensors(path: Path) -> dict[str, Array]:
+    """Map the safetensors file at `path`; return its tensors as read-only arrays that share the mapping.
+
+    Raises:
+        ValueError: the file is not a safetensors file, is truncated, or has overlapping tensors; the message names it.
+        OSError: the file cannot be opened.
+    """
+    entries, data_start = _entries(path)
+    if not entries:
+        return {}
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    tensors: dict[str, Array] = {}
+    for name, (dtype, shape, start, stop) in entries.items():
+        count = (stop - start) // dtype.itemsize
+        tensors[name] = np.frombuffer(mapped, dtype, count, data_start + start).reshape(shape)
+    return tensors
+
+
+def data_offsets(path: Path) -> dict[str, tuple[int, int]]:
+    """Return, for every tensor, its absolute offset and its length in bytes in the file at `path`."""
+    entries, data_start = _entries(path)
+    return {name: (data_start + start, stop - start) for name, (_, _, start, stop) in entries.items()}
+
+
+def write_tensors(tensors: Mapping[str, Array]) -> bytes:
+    """Return `tensors` as the bytes of a safetensors file.
+
+    The largest alignment goes first: tensors whose size is a multiple of `ALIGNMENT` are written before the others, so
+    that without holes every large buffer is aligned. Same tensors, same bytes, whatever the order of the mapping.
+
+    Raises:
+        ValueError: a dtype that the format or fieldrun does not have.
+    """
+    header: dict[str, Any] = {}
+    parts: list[bytes] = []
+    position = 0
+    for name in sorted(tensors, key=lambda n: (tensors[n].nbytes % ALIGNMENT != 0, tensors[n].itemsize == 1, n)):
+        array = np.asarray(tensors[name], order="C")
+        little = array.dtype.newbyteorder("<") if array.dtype.itemsize > 1 else array.dtype
+        if little not in _NAMES:
+            raise ValueError(f"tensor {name!r} has dtype {array.dtype}; a safetensors file here holds {list(_DTYPES)}")
+        data = array.astype(little, copy=False).tobytes()
+        header[name] = {
+            "dtype": _NAMES[little],
+            "shape": list(array.shape),
+            "data_offsets": [position, position + len(data)],
+        }
+        parts.append(data)
+        position += len(data)
+    encoded = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    encoded += b" " * (-(8 + len(encoded)) % _PAGE)
+    return struct.pack("<Q", len(encoded)) + encoded + b"".join(parts)

@@ -1,0 +1,208 @@
+"""The command line without a bundle: stdin, stdout, help, and the commands that hand over to Python functions."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from importlib import util
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+import fieldrun
+import fieldrun.distill
+from fieldrun.cli import group, inputs, main, output
+from fieldrun.errors import DatasetError, InputTextError, ParityError, StorageError
+
+
+def call(*arguments: str | Path, stdin: bytes | None = None, code: int = 0) -> Result:
+    """Run `fieldrun` in this process; an exception that is not an exit is the test's."""
+    result = CliRunner().invoke(main, [str(a) for a in arguments], input=stdin, catch_exceptions=False)
+    assert result.exit_code == code, (result.stdout, result.stderr)
+    return result
+
+
+def lines(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_a_line_is_answered_before_the_next_one_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    with io.TextIOWrapper(io.BufferedReader(io.FileIO(reading))) as stdin, io.FileIO(writing, "w") as pipe:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        batches: Iterator[list[inputs.Record]] = inputs.read_batches((), (), paired=False)
+        pipe.write(b"one\n")
+        assert next(batches) == [inputs.Record("line 1", "one")]
+        pipe.write(b"two\nthr")
+        assert next(batches) == [inputs.Record("line 2", "two")]
+        pipe.write(b"ee")
+        pipe.close()
+        assert next(batches) == [inputs.Record("line 3", "three")]
+        assert next(batches, None) is None
+
+
+def test_stdin_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Folder(io.BytesIO):
+        def read1(self, size: int | None = -1) -> bytes:
+            raise IsADirectoryError(21, "Is a directory")
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Folder(), isatty=lambda: False))
+    with pytest.raises(InputTextError, match="cannot read stdin: Is a directory"):
+        next(inputs.read_batches((), (), paired=False))
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputTextError, match="stdin is closed"):
+        next(inputs.read_batches((), (), paired=False))
+
+
+def test_a_terminal_is_told_what_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"x\n"), isatty=lambda: True))
+    assert next(inputs.read_batches((), (), paired=False))[0].value == "x"
+    assert "Ctrl-D" in capsys.readouterr().err
+
+
+def test_verify_ends_with_the_code_of_a_parity_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def report(passed: bool) -> Any:
+        value = {"passed": passed, "max_abs": 0.5, "buckets": [1, 2]}
+        return lambda *_, **__: SimpleNamespace(passed=passed, to_dict=lambda: value)
+
+    monkeypatch.setattr(fieldrun, "verify", report(True), raising=False)
+    assert call("verify").stdout == "passed   True\nmax abs  0.5\n"
+    monkeypatch.setattr(fieldrun, "verify", report(False), raising=False)
+    result = call("verify", "bundle", "--json", code=ParityError.exit_code)
+    assert lines(result) == [{"passed": False, "max_abs": 0.5, "buckets": [1, 2]}]
+    assert "does not give its golden values" in result.stderr
+
+
+def test_export_passes_the_calibration_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def export(checkpoint: str, out: Path, **settings: Any) -> Any:
+        settings["progress"]("fold", 1, 2)
+        seen.append((checkpoint, out, settings["recipe"], settings["calibration"]))
+        out.mkdir(exist_ok=True)
+        (out / "manifest.json").write_bytes(b"x" * 200_000)
+        return SimpleNamespace(to_dict=lambda: {"recipe": settings["recipe"]})
+
+    monkeypatch.setattr(fieldrun, "export", export, raising=False)
+    (tmp_path / "a.txt").write_text("one\n\n two \n")
+    (tmp_path / "b.tsv").write_text("text_a\ttext_b\tlabel\nx\ty\tz\n")
+    out = tmp_path / "bundle"
+    result = call("export", "reference", "-o", out, "--calibration", tmp_path / "a.txt")
+    assert result.stdout == (f"{out}: 0.2 MB, recipe cpu-int8, equal to its reference\nnext: fieldrun verify {out}\n")
+    call("export", "c", "-o", out, "--calibration", tmp_path / "b.tsv", "--recipe", "cpu-fp32")
+    assert lines(call("export", "c", "-o", out, "--json")) == [{"recipe": "cpu-int8"}]
+    assert seen == [
+        ("reference", out, "cpu-int8", ["one", "two"]),
+        ("c", out, "cpu-fp32", ["x", "y"]),
+        ("c", out, "cpu-int8", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"), [(b"\n \n", "has no texts"), (b"\xff", "not valid UTF-8"), (None, "exist")]
+)
+def test_export_refuses_broken_calibration_texts(tmp_path: Path, data: bytes | None, message: str) -> None:
+    path = tmp_path / "texts.txt"
+    if data is not None:
+        path.write_bytes(data)
+    assert message in call("export", "c", "-o", "out", "--calibration", path, code=4).stderr
+    assert "cannot read" in call("export", "c", "-o", "out", "--calibration", tmp_path, code=4).stderr
+
+
+def test_distill_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(util, "find_spec", lambda _: None)
+    result = call("distill", "quick", "--data", "d", "--teacher", "t", "-o", "out", "--json", code=3)
+    assert result.stderr == "fieldrun: error: this needs the package 'torch': pip install 'fieldrun[distill]'\n"
+    assert lines(result)[0]["error"]["type"] == "MissingDependency"
+
+
+def test_distill_hands_everything_to_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def distill(recipe: str, data: Path, teacher: Path, out: Path, work: Path | None, progress: Any) -> Any:
+        seen.append((recipe, data, teacher, out, work, os.environ["OMP_NUM_THREADS"]))
+        return SimpleNamespace(name="tiny", parameters=lambda: 1_234_567, heads=[SimpleNamespace(name="mood")])
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setattr(util, "find_spec", lambda _: object())
+    monkeypatch.setitem(sys.modules, "fieldrun.distill.pipeline", SimpleNamespace(distill=distill))
+    monkeypatch.setattr(fieldrun.distill, "pipeline", SimpleNamespace(distill=distill), raising=False)
+    arguments = ("distill", "quick", "--data", "d", "--teacher", "t", "-o", "out")
+    result = call(*arguments, "--work", "w", "--threads", "2")
+    assert result.stdout == "out: tiny, 1.23 M parameters, tasks mood\nnext: fieldrun export out -o bundle\n"
+    (value,) = lines(call(*arguments, "--json"))
+    assert value == {"path": "out", "name": "tiny", "parameters": 1_234_567, "tasks": ["mood"]}
+    assert seen[0] == ("quick", Path("d"), Path("t"), Path("out"), Path("w"), "2")
+
+
+def test_version() -> None:
+    assert call("--version").stdout.startswith("fieldrun ")
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    context = click.Context(main)
+    for name in group.COMMANDS:
+        text = call(name, "--help").stdout
+        assert f"fieldrun {name}" in text.partition("Example")[2]
+        assert "--json" in text
+        command = main.get_command(context, name)
+        assert command is not None
+        assert not command.get_short_help_str(45).endswith("...")
+
+
+def test_main_outside_a_process() -> None:
+    with pytest.raises(DatasetError, match="has no texts"):
+        main(["export", "c", "-o", "x", "--calibration", os.devnull], standalone_mode=False)
+
+
+def test_one_line() -> None:
+    assert output.one_line(" a\n\tb \x1b[31mred\udcff ") == "a b \\x1b[31mred\\udcff"
+    assert output.one_line("0123456789", 6) == "012..."
+
+
+def test_stdout_errors_are_storage_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(StorageError, match="cannot write to stdout: No space left on device"):
+        output.flush()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_drawn_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", quiet)
+    with output.progress() as step:
+        step("fold", 1, 2)
+    assert quiet.getvalue() == ""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    with output.progress() as step:
+        step("fold", 1, 2)
+    assert terminal.getvalue() == ""
+
+
+def test_progress_with_rich(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("rich")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with output.progress() as step:
+        step("fold", 1, 2)
+        step("fold", 2, 2)
+    assert "fold" in terminal.getvalue()

@@ -1,0 +1,189 @@
+"""The doctor's parsers on texts captured from real machines, and its report on this one."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata, util
+from pathlib import Path
+
+import pytest
+
+from fieldrun import doctor
+
+X86 = """\
+processor\t: 0
+vendor_id\t: GenuineIntel
+model name\t: Intel(R) Xeon(R) Platinum 8370C CPU @ 2.80GHz
+flags\t\t: fpu sse2 sse4_1 avx f16c fma avx2 avx512f avx512bw avx512vl avx512_vnni
+bogomips\t: 5586.87
+
+processor\t: 1
+vendor_id\t: GenuineIntel
+model name\t: Intel(R) Xeon(R) Platinum 8370C CPU @ 2.80GHz
+flags\t\t: fpu sse2 sse4_1 avx f16c fma avx2 avx512f avx512bw avx512vl avx512_vnni
+bogomips\t: 5586.87
+
+"""
+
+ORIN = """\
+processor\t: 0
+model name\t: ARMv8 Processor rev 1 (v8l)
+BogoMIPS\t: 62.50
+Features\t: fp asimd evtstrm aes crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp uscat ilrcpc
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x0
+CPU part\t: 0xd42
+CPU revision\t: 1
+"""
+
+# Two kinds of cores, of which only the first has dot products; no "model name", as mainline kernels write it.
+BIG_LITTLE = """\
+processor\t: 0
+Features\t: fp asimd aes asimddp
+CPU implementer\t: 0x41
+CPU part\t: 0xd0b
+
+processor\t: 1
+Features\t: fp asimd aes
+CPU implementer\t: 0x41
+CPU part\t: 0xd03
+
+Hardware\t: BCM2835
+Model\t\t: Some board
+"""
+
+MEMINFO = (
+    "MemTotal:       24685236 kB\nMemFree:         1000 kB\nMemAvailable:   12000000 kB\nHugePages_Total:       0\n"
+)
+
+REQUIRES = [
+    "click>=8.1.7",
+    "onnxruntime>=1.20; extra == 'ort'",
+    'onnx>=1.17; extra == "export"',
+    "tomli>=2; (python_version < '3.11') and extra == 'export'",
+    "fieldrun[export,ort]; extra == 'dev'",
+    "coverage[toml]>=7.10; extra == 'dev'",
+]
+
+
+def test_x86() -> None:
+    cpu = doctor.parse_cpuinfo(X86)
+    assert cpu.model == "Intel(R) Xeon(R) Platinum 8370C CPU @ 2.80GHz"
+    assert cpu.processors == 2
+    assert cpu.features == ("avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512vl", "avx512_vnni")
+
+
+def test_arm() -> None:
+    cpu = doctor.parse_cpuinfo(ORIN)
+    assert cpu.model == "Cortex-A78AE"
+    assert cpu.processors == 1
+    assert cpu.features == ("asimd", "asimddp", "asimdhp", "fphp")
+
+
+def test_features_are_those_of_every_core() -> None:
+    cpu = doctor.parse_cpuinfo(BIG_LITTLE)
+    assert cpu == doctor.Cpu(model="Cortex-A76 + Cortex-A53", features=("asimd",), processors=2)
+
+
+def test_unknown_arm_core_is_named_by_its_numbers() -> None:
+    text = "processor\t: 0\nFeatures\t: asimd\nCPU implementer\t: 0x99\nCPU part\t: 0x001\n"
+    assert doctor.parse_cpuinfo(text).model == "ARM implementer 0x99 part 0x001"
+
+
+@pytest.mark.parametrize("text", ["", "no colon", "processor : 0\n", "CPU implementer : zz\nprocessor : 0\n"])
+def test_unreadable_cpuinfo_is_unknown(text: str) -> None:
+    cpu = doctor.parse_cpuinfo(text)
+    assert (cpu.model, cpu.features) == (None, ())
+
+
+def test_meminfo() -> None:
+    assert doctor.parse_meminfo(MEMINFO) == {"total_mib": 24106, "available_mib": 11718}
+    assert doctor.parse_meminfo("") == {"total_mib": None, "available_mib": None}
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_limits_of_cgroup_v2_count_on_every_level(tmp_path: Path) -> None:
+    files = {"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/memory.max": "1073741824\n"}
+    files |= {"sys/fs/cgroup/a/b/memory.max": "max\n", "sys/fs/cgroup/a/b/cpu.max": "150000 100000\n"}
+    write(tmp_path, files | {"sys/fs/cgroup/a/cpu.max": "max 100000\n"})
+    assert doctor.container_memory_mib(tmp_path) == 1024
+    assert doctor.container_cpus(tmp_path) == 1.5
+
+
+def test_limits_of_cgroup_v1(tmp_path: Path) -> None:
+    files = {"proc/self/cgroup": "4:memory:/docker/1\n3:cpu,cpuacct:/docker/1\n0::/\n"}
+    files |= {"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}
+    files |= {"sys/fs/cgroup/memory/docker/1/memory.limit_in_bytes": "536870912\n"}
+    files |= {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}
+    files |= {"sys/fs/cgroup/cpu/docker/1/cpu.cfs_quota_us": "50000\n"}
+    write(tmp_path, files | {"sys/fs/cgroup/cpu/docker/1/cpu.cfs_period_us": "100000\n"})
+    assert doctor.container_memory_mib(tmp_path) == 512
+    assert doctor.container_cpus(tmp_path) == 0.5
+
+
+def test_no_limit_is_none(tmp_path: Path) -> None:
+    assert doctor.container_memory_mib(tmp_path) is None
+    assert doctor.container_cpus(tmp_path) is None
+    write(tmp_path, {"proc/self/cgroup": "0::/../escape\nbroken\n"})
+    assert doctor.container_memory_mib(tmp_path) is None
+
+
+def test_requirements_of_an_extra() -> None:
+    assert doctor.parse_requirements(REQUIRES, "ort") == ["onnxruntime"]
+    assert doctor.parse_requirements(REQUIRES, "export") == ["onnx"]
+    assert doctor.parse_requirements(REQUIRES, "dev") == ["onnx", "onnxruntime", "coverage"]
+    assert doctor.parse_requirements(REQUIRES, "absent") == []
+
+
+def test_missing_engine_names_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(util, "find_spec", lambda _: None)
+    numpy, ort = doctor.engines()
+    assert (numpy["name"], numpy["ready"], numpy["command"]) == ("numpy", True, None)
+    assert (ort["name"], ort["ready"], ort["version"]) == ("onnxruntime", False, None)
+    assert ort["command"] == "pip install 'fieldrun[ort]'"
+
+
+def test_extras_from_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"onnx": "1.19", "onnxruntime-gpu": "1.23"}
+
+    class About:
+        def get_all(self, name: str) -> list[str]:
+            return ["dev", "export", "ort"] if name == "Provides-Extra" else []
+
+    monkeypatch.setattr(metadata, "metadata", lambda _: About())
+    monkeypatch.setattr(metadata, "requires", lambda _: REQUIRES)
+    monkeypatch.setattr(doctor, "_version", versions.get)
+    monkeypatch.setattr(util, "find_spec", lambda _: object())
+    dev, export, ort = doctor.extras()
+    assert dev == {
+        "name": "dev",
+        "ready": False,
+        "packages": {"onnx": "1.19", "onnxruntime": "1.23", "coverage": None},
+        "command": "pip install 'fieldrun[dev]'",
+    }
+    assert export == {"name": "export", "ready": True, "packages": {"onnx": "1.19"}, "command": None}
+    assert ort["packages"] == {"onnxruntime": "1.23"}  # the GPU wheel serves as well
+
+
+def test_no_extras_when_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "metadata", missing)
+    assert doctor.extras() == []
+
+
+def test_this_machine() -> None:
+    facts = doctor.examine()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["python"] == platform.python_version()
+    assert 1 <= facts["cpu"]["allowed"] <= facts["cpu"]["processors"]
+    assert facts["packages"]["numpy"]
