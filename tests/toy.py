@@ -8,10 +8,15 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from fieldrun.checkpoint import Checkpoint
 from fieldrun.student import Head, StudentConfig
 
-WORDS = (
-    "a all and answer at bad best but card cash did do does film for from good great have how i in is it just my no not "
-    "of on one rain remember the this to too transfer very was wet what when where who why will with work wrote you"
-).split()
+# fmt: off
+WORDS = [
+    "a", "all", "and", "answer", "at", "bad", "best", "but", "card", "cash", "did", "do",
+    "does", "film", "for", "from", "good", "great", "have", "how", "i", "in", "is", "it",
+    "just", "my", "no", "not", "of", "on", "one", "rain", "remember", "the", "this", "to",
+    "too", "transfer", "very", "was", "wet", "what", "when", "where", "who", "why", "will", "with",
+    "work", "wrote", "you",
+]
+# fmt: on
 TASKS = {"mood": ("bad", "good"), "intent": ("card", "cash", "other", "transfer")}
 PAIR_TASK = "same"
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from fieldrun.checkpoint import Checkpoint
-from fieldrun.errors import ExportError, InputTextError
+from fieldrun.errors import CheckpointError, ExportError, InputTextError
 from fieldrun.reference import forward, pad_ids, pair_features
 from fieldrun.tensors import Array
 
@@ -26,8 +26,14 @@ def choose_texts(texts: Sequence[str] | None, count: int) -> list[str]:
     """
     if texts is None:
         texts = SHIPPED_TEXT.read_text("utf-8").splitlines()
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
         raise InputTextError("calibration must be a list of strings, one text each")
+    texts = list(texts)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputTextError(f"calibration must be a list of strings; item {i} is {type(text).__name__}")
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise InputTextError(f"calibration text {i} holds a lone surrogate; decode it as UTF-8 first")
     different = [text for text in dict.fromkeys(text.strip() for text in texts) if text]
     if len(different) < 16:
         raise InputTextError(f"calibration has {len(different)} different texts; give at least 16 like those to come")
@@ -36,15 +42,22 @@ def choose_texts(texts: Sequence[str] | None, count: int) -> list[str]:
 
 
 def tokenize(checkpoint: Checkpoint, texts: Sequence[str], max_length: int) -> list[list[int]]:
-    """Return the token ids of `texts`, special tokens included, cut to `max_length`."""
-    tokenizer = Tokenizer.from_str(checkpoint.tokenizer.decode("utf-8"))
+    """Return the token ids of `texts`, special tokens included, cut to `max_length`.
+
+    Raises:
+        CheckpointError: the checkpoint's tokenizer cannot be used.
+    """
+    try:
+        tokenizer = Tokenizer.from_str(checkpoint.tokenizer.decode("utf-8"))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise CheckpointError(f"tokenizer.json cannot be used: {error}; restore the teacher's") from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
 
 
 def input_ranges(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], percentile: float) -> dict[str, float]:
-    """Return, per dense layer, the `percentile` of the absolute value of its input over `sequences`.
+    """Return, per deployed layer, the `percentile` of the absolute value of its input over `sequences`.
 
     Raises:
         ExportError: fewer than 16 sequences.
@@ -53,14 +66,20 @@ def input_ranges(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], per
         raise ExportError(f"calibration needs at least 16 texts, not {len(sequences)}")
     seen: dict[str, list[Array]] = {}
     fields = []
+
+    def record(name: str, x: Array) -> None:
+        seen.setdefault(name, []).append(np.abs(x))
+
     for start in range(0, len(sequences), 64):
         ids = pad_ids(sequences[start : start + 64])
         fields.append(
-            forward(checkpoint.config, checkpoint.tensors, ids, record=lambda n, x: seen.setdefault(n, []).append(np.abs(x)))
+            forward(
+                checkpoint.config, checkpoint.tensors, ids, record=lambda n, x: seen.setdefault(n, []).append(np.abs(x))
+            )
         )
     field = np.concatenate(fields)
-    seen["heads"] = [np.abs(field)]
     seen["pairs"] = [np.abs(pair_features(field, np.roll(field, 1, axis=0)))]
+    seen["output"] = seen.pop("field")  # the deployed layer that takes the same input
     return {
         name: float(np.percentile(np.concatenate([part.ravel() for part in parts]), percentile))
         for name, parts in seen.items()

@@ -4,11 +4,13 @@
 |---|---|
 | `table` | `(rows, width)` float32 or int8: one block of rows per window offset and one of hashed n-grams |
 | `table.scale` | `(rows, 1) float32`, only with an int8 table |
-| `rows.coef`, `rows.modulus`, `rows.base` | `(J, shifts)`, `(J,)`, `(J,)` int64: row j of a position is mod(window . coef_j, modulus_j) + base_j |
+| `rows.coef`, `rows.modulus`, `rows.base` | `(J, shifts)`, `(J,)`, `(J,)` int64; see below |
 | `<layer>.weight`, `<layer>.bias` | `(inputs, outputs)` float32 or int8, `(outputs,) float32` |
 | `<layer>.weight_scale`, `<layer>.input_scale` | `(outputs,)`, `(1,) float32`, only with an int8 weight |
+| `score.weight`, `score.bounds` | `(width, 1)`, `(2,) float32`: the pooling score and the bounds it is clipped to |
 
-Layers: `mixer` (optional), `pool`, `hidden`, `field`, `heads` (all single tasks), `pairs` (all pair tasks).
+Row j of a position is mod(window . coef_j, modulus_j) + base_j. Layers: `mixer` (optional), `hidden`, `output` (the
+field and the logits of all single tasks), `pairs` (all pair tasks).
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ class Deployed:
     tensors: Mapping[str, Array]
 
     def dense(self) -> tuple[str, ...]:
-        """Return the names of the layers that are matrix products."""
-        return tuple(n.removesuffix(".weight") for n in self.tensors if n.endswith(".weight"))
+        """Return the names of the layers `x @ weight + bias`."""
+        return tuple(n.removesuffix(".bias") for n in self.tensors if n.endswith(".bias"))
 
     def is_int8(self, layer: str) -> bool:
         """Whether `layer` (or `"table"`) is stored as int8."""

@@ -7,6 +7,7 @@ same bytes.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,22 +20,22 @@ import onnx
 
 from fieldrun import __version__
 from fieldrun.bundle import MANIFEST, SCHEMA, Bucket, Manifest, TaskSpec
+from fieldrun.card import render_card
 from fieldrun.checkpoint import Checkpoint
 from fieldrun.errors import ExportError, OutputExists
 from fieldrun.integrity import entry_of
-from fieldrun.reference import forward, head_logits, pad_ids, pair_features
+from fieldrun.reference import forward, head_logits, pad_ids
 from fieldrun.storage import new_folder, sha256_bytes, write_bytes, write_json
 from fieldrun.tensors import Array, data_offsets, write_tensors
 
 from .calibrate import choose_texts, input_ranges, tokenize
-from .card import render_card
 from .deployed import Deployed, PassReport
 from .golden import golden_replies
 from .graph import WEIGHTS_FILE, field_graph, op_histogram, pair_graph
-from .parity import BucketParity, check_parity, open_session
+from .parity import BucketParity, check_pairs, check_parity, open_session
 from .passes.fold import fold
 from .passes.int8 import int8
-from .recipe import Recipe, load_recipe
+from .recipe import Precision, Recipe, load_recipe
 
 __all__ = ["GOLDEN_TOLERANCE", "ExportReport", "export"]
 
@@ -87,9 +88,9 @@ def export(
         ParityError, ExportError: a graph differs from the reference, or a pass did not do what it says.
         OutputExists, StorageError: `out` is taken or cannot be written.
     """
-    report = progress or (lambda phase, done, total: None)
+    report = progress or _silent
     out = Path(out)
-    if out.exists():
+    if os.path.lexists(out):
         raise OutputExists(f"{out} exists; choose another folder or delete it first")
     plan = load_recipe(recipe)
     report("read", 0, 1)
@@ -107,9 +108,11 @@ def export(
     )
 
 
-def _passes(
-    source: Checkpoint, plan: Recipe, sequences: Sequence[Sequence[int]]
-) -> tuple[Deployed, list[PassReport]]:
+def _silent(phase: str, done: int, total: int) -> None:
+    del phase, done, total
+
+
+def _passes(source: Checkpoint, plan: Recipe, sequences: Sequence[Sequence[int]]) -> tuple[Deployed, list[PassReport]]:
     deployed, report = fold(source)
     reports = [report]
     if "int8" in plan.passes:
@@ -172,18 +175,18 @@ def _write(
         pairs = {batch: f"pair-b{batch}.onnx" for batch in plan.buckets.batches}
         for batch, name in pairs.items():
             _save(folder / name, pair_graph(deployed, offsets, batch, metadata))
-    operators = _check_optimised(folder, buckets[0], deployed)
+    operators = _check_optimised(folder, buckets[0], deployed, plan.precision)
 
     report("parity", 0, len(buckets))
-    expected = np.concatenate(
-        [forward(source.config, source.tensors, pad_ids([ids])) for ids in sequences]
-    )
+    expected = np.concatenate([forward(source.config, source.tensors, pad_ids([ids])) for ids in sequences])
     singles = [head for head in source.heads if head.kind == "single"]
     logits: Array = np.concatenate(
         [head_logits(h, expected) for h in singles] or [np.zeros((len(expected), 0), np.float32)], axis=1
     )
     spans = {t.name: (t.start, t.start + len(t.labels)) for t in tasks if t.kind == "single"}
     parity = check_parity(folder, buckets, sequences, expected, logits, spans, plan.parity)
+    pair_heads = [head for head in source.heads if head.kind == "pair"]
+    pair_parity = check_pairs(folder, pairs, expected, pair_heads, plan.parity)
     report("parity", len(buckets), len(buckets))
     write_json(folder / "golden.json", golden_replies(folder, buckets, pairs, tasks, texts, sequences))
     write_json(
@@ -192,7 +195,7 @@ def _write(
             "recipe": plan.to_dict(),
             "passes": [p.to_dict() for p in reports],
             "parity": [p.to_dict() for p in parity],
-            "pair_parity": _pair_parity(folder, pairs, source, expected),
+            "pair_parity": pair_parity,
             "operators": operators,
             "calibration": {"texts": len(texts), "sha256": sha256_bytes("\n".join(texts).encode("utf-8"))},
             "libraries": {name: version(name) for name in ("onnx", "onnxruntime", "numpy", "tokenizers")},
@@ -224,29 +227,27 @@ def _save(path: Path, model: onnx.ModelProto) -> None:
         raise ExportError(f"{path.name} is not valid ONNX: {error}") from error
 
 
-def _check_optimised(folder: Path, bucket: Bucket, deployed: Deployed) -> dict[str, dict[str, int]]:
-    """Return the operators of a graph before and after ONNX Runtime's optimiser; refuse a quantized layer that fell out."""
+def _check_optimised(
+    folder: Path, bucket: Bucket, deployed: Deployed, precision: Precision
+) -> dict[str, dict[str, int]]:
+    """Return a graph's operators before and after ONNX Runtime's optimiser; refuse a quantized layer that fell out.
+
+    What must be int8 is taken from the recipe, not from what the passes left.
+    """
+    wants = dict.fromkeys(deployed.dense(), precision.dense) | {"table": precision.tables}
+    wrong = [name for name, want in wants.items() if deployed.is_int8(name) != (want == "int8")]
+    if wrong:
+        raise ExportError(f"the recipe wants {wrong[0]!r} in {wants[wrong[0]]}, but the passes left it otherwise")
     with tempfile.TemporaryDirectory() as scratch:
         optimised = Path(scratch) / "optimised.onnx"
         open_session(folder / bucket.graph, optimised=optimised)
         operators = {"graph": op_histogram(folder / bucket.graph), "optimised": op_histogram(optimised)}
     layers = [n for n in deployed.dense() if n != "pairs" and deployed.is_int8(n)]
-    integer = sum(operators["optimised"].get(op, 0) for op in ("MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger"))
+    integer = sum(
+        operators["optimised"].get(op, 0) for op in ("MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger")
+    )
     if integer != len(layers):
-        raise ExportError(f"{len(layers)} layers are int8, but ONNX Runtime runs {integer} as int8: {operators['optimised']}")
+        raise ExportError(
+            f"{len(layers)} layers are int8, but ONNX Runtime runs {integer} as int8: {operators['optimised']}"
+        )
     return operators
-
-
-def _pair_parity(
-    folder: Path, pairs: Mapping[int, str], source: Checkpoint, field: Array
-) -> dict[str, float] | None:
-    if not pairs:
-        return None
-    batch, graph = max(pairs.items())
-    session = open_session(folder / graph)
-    a = np.resize(field, (batch, field.shape[1])).astype(np.float32)
-    b = np.resize(field[::-1], (batch, field.shape[1])).astype(np.float32)
-    (logits,) = session.run(["logits"], {"a": a, "b": b})
-    heads = [head for head in source.heads if head.kind == "pair"]
-    want = np.concatenate([head_logits(head, pair_features(a, b)) for head in heads], axis=1)
-    return {"texts": float(batch), "max_abs_logits": float(np.abs(logits - want).max())}

@@ -1,7 +1,7 @@
 """Golden replies: texts with the field and scores that the export measured, for the device to replay.
 
-A static int8 layer rounds its input. Where an activation lies on a rounding boundary, the last bit of a sum decides, and
-another processor may round the other way; such a text says nothing about the bundle. So golden texts are drawn from
+A static int8 layer rounds its input. Where an activation lies on a rounding boundary, the last bit of a sum decides,
+and another processor may round the other way; such a text says nothing about the bundle. So golden texts are drawn from
 those whose field is the same with ONNX Runtime's optimiser on (fused integer kernels) and off (the graph as written).
 """
 

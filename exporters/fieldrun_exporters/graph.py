@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fieldrun.student import SCORE_CLIP
 from fieldrun.tensors import Array
 
 from .deployed import Deployed
@@ -34,7 +34,7 @@ class _Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
 
-    def op(self, kind: str, inputs: Sequence[str], name: str, **attributes: object) -> str:
+    def op(self, kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
@@ -52,23 +52,28 @@ class _Builder:
         return name
 
     def dense(self, layer: str, x: str, *, relu: bool = False) -> str:
-        """`x @ weight + bias`, quantized where the layer is int8."""
+        """`x @ weight + bias`, quantized where the layer is int8.
+
+        Nothing may stand between a Q and its DQ: ONNX Runtime on x86 turns the pair into uint8, or else the layer
+        into float.
+        """
         weight = self.weight(f"{layer}.weight")
         if self.deployed.is_int8(layer):
+            tensors = self.deployed.tensors
             # a scalar: TensorRT and ONNX Runtime both want per-tensor scales without a shape
-            scale = self.constant(f"{layer}.x_scale", self.deployed.tensors[f"{layer}.input_scale"][0].reshape(()))
+            scale = self.constant(f"{layer}.x_scale", tensors[f"{layer}.input_scale"][0].reshape(()))
             zero = self.constant(f"{layer}.x_zero", np.array(0, np.int8))
-            zeros = self.constant(f"{layer}.w_zero", np.zeros(self.deployed.tensors[f"{layer}.weight"].shape[1], np.int8))
+            zeros = self.constant(f"{layer}.w_zero", np.zeros(tensors[f"{layer}.weight"].shape[1], np.int8))
             quantized = self.op("QuantizeLinear", [x, scale, zero], f"{layer}.q")
             x = self.op("DequantizeLinear", [quantized, scale, zero], f"{layer}.dq")
-            weight = self.op(
-                "DequantizeLinear", [weight, self.weight(f"{layer}.weight_scale"), zeros], f"{layer}.w", axis=1
-            )
-        product = self.op("MatMul", [x, weight], f"{layer}.product")
-        if self.deployed.is_int8(layer):
+            scales = self.weight(f"{layer}.weight_scale")
+            weight = self.op("DequantizeLinear", [weight, scales, zeros], f"{layer}.w", axis=1)
+            product = self.op("MatMul", [x, weight], f"{layer}.product")
             # product - (-bias): ONNX Runtime turns MatMul + Add into a float Gemm before it looks for Q/DQ pairs
-            total = self.op("Sub", [product, self.constant(f"{layer}.neg", -self.deployed.tensors[f"{layer}.bias"])], f"{layer}.sum")
+            negative = self.constant(f"{layer}.negative_bias", -tensors[f"{layer}.bias"])
+            total = self.op("Sub", [product, negative], f"{layer}.sum")
         else:
+            product = self.op("MatMul", [x, weight], f"{layer}.product")
             total = self.op("Add", [product, self.weight(f"{layer}.bias")], f"{layer}.sum")
         return self.op("Relu", [total], f"{layer}.relu") if relu else total
 
@@ -121,30 +126,29 @@ def field_graph(
     if net.mixer_kernel:
         reach = net.mixer_kernel // 2
         beside = b.constant("beside", np.array([0, reach, 0, 0, reach, 0], np.int64))
-        wide = b.op("Pad", [h, beside], "h.padded")
-        parts = []
-        for k in range(net.mixer_kernel):
-            start = b.constant(f"mixer.start{k}", np.array([k], np.int64))
-            stop = b.constant(f"mixer.stop{k}", np.array([k + length], np.int64))
-            parts.append(b.op("Slice", [wide, start, stop, axis1], f"mixer.part{k}"))
-        mixed = b.dense("mixer", b.op("Concat", parts, "mixer.window", axis=2), relu=True)
+        places = np.arange(length)[:, None] + np.arange(net.mixer_kernel)
+        neighbours = b.constant("neighbours", places.astype(np.int64))
+        wide = b.op("Gather", [b.op("Pad", [h, beside], "h.padded"), neighbours], "h.wide", axis=1)
+        shape = b.constant("h.shape", np.array([batch, length, net.mixer_kernel * net.width], np.int64))
+        mixed = b.dense("mixer", b.op("Reshape", [wide, shape], "h.window"), relu=True)
         h = b.op("Mul", [b.op("Add", [h, mixed], "h.mixed"), mask], "h2")
 
-    low, high = (b.constant(n, np.array(v, np.float32)) for n, v in (("low", -SCORE_CLIP), ("high", SCORE_CLIP)))
-    score = b.op("Clip", [b.dense("pool", h), low, high], "score")
+    bounds = deployed.tensors["score.bounds"]
+    low, high = (b.constant(name, value.reshape(())) for name, value in zip(("low", "high"), bounds, strict=True))
+    score = b.op("Clip", [b.op("MatMul", [h, b.weight("score.weight")], "score"), low, high], "score.clipped")
     a = b.op("Mul", [b.op("Exp", [score], "score.exp"), mask], "a")
     total = b.op("ReduceSum", [b.op("Mul", [h, a], "a.h"), axis1], "a.h.sum", keepdims=0)
     mean = b.op("Div", [total, b.op("ReduceSum", [a, axis1], "a.sum", keepdims=0)], "attended")
     pooled = b.op("Concat", [mean, b.op("ReduceMax", [h], "largest", axes=[1], keepdims=0)], "pooled", axis=1)
-    field = b.dense("field", b.dense("hidden", pooled, relu=True))
-    b.nodes[-1].output[0] = "field"
+    output = b.dense("output", b.dense("hidden", pooled, relu=True))
     outputs = [helper.make_tensor_value_info("field", TensorProto.FLOAT, [batch, net.field_dim])]
-    if "heads.weight" in deployed.tensors:
-        b.dense("heads", "field")
-        b.nodes[-1].output[0] = "logits"
-        labels = deployed.tensors["heads.weight"].shape[1]
+    labels = deployed.tensors["output.bias"].size - net.field_dim
+    if labels:
+        sizes = b.constant("sizes", np.array([net.field_dim, labels], np.int64))
+        b.nodes.append(helper.make_node("Split", [output, sizes], ["field", "logits"], name="split", axis=1))
         outputs.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, labels]))
-    del field
+    else:
+        b.nodes[-1].output[0] = "field"
     ids = helper.make_tensor_value_info("ids", TensorProto.INT64, [batch, length])
     return b.model([ids], outputs, f"field-b{batch}-l{length}", metadata)
 

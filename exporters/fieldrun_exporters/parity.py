@@ -1,4 +1,4 @@
-"""Parity: every graph, run by ONNX Runtime on real text, against the NumPy reference, and every bucket against the others."""
+"""Parity: every graph, run by ONNX Runtime on real text, against the NumPy reference and against the other buckets."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import numpy as np
 
 from fieldrun.bundle import Bucket
 from fieldrun.errors import MissingDependency, ParityError
-from fieldrun.reference import pad_ids
+from fieldrun.reference import head_logits, pad_ids, pair_features
+from fieldrun.student import Head
 from fieldrun.tensors import Array
 
 from .recipe import Parity
 
-__all__ = ["BucketParity", "check_parity", "open_session", "run_bucket"]
+__all__ = ["BucketParity", "check_pairs", "check_parity", "open_session", "run_bucket"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,13 +129,46 @@ def check_parity(
     return results
 
 
+def check_pairs(
+    folder: Path, graphs: Mapping[int, str], field: Array, heads: Sequence[Head], gate: Parity
+) -> list[dict[str, float]]:
+    """Measure every pair graph on `field (n, dim)`, each text with the next one, as `check_parity` does the others.
+
+    Returns:
+        Per graph its batch, `max_abs_logits`, and the share of pairs and tasks with the same best label.
+
+    Raises:
+        ParityError: fewer best labels agree than the gate asks for.
+    """
+    a, b = field, np.roll(field, -1, axis=0)
+    want = [head_logits(head, pair_features(a, b)) for head in heads]
+    results = []
+    for batch, graph in sorted(graphs.items()):
+        session = open_session(folder / graph)
+        rows = [np.arange(start, start + batch) % len(a) for start in range(0, len(a), batch)]
+        parts = [session.run(["logits"], {"a": a[r], "b": b[r]})[0] for r in rows]
+        logits = np.concatenate(parts)[: len(a)]
+        columns = np.split(logits, np.cumsum([len(head.labels) for head in heads])[:-1], axis=1)
+        agreement = float(np.mean([x.argmax(1) == y.argmax(1) for x, y in zip(columns, want, strict=True)]))
+        largest = float(np.abs(logits - np.concatenate(want, axis=1)).max())
+        if not agreement >= gate.min_top1:
+            raise ParityError(
+                f"pair graph of batch {batch}: min_top1 is {agreement:.3g}, the recipe's limit is {gate.min_top1:.3g}; "
+                "nothing was written. Keep the dense layers in fp32"
+            )
+        results.append({"batch": float(batch), "max_abs_logits": largest, "top1_agreement": agreement})
+    return results
+
+
 def _gate(result: BucketParity, gate: Parity) -> None:
     where = f"bucket {result.batch} x {result.length}"
-    for name, value, limit, passed in (
+    checks = (
         ("min_cosine", result.min_cosine, gate.min_cosine, result.min_cosine >= gate.min_cosine),
         ("max_abs", result.max_abs, gate.max_abs, result.max_abs <= gate.max_abs),
+        ("min_top1", result.top1_agreement, gate.min_top1, result.top1_agreement >= gate.min_top1),
         ("max_bucket_gap", result.bucket_gap, gate.max_bucket_gap, result.bucket_gap <= gate.max_bucket_gap),
-    ):
+    )
+    for name, value, limit, passed in checks:
         if not passed:  # NaN does not pass either
             raise ParityError(
                 f"{where}: {name} is {value:.3g}, the recipe's limit is {limit:.3g}; nothing was written. "

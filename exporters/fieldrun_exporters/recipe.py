@@ -24,14 +24,13 @@ _PASSES = ("fold", "int8")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """What is stored and computed in which type: `tables` the look-ups, `dense` the student's matrices, `heads` the heads'."""
+    """What is stored and computed in which type: `tables` the look-ups, `dense` the matrices, the heads' included."""
 
     tables: str = "fp32"
     dense: str = "fp32"
-    heads: str = "fp32"
 
     def __post_init__(self) -> None:
-        for name in ("tables", "dense", "heads"):
+        for name in ("tables", "dense"):
             if getattr(self, name) not in ("fp32", "int8"):
                 raise RecipeError(f"precision.{name} must be 'fp32' or 'int8', not {getattr(self, name)!r}")
 
@@ -46,7 +45,7 @@ class Buckets:
     def __post_init__(self) -> None:
         for name in ("batches", "lengths"):
             value = getattr(self, name)
-            if not isinstance(value, list | tuple) or not value or any(not isinstance(n, int) or n < 1 for n in value):
+            if not isinstance(value, list | tuple) or not value or any(type(n) is not int or n < 1 for n in value):
                 raise RecipeError(f"buckets.{name} must be a list of positive integers, not {value!r}")
             object.__setattr__(self, name, tuple(sorted(set(value))))
         if self.batches[0] != 1:
@@ -71,14 +70,19 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """The gate. `min_cosine` is against the NumPy reference, `max_bucket_gap` the largest difference between buckets."""
+    """The gate, on real text against the NumPy reference.
+
+    `min_cosine` and `max_abs` are of the field, `min_top1` is the share of texts and tasks with the same best label,
+    and `max_bucket_gap` the largest difference between a text's fields in two buckets.
+    """
 
     min_cosine: float
     max_abs: float
+    min_top1: float = 0.9
     max_bucket_gap: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name in ("min_cosine", "max_abs", "max_bucket_gap"):
+        for name in ("min_cosine", "max_abs", "min_top1", "max_bucket_gap"):
             if not isinstance(getattr(self, name), int | float) or not getattr(self, name) > 0:
                 raise RecipeError(f"parity.{name} must be a positive number, not {getattr(self, name)!r}")
 
@@ -95,6 +99,8 @@ class Recipe:
     parity: Parity
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise RecipeError(f"name must be a string, not {self.name!r}")
         if not isinstance(self.passes, list | tuple) or not all(isinstance(p, str) for p in self.passes):
             raise RecipeError(f"passes must be a list of names, not {self.passes!r}")
         object.__setattr__(self, "passes", tuple(self.passes))
@@ -102,8 +108,10 @@ class Recipe:
         if unknown:
             raise RecipeError(f"unknown pass {unknown[0]!r}; known: {', '.join(_PASSES)}")
         if len(set(self.passes)) != len(self.passes) or self.passes[:1] != ("fold",):
-            raise RecipeError("passes must be distinct and begin with 'fold', which makes the form that graphs are built from")
-        wants_int8 = "int8" in (self.precision.tables, self.precision.dense, self.precision.heads)
+            raise RecipeError(
+                "passes must be distinct and begin with 'fold', which makes the form that graphs are built from"
+            )
+        wants_int8 = "int8" in (self.precision.tables, self.precision.dense)
         if wants_int8 != ("int8" in self.passes):
             raise RecipeError("precision and passes conflict: list the pass 'int8' exactly when something is int8")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fieldrun.bundle import Bundle
+from fieldrun.errors import EngineError, MissingDependency
 
 from .engines import Engine, open_engine
 
@@ -41,13 +42,17 @@ def choose_engine(bundle: Bundle, name: str, threads: int) -> Choice:
     plain = open_engine("numpy", bundle, threads)
     if importlib.util.find_spec("onnxruntime") is None:
         return Choice(name="numpy", engine=plain, reason="onnxruntime is not installed")
-    compiled = open_engine("onnxruntime", bundle, threads)
     length = next((b.length for b in bundle.manifest.buckets if b.batch == 1 and b.length >= _TOKENS), None)
     if length is None:
         length = max(b.length for b in bundle.manifest.buckets if b.batch == 1)
     ids = np.zeros((1, length), np.int64)
     tokens = min(length, _TOKENS)
     ids[0, :tokens] = np.linspace(1, bundle.manifest.network.vocab_size - 1, tokens).astype(np.int64)
+    try:
+        compiled = open_engine("onnxruntime", bundle, threads)
+        compiled.run(ids)
+    except (EngineError, MissingDependency) as error:  # installed but broken: the base install must still run
+        return Choice(name="numpy", engine=plain, reason=f"onnxruntime cannot run here: {error}")
     seconds: dict[str, list[float]] = {"numpy": [], "onnxruntime": []}
     for _ in range(_CALLS):
         for key, engine in (("numpy", plain), ("onnxruntime", compiled)):

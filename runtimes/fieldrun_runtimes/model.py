@@ -10,11 +10,13 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from fieldrun.bundle import Bundle, Manifest
+from fieldrun.bundle import Bundle, Manifest, TaskSpec
 from fieldrun.errors import InputTextError, UsageError
 from fieldrun.reference import softmax
+from fieldrun.tensors import Array
 
 from .choose import choose_engine
+from .engines import Engine
 from .plan import BucketPlan
 from .tokenization import TextTokenizer, check_texts
 
@@ -84,7 +86,7 @@ class FieldModel:
         choice = choose_engine(bundle, engine, threads)
         self.engine: str = choice.name
         self.engine_reason: str = choice.reason
-        self._engine = choice.engine
+        self._engine: Engine = choice.engine
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -154,17 +156,22 @@ class FieldModel:
         `texts` are strings for a single task and pairs of strings for a pair task. Raises as `encode` does, and
         `UnknownName` for a task that the bundle does not have.
         """
-        if self.kind(task) == "single":
-            return self.scores_of(self.encode(texts), task)  # type: ignore[arg-type]
-        first, second = _split_pairs(texts, task)
-        both = self.encode(first + second)
-        n = len(first)
-        return self.scores_of(both.part(0, n), task, both.part(n, 2 * n))
+        spec = self.manifest.task(task)
+        scores: Floats = softmax(self._logits(texts, spec), spec.temperature)
+        return scores
 
     def predict(self, texts: Texts, task: str) -> list[str]:
         """Return the best label of each text; raises as `scores` does."""
-        labels = self.labels(task)
-        return [labels[int(i)] for i in self.scores(texts, task).argmax(1)]
+        spec = self.manifest.task(task)
+        return [spec.labels[i] for i in self._logits(texts, spec).argmax(1).tolist()]
+
+    def _logits(self, texts: Texts, spec: TaskSpec) -> Floats:
+        columns = slice(spec.start, spec.start + len(spec.labels))
+        if spec.kind == "single":
+            return self.encode(texts).logits[:, columns]  # type: ignore[arg-type]
+        first, second = _split_pairs(texts, spec.name)
+        both = self.encode(check_texts(first, "first text") + check_texts(second, "second text"))
+        return self._pair_logits(both.field[: len(first)], both.field[len(first) :])[:, columns]
 
     def _pair_logits(self, a: Floats, b: Floats) -> Floats:
         parts = []
@@ -177,8 +184,8 @@ class FieldModel:
         return np.concatenate(parts)
 
     def close(self) -> None:
-        """Let go of the engine; the model cannot be used afterwards."""
-        del self._engine
+        """Let go of the engine; the model cannot be used afterwards. Closing twice is no error."""
+        self._engine = _Closed()
 
     def __enter__(self) -> FieldModel:
         return self
@@ -192,13 +199,25 @@ class FieldModel:
         return f"FieldModel({self.manifest.name!r}, recipe={self.manifest.recipe['name']!r}, engine={self.engine!r})"
 
 
+class _Closed:
+    """What a closed model has in place of an engine."""
+
+    def run(self, ids: Array) -> tuple[Array, Array]:
+        del ids
+        raise UsageError("this model was closed; load the bundle again")
+
+    def run_pairs(self, a: Array, b: Array) -> Array:
+        del a, b
+        raise UsageError("this model was closed; load the bundle again")
+
+
 def _split_pairs(texts: object, task: str) -> tuple[list[str], list[str]]:
     if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
         raise InputTextError(f"task {task!r} takes a list of pairs of texts: [(text_a, text_b), ...]")
     first, second = [], []
     for i, pair in enumerate(texts):
         if isinstance(pair, str | bytes) or not isinstance(pair, Sequence) or len(pair) != 2:
-            raise InputTextError(f"item {i} is not a pair of texts, and task {task!r} takes pairs: [(text_a, text_b), ...]")
+            raise InputTextError(f"item {i} is not a pair, and task {task!r} takes pairs: [(text_a, text_b), ...]")
         first.append(pair[0])
         second.append(pair[1])
     return first, second

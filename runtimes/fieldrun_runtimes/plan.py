@@ -49,7 +49,7 @@ class BucketPlan:
                 start += batch
 
     def batch_for(self, count: int) -> int:
-        """Return the batch size for `count` waiting rows: the largest that they fill at least to an eighth, else 1."""
+        """Return the batch size for `count` waiting rows: the largest that they fill to more than an eighth, else 1."""
         return next((batch for batch in reversed(self.batches) if count * 8 > batch), 1)
 
     @staticmethod

@@ -9,13 +9,13 @@ from tokenizers import Tokenizer
 
 from fieldrun.errors import BundleError, InputTextError, TextTooLong, UnknownName
 
-__all__ = ["OVERFLOWS", "Tokenized", "TextTokenizer", "check_texts"]
+__all__ = ["OVERFLOWS", "TextTokenizer", "Tokenized", "check_texts"]
 
 OVERFLOWS = ("error", "truncate", "window")
 
 
-def check_texts(texts: object) -> list[str]:
-    """Return `texts` as a list if it is a non-empty sequence of non-blank, valid Unicode strings.
+def check_texts(texts: object, what: str = "text") -> list[str]:
+    """Return `texts` as a list if it is a non-empty sequence of non-blank, valid Unicode strings, called `what`.
 
     Raises:
         InputTextError: it is not; the message says which text and why.
@@ -30,15 +30,15 @@ def check_texts(texts: object) -> list[str]:
         raise InputTextError("texts is empty; give at least one text")
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise InputTextError(f"text {i} is {type(text).__name__}, not a string")
+            raise InputTextError(f"{what} {i} is {type(text).__name__}, not a string")
         if not text or text.isspace():
-            raise InputTextError(f"text {i} is empty or only whitespace; leave it out")
+            raise InputTextError(f"{what} {i} is empty or only whitespace; leave it out")
         if not text.isascii():
             try:
                 text.encode("utf-8")
             except UnicodeEncodeError as error:
                 raise InputTextError(
-                    f"text {i} holds a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}; "
+                    f"{what} {i} holds a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}; "
                     "decode it as UTF-8 first"
                 ) from error
     return list(texts)
@@ -83,7 +83,9 @@ class TextTokenizer:
             all_ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
         tokens = [len(ids) for ids in all_ids]
         if min(tokens) <= len(self._first) + len(self._last):
-            raise InputTextError(f"text {tokens.index(min(tokens))} has no token: only control characters; leave it out")
+            raise InputTextError(
+                f"text {tokens.index(min(tokens))} has no token: only control characters; leave it out"
+            )
         if max(tokens) <= self._longest:
             return Tokenized(ids=all_ids, owners=list(range(len(texts))), tokens=tokens, dropped=[0] * len(texts))
         return self._long(all_ids, tokens)

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fieldrun.errors import BundleError
+from fieldrun.errors import BundleError, TextTooLong
 from fieldrun.storage import read_json
+from fieldrun.tensors import Array
 
 from .model import FieldModel, load
 
@@ -45,7 +46,7 @@ def verify(path: str | Path = "reference", *, engine: str = "auto", threads: int
     with load(path, engine=engine, threads=threads, overflow="error") as model:
         try:
             return _replay(model, read_json(model.path / "golden.json"))
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TextTooLong, TypeError, ValueError) as error:
             raise BundleError(f"{model.path}: golden.json cannot be used ({error}); export again") from error
 
 
@@ -53,7 +54,9 @@ def _replay(model: FieldModel, golden: dict[str, Any]) -> VerifyReport:
     texts = golden["texts"]
     encodings = [model.encode([text]) for text in texts]
     fields = np.concatenate([encoding.field for encoding in encodings])
-    worst_field = float(np.abs(fields - np.array(golden["fields"], np.float32)).max())
+    worst_field = _gap(fields, golden["fields"])
+    if set(golden["scores"]) != set(model.tasks):
+        raise ValueError("its scores are not those of the bundle's tasks")
     worst_scores = 0.0
     for task, expected in golden["scores"].items():
         if model.kind(task) == "pair":
@@ -61,8 +64,8 @@ def _replay(model: FieldModel, golden: dict[str, Any]) -> VerifyReport:
             scores = [model.scores_of(a, task, b) for a, b in zip(encodings, after, strict=True)]
         else:
             scores = [model.scores_of(encoding, task) for encoding in encodings]
-        gap = np.abs(np.concatenate(scores) - np.array(expected, np.float32)).max()
-        worst_scores = max(worst_scores, float(gap))
+        gap = _gap(np.concatenate(scores), expected)
+        worst_scores = float(np.maximum(worst_scores, gap))  # unlike max, keeps a NaN, which passes no tolerance
     counted = [int(encoding.tokens[0]) for encoding in encodings]
     same_tokens = counted == [len(ids) for ids in golden["ids"]]
     tolerance = model.manifest.golden_tolerance
@@ -77,3 +80,10 @@ def _replay(model: FieldModel, golden: dict[str, Any]) -> VerifyReport:
         tokens_equal=same_tokens,
         files=len(model.manifest.files) + 1,
     )
+
+
+def _gap(found: Array, golden: Any) -> float:
+    expected = np.array(golden, np.float32)
+    if expected.shape != found.shape:
+        raise ValueError(f"values of shape {expected.shape} instead of {found.shape}")
+    return float(np.abs(found - expected).max())

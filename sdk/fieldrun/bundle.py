@@ -4,7 +4,7 @@
 |---|---|
 | `manifest.json` | schema, recipe, network, buckets, tasks, licence, provenance, size and sha256 of every other file |
 | `weights.safetensors` | every weight once: external data of the graphs, and what the NumPy engine maps |
-| `b<batch>-l<length>.onnx` | ids `(batch, length) int64` -> field `(batch, 256) float32`, logits `(batch, single labels) float32` |
+| `b<batch>-l<length>.onnx` | ids `(batch, length) int64` -> field `(batch, 256)`, logits `(batch, labels)`, float32 |
 | `pair-b<batch>.onnx` | a, b `(batch, 256) float32` -> logits `(batch, pair labels) float32`; only with pair tasks |
 | `tokenizer.json` | the Rust tokenizer |
 | `golden.json` | texts with the fields and scores that the export measured |
@@ -23,9 +23,20 @@ from typing import Any
 
 from .errors import BundleError, IntegrityError, UnknownName
 from .integrity import FileEntry, check_files, read_schema
+from .storage import is_folder
 from .student import from_mapping
 
-__all__ = ["MANIFEST", "REFERENCE_BUNDLE", "SCHEMA", "Bucket", "Bundle", "Manifest", "Network", "TaskSpec", "resolve_bundle"]
+__all__ = [
+    "MANIFEST",
+    "REFERENCE_BUNDLE",
+    "SCHEMA",
+    "Bucket",
+    "Bundle",
+    "Manifest",
+    "Network",
+    "TaskSpec",
+    "resolve_bundle",
+]
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -38,10 +49,10 @@ def resolve_bundle(path: str | Path) -> Path:
     Raises:
         BundleError: there is no folder at `path`.
     """
-    if str(path) == "reference" and not Path(path).is_dir():
+    if str(path) == "reference" and not is_folder(Path(path)):
         return REFERENCE_BUNDLE
     folder = Path(path)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise BundleError(f"no bundle at {folder}: give 'reference' or a folder made by 'fieldrun export'")
     return folder
 
@@ -70,6 +81,8 @@ class TaskSpec:
     temperature: float
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise BundleError(f"a task's name must be a string, not {self.name!r}")
         if not isinstance(self.labels, list | tuple) or not all(isinstance(label, str) for label in self.labels):
             raise BundleError(f"task {self.name!r}: labels must be a list of strings")
         object.__setattr__(self, "labels", tuple(self.labels))
@@ -122,6 +135,16 @@ class Manifest:
     def __post_init__(self) -> None:
         if not self.buckets:
             raise BundleError("a bundle needs at least one bucket")
+        shapes = sorted((bucket.batch, bucket.length) for bucket in self.buckets)
+        batches, lengths = sorted({batch for batch, _ in shapes}), sorted({length for _, length in shapes})
+        if batches[0] != 1 or shapes != [(batch, length) for batch in batches for length in lengths]:
+            raise BundleError(f"buckets must be every batch with every length once, 1 among the batches, not {shapes}")
+        if set(self.pair_graphs) != (set(batches) if any(task.kind == "pair" for task in self.tasks) else set()):
+            raise BundleError(f"pair graphs are for the batches {sorted(self.pair_graphs)}, buckets for {batches}")
+        if not isinstance(self.recipe, Mapping) or not isinstance(self.recipe.get("name"), str):
+            raise BundleError("the manifest's recipe must be an object with a name")
+        if not 0 < self.golden_tolerance < 1:
+            raise BundleError(f"golden_tolerance must be within 0..1, not {self.golden_tolerance!r}")
         named = {bucket.graph for bucket in self.buckets} | set(self.pair_graphs.values())
         named |= {"weights.safetensors", "tokenizer.json", "golden.json", "report.json", "CARD.md"}
         if set(self.files) != named:
@@ -150,7 +173,7 @@ class Manifest:
             SchemaTooNew: written by a newer fieldrun.
             BundleError: missing, not JSON, unknown or missing keys, or a value that makes no sense.
         """
-        value = read_schema(path, SCHEMA, cls.__slots__, BundleError)  # type: ignore[attr-defined]
+        value = read_schema(path, SCHEMA, cls.__slots__, BundleError)
         try:
             value["network"] = from_mapping(Network, value["network"], "manifest.network", BundleError)
             value["buckets"] = tuple(from_mapping(Bucket, b, "manifest.buckets", BundleError) for b in value["buckets"])
@@ -158,7 +181,7 @@ class Manifest:
             value["pair_graphs"] = {int(batch): str(graph) for batch, graph in value["pair_graphs"].items()}
             value["files"] = {n: FileEntry.from_dict(n, e, BundleError) for n, e in value["files"].items()}
             value["golden_tolerance"] = float(value["golden_tolerance"])
-        except (TypeError, AttributeError, ValueError) as error:
+        except (TypeError, AttributeError, ValueError, OverflowError) as error:
             if isinstance(error, BundleError):
                 raise
             raise BundleError(f"{path} has a value of the wrong type: {error}; restore the file") from error

@@ -5,6 +5,7 @@
 | `student.json` | schema, name, shape, licence, provenance, the heads' names, sha256 and size of every other file |
 | `student.safetensors` | the student's tensors (`StudentConfig.shapes`), float16 or float32 |
 | `tokenizer.json` | the teacher's Rust tokenizer |
+| `CARD.md` | the model card, rendered from the record |
 | `training.json` | the training record: recipe, curves, results, seconds, machine |
 | `heads/<task>.json`, `heads/<task>.safetensors` | one head |
 
@@ -21,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from .card import render_card
 from .errors import CheckpointError, SchemaTooNew
 from .integrity import FileEntry, check_files, entry_of, read_schema
-from .storage import new_folder, read_json, write_bytes, write_json
+from .storage import is_folder, new_folder, read_json, write_bytes, write_json
 from .student import Head, StudentConfig, check_tensors, from_mapping
 from .tensors import Array, read_tensors, write_tensors
 
@@ -40,13 +42,13 @@ def resolve_checkpoint(path: str | Path) -> Path:
     Raises:
         CheckpointError: there is no folder at `path`.
     """
-    if str(path) == "reference" and not Path(path).is_dir():
-        if REFERENCE_CHECKPOINT.is_dir():
+    if str(path) == "reference" and not is_folder(Path(path)):
+        if is_folder(REFERENCE_CHECKPOINT):
             return REFERENCE_CHECKPOINT
-        raise CheckpointError("the reference checkpoint is in the repository, not in the wheel; clone it or give a path")
+        raise CheckpointError("the reference checkpoint is in the repository, not the wheel; clone it or give a path")
     folder = Path(path)
-    if not folder.is_dir():
-        raise CheckpointError(f"no checkpoint at {folder}: it is a folder with student.json, made by 'fieldrun distill'")
+    if not is_folder(folder):
+        raise CheckpointError(f"no checkpoint at {folder}: give a folder with student.json, made by 'fieldrun distill'")
     return folder
 
 
@@ -72,12 +74,15 @@ class Checkpoint:
         for head in self.heads:
             head.validate(self.config.field_dim)
         try:
-            vocab = json.loads(self.tokenizer)["model"]["vocab"]
-            largest = max(vocab.values())
+            tokenizer = json.loads(self.tokenizer.decode("utf-8"))
+            ids = [*tokenizer["model"]["vocab"].values(), *(added["id"] for added in tokenizer.get("added_tokens", ()))]
+            largest = max(int(i) for i in ids)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError("tokenizer.json is not a tokenizer with a vocabulary") from error
         if largest >= self.config.vocab_size:
-            raise CheckpointError(f"tokenizer.json has token id {largest}, the student only {self.config.vocab_size} rows")
+            raise CheckpointError(
+                f"tokenizer.json has token id {largest}, the student only {self.config.vocab_size} rows"
+            )
 
     def parameters(self) -> int:
         """Return the number of trained parameters, heads included."""
@@ -102,15 +107,19 @@ class Checkpoint:
     @classmethod
     def _read(cls, folder: Path) -> Checkpoint:
         about = read_schema(folder / "student.json", SCHEMA, _KEYS, CheckpointError)
+        if not isinstance(about["files"], dict) or not isinstance(about["provenance"], dict):
+            raise CheckpointError("student.json: files and provenance must be objects")
         files = {n: FileEntry.from_dict(n, e, CheckpointError) for n, e in about["files"].items()}
         config = from_mapping(StudentConfig, about["student"], "student.json: student")
         heads = about["heads"]
         if not isinstance(heads, list) or not all(isinstance(name, str) for name in heads):
             raise CheckpointError("student.json: heads must be a list of names")
-        wanted = {"student.safetensors", "tokenizer.json", "training.json"}
+        wanted = {"student.safetensors", "tokenizer.json", "training.json", "CARD.md"}
         wanted |= {f"heads/{name}.{suffix}" for name in heads for suffix in ("json", "safetensors")}
         if set(files) != wanted:
-            raise CheckpointError(f"student.json lists other files than a checkpoint has: {sorted(set(files) ^ wanted)}")
+            raise CheckpointError(
+                f"student.json lists other files than a checkpoint has: {sorted(set(files) ^ wanted)}"
+            )
         check_files(folder, files, CheckpointError)
         checkpoint = cls(
             name=str(about["name"]),
@@ -120,7 +129,7 @@ class Checkpoint:
             heads=tuple(_read_head(folder, name) for name in heads),
             licence=str(about["licence"]),
             provenance=about["provenance"],
-            record=read_json(folder / "training.json"),
+            record=_read_object(folder / "training.json"),
         )
         checkpoint.validate()
         return checkpoint
@@ -133,13 +142,15 @@ class Checkpoint:
             OutputExists, StorageError: `path` is taken or cannot be written.
         """
         self.validate()
-        stored = {name: tensor.astype(dtype) for name, tensor in self.tensors.items()}
+        with np.errstate(over="ignore"):  # the check below names the tensor that overflows
+            stored = {name: tensor.astype(dtype) for name, tensor in self.tensors.items()}
         check_tensors(stored, self.config.shapes(), f"student as {dtype}")
         with new_folder(path) as folder:
             (folder / "heads").mkdir()
             write_bytes(folder / "student.safetensors", write_tensors(stored))
             write_bytes(folder / "tokenizer.json", self.tokenizer)
             write_json(folder / "training.json", dict(self.record))
+            write_bytes(folder / "CARD.md", render_card(self).encode("utf-8"))
             for head in self.heads:
                 about: dict[str, Any] = {"name": head.name, "kind": head.kind, "labels": list(head.labels)}
                 about |= {"temperature": head.temperature, "about": dict(head.about)}
@@ -165,10 +176,17 @@ def _float32(tensors: Mapping[str, Array]) -> dict[str, Array]:
     return {n: t.astype(np.float32) if t.dtype == np.float16 else np.asarray(t) for n, t in tensors.items()}
 
 
+def _read_object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.name} must hold an object, not {type(value).__name__}")
+    return value
+
+
 def _read_head(folder: Path, name: str) -> Head:
-    value = json.loads((folder / "heads" / f"{name}.json").read_text("utf-8"))
+    value = _read_object(folder / "heads" / f"{name}.json")
     tensors = read_tensors(folder / "heads" / f"{name}.safetensors")
-    if not isinstance(value, dict) or set(tensors) != {"weight", "bias"}:
+    if set(tensors) != {"weight", "bias"} or set(value) & set(tensors):
         raise CheckpointError(f"head {name!r} must have exactly the tensors 'weight' and 'bias'")
     head: Head = from_mapping(Head, value | _float32(tensors), f"heads/{name}.json")
     if head.name != name:

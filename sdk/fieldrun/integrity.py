@@ -55,7 +55,9 @@ def read_schema(path: Path, schema: int, keys: Collection[str], error: type[Fiel
     try:
         value = read_json(path)
     except FileNotFoundError as cause:
-        raise error(f"{path.parent} has no {path.name}; it is not a {_kind(path)}, or a copy that is not complete") from cause
+        raise error(
+            f"{path.parent} has no {path.name}; it is not a {_kind(path)}, or a copy that is not complete"
+        ) from cause
     except (OSError, ValueError) as cause:
         raise error(f"{path.parent}: {cause}; restore the file") from cause
     if not isinstance(value, dict) or not isinstance(value.get("schema"), int):
@@ -71,19 +73,26 @@ def read_schema(path: Path, schema: int, keys: Collection[str], error: type[Fiel
 
 
 def check_files(folder: Path, files: Mapping[str, FileEntry], error: type[FieldrunError]) -> None:
-    """Check that every file exists inside `folder` with its size and sha256; raises `error` naming the first that does not."""
+    """Check that every file exists inside `folder` with its size and sha256; `error` names the first that does not."""
     root = folder.resolve()
     for name, entry in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise error(f"{folder} lacks {name}; copy it again")
-        if not path.resolve().is_relative_to(root):
-            raise error(f"{folder}: {name} is a link out of the folder; copy the file itself")
-        size = path.stat().st_size
-        if size != entry.bytes:
-            raise error(f"{folder}: {name} has {size} bytes, the manifest says {entry.bytes}; copy it again")
-        if sha256_file(path) != entry.sha256:
-            raise error(f"{folder}: {name} has another sha256 than the manifest says; copy it again")
+        try:
+            _check_file(folder, root, name, entry, error)
+        except OSError as cause:
+            raise error(f"{folder}: {name} cannot be read ({cause.strerror}); copy it again") from cause
+
+
+def _check_file(folder: Path, root: Path, name: str, entry: FileEntry, error: type[FieldrunError]) -> None:
+    path = folder / name
+    if not path.is_file():
+        raise error(f"{folder} lacks {name}; copy it again")
+    if not path.resolve().is_relative_to(root):
+        raise error(f"{folder}: {name} is a link out of the folder; copy the file itself")
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise error(f"{folder}: {name} has {size} bytes, the manifest says {entry.bytes}; copy it again")
+    if sha256_file(path) != entry.sha256:
+        raise error(f"{folder}: {name} has another sha256 than the manifest says; copy it again")
 
 
 def _kind(path: Path) -> str:

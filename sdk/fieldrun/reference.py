@@ -62,7 +62,7 @@ def forward(
     """
     w = {name: tensor.astype(np.float64 if float64 else np.float32, copy=False) for name, tensor in weights.items()}
     mask = (ids != 0)[:, :, None]
-    seen = record or (lambda name, x: None)
+    seen = record or _ignore
 
     y = np.zeros((*ids.shape, config.width), w["window.bias"].dtype) + w["window.bias"]
     for o, matrix in zip(config.offsets, w["window.weight"], strict=True):
@@ -87,6 +87,10 @@ def forward(
     hidden = np.maximum(pooled @ w["hidden.weight"] + w["hidden.bias"], 0)
     seen("field", hidden)
     return np.asarray(hidden @ w["field.weight"] + w["field.bias"])
+
+
+def _ignore(name: str, x: Array) -> None:
+    del name, x
 
 
 def pair_features(a: Array, b: Array) -> Array:

@@ -6,6 +6,8 @@ Everything fieldrun writes is written beside its place, flushed to disk, and ren
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -17,7 +19,7 @@ from typing import Any
 
 from .errors import OutputExists, StorageError
 
-__all__ = ["new_folder", "read_json", "sha256_bytes", "sha256_file", "write_bytes", "write_json"]
+__all__ = ["is_folder", "new_folder", "read_json", "sha256_bytes", "sha256_file", "write_bytes", "write_json"]
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -32,6 +34,11 @@ def sha256_file(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def is_folder(path: Path) -> bool:
+    """Whether `path` is a folder that can be seen; False, and no error, for a name that the system refuses."""
+    return os.path.isdir(path)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -68,7 +75,7 @@ def read_json(path: Path) -> Any:
     """Parse the JSON file at `path`; `ValueError` with the file's name when it is not JSON."""
     try:
         return json.loads(path.read_text("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is not valid JSON ({error})") from error
 
 
@@ -76,15 +83,19 @@ def read_json(path: Path) -> Any:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a folder beside `path` that becomes `path` when the block ends, and vanishes when it fails.
 
+    What a killed process left beside `path` is deleted first; a folder that a living process writes is locked.
+
     Raises:
         OutputExists: `path` exists.
         StorageError: the parent is missing or not writable, or the disk is full.
     """
-    if path.exists() or path.is_symlink():
+    if os.path.lexists(path):
         raise OutputExists(f"{path} exists; choose another folder or delete it first")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _delete_abandoned(path)
         partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
+        lock = _lock(partial)
     except OSError as error:
         raise _storage_error(path, error) from error
     try:
@@ -95,6 +106,27 @@ def new_folder(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise _storage_error(path, error) from error
         raise
+    finally:
+        os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    """Lock `folder` until the returned descriptor is closed or this process ends; `OSError` if another holds it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _delete_abandoned(path: Path) -> None:
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+        with contextlib.suppress(OSError):
+            handle = _lock(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(handle)
 
 
 def _publish(partial: Path, path: Path) -> None:

@@ -70,6 +70,10 @@ class StudentConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise CheckpointError(f"student.{name} must be a positive integer, not {value!r}")
+        for name in ("ngram_buckets", "mixer_kernel"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise CheckpointError(f"student.{name} must be a whole number, 0 for none, not {value!r}")
         if 0 not in self.offsets or len(set(self.offsets)) != len(self.offsets):
             raise CheckpointError(f"student.offsets must be distinct and contain 0, not {list(self.offsets)}")
         if any(not 2 <= n <= len(HASH_MULTIPLIERS) for n in self.ngram_orders):
@@ -128,7 +132,9 @@ class Head:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", tuple(self.labels))
+        object.__setattr__(self, "labels", () if isinstance(self.labels, str) else tuple(self.labels))
+        if not all(isinstance(label, str) and label for label in self.labels):
+            raise CheckpointError(f"head {self.name!r}: labels must be a list of strings, not {self.labels!r}")
         if not self.name or not all(c.isalnum() or c in "-_" for c in self.name):
             raise CheckpointError(f"head name {self.name!r} must be letters, digits, '-' and '_'")
         if self.kind not in ("single", "pair"):

@@ -8,6 +8,7 @@ header `{name: {dtype, shape, data_offsets}}`, then the buffers without holes.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import struct
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ ALIGNMENT = 64
 
 _PAGE = 4096
 _MAX_HEADER = 1 << 24
+_MAX_ELEMENTS = 1 << 48
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -49,7 +51,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         raw = file.read(length)
     try:
         header = json.loads(raw.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is not a safetensors file: its header is not JSON") from error
     if not isinstance(header, dict):
         raise ValueError(f"{path.name} is not a safetensors file: its header is not an object")
@@ -66,14 +68,15 @@ def _entries(path: Path) -> tuple[dict[str, tuple[np.dtype[Any], tuple[int, ...]
             continue
         try:
             dtype = _DTYPES[entry["dtype"]]
-            shape = tuple(int(n) for n in entry["shape"])
-            start, stop = (int(n) for n in entry["data_offsets"])
+            shape = tuple(entry["shape"])
+            start, stop = entry["data_offsets"]
+            if any(type(n) is not int or n < 0 for n in (*shape, start, stop)):
+                raise ValueError("not a size")
+            if math.prod(n or 1 for n in shape) > _MAX_ELEMENTS:
+                raise ValueError("too large for an array, even if empty")
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path.name}: tensor {name!r} has an unknown dtype, shape or offset") from error
-        count = 1
-        for n in shape:
-            count *= n
-        if min(shape, default=0) < 0 or not 0 <= start <= stop <= data_bytes or stop - start != count * dtype.itemsize:
+        if not start <= stop <= data_bytes or stop - start != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{path.name} is truncated or damaged: tensor {name!r} does not fit in the file")
         entries[name] = (dtype, shape, start, stop)
     position = 0
@@ -81,6 +84,8 @@ def _entries(path: Path) -> tuple[dict[str, tuple[np.dtype[Any], tuple[int, ...]
         if start != position:
             raise ValueError(f"{path.name} is damaged: tensor {name!r} overlaps another or leaves a hole")
         position = stop
+    if position != data_bytes:
+        raise ValueError(f"{path.name} is damaged: {data_bytes - position} bytes at its end belong to no tensor")
     return entries, data_start
 
 
@@ -113,7 +118,8 @@ def write_tensors(tensors: Mapping[str, Array]) -> bytes:
     """Return `tensors` as the bytes of a safetensors file.
 
     The largest alignment goes first: tensors whose size is a multiple of `ALIGNMENT` are written before the others, so
-    that without holes every large buffer is aligned. Same tensors, same bytes, whatever the order of the mapping.
+    that without holes every large buffer is aligned; the others follow by the size of their elements. Same tensors,
+    same bytes, whatever the order of the mapping.
 
     Raises:
         ValueError: a dtype that the format or fieldrun does not have.
@@ -121,7 +127,7 @@ def write_tensors(tensors: Mapping[str, Array]) -> bytes:
     header: dict[str, Any] = {}
     parts: list[bytes] = []
     position = 0
-    for name in sorted(tensors, key=lambda n: (tensors[n].nbytes % ALIGNMENT != 0, tensors[n].itemsize == 1, n)):
+    for name in sorted(tensors, key=lambda n: (tensors[n].nbytes % ALIGNMENT != 0, -tensors[n].itemsize, n)):
         array = np.asarray(tensors[name], order="C")
         little = array.dtype.newbyteorder("<") if array.dtype.itemsize > 1 else array.dtype
         if little not in _NAMES:

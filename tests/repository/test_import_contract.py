@@ -43,8 +43,8 @@ LAYERS = {
     "distill": _layer("contract distill numpy tokenizers tomli torch transformers", "rich"),
     "exporters": _layer("contract exporters numpy tokenizers tomli onnx", "onnxruntime rich"),
     "runtimes": _layer("contract runtimes numpy tokenizers", "onnxruntime"),
-    "benchmarks": _layer("contract benchmarks numpy tokenizers", "rich"),
-    "demo": _layer("contract benchmarks demo face numpy tokenizers", "rich"),
+    "benchmarks": _layer("contract benchmarks numpy tokenizers click", "rich"),
+    "demo": _layer("contract benchmarks demo face numpy tokenizers click", "rich"),
 }
 
 
@@ -64,7 +64,7 @@ def layer_of(module: str, contracts: frozenset[str]) -> str:
         if rest[0] in contracts or rest[0] == "__version__":
             return "contract"
         return "distill" if rest[0] == "distill" else "face"
-    if module.startswith("fieldrun_benchmarks.demo"):
+    if module in ("fieldrun_benchmarks.demo", "fieldrun_benchmarks.measure"):
         return "demo"
     return root.removeprefix("fieldrun_")
 

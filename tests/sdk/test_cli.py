@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +18,28 @@ import fieldrun.distill
 from fieldrun.bundle import TaskSpec
 from fieldrun.cli import main
 from fieldrun.errors import BundleError, InputTextError, StorageError, TextTooLong
+from fieldrun.reference import softmax
 
 TASKS = (
     TaskSpec(name="mood", kind="single", labels=("down", "up"), start=0, temperature=0.5),
     TaskSpec(name="topic", kind="single", labels=("war", "sport", "film"), start=2, temperature=1.0),
     TaskSpec(name="same", kind="pair", labels=("different", "same"), start=0, temperature=1.0),
 )
+
+
+@dataclass
+class FakeEncoding:
+    texts: list[str]
+    field: Any
+    logits: Any
+    tokens: Any
+    dropped: Any
+
+    def part(self, start: int, stop: int) -> FakeEncoding:
+        rows = slice(start, stop)
+        return FakeEncoding(
+            self.texts[rows], self.field[rows], self.logits[rows], self.tokens[rows], self.dropped[rows]
+        )
 
 
 class FakeModel:
@@ -64,13 +81,15 @@ class FakeModel:
             logits[i, 1] = 1.0 if "good" in text else -1.0
             logits[i, 4] = 2.0 if "film" in text else -2.0
         field = np.repeat(words[:, None], 256, axis=1).astype(np.float32)
-        return SimpleNamespace(
-            field=field, logits=logits, tokens=np.minimum(words, 8), dropped=np.maximum(words - 8, 0)
-        )
+        return FakeEncoding(list(texts), field, logits, np.minimum(words, 8), np.maximum(words - 8, 0))
 
-    def scores(self, texts: Sequence[tuple[str, str]], task: str) -> Any:
-        assert task == "same"
-        return np.array([[0.25, 0.75] if a == b else [0.9, 0.1] for a, b in texts], np.float32)
+    def scores_of(self, encoding: FakeEncoding, task: str, other: FakeEncoding | None = None) -> Any:
+        if other is not None:
+            assert task == "same"
+            pairs = zip(encoding.texts, other.texts, strict=True)
+            return np.array([[0.25, 0.75] if a == b else [0.9, 0.1] for a, b in pairs], np.float32)
+        spec = self.manifest.task(task)
+        return softmax(encoding.logits[:, spec.start : spec.start + len(spec.labels)], spec.temperature)
 
 
 @pytest.fixture

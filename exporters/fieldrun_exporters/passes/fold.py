@@ -1,8 +1,10 @@
-"""Fold everything that acts on one token before tokens mix into look-up tables (design.md rule 4).
+"""Fold what can be computed once, before any text is seen (design.md rule 4).
 
-`E W_o` is computed once for the whole vocabulary, per window offset; the bias goes into the rows of offset 0, of which
-every position takes exactly one. The blocks are stacked with the n-gram table, so that a position is one gather of J
-rows from one table.
+- `E W_o` is computed for the whole vocabulary, per window offset; the bias goes into the rows of offset 0, of which
+  every position takes exactly one. The blocks are stacked with the n-gram table: a position is one gather of J rows.
+- Field and single heads are linear maps in a row, field = x D + d and logits = field H + g. They become one layer,
+  [field, logits] = x [D, D H] + [d, d H + g].
+- The pooling score's bias cancels in the weighted mean; it only moves the bounds of the clip.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import numpy as np
 from fieldrun.bundle import Network
 from fieldrun.checkpoint import Checkpoint
 from fieldrun.errors import ExportError
-from fieldrun.student import HASH_MULTIPLIERS
+from fieldrun.student import HASH_MULTIPLIERS, SCORE_CLIP
 from fieldrun.tensors import Array
 
 from ..deployed import Deployed, PassReport
@@ -58,16 +60,23 @@ def fold(checkpoint: Checkpoint) -> tuple[Deployed, PassReport]:
     }
     if len(tensors["table"]) != rows:
         raise ExportError(f"fold: the table has {len(tensors['table'])} rows instead of {rows}")
-    layers = ("mixer", "pool", "hidden", "field") if config.mixer_kernel else ("pool", "hidden", "field")
-    for layer in layers:
+    for layer in ("mixer", "hidden") if config.mixer_kernel else ("hidden",):
         weight = weights[f"{layer}.weight"].astype(np.float32)
         tensors[f"{layer}.weight"] = weight.reshape(-1, weight.shape[-1])
         tensors[f"{layer}.bias"] = weights[f"{layer}.bias"].astype(np.float32)
-    for layer, kind in (("heads", "single"), ("pairs", "pair")):
-        heads = [head for head in checkpoint.heads if head.kind == kind]
-        if heads:
-            tensors[f"{layer}.weight"] = np.concatenate([h.weight for h in heads], axis=1).astype(np.float32)
-            tensors[f"{layer}.bias"] = np.concatenate([h.bias for h in heads]).astype(np.float32)
+    tensors["score.weight"] = weights["pool.weight"].astype(np.float32)
+    bias = np.float32(weights["pool.bias"][0])
+    tensors["score.bounds"] = np.array([-SCORE_CLIP, SCORE_CLIP], np.float32) - bias
+    singles = [head for head in checkpoint.heads if head.kind == "single"]
+    field_weight, field_bias = (weights[f"field.{part}"].astype(np.float64) for part in ("weight", "bias"))
+    columns: list[Array] = [field_weight, *(field_weight @ head.weight for head in singles)]
+    biases: list[Array] = [field_bias, *(field_bias @ head.weight + head.bias for head in singles)]
+    tensors["output.weight"] = np.concatenate(columns, axis=1).astype(np.float32)
+    tensors["output.bias"] = np.concatenate(biases).astype(np.float32)
+    pairs = [head for head in checkpoint.heads if head.kind == "pair"]
+    if pairs:
+        tensors["pairs.weight"] = np.concatenate([head.weight for head in pairs], axis=1).astype(np.float32)
+        tensors["pairs.bias"] = np.concatenate([head.bias for head in pairs]).astype(np.float32)
     network = Network(
         vocab_size=config.vocab_size,
         width=config.width,
@@ -79,5 +88,8 @@ def fold(checkpoint: Checkpoint) -> tuple[Deployed, PassReport]:
     )
     before = sum(t.nbytes for t in weights.values()) + sum(h.weight.nbytes + h.bias.nbytes for h in checkpoint.heads)
     deployed = Deployed(network=network, tensors=tensors)
-    changed = {"table": {"rows": rows, "width": config.width, "blocks": len(blocks), "matrix_products_removed": 1}}
+    changed = {
+        "table": {"rows": rows, "width": config.width, "blocks": len(blocks)},
+        "output": {"columns": tensors["output.weight"].shape[1], "heads": len(singles)},
+    }
     return deployed, PassReport(name="fold", bytes_before=before, bytes_after=deployed.nbytes(), changed=changed)

@@ -19,13 +19,12 @@ from ..recipe import Precision
 
 __all__ = ["int8", "quantize_columns", "quantize_rows"]
 
-_HEADS = ("heads", "pairs")
-
 
 def quantize_rows(table: Array) -> tuple[Array, Array]:
     """Return `table (rows, width)` as int8 with one scale per row: `(rows, width) int8`, `(rows, 1) float32`."""
     largest = np.abs(table).max(1, keepdims=True)
-    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    # a row too small for a normal scale becomes zeros
+    scale = np.where(largest > 127 * np.finfo(np.float32).tiny, largest / 127, 1).astype(np.float32)
     return np.clip(np.rint(table / scale), -127, 127).astype(np.int8), scale
 
 
@@ -53,12 +52,7 @@ def int8(deployed: Deployed, precision: Precision, input_ranges: Mapping[str, fl
         quantized, scale = quantize_rows(table)
         tensors |= {"table": quantized, "table.scale": scale}
         changed["table"] = _facts(table, quantized, scale)
-    wanted = [
-        layer
-        for layer in deployed.dense()
-        if layer != "pool" and (precision.heads if layer in _HEADS else precision.dense) == "int8"
-    ]
-    for layer in wanted:
+    for layer in deployed.dense() if precision.dense == "int8" else ():
         if not input_ranges.get(layer, 0) > 0:
             raise ExportError(f"int8: the calibration text never reached the layer {layer!r}; give more text")
         weight = tensors[f"{layer}.weight"]

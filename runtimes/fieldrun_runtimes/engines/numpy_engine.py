@@ -11,7 +11,6 @@ import numpy as np
 
 from fieldrun.bundle import Bundle
 from fieldrun.errors import BundleError
-from fieldrun.student import SCORE_CLIP
 from fieldrun.tensors import Array, read_tensors
 
 __all__ = ["NumpyEngine"]
@@ -30,14 +29,13 @@ class NumpyEngine:
             # one stacked (J, shifts) product per position becomes J dot products: keep the columns
             self._coef = np.ascontiguousarray(weights["rows.coef"].T)
             self._modulus, self._base = weights["rows.modulus"], weights["rows.base"]
-            self._layers = {
-                name.removesuffix(".weight"): _Dense(weights, name.removesuffix(".weight"))
-                for name in weights
-                if name.endswith(".weight")
-            }
+            self._score, self._bounds = weights["score.weight"], weights["score.bounds"]
+            names = [name.removesuffix(".bias") for name in weights if name.endswith(".bias")]
+            self._layers = {name: _Dense(weights, name) for name in names}
+            self._hidden, self._output = self._layers["hidden"], self._layers["output"]
         except (KeyError, ValueError) as error:
             raise BundleError(f"{bundle.path}: weights.safetensors cannot be used ({error}); copy it again") from error
-        self._shifts, self._kernel = net.shifts, net.mixer_kernel
+        self._shifts, self._kernel, self._dim = net.shifts, net.mixer_kernel, net.field_dim
         self._left, self._right = max(0, -min(net.shifts)), max(0, max(net.shifts))
 
     def run(self, ids: Array) -> tuple[Array, Array]:
@@ -55,20 +53,20 @@ class NumpyEngine:
         h *= mask
         if self._kernel:
             h = self._mix(h, mask)
-        pool = self._layers["pool"]
-        a = np.exp(np.clip(pool(h), -SCORE_CLIP, SCORE_CLIP)) * mask
+        score = h @ self._score
+        np.maximum(np.minimum(score, self._bounds[1], out=score), self._bounds[0], out=score)
+        a = np.exp(score, out=score) * mask
         pooled = np.concatenate([(a * h).sum(1) / a.sum(1), h.max(1)], axis=-1)
-        field = self._layers["field"](np.maximum(self._layers["hidden"](pooled), 0))
-        heads = self._layers.get("heads")
-        return field, np.zeros((batch, 0), np.float32) if heads is None else heads(field)
+        output = self._output(np.maximum(self._hidden(pooled), 0))
+        return output[:, : self._dim], output[:, self._dim :]
 
     def _mix(self, h: Array, mask: Array) -> Array:
         batch, length, width = h.shape
-        reach = self._kernel // 2
+        reach, mixer = self._kernel // 2, self._layers["mixer"]
         wide = np.zeros((batch, length + 2 * reach, width), np.float32)
-        wide[:, reach : reach + length] = h
+        wide[:, reach : reach + length] = mixer.quantize(h)
         window = np.concatenate([wide[:, k : k + length] for k in range(self._kernel)], axis=-1)
-        mixed = np.maximum(self._layers["mixer"](window), 0)
+        mixed = np.maximum(mixer.apply(window), 0)
         mixed += h
         mixed *= mask
         return mixed
@@ -91,7 +89,20 @@ class _Dense:
             self._output_scale = weights[f"{name}.weight_scale"] * self._input_scale
 
     def __call__(self, x: Array) -> Array:
+        return self.apply(self.quantize(x))
+
+    def quantize(self, x: Array) -> Array:
+        """Return `x` as the whole numbers that the int8 layer takes, in float32; `x` itself for a float layer."""
         if self._input_scale is None:
-            return np.asarray(x @ self._weight + self._bias)
-        q = np.clip(np.rint(x / self._input_scale), -128, 127)
-        return np.asarray((q @ self._weight) * self._output_scale + self._bias)
+            return x
+        q = x / self._input_scale
+        np.rint(q, out=q)
+        return np.asarray(np.clip(q, -128, 127, out=q))
+
+    def apply(self, q: Array) -> Array:
+        """Return the layer's output for an input that `quantize` returned."""
+        y = q @ self._weight
+        if self._input_scale is not None:
+            y *= self._output_scale
+        y += self._bias
+        return np.asarray(y)

@@ -62,7 +62,9 @@ class OnnxRuntimeEngine:
         """Return the pair tasks' logits `(batch, labels) float32`; `batch` must be one of the pair graphs'."""
         graph = self._bundle.manifest.pair_graphs.get(len(a))
         if graph is None:
-            raise EngineError(f"no pair graph for a batch of {len(a)}; there are {sorted(self._bundle.manifest.pair_graphs)}")
+            raise EngineError(
+                f"no pair graph for a batch of {len(a)}; there are {sorted(self._bundle.manifest.pair_graphs)}"
+            )
         session = self._sessions.get(graph) or self._open(graph)
         (logits,) = session.run(("logits",), {"a": a, "b": b})
         return np.asarray(logits)

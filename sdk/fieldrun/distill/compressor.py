@@ -8,21 +8,41 @@ recipe. With the standardised raw field f, the field is z = LayerNorm(E f) witho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
+from fieldrun.errors import TrainingError
 from fieldrun.tensors import Array
 
 from .pool import TextPool
 from .recipe import CompressorRecipe
 
-__all__ = ["Compressed", "make_heads", "pair_input", "similarity_loss", "train_compressor"]
+__all__ = ["Compressed", "TaskHeads", "make_heads", "pair_input", "similarity_loss", "train_compressor"]
+
+
+class TaskHeads(nn.ModuleDict):
+    """One linear head per task. Unlike in a plain `ModuleDict`, a task may have any name: "type", "half", "values"."""
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Keep `module` under `name`, also where `nn.Module` has an attribute of that name."""
+        assert module is not None  # ModuleDict hands over only modules
+        self._modules[name] = module
+
+    def train(self, mode: bool = True) -> TaskHeads:
+        """Do nothing: a linear layer is the same in training, and a task named "training" keeps its place."""
+        del mode
+        return self
+
+    def __getitem__(self, name: str) -> nn.Linear:
+        head = self._modules[name]
+        assert isinstance(head, nn.Linear)  # make_heads puts nothing else in
+        return head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,15 +50,13 @@ class Compressed:
     """The field of every text `(texts, dim) float32`, the heads trained on it, and the loss curve."""
 
     field: Array
-    heads: nn.ModuleDict
+    heads: TaskHeads
     curve: list[dict[str, float]]
 
 
-def make_heads(pool: TextPool, dim: int) -> nn.ModuleDict:
+def make_heads(pool: TextPool, dim: int) -> TaskHeads:
     """Return one linear head per task: `dim` inputs for a single task, `4 * dim` for a pair task."""
-    return nn.ModuleDict(
-        {t.name: nn.Linear(dim * (4 if t.kind == "pair" else 1), len(t.labels)) for t in pool.tasks}
-    )
+    return TaskHeads({t.name: nn.Linear(dim * (4 if t.kind == "pair" else 1), len(t.labels)) for t in pool.tasks})
 
 
 def pair_input(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -74,6 +92,9 @@ def train_compressor(
         dim: the field's width.
         seed: of weights and batches.
         progress: called with (steps done, steps in all).
+
+    Raises:
+        TrainingError: a loss is not finite.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -115,13 +136,15 @@ def train_compressor(
             task_loss = task_loss + functional.cross_entropy(logits, y, label_smoothing=0.05)
         loss = recipe.reconstruction * reconstruction + recipe.task * task_loss + recipe.geometry * geometry
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
         if (step + 1) % 100 == 0 or step + 1 == recipe.steps:
-            values: dict[str, Any] = {"step": step + 1, "loss": loss.detach(), "reconstruction": reconstruction.detach()}
-            values |= {"task": task_loss.detach(), "geometry": geometry.detach()}
-            curve.append({name: round(float(value), 5) for name, value in values.items()})
+            terms = {"loss": loss, "reconstruction": reconstruction, "task": task_loss, "geometry": geometry}
+            values = {name: round(float(value.detach()), 5) for name, value in terms.items()}
+            if not math.isfinite(values["loss"]):
+                raise TrainingError(f"the compressor's loss is not finite at step {step}; lower its learning_rate")
+            curve.append({"step": step + 1, **values})
         if progress is not None:
             progress(step + 1, recipe.steps)
     with torch.inference_mode():

@@ -31,7 +31,9 @@ def _inputs(fields: torch.Tensor, position: Mapping[int, int], split: Split) -> 
     return fields[rows]
 
 
-def fit_pair_head(x: torch.Tensor, y: torch.Tensor, x_held: torch.Tensor, y_held: torch.Tensor, labels: int) -> nn.Linear:
+def fit_pair_head(
+    x: torch.Tensor, y: torch.Tensor, x_held: torch.Tensor, y_held: torch.Tensor, labels: int
+) -> nn.Linear:
     """Return a linear head on pair features; its weight decay is the one with the least loss on the held-out slice."""
     scale = x.std(0) + 1e-3
     best: tuple[float, nn.Linear] | None = None
@@ -42,7 +44,7 @@ def fit_pair_head(x: torch.Tensor, y: torch.Tensor, x_held: torch.Tensor, y_held
         for _ in range(_STEPS):
             loss = functional.cross_entropy(head(functional.dropout(x / scale, 0.3)), y)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
         with torch.inference_mode():
             held = float(functional.cross_entropy(head(x_held / scale), y_held))

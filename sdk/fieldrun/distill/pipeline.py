@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import nn
 
 from fieldrun.checkpoint import Checkpoint
 from fieldrun.errors import FieldrunError, OutputExists, TrainingError
@@ -21,12 +20,21 @@ from fieldrun.storage import sha256_bytes, write_json
 from fieldrun.student import Head, StudentConfig
 from fieldrun.tensors import Array
 
-from .compressor import Compressed, make_heads, train_compressor
+from .compressor import Compressed, TaskHeads, make_heads, pair_input, train_compressor
 from .heads import finish_head, score
-from .pool import TextPool, build_pool
+from .pool import TaskData, TextPool, build_pool
 from .recipe import DistillRecipe, load_recipe
+from .state import load_json, load_state, reason, save_state
 from .student import Student
-from .teacher import extract_raw_field, load_teacher, teacher_hashes
+from .teacher import (
+    default_layers,
+    extract_raw_field,
+    load_teacher,
+    load_tokenizer,
+    teacher_hashes,
+    teacher_shape,
+    tokenize,
+)
 from .training import arithmetic, fields_of, train_student
 
 __all__ = ["Progress", "distill"]
@@ -65,11 +73,18 @@ def distill(
     work = work or out.with_name(out.name + ".work")
     try:
         work.mkdir(parents=True, exist_ok=True)
-        return _Run(plan, data, teacher, hashes, work, progress or (lambda phase, done, total: None)).run(out)
+        return _Run(plan, data, teacher, hashes, work, progress or _silent).run(out)
     except FieldrunError:
         raise
     except OSError as error:
-        raise TrainingError(f"cannot use the work folder {work}: {error}; free space or give another --work") from error
+        reported = error.strerror or reason(error)
+        raise TrainingError(
+            f"cannot use the work folder {work}: {reported}; free space or give another --work"
+        ) from error
+
+
+def _silent(phase: str, done: int, total: int) -> None:
+    del phase, done, total
 
 
 class _Run:
@@ -80,7 +95,7 @@ class _Run:
     ) -> None:
         self.recipe, self.data, self.teacher, self.hashes, self.work = recipe, data, teacher, hashes, work
         self.progress = progress
-        self.seconds: dict[str, float] = self._read("seconds.json", {})
+        self.seconds: dict[str, float] = load_json(work / "seconds.json", {})
 
     def run(self, out: Path) -> Checkpoint:
         recipe = self.recipe
@@ -88,28 +103,18 @@ class _Run:
         pool = build_pool(recipe, self.data)
         self._check_same_run(pool)
         tokenizer, vocab_size = self._tokenizer()
-        config = StudentConfig(
-            vocab_size=vocab_size,
-            max_tokens=recipe.training.max_tokens,
-            embedding_dim=recipe.student.embedding_dim,
-            width=recipe.student.width,
-            offsets=recipe.student.offsets,
-            ngram_orders=recipe.student.ngram_orders,
-            ngram_buckets=recipe.student.ngram_buckets,
-            mixer_kernel=recipe.student.mixer_kernel,
-            hidden=recipe.student.hidden,
-        )
+        config = recipe.student.config(vocab_size=vocab_size, max_tokens=recipe.training.max_tokens)
         self.progress("read", 1, 1)
         raw = self._timed("raw field", lambda: self._raw(pool))
         compressed = self._timed("compressor", lambda: self._compress(pool, raw, config.field_dim))
-        sequences = self._encode(tokenizer, pool)
+        sequences = tokenize(tokenizer, pool.texts)
         student, heads, curve = self._timed("student", lambda: self._train(config, pool, sequences, compressed))
         finished, results = self._finish(student, heads, pool, sequences, compressed)
         checkpoint = Checkpoint(
             name=recipe.name,
             config=config,
             tensors=student.tensors(),
-            tokenizer=tokenizer,
+            tokenizer=tokenizer.to_str().encode("utf-8"),
             heads=tuple(finished),
             licence=recipe.licence,
             provenance={
@@ -136,30 +141,26 @@ class _Run:
             "teacher": self.hashes,
         }
         path = self.work / "run.json"
-        if path.exists() and json.loads(path.read_text("utf-8")) != identity:
-            raise TrainingError(f"{self.work} holds another run (recipe, data or teacher differ); use a new --work folder")
+        before = load_json(path, identity)
+        if before != identity:
+            differ = [key for key in identity if not isinstance(before, dict) or before.get(key) != identity[key]]
+            raise TrainingError(f"{self.work} holds another run (other {', '.join(differ)}); use a new --work folder")
         write_json(path, identity)
 
-    def _tokenizer(self) -> tuple[bytes, int]:
-        tokenizer = Tokenizer.from_file(str(self.teacher / "tokenizer.json"))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        if tokenizer.token_to_id("[PAD]") != 0:
-            raise TrainingError(f"the tokenizer in {self.teacher} must have [PAD] as id 0; use a WordPiece (BERT) encoder")
-        return tokenizer.to_str().encode("utf-8"), tokenizer.get_vocab_size()
-
-    def _encode(self, tokenizer: bytes, pool: TextPool) -> list[list[int]]:
-        loaded = Tokenizer.from_str(tokenizer.decode("utf-8"))
-        return [encoding.ids for encoding in loaded.encode_batch_fast(list(pool.texts))]
+    def _tokenizer(self) -> tuple[Tokenizer, int]:
+        tokenizer = load_tokenizer(self.teacher)
+        if tokenizer.token_to_id("[PAD]") != 0 or not tokenizer.encode("").ids:
+            raise TrainingError(
+                f"the tokenizer in {self.teacher} must have [PAD] as id 0 and add [CLS] and [SEP]; "
+                "use a WordPiece (BERT) encoder"
+            )
+        return tokenizer, max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def _raw(self, pool: TextPool) -> Array:
         recipe = self.recipe.teacher
         layers = recipe.layers
         if isinstance(layers, int):
-            from .teacher import default_layers
-
-            depth = int(json.loads((self.teacher / "config.json").read_text("utf-8"))["num_hidden_layers"])
-            layers = default_layers(depth, layers)
+            layers = default_layers(teacher_shape(self.teacher)[0], layers)
         return extract_raw_field(
             pool.texts,
             self.teacher,
@@ -173,7 +174,7 @@ class _Run:
     def _compress(self, pool: TextPool, raw: Array, dim: int) -> Compressed:
         path = self.work / "compressed.pt"
         if path.exists():
-            state = torch.load(path, weights_only=True)
+            state = load_state(path)
             heads = make_heads(pool, dim)
             heads.load_state_dict(state["heads"])
             return Compressed(field=state["field"].numpy(), heads=heads, curve=state["curve"])
@@ -185,19 +186,16 @@ class _Run:
             self.recipe.seed,
             lambda done, total: self.progress("compressor", done, total),
         )
-        partial = path.with_suffix(".partial")
         field = torch.from_numpy(compressed.field)
-        torch.save({"field": field, "heads": compressed.heads.state_dict(), "curve": compressed.curve}, partial)
-        partial.replace(path)
+        save_state(path, {"field": field, "heads": compressed.heads.state_dict(), "curve": compressed.curve})
         return compressed
 
     def _train(
-        self, config: StudentConfig, pool: TextPool, sequences: list[list[int]], compressed: Compressed
-    ) -> tuple[Student, nn.ModuleDict, list[dict[str, float]]]:
+        self, config: StudentConfig, pool: TextPool, sequences: Sequence[Sequence[int]], compressed: Compressed
+    ) -> tuple[Student, TaskHeads, list[dict[str, float]]]:
         torch.manual_seed(self.recipe.seed)
         student = Student(config, self.recipe.training.dropout)
-        embeddings = load_teacher(self.teacher, torch.float32).get_input_embeddings().weight.cpu().numpy()
-        student.start_from(embeddings)
+        student.start_from(self._embeddings())
         heads = make_heads(pool, config.field_dim)
         heads.load_state_dict(compressed.heads.state_dict())
         curve = train_student(
@@ -211,15 +209,21 @@ class _Run:
             self.recipe.seed,
             self.work,
             lambda done, total: self.progress("student", done, total),
+            {task.name: task.repeat for task in self.recipe.tasks},
         )
         return student, heads, curve
+
+    def _embeddings(self) -> Array:
+        teacher: Any = load_teacher(self.teacher, torch.float32)
+        weight: torch.Tensor = teacher.get_input_embeddings().weight
+        return weight.cpu().numpy()
 
     def _finish(
         self,
         student: Student,
-        heads: nn.ModuleDict,
+        heads: TaskHeads,
         pool: TextPool,
-        sequences: list[list[int]],
+        sequences: Sequence[Sequence[int]],
         compressed: Compressed,
     ) -> tuple[list[Head], dict[str, Any]]:
         finished, results = [], {}
@@ -236,9 +240,7 @@ class _Run:
         self.progress("heads", len(pool.tasks), len(pool.tasks))
         return finished, results
 
-    def _teacher_score(self, task: Any, compressed: Compressed) -> dict[str, Any]:
-        from .compressor import pair_input
-
+    def _teacher_score(self, task: TaskData, compressed: Compressed) -> dict[str, Any]:
         split = task.report or task.held_out
         field = torch.from_numpy(compressed.field)
         x = pair_input(field[split.rows[:, 0]], field[split.rows[:, 1]]) if task.kind == "pair" else field[split.rows]
@@ -256,15 +258,11 @@ class _Run:
         write_json(self.work / "seconds.json", self.seconds)
         return result
 
-    def _read(self, name: str, default: Any) -> Any:
-        path = self.work / name
-        return json.loads(path.read_text("utf-8")) if path.exists() else default
-
 
 def _machine(recipe: DistillRecipe) -> dict[str, Any]:
     packages = ("torch", "transformers", "tokenizers", "numpy")
     return {
-        "platform": platform.platform(terse=True),
+        "platform": platform.system(),
         "processor": platform.machine(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

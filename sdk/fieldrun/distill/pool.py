@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fieldrun.dataset import Dataset, read_tsv
-from fieldrun.errors import DatasetError
+from fieldrun.errors import DatasetError, RecipeError
 from fieldrun.storage import sha256_file
 
-from .recipe import DistillRecipe, TaskRecipe
+from .recipe import CorpusRecipe, DistillRecipe, TaskRecipe, is_task_name
 
 __all__ = ["Split", "TaskData", "TextPool", "build_pool", "discover_tasks"]
 
@@ -58,6 +58,8 @@ def discover_tasks(data: Path) -> tuple[TaskRecipe, ...]:
     """Return a task for every folder of `data` with a `train.tsv`; reports on its `dev.tsv` or else `test.tsv`."""
     tasks = []
     for folder in sorted(p.parent for p in data.glob("*/train.tsv")):
+        if not is_task_name(folder.name):
+            raise DatasetError(f"the folder {folder} cannot name a task; rename it to letters, digits, '-' and '_'")
         report = next((name for name in ("dev.tsv", "test.tsv") if (folder / name).is_file()), None)
         tasks.append(TaskRecipe(name=folder.name, report=report))
     if not tasks:
@@ -72,6 +74,7 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
 
     Raises:
         DatasetError: a file is missing or broken, or a task has fewer than two labels or too few rows.
+        RecipeError: a corpus counts for a task that there is not.
     """
     rng = np.random.default_rng(recipe.seed)
     hashes: dict[str, str] = {}
@@ -87,8 +90,17 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
         labels = tuple(sorted({label for s in sets for label in s.labels}))
         n = sum(len(s) for s in sets)
         if len(labels) < 2 or n < 20:
-            raise DatasetError(f"task {task.name!r} has {n} rows and {len(labels)} labels; it needs 20 rows and 2 labels")
+            raise DatasetError(
+                f"task {task.name!r} has {n} rows and {len(labels)} labels; it needs 20 rows and 2 labels"
+            )
         raw.append((task, labels, sets, report, rng.permutation(n)))
+
+    for corpus in recipe.corpus:
+        unknown = sorted(set(corpus.tasks) - {task.name for task, *_ in raw})
+        if unknown:
+            raise RecipeError(
+                f"corpus {corpus.file!r} counts for the task {unknown[0]!r}, which the data does not have"
+            )
 
     reserved: dict[str, None] = {}
     seen: dict[str, None] = {}
@@ -108,11 +120,8 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
             seen.update(dict.fromkeys(part for part in _parts(text) if part not in reserved))
     spans: dict[str, tuple[int, int]] = {}
     for corpus in recipe.corpus:
-        path = data / "corpus" / f"{corpus.file}.txt"
-        if not path.is_file():
-            raise DatasetError(f"the recipe's corpus {path} does not exist; give --data a folder that has it")
-        hashes[f"corpus/{path.name}"] = sha256_file(path)
-        lines = [line for line in path.read_text("utf-8").split("\n") if line.strip() and line not in reserved]
+        lines, hashes[f"corpus/{corpus.file}.txt"] = _corpus_lines(data, corpus)
+        lines = [line for line in lines if line not in reserved]
         start = len(seen)
         for i in rng.permutation(len(lines)):
             if len(seen) - start == corpus.rows:
@@ -126,12 +135,27 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
     tasks = []
     for task, labels, rows, names, held, report in plans:
         kept = [i for i in range(len(rows)) if i not in held and not any(p in reserved for p in _parts(rows[i]))]
+        if not kept:
+            raise DatasetError(f"task {task.name!r}: every train text is also held out or reported on; add other rows")
         train = _split([rows[i] for i in kept], [names[i] for i in kept], labels, index, task.name)
         slice_ = _split([rows[i] for i in sorted(held)], [names[i] for i in sorted(held)], labels, index, task.name)
         reported = None if report is None else _split(report.texts, report.labels, labels, index, task.name)
         kind = "pair" if train.rows.ndim == 2 else "single"
         tasks.append(TaskData(name=task.name, kind=kind, labels=labels, train=train, held_out=slice_, report=reported))
     return TextPool(texts=tuple(seen), n_transfer=n_transfer, corpus=spans, tasks=tuple(tasks), hashes=hashes)
+
+
+def _corpus_lines(data: Path, corpus: CorpusRecipe) -> tuple[list[str], str]:
+    """Return the lines of a corpus that are not blank, and the sha256 of its file."""
+    path = data / "corpus" / f"{corpus.file}.txt"
+    if not path.is_file():
+        raise DatasetError(f"the recipe's corpus {path} does not exist; give --data a folder that has it")
+    try:
+        return [line for line in path.read_text("utf-8").split("\n") if line.strip()], sha256_file(path)
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not valid UTF-8 at byte {error.start}; convert the file to UTF-8") from error
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _parts(text: str | tuple[str, str]) -> tuple[str, ...]:

@@ -44,7 +44,10 @@ class Student(nn.Module):
         self.field = nn.Linear(config.hidden, config.field_dim)
 
     def start_from(self, word_embeddings: Array) -> None:
-        """Start the embedding from a teacher's, `(vocabulary, hidden)`, rotated to its leading directions if narrower."""
+        """Start the embedding from a teacher's, `(vocabulary, hidden)`, rotated to its leading directions if narrower.
+
+        A teacher may have more rows than its tokenizer has tokens, for alignment, or fewer, for added tokens.
+        """
         centred = torch.from_numpy(np.asarray(word_embeddings, np.float32))
         centred = centred - centred.mean(0)
         width = min(self.config.embedding_dim, centred.shape[1])
@@ -53,7 +56,8 @@ class Student(nn.Module):
             centred = centred @ directions[:, -width:]
         with torch.no_grad():
             nn.init.normal_(self.embedding.weight, std=0.1)
-            self.embedding.weight[: len(centred), :width] = centred * (0.5 / centred.std())
+            rows = min(len(centred), self.config.vocab_size)
+            self.embedding.weight[:rows, :width] = centred[:rows] * (0.5 / centred.std())
             self.embedding.weight[0] = 0
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:

@@ -8,10 +8,11 @@ a killed extraction goes on where it stopped.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,22 +20,62 @@ import torch
 from tokenizers import Tokenizer
 
 from fieldrun.errors import TrainingError
+from fieldrun.reference import pad_ids
 from fieldrun.storage import sha256_file, write_json
 
-__all__ = ["default_layers", "extract_raw_field", "load_teacher", "teacher_hashes"]
+from .state import load_json, reason
+
+__all__ = [
+    "default_layers",
+    "extract_raw_field",
+    "load_teacher",
+    "load_tokenizer",
+    "teacher_hashes",
+    "teacher_shape",
+    "tokenize",
+]
 
 _MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+_TEXTS_PER_CALL = 4096
+_ROWS_PER_SYNC = 4096
 
 
 def teacher_hashes(folder: Path) -> dict[str, str]:
     """Return the sha256 of the teacher's config, weights and tokenizer; `TrainingError` when one is missing."""
     missing = [name for name in _MODEL_FILES if not (folder / name).is_file()]
     if missing:
-        raise TrainingError(
-            f"teacher folder {folder} lacks {', '.join(missing)}; give a Hugging Face encoder folder with "
-            f"{', '.join(_MODEL_FILES)}"
-        )
+        raise TrainingError(f"teacher folder {folder} lacks {', '.join(missing)}; {_next_step(folder, missing)}")
     return {name: sha256_file(folder / name) for name in _MODEL_FILES}
+
+
+def _next_step(folder: Path, missing: Sequence[str]) -> str:
+    """Say how to get the missing files out of a folder that nearly has them."""
+    inner = folder / "0_Transformer"
+    if all((inner / name).is_file() for name in _MODEL_FILES):
+        return f"give {inner}, the encoder inside it"
+    made_by = {"model.safetensors": "AutoModel", "tokenizer.json": "AutoTokenizer"}
+    if (folder / "config.json").is_file() and any((folder / n).is_file() for n in ("pytorch_model.bin", "vocab.txt")):
+        steps = [f"{made_by[n]}.from_pretrained('{folder}').save_pretrained('{folder}')" for n in missing]
+        return f"write it with transformers: {'; '.join(steps)}"
+    return f"give a Hugging Face encoder folder with {', '.join(_MODEL_FILES)}"
+
+
+def teacher_shape(folder: Path) -> tuple[int, int, int]:
+    """Return the number of hidden layers, the hidden size and the most tokens that the encoder in `folder` takes.
+
+    Raises:
+        TrainingError: `config.json` does not describe an encoder that the installed transformers knows.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokens = getattr(config, "max_position_embeddings", None)
+        return int(config.num_hidden_layers), int(config.hidden_size), int(tokens or 1 << 20)
+    except Exception as error:  # transformers raises many kinds; all mean the same to the caller
+        raise TrainingError(
+            f"{folder / 'config.json'} is not of an encoder that can teach: {reason(error)}; use a BERT-like one"
+        ) from error
 
 
 def default_layers(hidden_layers: int, count: int = 7) -> tuple[int, ...]:
@@ -43,19 +84,44 @@ def default_layers(hidden_layers: int, count: int = 7) -> tuple[int, ...]:
 
 
 def load_teacher(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
-    """Load the frozen encoder of `folder` (no network) in `dtype` on the GPU if there is one, else on the CPU."""
+    """Load the frozen encoder of `folder` (no network, no pickle, no code of the folder's) in `dtype`.
+
+    It is on the GPU if there is one, else on the CPU. Raises `TrainingError` when it cannot be loaded.
+    """
     from transformers import AutoModel
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model = AutoModel.from_pretrained(str(folder), local_files_only=True, dtype=dtype)
+        model: Any = AutoModel.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=dtype
+        )
     except Exception as error:  # transformers raises many kinds; all mean the same to the caller
-        raise TrainingError(f"cannot load the teacher in {folder}: {error}") from error
+        raise TrainingError(f"cannot load the teacher in {folder}: {reason(error)}; restore its files") from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher: torch.nn.Module = model.to(device).eval().requires_grad_(False)
     return teacher
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Load `tokenizer.json` of `folder` without padding and truncation; `TrainingError` when it is not a tokenizer."""
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise TrainingError(f"{folder / 'tokenizer.json'} is not a tokenizer: {reason(error)}; restore it") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[array[int]]:
+    """Return the token ids of every text as 32-bit integers, some thousand texts at a time to stay small."""
+    ids: list[array[int]] = []
+    for start in range(0, len(texts), _TEXTS_PER_CALL):
+        encodings = tokenizer.encode_batch_fast(list(texts[start : start + _TEXTS_PER_CALL]))
+        ids += [array("i", encoding.ids) for encoding in encodings]
+    return ids
 
 
 def extract_raw_field(
@@ -72,7 +138,7 @@ def extract_raw_field(
     """Write the raw field of `texts` to `out` and return it, memory-mapped.
 
     Args:
-        texts: the texts, in the order of the rows.
+        texts: the texts, in the order of the rows. A text without any token has a raw field of zeros.
         folder: the teacher, a Hugging Face encoder folder with `tokenizer.json` and `model.safetensors`.
         out: a `.npy` file; `<out>.json` beside it records what it holds and how far it is.
         layers: hidden-state indices, 0 = embeddings; seven spread evenly when None.
@@ -86,13 +152,15 @@ def extract_raw_field(
 
     Raises:
         TrainingError: the teacher cannot be loaded, or `out` holds the raw field of something else.
+        OSError: the disk has no room for `out`.
     """
     hashes = teacher_hashes(folder)
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    depth, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
+    depth, hidden, longest = teacher_shape(folder)
     chosen = tuple(layers) if layers is not None else default_layers(depth)
     if not chosen or any(not 0 <= layer <= depth for layer in chosen):
         raise TrainingError(f"layers {list(chosen)} are not within 0..{depth}, the hidden states of {folder}")
+    if max_tokens > longest:
+        raise TrainingError(f"the teacher in {folder} takes {longest} tokens; set teacher.max_tokens to that or less")
     digest = hashlib.sha256()
     for text in texts:
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
@@ -104,70 +172,91 @@ def extract_raw_field(
         "dtype": dtype,
         "shape": [len(texts), len(chosen) * hidden],
     }
-    state_path = out.with_suffix(out.suffix + ".json")
-    done = 0
-    if state_path.exists() and out.exists():
-        state = json.loads(state_path.read_text("utf-8"))
-        done = int(state.pop("done"))
-        if state != identity:
-            raise TrainingError(f"{out} holds the raw field of other texts or another teacher; delete it or use a new work folder")
-        rows = np.lib.format.open_memmap(out, mode="r+")
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        rows = np.lib.format.open_memmap(out, mode="w+", dtype=np.float16, shape=(len(texts), len(chosen) * hidden))
-        write_json(state_path, {**identity, "done": 0})
-    if done < len(texts):
-        _fill(rows, texts, folder, chosen, max_tokens, tokens_per_batch, dtype, done, identity, state_path, progress)
-    del rows
-    return np.load(out, mmap_mode="r")
+    file = _RawFile(out, identity)
+    if file.done < len(texts):
+        _fill(file, texts, folder, chosen, max_tokens, tokens_per_batch, getattr(torch, dtype), progress)
+    return file.read()
+
+
+class _RawFile:
+    """The `.npy` file and its state: what it holds and how many rows, shortest text first, are done."""
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path, self.identity, self.done = path, identity, 0
+        self._state = path.with_suffix(path.suffix + ".json")
+        shape = tuple(identity["shape"])
+        if self._state.exists() and path.exists():
+            state = load_json(self._state, {})
+            self.done = int(state.pop("done", 0))
+            if state != identity:
+                raise TrainingError(f"{path} holds the raw field of other texts or another teacher; delete it")
+            try:
+                self.rows = np.lib.format.open_memmap(path, mode="r+")
+            except ValueError as error:
+                raise TrainingError(f"{path} is damaged; delete it to extract it again") from error
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._state.unlink(missing_ok=True)
+        self.rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here and not a SIGBUS at some later row
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        self.save(0)
+
+    def save(self, done: int) -> None:
+        """Put the rows and then their number on disk."""
+        self.rows.flush()
+        write_json(self._state, {**self.identity, "done": done})
+        self.done = done
+
+    def read(self) -> npt.NDArray[np.float16]:
+        """Close for writing and map for reading."""
+        del self.rows
+        rows: npt.NDArray[np.float16] = np.load(self.path, mmap_mode="r")
+        return rows
 
 
 def _fill(
-    rows: npt.NDArray[np.float16],
+    file: _RawFile,
     texts: Sequence[str],
     folder: Path,
     layers: Sequence[int],
     max_tokens: int,
     tokens_per_batch: int,
-    dtype: str,
-    done: int,
-    identity: dict[str, object],
-    state_path: Path,
+    dtype: torch.dtype,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
+    tokenizer = load_tokenizer(folder)
     tokenizer.enable_truncation(max_tokens)
-    teacher = load_teacher(folder, getattr(torch, dtype))
+    teacher = load_teacher(folder, dtype)
     device = next(teacher.parameters()).device
-    encodings = [e.ids for e in tokenizer.encode_batch_fast(list(texts))]
-    order = sorted(range(len(texts)), key=lambda i: (len(encodings[i]), i))
-    start, since_sync = done, 0
+    sequences = tokenize(tokenizer, texts)
+    lengths = np.array([len(ids) for ids in sequences])
+    order = np.argsort(lengths, kind="stable")
+    blank = int((lengths == 0).sum())
+    file.rows[order[:blank]] = 0
+    start = max(file.done, blank)
     while start < len(order):
         stop = start + 1
-        while stop < len(order) and len(encodings[order[stop]]) * (stop + 1 - start) <= tokens_per_batch:
+        while stop < len(order) and lengths[order[stop]] * (stop + 1 - start) <= tokens_per_batch:
             stop += 1
         members = order[start:stop]
-        length = len(encodings[members[-1]])
-        ids = torch.zeros((len(members), length), dtype=torch.long)
-        mask = torch.zeros((len(members), length), dtype=torch.long)
-        for row, member in enumerate(members):
-            n = len(encodings[member])
-            ids[row, :n] = torch.tensor(encodings[member])
-            mask[row, :n] = 1
+        ids = torch.from_numpy(pad_ids([sequences[i] for i in members]))
+        mask = (torch.arange(ids.shape[1]) < torch.from_numpy(lengths[members])[:, None]).long()
         with torch.inference_mode():
             states = teacher(
                 input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True
             ).hidden_states
             weight = (mask / mask.sum(1, keepdim=True)).unsqueeze(1).float().to(device)
             pooled = torch.cat([torch.bmm(weight, states[layer].float()).squeeze(1) for layer in layers], dim=1)
-        rows[members] = pooled.cpu().numpy().astype(np.float16)
-        since_sync += stop - start
+            stored = pooled.half().cpu()
+        if not bool(torch.isfinite(stored).all()):
+            raise TrainingError(f"a hidden state of the teacher in {folder} does not fit float16; leave out that layer")
+        file.rows[members] = stored.numpy()
         start = stop
-        if since_sync >= 4096 or start == len(order):
-            rows.flush()  # type: ignore[attr-defined]
-            write_json(state_path, {**identity, "done": start})
-            since_sync = 0
+        if start - file.done >= _ROWS_PER_SYNC or start == len(order):
+            file.save(start)
         if progress is not None:
             progress(start, len(order))
-    os.sync()
+    if file.done < len(order):  # every text is blank
+        file.save(len(order))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +16,10 @@ from fieldrun.errors import TrainingError
 from fieldrun.reference import pad_ids
 from fieldrun.tensors import Array
 
-from .compressor import Compressed, similarity_loss
+from .compressor import Compressed, TaskHeads, similarity_loss
 from .pool import TextPool
 from .recipe import TrainingRecipe
+from .state import load_state, save_state
 from .student import Student
 
 __all__ = ["arithmetic", "fields_of", "train_student"]
@@ -42,11 +41,17 @@ def arithmetic(dtype: str) -> str:
     return "bfloat16" if fast else "float32"
 
 
-def _batches(rng: np.random.Generator, lengths: Array, n: int, batch: int) -> list[Array]:
-    """Return one epoch of `n` rows in batches of similar length, in random order."""
-    order = rng.permutation(n)
+def _epoch_rows(pool: TextPool, repeats: Mapping[str, int]) -> Array:
+    """Return the texts of an epoch: every transfer text once, and a task's train texts as often as it repeats."""
+    again = [np.tile(task.train.rows.reshape(-1), repeats.get(task.name, 1) - 1) for task in pool.tasks]
+    return np.concatenate([np.arange(pool.n_transfer), *again]).astype(np.int64)
+
+
+def _batches(rng: np.random.Generator, lengths: Array, rows: Array, batch: int) -> list[Array]:
+    """Return one epoch of `rows` in batches of similar length, in random order."""
+    order = rows[rng.permutation(len(rows))]
     batches: list[Array] = []
-    for start in range(0, n, batch * _SORTED_BATCHES):
+    for start in range(0, len(order), batch * _SORTED_BATCHES):
         chunk = order[start : start + batch * _SORTED_BATCHES]
         chunk = chunk[np.argsort(lengths[chunk], kind="stable")]
         batches += [chunk[i : i + batch] for i in range(0, len(chunk), batch)]
@@ -56,7 +61,9 @@ def _batches(rng: np.random.Generator, lengths: Array, n: int, batch: int) -> li
 class _Targets:
     """What the student learns per text: the field, the soft labels of every single task, and labels where known."""
 
-    def __init__(self, pool: TextPool, compressed: Compressed, recipe: TrainingRecipe, native: Mapping[str, Sequence[str]]):
+    def __init__(
+        self, pool: TextPool, compressed: Compressed, recipe: TrainingRecipe, native: Mapping[str, Sequence[str]]
+    ) -> None:
         self.field, self.heads, self.recipe = torch.from_numpy(compressed.field), compressed.heads, recipe
         self.tasks = [task for task in pool.tasks if task.kind == "single"]
         self.labels = {task.name: np.full(pool.n_transfer, -1, np.int64) for task in self.tasks}
@@ -68,7 +75,8 @@ class _Targets:
                 if task.name in native.get(corpus, ()):
                     self.weights[task.name][start:stop] = 1
 
-    def loss(self, field: torch.Tensor, heads: nn.ModuleDict, rows: Array) -> torch.Tensor:
+    def loss(self, field: torch.Tensor, heads: TaskHeads, rows: Array) -> torch.Tensor:
+        """Return the loss of the fields `(batch, dim) float32` of the texts numbered `rows (batch,) int64`."""
         recipe, device = self.recipe, field.device
         target = self.field[rows].to(device)
         loss = functional.mse_loss(field, target) + (1 - functional.cosine_similarity(field, target)).mean()
@@ -82,13 +90,14 @@ class _Targets:
             labels = torch.from_numpy(self.labels[task.name][rows]).to(device)
             known = labels >= 0
             if bool(known.any()):
-                loss = loss + recipe.labels * functional.nll_loss(logits[known], labels[known], reduction="sum") / len(rows)
+                nll = functional.nll_loss(logits[known], labels[known], reduction="sum")
+                loss = loss + recipe.labels * nll / len(rows)
         return loss
 
 
 def train_student(
     student: Student,
-    heads: nn.ModuleDict,
+    heads: TaskHeads,
     pool: TextPool,
     sequences: Sequence[Sequence[int]],
     compressed: Compressed,
@@ -97,11 +106,12 @@ def train_student(
     seed: int,
     work: Path,
     progress: Callable[[int, int], None] | None = None,
+    repeats: Mapping[str, int] | None = None,
 ) -> list[dict[str, float]]:
     """Train `student` and `heads` in place on the transfer texts; return the loss curve.
 
-    A state file in `work` is written every `recipe.checkpoint_steps` steps and at every epoch's end; a later call with
-    the same arguments goes on from it and ends with the same weights as an uninterrupted one.
+    A state file in `work` is written every `recipe.checkpoint_steps` steps and after the last one; a later call with
+    the same arguments goes on from it and ends with the same weights and curve as an uninterrupted one.
 
     Args:
         student: with its first weights.
@@ -114,6 +124,7 @@ def train_student(
         seed: of the batches and of dropout.
         work: folder of the state file.
         progress: called with (steps done, steps in all).
+        repeats: task -> how often its train texts come in an epoch, once when None; for tasks with few rows.
 
     Raises:
         TrainingError: the loss is not finite, or the state file belongs to another run.
@@ -126,26 +137,29 @@ def train_student(
     targets = _Targets(pool, compressed, recipe, native)
     tables = [p for n, p in student.named_parameters() if n in ("embedding.weight", "ngram.weight")]
     rest = [p for n, p in student.named_parameters() if n not in ("embedding.weight", "ngram.weight")]
-    rest += [p for task in targets.tasks for p in heads[task.name].parameters()]
+    head_parameters = [p for task in targets.tasks for p in heads[task.name].parameters()]
+    rest += head_parameters
     groups = [{"params": tables, "weight_decay": 0.0}, {"params": rest, "weight_decay": recipe.weight_decay}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
-    clipped = [*student.parameters(), *rest[-2 * len(targets.tasks) :]]
+    clipped = [*student.parameters(), *head_parameters]
 
     n = pool.n_transfer
     lengths = np.array([min(len(s), recipe.max_tokens) for s in sequences[:n]])
+    epoch_rows = _epoch_rows(pool, repeats or {})
     per_epoch = sum(
-        math.ceil(min(recipe.batch * _SORTED_BATCHES, n - i) / recipe.batch)
-        for i in range(0, n, recipe.batch * _SORTED_BATCHES)
+        math.ceil(min(recipe.batch * _SORTED_BATCHES, len(epoch_rows) - i) / recipe.batch)
+        for i in range(0, len(epoch_rows), recipe.batch * _SORTED_BATCHES)
     )
-    total = per_epoch * recipe.epochs
+    epochs = max(recipe.epochs, math.ceil(recipe.min_steps / per_epoch))
+    total = per_epoch * epochs
+    warmup = min(_WARMUP_STEPS, max(1, total // 10))
     state = _State(work / "student.state", student, heads, optimizer, {"total": total, "n": n, "seed": seed})
-    step, curve = state.restore()
-    running: list[float] = []
-    for epoch in range(step // per_epoch, recipe.epochs):
-        batches = _batches(np.random.default_rng([seed, epoch]), lengths, n, recipe.batch)
+    step, curve, running = state.restore()
+    for epoch in range(step // per_epoch, epochs):
+        batches = _batches(np.random.default_rng([seed, epoch]), lengths, epoch_rows, recipe.batch)
         for rows in batches[step - epoch * per_epoch :]:
             torch.manual_seed(seed * 1_000_003 + step)  # dropout of a step is the same after a resume
-            rate = min(1.0, (step + 1) / _WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / total))
+            rate = min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / total))
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * max(rate, 1e-3)
             ids = torch.from_numpy(pad_ids([sequences[i][: recipe.max_tokens] for i in rows])).to(device)
@@ -155,7 +169,7 @@ def train_student(
             if not torch.isfinite(loss):
                 raise TrainingError(f"the loss is not finite at step {step}; lower training.learning_rate")
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(clipped, 5.0)
             optimizer.step()
             step += 1
@@ -164,11 +178,12 @@ def train_student(
                 curve.append({"step": step, "loss": round(sum(running) / len(running), 5)})
                 running = []
             if step % recipe.checkpoint_steps == 0 or step == total:
-                state.save(step, curve)
+                state.save(step, curve, running)
             if progress is not None:
                 progress(step, total)
     student.cpu().eval()
     heads.cpu()
+    compressed.heads.cpu()
     return curve
 
 
@@ -176,36 +191,33 @@ class _State:
     """The state file of a training run: weights, optimizer, step and curve, renamed into place."""
 
     def __init__(
-        self, path: Path, student: Student, heads: nn.ModuleDict, optimizer: torch.optim.Optimizer, run: dict[str, int]
+        self, path: Path, student: Student, heads: TaskHeads, optimizer: torch.optim.Optimizer, run: dict[str, int]
     ) -> None:
         self.path, self.student, self.heads, self.optimizer, self.run = path, student, heads, optimizer, run
 
-    def save(self, step: int, curve: list[dict[str, float]]) -> None:
-        state: dict[str, Any] = {
+    def save(self, step: int, curve: list[dict[str, float]], running: list[float]) -> None:
+        state = {
             "run": self.run,
             "step": step,
             "curve": curve,
+            "running": running,
             "student": self.student.state_dict(),
             "heads": self.heads.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        partial = self.path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        save_state(self.path, state)
 
-    def restore(self) -> tuple[int, list[dict[str, float]]]:
+    def restore(self) -> tuple[int, list[dict[str, float]], list[float]]:
+        """Return the steps done, the curve, and the losses since its last point."""
         if not self.path.exists():
-            return 0, []
-        state = torch.load(self.path, weights_only=True)
+            return 0, [], []
+        state = load_state(self.path)
         if state["run"] != self.run:
             raise TrainingError(f"{self.path} belongs to another run; use a new --work folder")
         self.student.load_state_dict(state["student"])
         self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"]), list(state["curve"])
+        return int(state["step"]), list(state["curve"]), list(state.get("running", ()))
 
 
 def fields_of(student: Student, sequences: Sequence[Sequence[int]], rows: Array, max_tokens: int) -> torch.Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from fieldrun.checkpoint import Checkpoint
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
 
 __all__ = ["render_card"]
 
@@ -30,38 +31,46 @@ def render_card(checkpoint: Checkpoint, recipe: str | None = None, weights_bytes
         f"hashed n-grams {list(config.ngram_orders)} in {config.ngram_buckets} rows, width {config.width}, "
         f"mixer kernel {config.mixer_kernel}, hidden {config.hidden} |",
         f"| longest text trained on | {config.max_tokens} tokens |",
-        f"| teacher | {_teacher(provenance)} |",
+        f"| teacher | {_told(_teacher, provenance)[0]} |",
         f"| licence of the weights | {checkpoint.licence} |",
     ]
     if weights_bytes is not None:
         lines.append(f"| weights file | {weights_bytes:,} bytes |")
-    lines += ["", "## Accuracy", "", *_accuracy(record.get("results", {})), "", "## Training data", ""]
-    licences: Mapping[str, str] = provenance.get("data", {}).get("licences", {})
-    lines += [f"- {name}: {licence}" for name, licence in licences.items()] or ["Not recorded."]
-    lines += ["", "sha256 of every file is in the provenance of the manifest.", "", "## Training", "", *_training(record)]
+    lines += ["", "## Accuracy", "", *_told(_accuracy, record), "", "## Training data", ""]
+    lines += _told(_licences, provenance)
+    lines += ["", "sha256 of every file is in the provenance of the manifest.", ""]
+    lines += ["## Training", "", *_told(_training, record)]
     lines += [
         "",
         "## Limits",
         "",
-        "English only. Trained on the public sets above and no other domain; labels are those sets' labels. Sentence pairs",
+        "English only. Trained on the sets above and no other domain; labels are those sets' labels. Sentence pairs",
         "are judged from two separate fields, which is weak for entailment. No bias or safety evaluation was made.",
         "",
     ]
     return "\n".join(lines)
 
 
-def _teacher(provenance: Mapping[str, Any]) -> str:
-    teacher = provenance.get("teacher")
-    if not teacher:
-        return "not recorded"
-    return f"{teacher['name']}, model.safetensors sha256 {teacher['sha256']['model.safetensors'][:16]}..."
-
-
-def _accuracy(results: Mapping[str, Any]) -> list[str]:
-    if not results:
+def _told(render: Callable[[Mapping[str, Any]], list[str]], facts: Mapping[str, Any]) -> list[str]:
+    """Return what `render` makes of `facts`, which a user's own checkpoint may lack or keep in another shape."""
+    try:
+        return render(facts)
+    except (AttributeError, KeyError, TypeError, ValueError):
         return ["Not recorded."]
+
+
+def _teacher(provenance: Mapping[str, Any]) -> list[str]:
+    teacher = provenance["teacher"]
+    return [f"{teacher['name']}, model.safetensors sha256 {teacher['sha256']['model.safetensors'][:16]}..."]
+
+
+def _licences(provenance: Mapping[str, Any]) -> list[str]:
+    return [f"- {name}: {licence}" for name, licence in provenance["data"]["licences"].items()]
+
+
+def _accuracy(record: Mapping[str, Any]) -> list[str]:
     lines = ["| Task | split | n | student, % (95 %) | teacher's compressed field, % |", "|---|---|---|---|---|"]
-    for task, scores in results.items():
+    for task, scores in record["results"].items():
         split = "report" if "report" in scores["student"] else "held_out"
         student, field = scores["student"][split], scores["compressed_field"]
         low, high = (100 * x for x in student["ci95"])
@@ -73,11 +82,9 @@ def _accuracy(results: Mapping[str, Any]) -> list[str]:
 
 
 def _training(record: Mapping[str, Any]) -> list[str]:
-    if not record:
-        return ["Not recorded."]
     seconds, machine, texts = record["seconds"], record["machine"], record["texts"]
     phases = ", ".join(f"{phase} {value / 60:.0f} min" for phase, value in seconds.items())
     return [
-        f"Recipe `{record['recipe']['name']}`, seed {record['recipe']['seed']}, {texts['transfer']:,} texts; {phases} on "
-        f"{machine['threads']} threads of {machine['processor']}, GPU: {machine['gpu'] or 'none'}."
+        f"Recipe `{record['recipe']['name']}`, seed {record['recipe']['seed']}, {texts['transfer']:,} texts; {phases} "
+        f"on {machine['threads']} threads of {machine['processor']}, GPU: {machine['gpu'] or 'none'}."
     ]

@@ -1,0 +1,73 @@
+"""Cold start: fresh processes, in turns; wall time to their end and peak resident memory.
+
+The peak is the process's own `VmHWM`: the `ru_maxrss` that a parent reads also counts the parent's memory from before
+the child's `exec`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fieldrun.errors import FieldrunError
+
+__all__ = ["ColdStart", "cold_starts"]
+
+_REPORT_PEAK = """
+import sys
+with open("/proc/self/status") as status:
+    print(next(line.split()[1] for line in status if line.startswith("VmHWM")), file=sys.stderr)
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColdStart:
+    """Medians over `runs` fresh processes: seconds from start to exit, and the largest resident memory in MiB."""
+
+    runs: int
+    wall_s: float
+    peak_rss_mib: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON."""
+        return asdict(self)
+
+
+def cold_starts(programs: Mapping[str, str], *, runs: int = 9) -> dict[str, ColdStart]:
+    """Run each program (`python -c` source) `runs` times in turns, after one uncounted run of each.
+
+    Raises:
+        FieldrunError: a program ends with another exit code than 0; the message has the last line it printed.
+            Linux only: elsewhere there is no `/proc`.
+    """
+    wall: dict[str, list[float]] = {name: [] for name in programs}
+    peak: dict[str, list[float]] = {name: [] for name in programs}
+    for turn in range(runs + 1):
+        for name, source in programs.items():
+            seconds, mib = _run(name, source)
+            if turn:
+                wall[name].append(seconds)
+                peak[name].append(mib)
+    return {
+        name: ColdStart(
+            runs=runs,
+            wall_s=round(statistics.median(wall[name]), 4),
+            peak_rss_mib=round(statistics.median(peak[name]), 1),
+        )
+        for name in programs
+    }
+
+
+def _run(name: str, source: str) -> tuple[float, float]:
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", source + _REPORT_PEAK], capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - start
+    lines = done.stderr.strip().splitlines() or ["it printed nothing"]
+    if done.returncode:
+        raise FieldrunError(f"the program {name!r} ended with exit code {done.returncode}: {lines[-1]}")
+    return seconds, int(lines[-1]) / 1024

@@ -1,0 +1,155 @@
+"""Measure the shipped student: accuracy of every recipe, speed, cold start, memory; one record each.
+
+    python -m fieldrun_benchmarks.measure --data DATA -o benchmarks/records
+
+DATA holds the suite, one folder per task with `dev.tsv` or `test.tsv`. The int8 and fp32 bundles are exported afresh
+from the shipped checkpoint, so that what is measured is what a reader can make.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+# one thread each, for a comparison that means something; before NumPy and tokenizers are imported
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import fieldrun  # noqa: E402
+from fieldrun.bundle import Bundle  # noqa: E402
+from fieldrun.dataset import Dataset, read_tsv  # noqa: E402
+from fieldrun.errors import DatasetError  # noqa: E402
+from fieldrun.metrics import macro_f1, wilson_interval  # noqa: E402
+
+from .cold_start import cold_starts  # noqa: E402
+from .latency import interleave  # noqa: E402
+from .record import write_record  # noqa: E402
+
+__all__ = ["main"]
+
+_RECIPES = ("cpu-fp32", "cpu-int8")
+_SPEED_TASKS = ("sst2", "trec")
+_IMPORTS = "import numpy, onnxruntime, tokenizers"
+_FIRST_LABEL = """
+import fieldrun
+with fieldrun.load({path!r}, engine={engine!r}) as model:
+    print(model.predict(["a gripping film"], {task!r}))
+"""
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder with one folder per task.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the records.")
+def main(data: Path, output: Path) -> None:
+    """Write the records behind the README's tables."""
+    command = "python -m fieldrun_benchmarks.measure --data DATA -o benchmarks/records"
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = {recipe: Path(scratch) / recipe for recipe in _RECIPES}
+        for recipe, path in paths.items():
+            fieldrun.export("reference", path, recipe=recipe)
+        sets = _report_sets(paths["cpu-int8"], data)
+        for recipe, path in paths.items():
+            click.echo(f"accuracy of {recipe}", err=True)
+            write_record(output / f"accuracy-{recipe}.json", "accuracy", command, _accuracy(path, sets))
+        click.echo("latency", err=True)
+        write_record(output / "latency.json", "latency", command, _latency(paths["cpu-int8"], sets))
+        click.echo("cold start", err=True)
+        write_record(output / "cold-start.json", "cold-start", command, _cold(paths["cpu-int8"]))
+
+
+def _report_sets(bundle: Path, data: Path) -> dict[str, Dataset]:
+    sets = {}
+    for task in Bundle.load(bundle).manifest.tasks:
+        found = [data / task.name / name for name in ("dev.tsv", "test.tsv") if (data / task.name / name).is_file()]
+        if not found:
+            raise DatasetError(f"{data / task.name} has neither dev.tsv nor test.tsv")
+        sets[task.name] = read_tsv(found[0])
+    return sets
+
+
+def _artifact(bundle: Bundle) -> dict[str, Any]:
+    return {
+        "name": bundle.manifest.name,
+        "recipe": bundle.manifest.recipe["name"],
+        "bytes": bundle.total_bytes(),
+        "parameters": bundle.manifest.network.parameters,
+        "weights_sha256": bundle.manifest.files["weights.safetensors"].sha256,
+    }
+
+
+def _accuracy(path: Path, sets: dict[str, Dataset]) -> dict[str, Any]:
+    tasks: dict[str, dict[str, Any]] = {}
+    with fieldrun.load(path, engine="onnxruntime") as model:
+        for task, data in sets.items():
+            predicted = model.predict(data.texts, task)
+            hits = sum(truth == label for truth, label in zip(data.labels, predicted, strict=True))
+            tasks[task] = {
+                "file": f"{task}/{data.path.name}",
+                "sha256": data.sha256,
+                "n": len(data),
+                "accuracy": hits / len(data),
+                "ci95": list(wilson_interval(hits, len(data))),
+                "macro_f1": macro_f1(data.labels, predicted),
+                "majority": max(data.labels.count(label) for label in set(data.labels)) / len(data),
+            }
+    mean = sum(entry["accuracy"] for entry in tasks.values()) / len(tasks)
+    return {"artifact": _artifact(Bundle.load(path)), "engine": "onnxruntime", "tasks": tasks, "mean_accuracy": mean}
+
+
+def _latency(path: Path, sets: dict[str, Dataset]) -> dict[str, Any]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    result: dict[str, Any] = {}
+    for task in _SPEED_TASKS:
+        texts = [text for text in sets[task].texts if isinstance(text, str)]
+        engines: dict[str, Any] = {}
+        for engine in ("onnxruntime", "numpy", "null"):
+            with fieldrun.load(path, engine=engine) as model:
+                subjects: dict[str, Callable[[str], object]] = {
+                    "tokenizer": lambda text: tokenizer.encode_batch_fast([text])[0].ids,
+                    "text_to_label": _labeller(model, task),
+                }
+                measured = interleave(subjects, texts, repeats=5)
+                ratio = measured["text_to_label"].p50_us / measured["tokenizer"].p50_us
+                engines[engine] = {name: value.to_dict() for name, value in measured.items()}
+                engines[engine]["ratio_p50"] = round(ratio, 3)
+                tokens = float(model.encode(texts).tokens.mean())
+        result[task] = {"texts": len(texts), "mean_tokens": round(tokens, 1), "engines": engines}
+    return {
+        "artifact": _artifact(Bundle.load(path)),
+        "scenario": "batch 1, one thread, in turns with the tokenizer on the same texts",
+        "workloads": result,
+    }
+
+
+def _labeller(model: fieldrun.FieldModel, task: str) -> Callable[[str], object]:
+    return lambda text: model.predict([text], task)
+
+
+def _cold(path: Path) -> dict[str, Any]:
+    programs = {"imports only": _IMPORTS}
+    for engine in ("onnxruntime", "numpy", "auto"):
+        programs[engine] = _FIRST_LABEL.format(path=str(path), engine=engine, task="sst2")
+    measured = cold_starts(programs)
+    base = measured["imports only"].wall_s
+    return {
+        "artifact": _artifact(Bundle.load(path)),
+        "imports_only": _IMPORTS,
+        "programs": {
+            name: value.to_dict() | {"ratio_to_imports": round(value.wall_s / base, 3)}
+            for name, value in measured.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""A record: one measurement with its conditions, as JSON. Tables and reports are rendered from records only."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fieldrun.errors import FieldrunError, SchemaTooNew
+from fieldrun.storage import read_json, write_json
+
+__all__ = ["SCHEMA", "conditions", "read_record", "write_record"]
+
+SCHEMA = 1
+_PACKAGES = ("fieldrun", "numpy", "onnxruntime", "tokenizers")
+
+
+def conditions() -> dict[str, Any]:
+    """Return what a reader needs to judge a measurement: date, processor, cores allowed, memory, system, versions."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "processor": _processor(),
+        "architecture": platform.machine(),
+        "cores_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def write_record(path: Path, kind: str, command: str, values: Mapping[str, Any]) -> None:
+    """Write a record of `kind` made by `command` to `path`, with the conditions of this machine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"schema": SCHEMA, "kind": kind, "command": command, "conditions": conditions(), **values})
+
+
+def read_record(path: Path, kind: str) -> dict[str, Any]:
+    """Read the record at `path`.
+
+    Raises:
+        SchemaTooNew: written by a newer fieldrun.
+        FieldrunError: missing, not JSON, or of another kind.
+    """
+    try:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
+        raise FieldrunError(f"cannot read the record {path}: {error}; measure again") from error
+    if not isinstance(value, dict) or value.get("kind") != kind:
+        raise FieldrunError(f"{path} is not a record of kind {kind!r}")
+    if value.get("schema") != SCHEMA:
+        raise SchemaTooNew(f"{path} has schema {value.get('schema')!r}, this fieldrun reads {SCHEMA}")
+    return value
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,117 @@
+"""Render the README's tables from the committed records, and check that the README shows what they say.
+
+python -m fieldrun_benchmarks.tables README.md benchmarks/records            # rewrite
+python -m fieldrun_benchmarks.tables README.md benchmarks/records --check    # exit 1 when they differ
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fieldrun.errors import FieldrunError
+from fieldrun.storage import write_bytes
+
+from .record import read_record
+
+__all__ = ["main", "render"]
+
+
+def _accuracy_table(records: Path) -> str:
+    fp32 = read_record(records / "accuracy-cpu-fp32.json", "accuracy")
+    int8 = read_record(records / "accuracy-cpu-int8.json", "accuracy")
+    lines = ["| Task | n | `cpu-int8`, % (95 % interval) | `cpu-fp32`, % | majority, % |", "|---|---|---|---|---|"]
+    for task, entry in int8["tasks"].items():
+        low, high = (100 * x for x in entry["ci95"])
+        file, n = entry["file"].removesuffix(".tsv"), entry["n"]
+        lines.append(
+            f"| {file} | {n:,} | {100 * entry['accuracy']:.1f} ({low:.1f} - {high:.1f}) "
+            f"| {100 * fp32['tasks'][task]['accuracy']:.1f} | {100 * entry['majority']:.1f} |"
+        )
+    lines.append(f"| mean | | {100 * int8['mean_accuracy']:.2f} | {100 * fp32['mean_accuracy']:.2f} | |")
+    lines.append(f"| bundle, MB | | {int8['artifact']['bytes'] / 1e6:.1f} | {fp32['artifact']['bytes'] / 1e6:.1f} | |")
+    return "\n".join(lines)
+
+
+def _latency_table(records: Path) -> str:
+    record = read_record(records / "latency.json", "latency")
+    lines = [
+        "| Text in, label out, batch 1, one thread | tokens | tokenizer alone, p50 | whole, p50 | p90 | ratio of p50 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for task, workload in record["workloads"].items():
+        for engine in ("onnxruntime", "numpy"):
+            values = workload["engines"][engine]
+            whole = values["text_to_label"]
+            lines.append(
+                f"| {task}, `{engine}` | {workload['mean_tokens']:.0f} | {values['tokenizer']['p50_us']:.0f} us "
+                f"| {whole['p50_us']:.0f} us | {whole['p90_us']:.0f} us | {values['ratio_p50']:.1f} |"
+            )
+    return "\n".join([*lines, "", _where(record)])
+
+
+def _cold_table(records: Path) -> str:
+    record = read_record(records / "cold-start.json", "cold-start")
+    lines = ["| Fresh process, start to exit | seconds | to imports only | peak memory |", "|---|---|---|---|"]
+    for name, values in record["programs"].items():
+        label = f"`{record['imports_only']}`" if name == "imports only" else f"first label, engine `{name}`"
+        wall, ratio, peak = (values[key] for key in ("wall_s", "ratio_to_imports", "peak_rss_mib"))
+        lines.append(f"| {label} | {wall:.2f} | {ratio:.2f} | {peak:.0f} MiB |")
+    return "\n".join([*lines, "", _where(record)])
+
+
+def _where(record: dict[str, Any]) -> str:
+    about = record["conditions"]
+    return (
+        f"({about['date']}, {about['cores_allowed']} shared cores of {about['processor']}, {about['system']}, Python "
+        f"{about['python']}, onnxruntime {about['packages']['onnxruntime']}, numpy {about['packages']['numpy']}; a "
+        "shared machine: read the ratios)"
+    )
+
+
+_TABLES: dict[str, Callable[[Path], str]] = {
+    "accuracy": _accuracy_table,
+    "latency": _latency_table,
+    "cold-start": _cold_table,
+}
+
+
+def render(text: str, records: Path) -> str:
+    """Return `text` with every `<!-- table: NAME -->` ... `<!-- end -->` block rendered from `records`.
+
+    Raises:
+        FieldrunError: a block names an unknown table, or a record is missing.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in _TABLES:
+            raise FieldrunError(f"unknown table {name!r}; known: {', '.join(_TABLES)}")
+        return f"<!-- table: {name} -->\n{_TABLES[name](records)}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: ([\w-]+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
+
+
+@click.command()
+@click.argument("document", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("records", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--check", is_flag=True, help="Change nothing; exit 1 when the document is not what the records say.")
+def main(document: Path, records: Path, check: bool) -> None:
+    """Render the tables of DOCUMENT from RECORDS."""
+    before = document.read_text("utf-8")
+    after = render(before, records)
+    if before == after:
+        return
+    if check:
+        click.echo(f"{document} differs from its records; run this without --check", err=True)
+        sys.exit(1)
+    write_bytes(document, after.encode("utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What a killed training run goes on from: files in its work folder, renamed into place, checked when read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fieldrun.errors import StorageError, TrainingError
+from fieldrun.storage import read_json
+
+__all__ = ["load_json", "load_state", "reason", "save_state"]
+
+
+def reason(error: BaseException, limit: int = 200) -> str:
+    """Return the message of `error` on one line of at most `limit` characters."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def save_state(path: Path, value: dict[str, Any]) -> None:
+    """Write tensors, numbers and strings to `path`: a reader sees the old file or the new one.
+
+    Raises:
+        StorageError: the disk is full or the folder is not writable; the old file stays.
+    """
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
+        partial.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {path}: {reason(error)}; free space or give another --work") from error
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote, to the CPU; nothing is unpickled but tensors and plain values.
+
+    Raises:
+        TrainingError: the file is damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch errors; all mean the same to the caller
+        raise TrainingError(f"{path} is damaged ({reason(error, 80)}); delete it to do its phase again") from error
+    return state
+
+
+def load_json(path: Path, default: Any) -> Any:
+    """Read a JSON file of the work folder, or return `default` when there is none; `TrainingError` when damaged."""
+    try:
+        return read_json(path) if path.exists() else default
+    except ValueError as error:
+        raise TrainingError(f"{path} is damaged; delete {path.parent} to start again") from error

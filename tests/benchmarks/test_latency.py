@@ -1,0 +1,49 @@
+"""Timing in turns: every subject sees every text equally often, in rotating order, and the figures are percentiles."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from fieldrun.errors import FieldrunError
+from fieldrun_benchmarks.cold_start import cold_starts
+from fieldrun_benchmarks.latency import interleave
+
+
+def test_every_subject_sees_every_text_in_rotating_order() -> None:
+    calls: list[tuple[str, str]] = []
+    subjects = {name: lambda text, name=name: calls.append((name, text)) for name in "abc"}
+    measured = interleave(subjects, ["x", "y"], repeats=3, warm_up=0)
+    assert [value.calls for value in measured.values()] == [6, 6, 6]
+    assert sorted(calls) == sorted((name, text) for name in "abc" for text in "xy" for _ in range(3))
+    firsts = [calls[i][0] for i in range(0, len(calls), 3)]
+    assert set(firsts) == set("abc")
+
+
+def test_warm_up_is_not_counted() -> None:
+    calls: list[str] = []
+    measured = interleave({"one": calls.append}, ["a", "b", "c"], warm_up=2)
+    assert calls == ["a", "b", "a", "b", "c"]
+    assert measured["one"].calls == 3
+
+
+def test_figures_are_percentiles_in_microseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    durations = np.arange(1, 102) * 1000  # 1..101 us
+    ticks = iter(np.concatenate([[1_000_000, 1_000_000 + d] for d in durations]).tolist())
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: next(ticks))
+    measured = interleave({"one": lambda text: None}, ["t"] * 101, warm_up=0)["one"]
+    assert measured.to_dict() == {"calls": 101, "p50_us": 51.0, "p90_us": 91.0, "min_us": 1.0}
+
+
+def test_cold_starts_measures_fresh_processes() -> None:
+    measured = cold_starts({"small": "pass", "large": "x = bytearray(64 << 20)"}, runs=2)
+    assert measured["small"].runs == 2
+    assert measured["large"].peak_rss_mib - measured["small"].peak_rss_mib == pytest.approx(64, abs=8)
+    assert measured["small"].to_dict().keys() == {"runs", "wall_s", "peak_rss_mib"}
+
+
+def test_a_program_that_fails_is_named_with_its_last_line() -> None:
+    with pytest.raises(FieldrunError, match="'broken' ended with exit code 1: ValueError: no"):
+        cold_starts({"broken": "raise ValueError('no')"}, runs=1)

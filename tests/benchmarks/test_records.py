@@ -1,0 +1,67 @@
+"""Records carry their conditions; the README shows what the committed records say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fieldrun.errors import FieldrunError, SchemaTooNew
+from fieldrun.storage import read_json, write_json
+from fieldrun_benchmarks.record import conditions, read_record, write_record
+from fieldrun_benchmarks.tables import main, render
+
+
+def test_a_record_carries_kind_command_conditions_and_values(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "one.json"
+    write_record(path, "speed", "measure it", {"p50_us": 3.5})
+    record = read_record(path, "speed")
+    assert record["command"] == "measure it"
+    assert record["p50_us"] == 3.5
+    assert record["conditions"].keys() == conditions().keys()
+    assert record["conditions"]["packages"]["numpy"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"kind": "other"}, FieldrunError, "not a record of kind"),
+        ({"schema": 99}, SchemaTooNew, "schema 99"),
+    ],
+)
+def test_other_records_are_refused(
+    tmp_path: Path, change: dict[str, object], error: type[Exception], words: str
+) -> None:
+    path = tmp_path / "one.json"
+    write_record(path, "speed", "c", {})
+    write_json(path, read_json(path) | change)
+    with pytest.raises(error, match=words):
+        read_record(path, "speed")
+
+
+def test_a_missing_record_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FieldrunError, match="measure again"):
+        read_record(tmp_path / "none.json", "speed")
+
+
+def test_the_readme_shows_what_the_records_say(repository: Path) -> None:
+    text = (repository / "README.md").read_text("utf-8")
+    assert text.count("<!-- table: ") == 3
+    assert render(text, repository / "benchmarks" / "records") == text
+
+
+def test_the_command_checks_and_rewrites(repository: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table: cold-start -->\nstale\n<!-- end -->\nafter\n", "utf-8")
+    arguments = [str(page), str(repository / "benchmarks" / "records")]
+    assert CliRunner().invoke(main, [*arguments, "--check"]).exit_code == 1
+    assert "stale" in page.read_text("utf-8")
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert "stale" not in page.read_text("utf-8")
+    assert CliRunner().invoke(main, [*arguments, "--check"]).exit_code == 0
+
+
+def test_an_unknown_table_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FieldrunError, match="unknown table 'nothing'"):
+        render("<!-- table: nothing -->\n<!-- end -->", tmp_path)

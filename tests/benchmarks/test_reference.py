@@ -1,0 +1,72 @@
+"""The main job on the shipped student: the checkpoint exports, the bundle verifies, the demo runs, accuracy holds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fieldrun
+from fieldrun.bundle import REFERENCE_BUNDLE, Bundle
+from fieldrun.checkpoint import Checkpoint
+from fieldrun.dataset import read_tsv
+from fieldrun.metrics import wilson_interval
+from fieldrun.reference import forward, pad_ids
+
+SAMPLES = Path("benchmarks/fieldrun_benchmarks/data")
+
+
+@pytest.mark.slow
+def test_the_demo_runs_from_checkpoint_to_label(repository: Path, tmp_path: Path) -> None:
+    script = (
+        f"from pathlib import Path; from fieldrun_benchmarks.demo import main; main(Path({str(tmp_path / 'out')!r}))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=repository)
+    assert result.returncode == 0, result.stderr
+    assert "1. export" in result.stdout
+    assert result.stdout.count("fieldrun ") >= 3
+    fresh, shipped = Bundle.load(tmp_path / "out"), Bundle.load("reference")
+    weights = "weights.safetensors"
+    assert fresh.manifest.files[weights] == shipped.manifest.files[weights]
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "numpy"])
+def test_the_shipped_bundle_replays_its_golden_texts(engine: str) -> None:
+    report = fieldrun.verify("reference", engine=engine)
+    assert report.passed
+    assert report.max_abs_field <= 1e-5
+
+
+@pytest.mark.parametrize("task", ["banking77", "clinc150"])
+def test_accuracy_on_the_shipped_sample_is_that_of_the_records(repository: Path, task: str) -> None:
+    from fieldrun.storage import read_json
+
+    sample = read_tsv(repository / SAMPLES / f"{task}.tsv")
+    with fieldrun.load("reference", engine="numpy") as model:
+        predicted = model.predict(sample.texts, task)
+    hits = sum(a == b for a, b in zip(sample.labels, predicted, strict=True))
+    low, high = wilson_interval(hits, len(sample))
+    record = read_json(repository / "benchmarks" / "records" / "accuracy-cpu-int8.json")
+    assert low <= record["tasks"][task]["accuracy"] <= high
+
+
+def test_the_shipped_bundle_is_the_shipped_checkpoint(repository: Path) -> None:
+    checkpoint = Checkpoint.load("reference")
+    assert 25_000_000 <= checkpoint.parameters() <= 32_000_000
+    texts = [t for t in read_tsv(repository / SAMPLES / "banking77.tsv").texts[:40] if isinstance(t, str)]
+    with fieldrun.load("reference", engine="onnxruntime") as model:
+        field = model.field(texts)
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(checkpoint.tokenizer.decode("utf-8"))
+    want = forward(checkpoint.config, checkpoint.tensors, pad_ids([tokenizer.encode(t).ids for t in texts]))
+    cosine = (field * want).sum(1) / np.linalg.norm(field, axis=1) / np.linalg.norm(want, axis=1)
+    assert cosine.min() > 0.99
+
+
+def test_the_shipped_bundle_is_small() -> None:
+    assert Bundle.load("reference").total_bytes() <= 34_000_000
+    assert REFERENCE_BUNDLE.is_dir()

@@ -1,0 +1,353 @@
+"""From a data folder to a checkpoint: whole runs, runs that are killed, and runs that cannot start."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from tokenizers import Tokenizer
+
+import fieldrun
+from fieldrun.checkpoint import Checkpoint
+from fieldrun.cli import main
+from fieldrun.dataset import read_tsv
+from fieldrun.distill import pipeline
+from fieldrun.distill.pipeline import distill
+from fieldrun.distill.recipe import load_recipe
+from fieldrun.errors import (
+    CheckpointError,
+    DatasetError,
+    FieldrunError,
+    OutputExists,
+    RecipeError,
+    StorageError,
+    TrainingError,
+    UnknownName,
+)
+from fieldrun.storage import sha256_file
+
+DYING = """
+import os, signal, sys
+import torch
+from fieldrun.cli import main
+from fieldrun.distill import pipeline, teacher
+
+torch.set_num_threads(1)
+teacher._ROWS_PER_SYNC = 100
+real, (phase, step) = pipeline.distill, sys.argv.pop(1).split(":")
+
+def dying(recipe, data, teacher, out, work=None, progress=None):
+    def watch(*now):
+        if now[0] == phase and now[1] >= int(step):
+            os.kill(os.getpid(), signal.SIGKILL)
+    return real(recipe, data, teacher, out, work, watch)
+
+pipeline.distill = dying
+main()
+"""
+
+
+def contents(checkpoint: Path) -> dict[str, Any]:
+    """Everything in a checkpoint but the seconds that it took."""
+    found: dict[str, Any] = {
+        path.relative_to(checkpoint).as_posix(): path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()
+    }
+    record = json.loads(found.pop("training.json"))
+    assert record.pop("seconds").keys() == {"raw field", "compressor", "student"}
+    about = json.loads(found.pop("student.json"))
+    del about["files"]["training.json"]
+    return found | {"record": record, "about": about}
+
+
+def test_the_checkpoint_loads_and_has_learnt(trained: Path, data: Path) -> None:
+    checkpoint = Checkpoint.load(trained)
+    assert checkpoint.name == "tiny"
+    assert [(h.name, h.kind, h.labels) for h in checkpoint.heads] == [
+        ("intent", "single", ("card", "cash", "transfer")),
+        ("mood", "single", ("bad", "good")),
+        ("same", "pair", ("no", "yes")),
+    ]
+    for task, least in (("mood", 0.75), ("intent", 0.5)):  # by chance a half and a third
+        results = checkpoint.record["results"][task]
+        assert results["student"]["report"]["n"] == len(read_tsv(data / task / "test.tsv"))
+        assert results["student"]["report"]["accuracy"] > least
+        assert results["compressed_field"]["accuracy"] > least
+
+
+def test_the_record_says_where_everything_came_from(trained: Path, recipe: Path, data: Path, teacher: Path) -> None:
+    checkpoint = Checkpoint.load(trained)
+    record, provenance = checkpoint.record, checkpoint.provenance
+    assert record["recipe"] == json.loads(json.dumps(load_recipe(recipe).to_dict()))
+    files = {path.relative_to(data).as_posix(): sha256_file(path) for path in data.rglob("*") if path.is_file()}
+    assert provenance["data"]["sha256"] == files
+    assert provenance["teacher"]["sha256"] == {
+        name: sha256_file(teacher / name) for name in ("config.json", "model.safetensors", "tokenizer.json")
+    }
+    assert record["machine"]["libraries"] == {
+        name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")
+    }
+    assert record["curves"]["student"][-1]["loss"] < record["curves"]["student"][0]["loss"]
+    assert record["curves"]["compressor"][-1]["step"] == 80
+    assert record["texts"]["corpus"]["talk"][1] - record["texts"]["corpus"]["talk"][0] == 40
+    assert provenance["results"]["mood"] == record["results"]["mood"]["student"]
+    assert str(data) not in json.dumps([record, provenance])
+
+
+@pytest.mark.slow
+def test_the_checkpoint_becomes_a_bundle_with_the_same_accuracy(trained: Path, data: Path, tmp_path: Path) -> None:
+    fieldrun.export(trained, tmp_path / "bundle")
+    assert fieldrun.verify(tmp_path / "bundle").passed
+    test = read_tsv(data / "intent" / "test.tsv")
+    with fieldrun.load(tmp_path / "bundle") as model:
+        predicted = model.predict(list(test.texts), "intent")  # type: ignore[arg-type]
+    hits = np.mean([a == b for a, b in zip(predicted, test.labels, strict=True)])
+    expected = Checkpoint.load(trained).record["results"]["intent"]["student"]["report"]["accuracy"]
+    assert hits == pytest.approx(expected, abs=0.04)
+
+
+@pytest.mark.slow
+def test_killed_twice_and_resumed_by_the_same_command(
+    trained: Path, recipe: Path, data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    out, work = tmp_path / "checkpoint", tmp_path / "checkpoint.work"
+    command = ["distill", str(recipe), "--data", str(data), "--teacher", str(teacher), "-o", str(out)]
+    for where in ("raw field:300", "student:12"):
+        child = subprocess.run(
+            [sys.executable, "-c", DYING, where, *command], capture_output=True, text=True, check=False
+        )
+        assert child.returncode == -signal.SIGKILL, child.stderr
+        assert not out.exists()
+        if where.startswith("raw"):
+            done = json.loads((work / "raw_field.npy.json").read_text("utf-8"))["done"]
+            assert 100 <= done < np.load(work / "raw_field.npy", mmap_mode="r").shape[0]
+    assert torch.load(work / "student.state", weights_only=True)["step"] == 10
+    result = CliRunner().invoke(main, [*command, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["tasks"] == ["intent", "mood", "same"]
+    whole_work = trained.with_name("checkpoint.work")
+    assert (work / "raw_field.npy").read_bytes() == (whole_work / "raw_field.npy").read_bytes()
+    assert contents(out) == contents(trained)
+
+
+@pytest.mark.slow
+def test_another_seed_gives_other_weights_and_progress_is_told(
+    trained: Path, recipe: Path, data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    phases: list[tuple[str, int, int]] = []
+    other = tmp_path / "other.toml"
+    other.write_text(recipe.read_text("utf-8").replace("seed = 3", "seed = 4"), "utf-8")
+    distill(other, data, teacher, tmp_path / "other", progress=lambda *step: phases.append(step))
+    assert list(dict.fromkeys(phase for phase, _, _ in phases)) == [
+        "read",
+        "raw field",
+        "compressor",
+        "student",
+        "heads",
+    ]
+    assert all(0 <= done <= total for _, done, total in phases)
+    assert (tmp_path / "other" / "student.safetensors").read_bytes() != (trained / "student.safetensors").read_bytes()
+
+
+def test_a_finished_run_is_not_done_again(
+    trained: Path, recipe: Path, data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.with_name("checkpoint.work"), tmp_path / "work")
+    distill(recipe, data, teacher, tmp_path / "again", tmp_path / "work")
+    assert contents(tmp_path / "again") == contents(trained)
+
+
+def test_a_work_folder_of_another_run_is_refused(
+    trained: Path, recipe: Path, data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    work = trained.with_name("checkpoint.work")
+    other = tmp_path / "other.toml"
+    other.write_text(recipe.read_text("utf-8").replace("epochs = 20", "epochs = 21"), "utf-8")
+    with pytest.raises(TrainingError, match=r"holds another run \(other recipe\); use a new --work folder"):
+        distill(other, data, teacher, tmp_path / "out", work)
+    changed = tmp_path / "data"
+    shutil.copytree(data, changed)
+    with (changed / "mood" / "train.tsv").open("a", encoding="utf-8") as file:
+        file.write("one more\tgood\n")
+    with pytest.raises(TrainingError, match=r"\(other data\)"):
+        distill(recipe, changed, teacher, tmp_path / "out", work)
+    damaged = tmp_path / "work"
+    damaged.mkdir()
+    (damaged / "run.json").write_text("{", "utf-8")
+    with pytest.raises(TrainingError, match=r"run\.json is damaged; delete"):
+        distill(recipe, data, teacher, tmp_path / "out", damaged)
+    assert not (tmp_path / "out").exists()
+
+
+def without(folder: Path, tmp_path: Path, name: str) -> Path:
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / name).unlink()
+    return tmp_path / "copy"
+
+
+def test_a_run_that_cannot_start_leaves_nothing(recipe: Path, data: Path, teacher: Path, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    file = tmp_path / "file"
+    file.write_text("", "utf-8")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("schema = 1\ncolour = 'red'\n", "utf-8")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    out = tmp_path / "out"
+    cases: list[tuple[type[FieldrunError], str, tuple[Any, ...]]] = [
+        (OutputExists, "taken exists; choose another folder", (recipe, data, teacher, taken)),
+        (UnknownName, "unknown recipe 'best'", ("best", data, teacher, out)),
+        (RecipeError, "unknown keys: colour", (broken, data, teacher, out)),
+        (TrainingError, r"no data folder at .*; it holds <task>/train\.tsv", (recipe, empty / "x", teacher, out)),
+        (TrainingError, r"lacks config\.json, model\.safetensors, ", (recipe, data, empty, out)),
+        (TrainingError, "cannot use the work folder", (recipe, data, teacher, out, file)),
+    ]  # fmt: skip
+    for error, message, arguments in cases:
+        with pytest.raises(error, match=message) as caught:
+            distill(*arguments)
+        assert "\n" not in str(caught.value)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_data_that_cannot_be_trained_on(recipe: Path, data: Path, teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with pytest.raises(DatasetError, match="has no task: put your rows into"):
+        distill(recipe, tmp_path / "data", teacher, tmp_path / "out")
+    with pytest.raises(DatasetError, match=r"corpus .*talk\.txt does not exist"):
+        distill(recipe, without(data, tmp_path, "corpus/talk.txt"), teacher, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def change_tokenizer(folder: Path, change: Any) -> None:
+    path = folder / "tokenizer.json"
+    value = json.loads(path.read_text("utf-8"))
+    change(value)
+    path.write_text(json.dumps(value), "utf-8")
+    Tokenizer.from_file(str(path))
+
+
+@pytest.mark.parametrize("what", ["pad", "frame"])
+def test_a_tokenizer_of_another_kind_is_refused(
+    recipe: Path, data: Path, teacher: Path, tmp_path: Path, what: str
+) -> None:
+    def change(value: dict[str, Any]) -> None:
+        if what == "pad":
+            vocab = value["model"]["vocab"]
+            vocab["[PAD]"], vocab["[UNK]"] = vocab["[UNK]"], vocab["[PAD]"]
+        else:
+            value["post_processor"] = None
+
+    folder = tmp_path / "teacher"
+    shutil.copytree(teacher, folder)
+    change_tokenizer(folder, change)
+    with pytest.raises(TrainingError, match=r"must have \[PAD\] as id 0 and add \[CLS\] and \[SEP\]; use a WordPiece"):
+        distill(recipe, data, folder, tmp_path / "out")
+
+
+def test_a_teacher_with_a_vocabulary_too_large_for_the_hash(
+    recipe: Path, data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "teacher"
+    shutil.copytree(teacher, folder)
+    change_tokenizer(folder, lambda value: value["model"]["vocab"].update({"zebra": 90_000}))
+    with pytest.raises(RecipeError, match="overflows the 32-bit n-gram hash"):
+        distill(recipe, data, folder, tmp_path / "out")
+
+
+@contextmanager
+def disk_of(n_bytes: int) -> Iterator[None]:
+    """No file can grow beyond `n_bytes`; Python is told so by EFBIG, as by ENOSPC of a full disk."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        signal.signal(signal.SIGXFSZ, old)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system finds a full disk out later")
+def test_no_room_for_the_raw_field(trained: Path, recipe: Path, data: Path, teacher: Path, tmp_path: Path) -> None:
+    with disk_of(20_000), pytest.raises(TrainingError, match=r"cannot use the work folder .*free space"):
+        distill(recipe, data, teacher, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    distill(recipe, data, teacher, tmp_path / "out")  # once there is room, the same call gives the same bytes
+    assert contents(tmp_path / "out") == contents(trained)
+
+
+def test_no_room_for_the_state(
+    trained: Path, recipe: Path, data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained.with_name("checkpoint.work"), tmp_path / "work")
+    for name in ("compressed.pt", "student.state"):
+        (tmp_path / "work" / name).unlink()
+    with disk_of(100_000), pytest.raises(StorageError, match=r"cannot write .*compressed\.pt"):
+        distill(recipe, data, teacher, tmp_path / "out", tmp_path / "work")
+    assert {p.name for p in (tmp_path / "work").iterdir()} == {
+        "raw_field.npy", "raw_field.npy.json", "run.json", "seconds.json",
+    }  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_room_for_the_checkpoint(
+    trained: Path, recipe: Path, data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained.with_name("checkpoint.work"), tmp_path / "work")
+    monkeypatch.setattr(pipeline, "_machine", lambda _: {"padding": "x" * 100_000})
+    with disk_of(50_000), pytest.raises(StorageError, match=r"cannot write .*out"):
+        distill(recipe, data, teacher, tmp_path / "out", tmp_path / "work")
+    assert [p.name for p in tmp_path.iterdir()] == ["work"]
+
+
+def test_a_weight_that_is_not_finite_is_not_saved(
+    trained: Path, recipe: Path, data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.with_name("checkpoint.work"), tmp_path / "work")
+    path = tmp_path / "work" / "student.state"
+    state = torch.load(path, weights_only=True)
+    state["student"]["field.bias"][0] = float("nan")
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=r"'field\.bias' holds NaN"):
+        distill(recipe, data, teacher, tmp_path / "out", tmp_path / "work")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_gives_one_line_and_the_exit_code(recipe: Path, data: Path, tmp_path: Path) -> None:
+    arguments = ["distill", str(recipe), "--data", str(data), "--teacher", str(tmp_path), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == TrainingError.exit_code
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("fieldrun: error: teacher folder")
+
+
+def test_a_layer_count_of_the_recipe_is_spread_over_the_teacher(
+    recipe: Path, data: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Enough(Exception):
+        pass
+
+    def extract(texts: Any, folder: Path, out: Path, **settings: Any) -> None:
+        raise Enough(settings["layers"])
+
+    monkeypatch.setattr(pipeline, "extract_raw_field", extract)
+    for layers, expected in (("3", "(0, 2, 4)"), ("[1, 4]", "(1, 4)")):
+        other = tmp_path / "other.toml"
+        other.write_text(recipe.read_text("utf-8").replace("[teacher]", f"[teacher]\nlayers = {layers}"), "utf-8")
+        with pytest.raises(Enough, match=expected.replace("(", r"\(").replace(")", r"\)")):
+            distill(other, data, teacher, tmp_path / "out", tmp_path / layers)

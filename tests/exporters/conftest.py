@@ -1,0 +1,47 @@
+"""A recipe with small buckets and calibration text of the toy's own words, for exports of a fraction of a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.toy import WORDS
+
+RECIPE = """
+schema = 1
+passes = {passes}
+[precision]
+{precision}
+[buckets]
+batches = [1, 4]
+lengths = [8, 24]
+[parity]
+min_cosine = {min_cosine}
+max_abs = {max_abs}
+"""
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path) -> Callable[..., Path]:
+    """Write a small recipe; keywords replace its lines."""
+
+    def write(*, int8: bool = True, min_cosine: float = 0.98, max_abs: float = 0.5) -> Path:
+        passes = '["fold", "int8"]' if int8 else '["fold"]'
+        precision = 'tables = "int8"\ndense = "int8"' if int8 else ""
+        path = tmp_path / ("small-int8.toml" if int8 else "small-fp32.toml")
+        path.write_text(
+            RECIPE.format(passes=passes, precision=precision, min_cosine=min_cosine, max_abs=max_abs), "utf-8"
+        )
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """Sixty different texts of 1 to 20 of the toy's words."""
+    rng = np.random.default_rng(7)
+    return [" ".join(rng.choice(WORDS, size=1 + i % 20)) + f" {i}" for i in range(60)]

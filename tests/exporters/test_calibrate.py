@@ -1,0 +1,78 @@
+"""Calibration: which texts are taken, how they are cut, and the activation ranges they give."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fieldrun.errors import CheckpointError, ExportError, InputTextError
+from fieldrun.reference import forward, pad_ids
+from fieldrun.tensors import Array
+from fieldrun_exporters.calibrate import SHIPPED_TEXT, choose_texts, input_ranges, tokenize
+from tests.toy import toy_checkpoint
+
+TOY = toy_checkpoint()
+
+
+def test_the_shipped_sample_is_enough_for_the_shipped_recipes() -> None:
+    chosen = choose_texts(None, 512)
+    assert len(chosen) == len(set(chosen)) == 512
+    assert set(chosen) <= {line.strip() for line in SHIPPED_TEXT.read_text("utf-8").splitlines()}
+
+
+@given(st.lists(st.integers(0, 60), min_size=0, max_size=80), st.integers(1, 40))
+def test_texts_are_distinct_in_order_and_spread(numbers: list[int], count: int) -> None:
+    texts = [f" text {number}\n" for number in numbers] + ["", "  "]
+    different = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
+    if len(different) < 16:
+        with pytest.raises(InputTextError, match=f"calibration has {len(different)} different texts"):
+            choose_texts(texts, count)
+        return
+    chosen = choose_texts(iter(texts), count)  # type: ignore[arg-type]
+    assert len(chosen) == len(set(chosen)) == min(count, len(different))
+    places = [different.index(text) for text in chosen]
+    assert places == sorted(places)
+    assert places[0] == 0
+    if len(places) > 1:
+        gaps = np.diff([*places, len(different)])
+        assert gaps.max() - gaps.min() <= 2
+
+
+@pytest.mark.parametrize(
+    "texts", ["one text", b"bytes", 3, [1] * 20, [None] * 20, ["a"] * 20 + [b"b"], ["\udc00"] * 20]
+)
+def test_what_is_not_a_list_of_texts_is_refused(texts: Any) -> None:
+    with pytest.raises(InputTextError, match="calibration") as caught:
+        choose_texts(texts, 16)
+    assert caught.value.exit_code == 2
+
+
+def test_tokens_are_framed_and_cut() -> None:
+    long, short = tokenize(TOY, ["rain " * 50, "a film"], 16)
+    assert len(long) == 16
+    assert long[0] == short[0]
+    assert long[-1] == short[-1]
+    assert len(short) == 4
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be used"):
+        tokenize(dataclasses.replace(TOY, tokenizer=b"{}"), ["a"], 16)
+
+
+def test_ranges_are_percentiles_of_what_the_layers_take() -> None:
+    rng = np.random.default_rng(1)
+    sequences = [rng.integers(1, TOY.config.vocab_size, size=n).tolist() for n in rng.integers(1, 12, size=100)]
+    inputs: dict[str, list[Array]] = {"mixer": [], "hidden": [], "field": []}
+    for ids in sequences:  # one by one, where input_ranges takes batches
+        forward(TOY.config, TOY.tensors, pad_ids([ids]), record=lambda name, x: inputs[name].append(x.ravel()))
+    largest = input_ranges(TOY, sequences, 100)
+    assert set(largest) == {"mixer", "hidden", "output", "pairs"}
+    for name, recorded in (("mixer", "mixer"), ("hidden", "hidden"), ("output", "field")):
+        values = np.abs(np.concatenate(inputs[recorded]))
+        assert largest[name] == pytest.approx(values.max(), rel=1e-5)
+        assert input_ranges(TOY, sequences, 99)[name] == pytest.approx(np.percentile(values, 99), rel=1e-4)
+    with pytest.raises(ExportError, match="at least 16"):
+        input_ranges(TOY, sequences[:15], 100)

@@ -1,0 +1,150 @@
+"""Checkpoint -> bundle: what is reported is true, and the same inputs give the same bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import fieldrun
+from fieldrun.bundle import Bundle
+from fieldrun.checkpoint import Checkpoint
+from fieldrun.reference import forward, pad_ids
+from fieldrun.storage import read_json, sha256_file
+from fieldrun_exporters.export import ExportReport
+from fieldrun_exporters.graph import op_histogram
+from fieldrun_exporters.parity import open_session
+from tests.toy import toy_checkpoint as make_toy
+
+INTEGER_LAYERS = ("mixer", "hidden", "output")
+
+
+@pytest.fixture(scope="module")
+def exported(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExportReport]:
+    """The toy exported with both shipped recipes."""
+    root = tmp_path_factory.mktemp("exported")
+    return {name: fieldrun.export(toy_checkpoint, root / name, recipe=name) for name in ("cpu-fp32", "cpu-int8")}
+
+
+@pytest.mark.parametrize("recipe", ["cpu-fp32", "cpu-int8"])
+def test_a_shipped_recipe_exports_and_verifies(exported: dict[str, ExportReport], recipe: str) -> None:
+    report = exported[recipe]
+    bundle = Bundle.load(report.path)
+    assert report.bytes == bundle.total_bytes()
+    assert bundle.manifest.recipe["name"] == report.recipe == recipe
+    for engine in ("numpy", "onnxruntime"):
+        verified = fieldrun.verify(report.path, engine=engine)
+        assert verified.passed, verified
+        assert verified.texts >= 8
+
+
+@pytest.mark.parametrize("recipe", ["cpu-fp32", "cpu-int8"])
+def test_every_bucket_is_measured_within_its_gate(exported: dict[str, ExportReport], recipe: str) -> None:
+    report = exported[recipe]
+    manifest = Bundle.load(report.path).manifest
+    assert [(p.batch, p.length) for p in report.parity] == [(b.batch, b.length) for b in manifest.buckets]
+    gate = manifest.recipe["parity"]
+    for measured in report.parity:
+        assert measured.texts > 0
+        assert gate["min_cosine"] <= measured.min_cosine <= measured.mean_cosine <= 1 + 1e-6
+        assert measured.max_abs <= gate["max_abs"]
+        assert measured.bucket_gap <= 1e-5
+        assert measured.top1_agreement > 0.95
+    if recipe == "cpu-fp32":
+        assert max(measured.max_abs_logits for measured in report.parity) < 1e-4
+
+
+def test_the_report_is_in_the_bundle(exported: dict[str, ExportReport], toy_checkpoint: Path) -> None:
+    report = exported["cpu-int8"]
+    stored = read_json(report.path / "report.json")
+    as_json = report.to_dict()
+    for key in ("passes", "parity", "operators"):
+        assert stored[key] == as_json[key]
+    fold, int8 = report.passes
+    assert (fold.name, int8.name) == ("fold", "int8")
+    assert fold.bytes_after == int8.bytes_before > 2 * int8.bytes_after
+    assert set(int8.changed) == {"table", "pairs", *INTEGER_LAYERS}
+    source = Checkpoint.load(toy_checkpoint)
+    labels = sum(len(head.labels) for head in source.heads if head.kind == "single")
+    assert int8.changed["output"]["weights"] == source.config.hidden * (source.config.field_dim + labels)
+    assert int8.changed["mixer"]["weights"] == source.tensors["mixer.weight"].size
+    assert (report.path / "weights.safetensors").stat().st_size < 8192 + int8.bytes_after
+    assert [entry["batch"] for entry in stored["pair_parity"]] == sorted({bucket.batch for bucket in report.parity})
+    assert all(entry["top1_agreement"] >= 0.9 for entry in stored["pair_parity"])
+    assert {"onnx", "onnxruntime", "numpy", "tokenizers"} == set(stored["libraries"])
+
+
+def test_every_int8_layer_runs_as_int8(exported: dict[str, ExportReport], tmp_path: Path) -> None:
+    report = exported["cpu-int8"]
+    assert report.operators["graph"]["QuantizeLinear"] == len(INTEGER_LAYERS)
+    for graph in sorted(report.path.glob("*.onnx")):
+        open_session(graph, optimised=tmp_path / graph.name)
+        found = op_histogram(tmp_path / graph.name)
+        expected = 1 if graph.name.startswith("pair") else len(INTEGER_LAYERS)
+        assert found.get("MatMulIntegerToFloat") == expected, (graph.name, found)
+        assert "DequantizeLinear" not in found
+    assert report.operators["optimised"]["MatMulIntegerToFloat"] == len(INTEGER_LAYERS)
+    assert "MatMulIntegerToFloat" not in exported["cpu-fp32"].operators["optimised"]
+
+
+def test_graphs_carry_what_they_are(exported: dict[str, ExportReport], toy_checkpoint: Path) -> None:
+    report = exported["cpu-int8"]
+    for graph in report.path.glob("*.onnx"):
+        properties = {p.key: p.value for p in onnx.load(str(graph), load_external_data=False).metadata_props}
+        assert properties["fieldrun.recipe"] == "cpu-int8"
+        assert properties["fieldrun.weights_sha256"] == sha256_file(report.path / "weights.safetensors")
+        assert properties["fieldrun.licence"] == "Apache-2.0"
+        for head in Checkpoint.load(toy_checkpoint).heads:
+            assert f'"{head.name}"' in properties["fieldrun.tasks"]
+
+
+def test_same_inputs_same_bytes(exported: dict[str, ExportReport], toy_checkpoint: Path, tmp_path: Path) -> None:
+    for name, report in exported.items():
+        again = fieldrun.export(str(toy_checkpoint), str(tmp_path / name), recipe=name)
+        first, second = ({p.name: sha256_file(p) for p in r.path.iterdir()} for r in (report, again))
+        assert first == second
+
+
+def test_golden_fields_are_those_of_the_reference(exported: dict[str, ExportReport], toy_checkpoint: Path) -> None:
+    source = Checkpoint.load(toy_checkpoint)
+    golden = read_json(exported["cpu-fp32"].path / "golden.json")
+    expected = forward(source.config, source.tensors, pad_ids(golden["ids"]), float64=True)
+    np.testing.assert_allclose(golden["fields"], expected, rtol=0, atol=1e-5)
+    assert set(golden["scores"]) == {head.name for head in source.heads}
+    for scores in golden["scores"].values():
+        assert len(scores) == len(golden["texts"])
+        np.testing.assert_allclose(np.sum(scores, axis=1), 1, rtol=0, atol=1e-6)
+
+
+STUDENTS: dict[str, dict[str, Any]] = {
+    "no mixer": {"mixer_kernel": 0},
+    "no n-grams": {"ngram_orders": (), "ngram_buckets": 0},
+    "no pair tasks": {"pairs": False},
+    "other offsets": {"offsets": (4, 0, -5)},
+    "only the past": {"offsets": (-2, 0), "mixer_kernel": 1},
+    "only the token": {"offsets": (0,), "mixer_kernel": 0, "ngram_orders": (), "ngram_buckets": 0},
+    "only pair tasks": {},
+    "no tasks": {},
+}
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_other_students_export(tmp_path: Path, texts: list[str], write_recipe: Callable[..., Path], name: str) -> None:
+    checkpoint = make_toy(5, **STUDENTS[name])
+    kept = {"only pair tasks": ("pair",), "no tasks": ()}.get(name, ("single", "pair"))
+    checkpoint = dataclasses.replace(checkpoint, heads=tuple(h for h in checkpoint.heads if h.kind in kept))
+    checkpoint.save(tmp_path / "c")
+    for int8 in (False, True):
+        out = tmp_path / f"b{int8}"
+        fieldrun.export(tmp_path / "c", out, recipe=write_recipe(int8=int8), calibration=texts)
+        for engine in ("numpy", "onnxruntime"):
+            assert fieldrun.verify(out, engine=engine).passed
+        with fieldrun.load(out, engine="numpy") as model:
+            assert model.tasks == tuple(head.name for head in checkpoint.heads)
+            labels = sum(len(head.labels) for head in checkpoint.heads if head.kind == "single")
+            assert model.encode(texts[:3]).logits.shape == (3, labels)

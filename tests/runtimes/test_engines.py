@@ -1,0 +1,222 @@
+"""Every engine against the NumPy reference and against each other, alone, in company and padded to every bucket."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fieldrun
+from fieldrun.bundle import Bundle
+from fieldrun.checkpoint import Checkpoint
+from fieldrun.errors import EngineError, MissingDependency, UnknownName
+from fieldrun.reference import forward, head_logits, pad_ids, pair_features, softmax
+from fieldrun.tensors import Array
+from fieldrun_runtimes.choose import choose_engine
+from fieldrun_runtimes.engines import ENGINES, Engine, open_engine
+from fieldrun_runtimes.engines import onnxruntime_engine as ort_engine
+from tests.toy import WORDS
+
+REAL = ("numpy", "onnxruntime")
+RNG = np.random.default_rng(3)
+TEXTS = [" ".join(RNG.choice(WORDS, size=1 + i % 40)) for i in range(64)]
+
+
+@pytest.fixture(scope="module")
+def float_bundle(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fieldrun.export(toy_checkpoint, tmp_path_factory.mktemp("fp32") / "bundle", recipe="cpu-fp32").path
+
+
+def ids_of(bundle: Path) -> list[list[int]]:
+    """Token ids of TEXTS, with the tokenizer as the bundle has it."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
+    return [tokenizer.encode(text).ids for text in TEXTS]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_float_bundle_is_the_reference(float_bundle: Path, toy_checkpoint: Path, name: str) -> None:
+    source = Checkpoint.load(toy_checkpoint)
+    field = forward(source.config, source.tensors, pad_ids(ids_of(float_bundle)), float64=True)
+    with fieldrun.load(float_bundle, engine=name) as model:
+        encoding = model.encode(TEXTS)
+        np.testing.assert_allclose(encoding.field, field, rtol=0, atol=1e-5)
+        logits = np.concatenate([head_logits(h, field) for h in source.heads if h.kind == "single"], axis=1)
+        np.testing.assert_allclose(encoding.logits, logits, rtol=0, atol=1e-5)
+        for head in source.heads:
+            if head.kind == "single":
+                texts: list[Any] = TEXTS
+                expected = softmax(head_logits(head, field), head.temperature)
+            else:
+                texts = list(zip(TEXTS, TEXTS[::-1], strict=True))
+                expected = softmax(head_logits(head, pair_features(field, field[::-1])), head.temperature)
+            np.testing.assert_allclose(model.scores(texts, head.name), expected, rtol=0, atol=1e-5)
+
+
+def test_engines_agree_on_the_int8_bundle(toy_bundle: Path) -> None:
+    pairs = list(zip(TEXTS, TEXTS[::-1], strict=True))
+    with fieldrun.load(toy_bundle, engine="numpy") as plain, fieldrun.load(toy_bundle, engine="onnxruntime") as ort:
+        a, b = plain.encode(TEXTS), ort.encode(TEXTS)
+        np.testing.assert_allclose(a.field, b.field, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(a.logits, b.logits, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(plain.scores(pairs, "same"), ort.scores(pairs, "same"), rtol=0, atol=1e-5)
+
+
+def test_the_null_engine_answers_zeros_in_the_right_shapes(toy_bundle: Path) -> None:
+    with fieldrun.load(toy_bundle, engine="null") as model:
+        encoding = model.encode(TEXTS)
+        assert encoding.field.shape == (64, 32)
+        assert encoding.logits.shape == (64, 6)
+        assert not encoding.field.any()
+        assert not encoding.logits.any()
+        np.testing.assert_array_equal(model.scores(TEXTS[:2], "mood"), np.full((2, 2), 0.5))
+        np.testing.assert_array_equal(model.scores([("a", "b")] * 70, "same"), np.full((70, 2), 0.5))
+
+
+@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("recipe", ["fp32", "int8"])
+def test_a_field_does_not_depend_on_company_or_padding(
+    float_bundle: Path, toy_bundle: Path, name: str, recipe: str
+) -> None:
+    bundle = Bundle.load(float_bundle if recipe == "fp32" else toy_bundle)
+    engine = open_engine(name, bundle, 1)
+    everyone = ids_of(bundle.path)
+    for text in (everyone[0], everyone[3], everyone[11]):
+        seen: list[Array] = []
+        for bucket in bundle.manifest.buckets:
+            if len(text) > bucket.length:
+                continue
+            others = [ids for ids in everyone if len(ids) <= bucket.length and ids != text]
+            within = []
+            for row in {0, bucket.batch // 2, bucket.batch - 1}:
+                for company in (others, [text], others[::-1]):
+                    chosen = [company[k % len(company)] for k in range(bucket.batch)]
+                    chosen[row] = text
+                    field, logits = engine.run(pad_ids(chosen, bucket.length))
+                    within.append(np.concatenate([field[row], logits[row]]))
+            for other in within[1:]:
+                np.testing.assert_array_equal(other, within[0], err_msg=f"{bucket}: not the same bits")
+            seen.append(within[0])
+        assert len(seen) >= 4
+        for other in seen[1:]:
+            np.testing.assert_allclose(other, seen[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_alone_and_in_a_batch_of_64(toy_bundle: Path, name: str) -> None:
+    with fieldrun.load(toy_bundle, engine=name) as model:
+        together = model.encode(TEXTS)
+        alone = [model.encode([text]) for text in TEXTS]
+        np.testing.assert_allclose(np.concatenate([e.field for e in alone]), together.field, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(np.concatenate([e.logits for e in alone]), together.logits, rtol=0, atol=1e-5)
+        order = np.random.default_rng(0).permutation(64)
+        shuffled = model.encode([TEXTS[i] for i in order])
+        np.testing.assert_array_equal(shuffled.field, together.field[order])
+
+
+@pytest.mark.parametrize("name", [*REAL, "null"])
+def test_threads_sharing_a_model_give_the_serial_answers(toy_bundle: Path, name: str) -> None:
+    requests = [TEXTS[k : k + 1 + k % 9] for k in range(48)]
+    with fieldrun.load(toy_bundle, engine=name) as serial:
+        expected = [serial.encode(texts) for texts in requests]
+        pairs = serial.scores([(TEXTS[0], TEXTS[1])] * 9, "same")
+    with fieldrun.load(toy_bundle, engine=name) as shared, ThreadPoolExecutor(8) as pool:
+        for texts, found in zip(expected, pool.map(shared.encode, requests), strict=True):
+            np.testing.assert_array_equal(found.field, texts.field)
+            np.testing.assert_array_equal(found.logits, texts.logits)
+        for scores in pool.map(lambda _: shared.scores([(TEXTS[0], TEXTS[1])] * 9, "same"), range(16)):
+            np.testing.assert_array_equal(scores, pairs)
+
+
+def test_more_threads_give_the_same_answers(toy_bundle: Path) -> None:
+    with fieldrun.load(toy_bundle, engine="onnxruntime", threads=2) as model:
+        two = model.field(TEXTS)
+    with fieldrun.load(toy_bundle, engine="onnxruntime") as model:
+        np.testing.assert_allclose(two, model.field(TEXTS), rtol=0, atol=1e-5)
+
+
+def test_auto_takes_one_and_says_why(toy_bundle: Path) -> None:
+    with fieldrun.load(toy_bundle) as model:
+        assert model.engine in REAL
+        assert all(word in model.engine_reason for word in ("measured here", "onnxruntime", "numpy", "us a text"))
+    with fieldrun.load(toy_bundle, engine="numpy") as model:
+        assert (model.engine, model.engine_reason) == ("numpy", "asked for")
+
+
+def test_without_onnxruntime_auto_takes_numpy(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with fieldrun.load(toy_bundle) as model:
+        assert (model.engine, model.engine_reason) == ("numpy", "onnxruntime is not installed")
+        assert model.predict(["a film"], "mood")[0] in ("bad", "good")
+    with pytest.raises(MissingDependency, match=r"pip install 'fieldrun\[ort\]'") as caught:
+        fieldrun.load(toy_bundle, engine="onnxruntime")
+    assert caught.value.exit_code == 3
+
+
+class OtherProvider:
+    """A session that ran off with another provider than the one asked for."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def get_providers(self) -> list[str]:
+        return ["AzureExecutionProvider"]
+
+
+def failing_session(*_: Any, **__: Any) -> None:
+    raise RuntimeError("no kernel")
+
+
+@pytest.mark.parametrize(
+    ("session", "message"), [(OtherProvider, "it took.*Azure"), (failing_session, "cannot open b1-l.*no kernel")]
+)
+def test_a_session_that_is_not_what_was_asked_for(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, session: Any, message: str
+) -> None:
+    monkeypatch.setattr(ort_engine.import_onnxruntime(), "InferenceSession", session)
+    with fieldrun.load(toy_bundle, engine="onnxruntime") as model, pytest.raises(EngineError, match=message) as caught:
+        model.field(["a film"])
+    assert caught.value.exit_code == 9
+    choice = choose_engine(Bundle.load(toy_bundle), "auto", 1)
+    assert choice.name == "numpy"
+    assert "onnxruntime cannot run here" in choice.reason
+
+
+def test_a_shape_without_a_bucket_is_refused(toy_bundle: Path) -> None:
+    engine: Engine = open_engine("onnxruntime", Bundle.load(toy_bundle), 1)
+    with pytest.raises(EngineError, match="no bucket of 3 x 16"):
+        engine.run(np.ones((3, 16), np.int64))
+    with pytest.raises(EngineError, match="no pair graph for a batch of 3"):
+        engine.run_pairs(np.ones((3, 32), "f4"), np.ones((3, 32), "f4"))
+
+
+@pytest.mark.parametrize("name", ["torch", "", "ONNXRuntime", None])
+def test_an_unknown_engine_lists_the_known_ones(toy_bundle: Path, name: Any) -> None:
+    with pytest.raises(UnknownName, match="known: auto, null, numpy, onnxruntime") as caught:
+        fieldrun.load(toy_bundle, engine=name)
+    assert caught.value.exit_code == 2
+    assert set(ENGINES) == {"null", "numpy", "onnxruntime"}
+
+
+def test_telemetry_is_off_before_onnxruntime_is_imported(toy_bundle: Path) -> None:
+    program = (
+        "import os, sys, importlib.abc\n"
+        "class Watch(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'onnxruntime': print('telemetry', os.environ.get('ORT_DISABLE_TELEMETRY'))\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        "import fieldrun\n"
+        "fieldrun.load(sys.argv[1], engine='onnxruntime').field(['a film'])\n"
+    )
+    kept = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment = kept | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(toy_bundle)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.split("\n")[0] == "telemetry 1"

@@ -1,0 +1,205 @@
+"""The model: text in, field or labels out, whichever way it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fieldrun
+from fieldrun.errors import BundleError, InputTextError, TextTooLong, UnknownName, UsageError
+from fieldrun.tensors import Array
+from fieldrun_runtimes.engines.numpy_engine import NumpyEngine
+from fieldrun_runtimes.model import FieldModel
+
+TEXTS = ["a good film", "nothing works", "how do i transfer cash to the card", "rain"]
+PAIRS = [("it rains", "it is wet"), ("a film", "a card"), ("you wrote this", "who wrote it")]
+
+
+@pytest.fixture(scope="module")
+def model(toy_bundle: Path) -> Iterator[FieldModel]:
+    with fieldrun.load(toy_bundle, engine="numpy") as opened:
+        yield opened
+
+
+def test_what_a_model_says_of_itself(model: FieldModel, toy_bundle: Path) -> None:
+    assert model.tasks == ("mood", "intent", "same")
+    assert model.labels("intent") == ("card", "cash", "other", "transfer")
+    assert (model.kind("mood"), model.kind("same")) == ("single", "pair")
+    assert model.path == toy_bundle
+    assert repr(model) == "FieldModel('toy', recipe='cpu-int8', engine='numpy')"
+    assert model.manifest.name == "toy"
+
+
+def test_fields_and_token_counts(model: FieldModel) -> None:
+    encoding = model.encode(TEXTS)
+    assert len(encoding) == 4
+    assert encoding.field.shape == (4, 32)
+    assert encoding.field.dtype == encoding.logits.dtype == np.float32
+    assert encoding.tokens.tolist()[0] == 5
+    assert encoding.tokens.dtype == encoding.dropped.dtype == np.int64
+    assert not encoding.dropped.any()
+    np.testing.assert_array_equal(model.field(TEXTS), encoding.field)
+    part = encoding.part(1, 3)
+    assert len(part) == 2
+    np.testing.assert_array_equal(part.field, encoding.field[1:3])
+    np.testing.assert_array_equal(part.tokens, encoding.tokens[1:3])
+
+
+@pytest.mark.parametrize("task", ["mood", "intent", "same"])
+def test_scores_are_distributions_and_predict_takes_the_best(model: FieldModel, task: str) -> None:
+    texts: Any = PAIRS if model.kind(task) == "pair" else TEXTS
+    scores = model.scores(texts, task)
+    assert scores.shape == (len(texts), len(model.labels(task)))
+    assert scores.dtype == np.float32
+    assert scores.min() >= 0
+    np.testing.assert_allclose(scores.sum(1), 1, rtol=0, atol=1e-6)
+    assert model.predict(texts, task) == [model.labels(task)[int(row.argmax())] for row in scores]
+    assert all(type(label) is str for label in model.predict(texts, task))
+
+
+def test_scores_of_an_encoding_are_the_scores(model: FieldModel) -> None:
+    encoding = model.encode(TEXTS)
+    for task in ("mood", "intent"):
+        np.testing.assert_array_equal(model.scores_of(encoding, task), model.scores(TEXTS, task))
+    first, second = (model.encode([pair[k] for pair in PAIRS]) for k in (0, 1))
+    np.testing.assert_allclose(model.scores_of(first, "same", second), model.scores(PAIRS, "same"), rtol=0, atol=1e-5)
+    with pytest.raises(UsageError, match="takes two encodings"):
+        model.scores_of(first, "same")
+    with pytest.raises(UsageError, match="takes one encoding"):
+        model.scores_of(first, "mood", second)
+
+
+def test_one_forward_pass_serves_all_heads(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, ...]] = []
+    run = NumpyEngine.run
+
+    def counted(self: NumpyEngine, ids: Array) -> tuple[Array, Array]:
+        calls.append(ids.shape)
+        return run(self, ids)
+
+    monkeypatch.setattr(NumpyEngine, "run", counted)
+    with fieldrun.load(toy_bundle, engine="numpy") as model:
+        encoding = model.encode(["a film"])
+        for task in ("mood", "intent"):
+            model.scores_of(encoding, task)
+        model.scores_of(encoding, "same", encoding)
+        assert len(calls) == 1
+        model.scores(["a film"], "mood")
+        assert len(calls) == 2
+        model.predict([("a film", "a card")], "same")
+        assert sum(batch for batch, _ in calls) <= 4, "a pair is two texts"
+
+
+def test_pairs_in_lists_and_beyond_a_batch(model: FieldModel) -> None:
+    expected = model.scores(PAIRS, "same")
+    np.testing.assert_array_equal(model.scores([list(pair) for pair in PAIRS], "same"), expected)  # type: ignore[arg-type]
+    many = [PAIRS[k % 3] for k in range(75)]
+    np.testing.assert_allclose(model.scores(many, "same"), expected[[k % 3 for k in range(75)]], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("one text", "takes a list of pairs"),
+        (None, "takes a list of pairs"),
+        (3, "takes a list of pairs"),
+        (["a text", "another"], "item 0 is not a pair"),
+        ([("a", "b"), ("a",)], "item 1 is not a pair"),
+        ([("a", "b", "c")], "item 0 is not a pair"),
+        ([b"ab"], "item 0 is not a pair"),
+        ([None], "item 0 is not a pair"),
+        ([("a", None)], "is NoneType, not a string"),
+        ([("a", " ")], "empty or only whitespace"),
+        ([("\ud800", "a")], "lone surrogate"),
+        ([("a", "\x00")], "no token"),
+        ([], "texts is empty"),
+    ],
+)
+def test_pairs_that_are_none_are_refused(model: FieldModel, texts: Any, message: str) -> None:
+    with pytest.raises(InputTextError, match=message):
+        model.predict(texts, "same")
+
+
+@pytest.mark.parametrize("call", ["field", "encode", "scores", "predict"])
+@pytest.mark.parametrize("texts", ["one text", [], [""], None, [None], ["\ud800"], ["\x00"], [("a", "b")], b"a", {}])
+def test_every_way_in_refuses_the_same_texts(model: FieldModel, call: str, texts: Any) -> None:
+    arguments = (texts, "mood") if call in ("scores", "predict") else (texts,)
+    with pytest.raises(InputTextError) as caught:
+        getattr(model, call)(*arguments)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_task_is_refused_before_any_work(model: FieldModel) -> None:
+    calls: list[Callable[[str], object]] = [model.labels, model.kind]
+    calls += [lambda task: model.scores([], task), lambda task: model.predict([], task)]
+    for call in calls:
+        with pytest.raises(UnknownName, match="known: mood, intent, same"):
+            call("moods")
+
+
+LONG = " ".join(["a good film to remember"] * 80)  # 402 tokens; the largest bucket takes 256
+
+
+def test_a_long_text_is_an_error_cut_or_windowed(toy_bundle: Path) -> None:
+    texts = ["rain", LONG, "a card"]
+    with fieldrun.load(toy_bundle, engine="numpy", overflow="error") as strict:
+        with pytest.raises(TextTooLong, match="text 1 has 402 tokens, the largest bucket takes 256"):
+            strict.field(texts)
+        short = strict.encode(["rain", "a card"])
+    with fieldrun.load(toy_bundle, engine="numpy") as cutting:
+        cut = cutting.encode(texts)
+        assert cut.tokens.tolist() == [3, 402, 4]
+        assert cut.dropped.tolist() == [0, 146, 0]
+        np.testing.assert_allclose(cut.field[1:2], cutting.field([" ".join(LONG.split()[:254])]), rtol=0, atol=1e-5)
+        windows = [" ".join(LONG.split()[k : k + 254]) for k in (0, 254)]
+        parts = cutting.encode(windows)
+    with fieldrun.load(toy_bundle, engine="numpy", overflow="window") as sliding:
+        whole = sliding.encode(texts)
+        assert whole.tokens.tolist() == [3, 402, 4]
+        assert not whole.dropped.any()
+        weights = parts.tokens[:, None] / parts.tokens.sum()
+        np.testing.assert_allclose(whole.field[1], (parts.field * weights).sum(0), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(whole.logits[1], (parts.logits * weights).sum(0), rtol=0, atol=1e-5)
+        alone = sliding.encode([LONG])
+        np.testing.assert_allclose(alone.field[0], whole.field[1], rtol=0, atol=1e-5)
+        assert len(sliding.predict([(LONG, "rain"), ("rain", LONG)], "same")) == 2
+    for encoding in (cut, whole):
+        np.testing.assert_allclose(encoding.field[[0, 2]], short.field, rtol=0, atol=1e-5)
+
+
+def test_a_megabyte_is_cut(model: FieldModel) -> None:
+    encoding = model.encode(["rain " * 200_000])
+    assert encoding.dropped.tolist() == [200_002 - 256]
+    assert np.isfinite(encoding.field).all()
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.0, "1", None, True])
+def test_threads_must_be_a_positive_integer(toy_bundle: Path, threads: Any) -> None:
+    with pytest.raises(UsageError, match="threads must be a positive integer") as caught:
+        fieldrun.load(toy_bundle, threads=threads)
+    assert caught.value.exit_code == 2
+
+
+def test_wrong_arguments_are_refused(toy_bundle: Path) -> None:
+    with pytest.raises(UnknownName, match="unknown overflow 'cut'"):
+        fieldrun.load(toy_bundle, overflow="cut")
+    with pytest.raises(BundleError, match="no bundle at"):
+        fieldrun.load(toy_bundle / "nowhere")
+
+
+def test_a_closed_model_says_so(toy_bundle: Path) -> None:
+    model = fieldrun.load(toy_bundle, engine="numpy")
+    encoding = model.encode(["a film"])
+    with model:
+        model.close()
+    model.close()
+    with pytest.raises(UsageError, match="was closed"):
+        model.field(["a film"])
+    with pytest.raises(UsageError, match="was closed"):
+        model.scores_of(encoding, "same", encoding)
+    assert model.tasks == ("mood", "intent", "same")

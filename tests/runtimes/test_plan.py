@@ -1,0 +1,70 @@
+"""The bucket plan covers every row once, in a bucket that exists and that fits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fieldrun.bundle import Bucket
+from fieldrun_runtimes.plan import BucketPlan
+
+SHAPES = st.tuples(
+    st.sets(st.integers(2, 40), max_size=3).map(lambda more: sorted({1, *more})),
+    st.sets(st.integers(3, 60), min_size=1, max_size=4).map(sorted),
+)
+
+
+def plan_of(batches: list[int], lengths: list[int]) -> BucketPlan:
+    return BucketPlan([Bucket(batch=b, length=n, graph=f"b{b}-l{n}.onnx") for b in batches for n in lengths])
+
+
+@given(SHAPES, st.data())
+def test_every_row_is_covered_once_in_the_smallest_length_that_fits(
+    shapes: tuple[list[int], list[int]], data: st.DataObject
+) -> None:
+    batches, lengths = shapes
+    counts = data.draw(st.lists(st.integers(1, lengths[-1]), min_size=1, max_size=90))
+    sequences = [[1 + row] * count for row, count in enumerate(counts)]
+    covered: list[int] = []
+    for chunk in plan_of(batches, lengths).chunks(sequences):
+        batch, length = chunk.ids.shape
+        assert batch in batches
+        assert length in lengths
+        assert chunk.ids.dtype == np.int64
+        assert 1 <= len(chunk.rows) <= batch
+        for k, row in enumerate(chunk.rows):
+            expected = sequences[row] + [0] * (length - counts[row])
+            assert chunk.ids[k].tolist() == expected
+            assert length == min(n for n in lengths if n >= counts[row])
+        for k in range(len(chunk.rows), batch):
+            assert chunk.ids[k].tolist() == chunk.ids[0].tolist(), "a filled batch has no empty row"
+        covered += chunk.rows
+    assert sorted(covered) == list(range(len(sequences)))
+
+
+@given(SHAPES, st.integers(1, 400))
+def test_little_of_a_batch_is_wasted(shapes: tuple[list[int], list[int]], count: int) -> None:
+    plan = plan_of(*shapes)
+    left, run = count, 0
+    while left > 0:
+        batch = plan.batch_for(left)
+        assert batch == 1 or left * 8 > batch
+        run += batch
+        left -= batch
+    assert run <= 8 * count
+
+
+def test_a_single_text_goes_alone() -> None:
+    plan = plan_of([1, 32], [16, 64])
+    (chunk,) = plan.chunks([[5] * 16])
+    assert chunk.ids.shape == (1, 16)
+    (chunk,) = plan.chunks([[5] * 17])
+    assert chunk.ids.shape == (1, 64)
+    assert [c.ids.shape[0] for c in plan.chunks([[5]] * 35)] == [32, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("tokens", "length"), [(1, 16), (16, 16), (17, 64), (64, 64)])
+def test_length_for(tokens: int, length: int) -> None:
+    assert plan_of([1], [64, 16]).length_for(tokens) == length

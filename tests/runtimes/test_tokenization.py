@@ -1,0 +1,153 @@
+"""Texts that cannot be encoded are refused with their place; long ones are refused, cut or windowed as asked."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fieldrun.errors import BundleError, InputTextError, TextTooLong, UnknownName
+from fieldrun_runtimes.tokenization import OVERFLOWS, TextTokenizer, check_texts
+from tests.toy import WORDS, toy_tokenizer
+
+JSON = toy_tokenizer().to_str().encode("utf-8")
+MODES = {overflow: TextTokenizer(JSON, 8, overflow) for overflow in OVERFLOWS}
+CLS, SEP = toy_tokenizer().token_to_id("[CLS]"), toy_tokenizer().token_to_id("[SEP]")
+TEXTS = st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=30).map(" ".join), min_size=1, max_size=6)
+
+REFUSED: list[tuple[Any, str]] = [
+    ("one text", "not one string"),
+    (b"bytes", "not one string"),
+    ([], "texts is empty"),
+    ((), "texts is empty"),
+    (iter(()), "texts is empty"),
+    (None, "not NoneType"),
+    (3, "not int"),
+    ({"a": 1}, "not dict"),
+    ({"a"}, "not set"),
+    (bytearray(b"a"), "not bytearray"),
+    (memoryview(b"a"), "not memoryview"),
+    (["a", None], "text 1 is NoneType"),
+    (["a", "b", 3], "text 2 is int"),
+    ([b"a"], "text 0 is bytes"),
+    ([["a"]], "text 0 is list"),
+    ([("a", "b")], "text 0 is tuple"),
+    ([float("nan")], "text 0 is float"),
+    (["a", ""], "text 1 is empty or only whitespace"),
+    ([" \t\n\r "], "text 0 is empty or only whitespace"),
+    (["\u2003\u00a0\u2028"], "text 0 is empty or only whitespace"),
+    (["a", "b \ud83d c"], r"text 1 holds a lone surrogate \(U\+D83D\) at character 2"),
+    (["\udc80"], r"text 0 holds a lone surrogate \(U\+DC80\) at character 0"),
+]
+
+
+@pytest.mark.parametrize(("texts", "message"), REFUSED)
+def test_what_is_not_a_list_of_texts_is_refused(texts: Any, message: str) -> None:
+    with pytest.raises(InputTextError, match=message) as caught:
+        check_texts(texts)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+
+
+def generator() -> Iterator[str]:
+    yield "a"
+    yield "b"
+
+
+@pytest.mark.parametrize("texts", [["a", "b"], ("a", "b"), generator(), map(str.lower, "AB"), np.array(["a", "b"])])
+def test_lists_and_what_can_be_listed_are_taken(texts: Any) -> None:
+    assert check_texts(texts) == ["a", "b"]
+
+
+def test_the_list_is_a_copy() -> None:
+    texts = ["a"]
+    assert check_texts(texts) is not texts
+    assert isinstance(generator(), types.GeneratorType)
+
+
+@pytest.mark.parametrize("text", ["\x00", "\x01\x02\x03", "\u200b\u200d", "\ufeff", "\x7f"])
+def test_control_characters_alone_are_no_text(text: str) -> None:
+    with pytest.raises(InputTextError, match="text 1 has no token: only control characters"):
+        MODES["truncate"](check_texts(["a film", text]))
+    assert MODES["truncate"]([f"a{text} film"]).tokens[0] > 2
+
+
+@given(st.lists(st.text(min_size=1, max_size=40), min_size=1, max_size=4))
+def test_any_text_is_encoded_or_refused(texts: list[str]) -> None:
+    try:
+        encoded = MODES["window"](check_texts(texts))
+    except InputTextError:
+        return
+    assert encoded.owners == sorted(encoded.owners)
+    assert set(encoded.owners) == set(range(len(texts)))
+    assert all(3 <= len(ids) <= 8 for ids in encoded.ids)
+
+
+@given(TEXTS)
+def test_short_texts_are_untouched_and_long_ones_counted(texts: list[str]) -> None:
+    whole = [encoding.ids for encoding in toy_tokenizer().encode_batch(texts)]
+    for overflow, tokenize in MODES.items():
+        long = [i for i, ids in enumerate(whole) if len(ids) > 8]
+        if overflow == "error" and long:
+            with pytest.raises(TextTooLong, match=f"text {long[0]} has {len(whole[long[0]])} tokens, .* takes 8") as e:
+                tokenize(texts)
+            assert e.value.exit_code == 10
+            continue
+        encoded = tokenize(texts)
+        assert encoded.tokens == [len(ids) for ids in whole]
+        for i, ids in enumerate(whole):
+            pieces = [piece for piece, owner in zip(encoded.ids, encoded.owners, strict=True) if owner == i]
+            assert all(len(piece) <= 8 for piece in pieces)
+            assert all((piece[0], piece[-1]) == (CLS, SEP) for piece in pieces)
+            inner = [token for piece in pieces for token in piece[1:-1]]
+            if overflow == "truncate":
+                assert len(pieces) == 1
+                assert inner == ids[1:-1][:6]
+                assert encoded.dropped[i] == len(ids) - len(pieces[0])
+            else:
+                assert inner == ids[1:-1], "every token once, in order"
+                assert encoded.dropped[i] == 0
+
+
+def test_a_megabyte_of_text() -> None:
+    text = "rain " * 200_000
+    with pytest.raises(TextTooLong):
+        MODES["error"]([text])
+    cut = MODES["truncate"]([text])
+    assert (cut.tokens, cut.dropped, len(cut.ids)) == ([200_002], [199_994], 1)
+    windows = MODES["window"]([text])
+    assert sum(len(ids) - 2 for ids in windows.ids) == 200_000
+    assert MODES["error"](["x" * 1_000_000]).tokens == [3], "one word, however long, is one unknown token"
+
+
+def test_a_tokenizer_without_special_tokens() -> None:
+    bare = toy_tokenizer()
+    bare.post_processor = None
+    windows = TextTokenizer(bare.to_str().encode("utf-8"), 4, "window")(["a good film to remember it is"])
+    assert [len(ids) for ids in windows.ids] == [4, 3]
+
+
+@pytest.mark.parametrize("overflow", ["cut", "", None, ["error"]])
+def test_an_unknown_overflow_lists_the_known_ones(overflow: Any) -> None:
+    with pytest.raises(UnknownName, match="known: error, truncate, window"):
+        TextTokenizer(JSON, 8, overflow)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b"null"])
+def test_a_tokenizer_that_cannot_be_used(content: bytes) -> None:
+    with pytest.raises(BundleError, match=r"tokenizer\.json cannot be used") as caught:
+        TextTokenizer(content, 8, "truncate")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_padding_and_truncation_of_the_file_are_ignored() -> None:
+    tokenizer = toy_tokenizer()
+    tokenizer.enable_padding(length=32)
+    tokenizer.enable_truncation(4)
+    tokens = TextTokenizer(tokenizer.to_str().encode("utf-8"), 8, "truncate")(["a good film", "rain"]).tokens
+    assert tokens == [5, 3]

@@ -1,0 +1,48 @@
+"""The card says what a checkpoint records about itself, and where it records nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fieldrun.card import render_card
+from tests.toy import toy_checkpoint
+
+TOY = toy_checkpoint()
+
+
+def test_the_card_says_what_is_known_and_what_is_not() -> None:
+    card = render_card(TOY, "cpu-int8", 12_345)
+    for fact in ("# toy", "`cpu-int8`", "12,345 bytes", "Apache-2.0", f"{TOY.parameters():,}", "Not recorded."):
+        assert fact in card
+    interval = {"accuracy": 0.9, "n": 100, "ci95": [0.82, 0.95]}
+    record = {
+        "results": {"mood": {"student": {"report": interval}, "compressed_field": {"accuracy": 0.92}}},
+        "seconds": {"student": 120.0},
+        "machine": {"threads": 2, "processor": "x86_64", "gpu": None},
+        "texts": {"transfer": 5000},
+        "recipe": {"name": "quick", "seed": 0},
+    }
+    provenance = {
+        "teacher": {"name": "some-encoder", "sha256": {"model.safetensors": "ab" * 32}},
+        "data": {"licences": {"mood": "CC0-1.0"}},
+    }
+    card = render_card(dataclasses.replace(TOY, record=record, provenance=provenance))
+    for fact in (
+        "a checkpoint",
+        "90.0 (82.0 - 95.0)",
+        "92.0",
+        "some-encoder",
+        "abababab",
+        "- mood: CC0-1.0",
+        "`quick`",
+    ):
+        assert fact in card
+
+
+def test_a_record_of_another_shape_is_no_error() -> None:
+    for record, provenance in (
+        ({"note": 1}, {"teacher": "mine"}),
+        ({"results": []}, {"data": 3, "teacher": {"name": 1}}),
+    ):
+        card = render_card(dataclasses.replace(TOY, record=record, provenance=provenance))
+        assert card.count("Not recorded.") == 4
