@@ -48,8 +48,8 @@ def main(output: Path) -> None:
     report = fieldrun.export("reference", output, recipe="cpu-int8")
     cosine = min(bucket.min_cosine for bucket in report.parity)
     click.echo(
-        f"   {output}: {report.bytes / 1e6:.1f} MB in {time.perf_counter() - start:.0f} s; {len(report.parity)} buckets "
-        f"compared with the NumPy reference on up to {report.parity[-1].texts} texts, least cosine {cosine:.5f}"
+        f"   {output}: {report.bytes / 1e6:.1f} MB in {time.perf_counter() - start:.0f} s; {len(report.parity)} "
+        f"buckets compared with the NumPy reference on up to {report.parity[-1].texts} texts, least cosine {cosine:.5f}"
     )
 
     click.echo("2. verify it: hashes, then golden texts replayed")

@@ -4,12 +4,13 @@
 |---|---|
 | `table` | `(rows, width)` float32 or int8: one block of rows per window offset and one of hashed n-grams |
 | `table.scale` | `(rows, 1) float32`, only with an int8 table |
-| `rows.coef`, `rows.modulus`, `rows.base` | `(J, shifts)`, `(J,)`, `(J,)` int64; see below |
+| `rows.coef`, `rows.modulus`, `rows.base` | `(shifts, J)`, `(J,)`, `(J,)` int64; see below |
+| `is_token` | `(vocabulary, 1) float32`: 0 for the padding id, 1 for the others |
 | `<layer>.weight`, `<layer>.bias` | `(inputs, outputs)` float32 or int8, `(outputs,) float32` |
 | `<layer>.weight_scale`, `<layer>.input_scale` | `(outputs,)`, `(1,) float32`, only with an int8 weight |
 | `score.weight`, `score.bounds` | `(width, 1)`, `(2,) float32`: the pooling score and the bounds it is clipped to |
 
-Row j of a position is mod(window . coef_j, modulus_j) + base_j. Layers: `mixer` (optional), `hidden`, `output` (the
+Row j of a position is mod(window . coef[:, j], modulus_j) + base_j. Layers: `mixer` (optional), `hidden`, `output` (the
 field and the logits of all single tasks), `pairs` (all pair tasks).
 """
 

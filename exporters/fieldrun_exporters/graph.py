@@ -101,18 +101,15 @@ def field_graph(
     b, net = _Builder(deployed, offsets), deployed.network
     axis1 = b.constant("axis1", np.array([1], np.int64))
     axis2 = b.constant("axis2", np.array([2], np.int64))
-    last = b.constant("last", np.array([-1], np.int64))
 
-    positive = b.op("Greater", ["ids", b.constant("pad_id", np.array(0, np.int64))], "positive")
-    mask = b.op("Unsqueeze", [b.op("Cast", [positive], "real", to=TensorProto.FLOAT), axis2], "mask")
+    mask = b.op("Gather", [b.weight("is_token"), "ids"], "mask", axis=0)
 
     left, right = max(0, -min(net.shifts)), max(0, max(net.shifts))
     around = b.constant("around", np.array([0, left, 0, right], np.int64))
     padded = b.op("Pad", ["ids", around], "padded")
-    positions = np.arange(length)[:, None, None] + left + np.array(net.shifts)[None, None, :]
+    positions = np.arange(length)[:, None] + left + np.array(net.shifts)
     window = b.op("Gather", [padded, b.constant("positions", positions.astype(np.int64))], "window", axis=1)
-    terms = b.op("Mul", [window, b.weight("rows.coef")], "terms")
-    hashes = b.op("ReduceSum", [terms, last], "hashes", keepdims=0)
+    hashes = b.op("MatMul", [window, b.weight("rows.coef")], "hashes")
     rows = b.op("Mod", [hashes, b.weight("rows.modulus")], "buckets")
     rows = b.op("Add", [rows, b.weight("rows.base")], "rows")
 

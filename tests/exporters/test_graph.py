@@ -117,7 +117,7 @@ def test_external_data_points_at_the_right_bytes(bundles: dict[str, Bundle], pre
                 np.testing.assert_array_equal(array, tensors[proto.name])
             else:
                 assert reference.data_location != onnx.TensorProto.EXTERNAL
-    assert {"table", "rows.coef", "hidden.weight", "output.weight", "mixer.weight", "pairs.weight"} <= used
+    assert {"table", "rows.coef", "is_token", "hidden.weight", "output.weight", "mixer.weight", "pairs.weight"} <= used
 
 
 def test_graphs_have_fixed_shapes_and_standard_operators(bundles: dict[str, Bundle]) -> None:

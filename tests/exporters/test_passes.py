@@ -37,7 +37,7 @@ def deployed_y(deployed: Deployed, ids: list[int], t: int) -> Array:
     """Position `t` before the first ReLU, from the table in the deployed form's own words."""
     tensors, y = deployed.tensors, np.zeros(deployed.network.width)
     window = [ids[t + s] if 0 <= t + s < len(ids) else 0 for s in deployed.network.shifts]
-    for coef, modulus, base in zip(tensors["rows.coef"], tensors["rows.modulus"], tensors["rows.base"], strict=True):
+    for coef, modulus, base in zip(tensors["rows.coef"].T, tensors["rows.modulus"], tensors["rows.base"], strict=True):
         y += tensors["table"][sum(int(c) * i for c, i in zip(coef, window, strict=True)) % int(modulus) + int(base)]
     return y
 

@@ -69,6 +69,15 @@ def test_engines_agree_on_the_int8_bundle(toy_bundle: Path) -> None:
         np.testing.assert_allclose(plain.scores(pairs, "same"), ort.scores(pairs, "same"), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", REAL)
+def test_a_padding_id_inside_a_text_cuts_nothing_off(float_bundle: Path, toy_checkpoint: Path, name: str) -> None:
+    source = Checkpoint.load(toy_checkpoint)
+    ids = pad_ids([[2, 9, 0, 17, 12, 3]], 16)
+    field, _ = open_engine(name, Bundle.load(float_bundle), 1).run(ids)
+    expected = forward(source.config, source.tensors, ids, float64=True)
+    np.testing.assert_allclose(field, expected, rtol=0, atol=1e-5)
+
+
 def test_the_null_engine_answers_zeros_in_the_right_shapes(toy_bundle: Path) -> None:
     with fieldrun.load(toy_bundle, engine="null") as model:
         encoding = model.encode(TEXTS)

@@ -54,9 +54,10 @@ def fold(checkpoint: Checkpoint) -> tuple[Deployed, PassReport]:
         rows += config.ngram_buckets
     tensors: dict[str, Array] = {
         "table": np.concatenate(blocks),
-        "rows.coef": np.array(coef, np.int64),
+        "rows.coef": np.ascontiguousarray(np.array(coef, np.int64).T),
         "rows.modulus": np.array(modulus, np.int64),
         "rows.base": np.array(base, np.int64),
+        "is_token": (np.arange(config.vocab_size) > 0).astype(np.float32)[:, None],
     }
     if len(tensors["table"]) != rows:
         raise ExportError(f"fold: the table has {len(tensors['table'])} rows instead of {rows}")

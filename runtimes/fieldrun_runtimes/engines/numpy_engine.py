@@ -26,8 +26,7 @@ class NumpyEngine:
             net = bundle.manifest.network
             self._table = weights["table"]
             self._scale = weights.get("table.scale")
-            # one stacked (J, shifts) product per position becomes J dot products: keep the columns
-            self._coef = np.ascontiguousarray(weights["rows.coef"].T)
+            self._coef = weights["rows.coef"]
             self._modulus, self._base = weights["rows.modulus"], weights["rows.base"]
             self._score, self._bounds = weights["score.weight"], weights["score.bounds"]
             names = [name.removesuffix(".bias") for name in weights if name.endswith(".bias")]
@@ -40,15 +39,17 @@ class NumpyEngine:
 
     def run(self, ids: Array) -> tuple[Array, Array]:
         """Return field `(batch, dim)` and logits `(batch, labels)` of `ids (batch, length) int64`, padded with 0."""
+        if len(ids) == 1:  # nothing here needs the fixed shape: a single text does not pay for its padding
+            ids = ids[:, : int(np.flatnonzero(ids[0])[-1]) + 1]
         batch, length = ids.shape
         mask = (ids > 0)[:, :, None]
         padded = np.zeros((batch, length + self._left + self._right), np.int64)
         padded[:, self._left : self._left + length] = ids
         window = np.stack([padded[:, self._left + s : self._left + s + length] for s in self._shifts], axis=-1)
         rows = (window @ self._coef) % self._modulus + self._base
-        values = self._table[rows]
+        values = self._table.take(rows, axis=0).astype(np.float32, copy=False)
         if self._scale is not None:
-            values = values * self._scale[rows]
+            values *= self._scale.take(rows, axis=0)
         h = np.maximum(values.sum(2), 0)
         h *= mask
         if self._kernel:
