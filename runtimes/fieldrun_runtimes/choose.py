@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import statistics
 import time
 from dataclasses import dataclass
 
@@ -59,7 +58,7 @@ def choose_engine(bundle: Bundle, name: str, threads: int) -> Choice:
             start = time.perf_counter()
             engine.run(ids)
             seconds[key].append(time.perf_counter() - start)
-    micros = {key: 1e6 * statistics.median(values[2:]) for key, values in seconds.items()}
+    micros = {key: 1e6 * float(np.median(values[2:])) for key, values in seconds.items()}
     winner = min(micros, key=lambda key: micros[key])
     reason = f"measured here: onnxruntime {micros['onnxruntime']:.0f} us, numpy {micros['numpy']:.0f} us a text"
     return Choice(name=winner, engine=plain if winner == "numpy" else compiled, reason=reason)

@@ -1,18 +1,15 @@
 """Write files whole or not at all, and hash them.
 
-Everything fieldrun writes is written beside its place, flushed to disk, and renamed (design.md rule 10).
+Everything fieldrun writes is written beside its place, flushed to disk, and renamed (design.md rule 10). What only
+writing needs is imported by the functions that write: the runtime reads, and its start-up is counted.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import glob
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,9 +27,10 @@ def sha256_bytes(data: bytes) -> str:
 def sha256_file(path: Path) -> str:
     """Return the sha256 of the file at `path`, in hexadecimal."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    block = memoryview(bytearray(1 << 18))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(block[:count])
     return digest.hexdigest()
 
 
@@ -47,6 +45,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         StorageError: the folder is missing or not writable, or the disk is full.
     """
+    import tempfile
+
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
@@ -89,6 +89,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         OutputExists: `path` exists.
         StorageError: the parent is missing or not writable, or the disk is full.
     """
+    import shutil
+    import tempfile
+
     if os.path.lexists(path):
         raise OutputExists(f"{path} exists; choose another folder or delete it first")
     try:
@@ -112,6 +115,8 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def _lock(folder: Path) -> int:
     """Lock `folder` until the returned descriptor is closed or this process ends; `OSError` if another holds it."""
+    import fcntl
+
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -122,6 +127,9 @@ def _lock(folder: Path) -> int:
 
 
 def _delete_abandoned(path: Path) -> None:
+    import glob
+    import shutil
+
     for folder in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
         with contextlib.suppress(OSError):
             handle = _lock(folder)

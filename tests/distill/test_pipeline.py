@@ -107,7 +107,6 @@ def test_the_record_says_where_everything_came_from(trained: Path, recipe: Path,
     assert str(data) not in json.dumps([record, provenance])
 
 
-@pytest.mark.slow
 def test_the_checkpoint_becomes_a_bundle_with_the_same_accuracy(trained: Path, data: Path, tmp_path: Path) -> None:
     fieldrun.export(trained, tmp_path / "bundle")
     assert fieldrun.verify(tmp_path / "bundle").passed
@@ -143,7 +142,6 @@ def test_killed_twice_and_resumed_by_the_same_command(
     assert contents(out) == contents(trained)
 
 
-@pytest.mark.slow
 def test_another_seed_gives_other_weights_and_progress_is_told(
     trained: Path, recipe: Path, data: Path, teacher: Path, tmp_path: Path
 ) -> None:
@@ -351,3 +349,20 @@ def test_a_layer_count_of_the_recipe_is_spread_over_the_teacher(
         other.write_text(recipe.read_text("utf-8").replace("[teacher]", f"[teacher]\nlayers = {layers}"), "utf-8")
         with pytest.raises(Enough, match=expected.replace("(", r"\(").replace(")", r"\)")):
             distill(other, data, teacher, tmp_path / "out", tmp_path / layers)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
+def test_a_run_on_a_gpu_is_killed_and_resumed(recipe: Path, data: Path, teacher: Path, tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(phase: str, done: int, total: int) -> None:
+        if phase == "student" and done >= 12:
+            raise Killed
+
+    with pytest.raises(Killed):
+        distill(recipe, data, teacher, tmp_path / "out", progress=die)
+    record = distill(recipe, data, teacher, tmp_path / "out").record
+    assert record["machine"]["gpu"] == torch.cuda.get_device_name()
+    assert record["results"]["mood"]["student"]["report"]["accuracy"] > 0.75
