@@ -16,18 +16,20 @@ from fieldrun.storage import read_json, write_json
 __all__ = ["SCHEMA", "conditions", "read_record", "write_record"]
 
 SCHEMA = 1
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKENIZERS_PARALLELISM")
 _PACKAGES = ("fieldrun", "numpy", "onnxruntime", "tokenizers")
 
 
 def conditions() -> dict[str, Any]:
-    """Return what a reader needs to judge a measurement: date, processor, cores allowed, memory, system, versions."""
+    """Return what a reader needs to judge a measurement: date, processor, cores, threads, load, system, versions."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "processor": _processor(),
         "architecture": platform.machine(),
         "cores_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": {name: os.environ.get(name) for name in _THREADS},
         "load_average": round(os.getloadavg()[0], 2),
-        "system": platform.platform(terse=True),
+        "system": platform.system(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
     }

@@ -171,6 +171,6 @@ def _gate(result: BucketParity, gate: Parity) -> None:
     for name, value, limit, passed in checks:
         if not passed:  # NaN does not pass either
             raise ParityError(
-                f"{where}: {name} is {value:.3g}, the recipe's limit is {limit:.3g}; nothing was written. "
+                f"{where}: {name} is {value:.8g}, the recipe's limit is {limit:.8g}; nothing was written. "
                 "Calibrate on text like yours, or keep more parts in fp32"
             )

@@ -10,14 +10,14 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from fieldrun.bundle import Bundle, Manifest, TaskSpec
+from fieldrun.bundle import Bucket, Bundle, Manifest, TaskSpec
 from fieldrun.errors import InputTextError, UsageError
 from fieldrun.reference import softmax
 from fieldrun.tensors import Array
 
 from .choose import choose_engine
 from .engines import Engine
-from .plan import BucketPlan
+from .plan import BucketPlan, fill
 from .tokenization import TextTokenizer, check_texts
 
 __all__ = ["Encoding", "FieldModel", "load"]
@@ -173,13 +173,31 @@ class FieldModel:
         both = self.encode(check_texts(first, "first text") + check_texts(second, "second text"))
         return self._pair_logits(both.field[: len(first)], both.field[len(first) :])[:, columns]
 
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return each text's token ids, special tokens included; windows of a long text apart. Raises as `encode`."""
+        return self._tokenize(check_texts(texts)).ids
+
+    def replay(self, sequences: Sequence[Sequence[int]], bucket: Bucket) -> Floats:
+        """Return the fields `(n, dim)` of token ids that fit `bucket`, run in it whatever else would fit."""
+        chunks = (sequences[i : i + bucket.batch] for i in range(0, len(sequences), bucket.batch))
+        return np.concatenate(
+            [self._engine.run(fill(part, bucket.batch, bucket.length))[0][: len(part)] for part in chunks]
+        )
+
+    def replay_pairs(self, a: Floats, b: Floats, batch: int) -> Floats:
+        """Return all pair tasks' logits `(n, labels)` of fields `a`, `b` `(n, dim)`, run in batches of `batch`."""
+        parts = []
+        for start in range(0, len(a), batch):
+            rows = np.minimum(np.arange(start, start + batch), len(a) - 1)
+            parts.append(self._engine.run_pairs(a[rows], b[rows])[: len(a) - start])
+        return np.concatenate(parts)
+
     def _pair_logits(self, a: Floats, b: Floats) -> Floats:
         parts = []
         start = 0
         while start < len(a):
             batch = self._plan.batch_for(len(a) - start)
-            rows = np.minimum(np.arange(start, start + batch), len(a) - 1)
-            parts.append(self._engine.run_pairs(a[rows], b[rows])[: len(a) - start])
+            parts.append(self.replay_pairs(a[start : start + batch], b[start : start + batch], batch))
             start += batch
         return np.concatenate(parts)
 

@@ -10,7 +10,7 @@ import numpy as np
 from fieldrun.bundle import Bucket
 from fieldrun.tensors import Array
 
-__all__ = ["BucketPlan", "Chunk"]
+__all__ = ["BucketPlan", "Chunk", "fill"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +54,13 @@ class BucketPlan:
 
     @staticmethod
     def _chunk(sequences: Sequence[Sequence[int]], rows: list[int], batch: int, length: int) -> Chunk:
-        ids = np.zeros((batch, length), np.int64)
-        for k, row in enumerate(rows):
-            ids[k, : len(sequences[row])] = sequences[row]
-        ids[len(rows) :] = ids[0]
-        return Chunk(rows=rows, ids=ids)
+        return Chunk(rows=rows, ids=fill([sequences[row] for row in rows], batch, length))
+
+
+def fill(sequences: Sequence[Sequence[int]], batch: int, length: int) -> Array:
+    """Return token ids as `(batch, length) int64`: padded with id 0, filled up with copies of the first row."""
+    ids = np.zeros((batch, length), np.int64)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence
+    ids[len(sequences) :] = ids[0]
+    return ids

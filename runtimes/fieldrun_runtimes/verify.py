@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fieldrun.errors import BundleError, TextTooLong
+from fieldrun.reference import softmax
 from fieldrun.storage import read_json
 from fieldrun.tensors import Array
 
@@ -25,6 +26,7 @@ class VerifyReport:
     path: str
     engine: str
     texts: int
+    buckets: int
     max_abs_field: float
     max_abs_scores: float
     tolerance: float
@@ -37,7 +39,10 @@ class VerifyReport:
 
 
 def verify(path: str | Path = "reference", *, engine: str = "auto", threads: int = 1) -> VerifyReport:
-    """Check every file's hash, then replay every golden text with `engine` and compare fields and scores.
+    """Check every file's hash, then replay the golden texts with `engine` and compare fields and scores.
+
+    Every text runs alone as `encode` runs it, and again through every bucket that it fits in; pairs run through every
+    pair graph.
 
     Raises:
         BundleError, IntegrityError, SchemaTooNew: the bundle is not what it says, its golden texts included.
@@ -51,35 +56,47 @@ def verify(path: str | Path = "reference", *, engine: str = "auto", threads: int
 
 
 def _replay(model: FieldModel, golden: dict[str, Any]) -> VerifyReport:
-    texts = golden["texts"]
+    texts, sequences, manifest = golden["texts"], golden["ids"], model.manifest
+    if set(golden["scores"]) != set(model.tasks):
+        raise ValueError("its scores are not those of the bundle's tasks")
     encodings = [model.encode([text]) for text in texts]
     fields = np.concatenate([encoding.field for encoding in encodings])
     worst_field = _gap(fields, golden["fields"])
-    if set(golden["scores"]) != set(model.tasks):
-        raise ValueError("its scores are not those of the bundle's tasks")
+    for bucket in manifest.buckets:
+        rows = [i for i, ids in enumerate(sequences) if len(ids) <= bucket.length]
+        if rows:
+            found = model.replay([sequences[i] for i in rows], bucket)
+            worst_field = _worse(worst_field, _gap(found, [golden["fields"][i] for i in rows]))
     worst_scores = 0.0
     for task, expected in golden["scores"].items():
-        if model.kind(task) == "pair":
-            after = [*encodings[1:], encodings[0]]
-            scores = [model.scores_of(a, task, b) for a, b in zip(encodings, after, strict=True)]
-        else:
-            scores = [model.scores_of(encoding, task) for encoding in encodings]
-        gap = _gap(np.concatenate(scores), expected)
-        worst_scores = float(np.maximum(worst_scores, gap))  # unlike max, keeps a NaN, which passes no tolerance
-    counted = [int(encoding.tokens[0]) for encoding in encodings]
-    same_tokens = counted == [len(ids) for ids in golden["ids"]]
-    tolerance = model.manifest.golden_tolerance
+        if model.kind(task) == "single":
+            scores = np.concatenate([model.scores_of(encoding, task) for encoding in encodings])
+            worst_scores = _worse(worst_scores, _gap(scores, expected))
+            continue
+        for batch in manifest.pair_graphs:
+            logits = model.replay_pairs(fields, np.roll(fields, -1, axis=0), batch)
+            spec = manifest.task(task)
+            scores = softmax(logits[:, spec.start : spec.start + len(spec.labels)], spec.temperature)
+            worst_scores = _worse(worst_scores, _gap(scores, expected))
+    same_tokens = model.token_ids(texts) == sequences
+    tolerance = manifest.golden_tolerance
     return VerifyReport(
         passed=same_tokens and worst_field <= tolerance and worst_scores <= tolerance,
         path=str(model.path),
         engine=model.engine,
         texts=len(texts),
+        buckets=len(manifest.buckets),
         max_abs_field=worst_field,
         max_abs_scores=worst_scores,
         tolerance=tolerance,
         tokens_equal=same_tokens,
-        files=len(model.manifest.files) + 1,
+        files=len(manifest.files) + 1,
     )
+
+
+def _worse(a: float, b: float) -> float:
+    """Return the larger of two gaps; unlike `max` it keeps a NaN, which passes no tolerance."""
+    return float(np.maximum(a, b))
 
 
 def _gap(found: Array, golden: Any) -> float:

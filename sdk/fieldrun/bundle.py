@@ -2,7 +2,7 @@
 
 | File | Holds |
 |---|---|
-| `manifest.json` | schema, recipe, network, buckets, tasks, licence, provenance, size and sha256 of every other file |
+| `manifest.json` | schema, recipe, network, buckets, tasks, licence, provenance, sha256 of itself and of every file |
 | `weights.safetensors` | every weight once: external data of the graphs, and what the NumPy engine maps |
 | `b<batch>-l<length>.onnx` | ids `(batch, length) int64` -> field `(batch, 256)`, logits `(batch, labels)`, float32 |
 | `pair-b<batch>.onnx` | a, b `(batch, 256) float32` -> logits `(batch, pair labels) float32`; only with pair tasks |
@@ -16,6 +16,7 @@ Nothing is used before its hash is checked (design.md rule 11).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 
 from .errors import BundleError, IntegrityError, UnknownName
 from .integrity import FileEntry, check_files, read_schema
-from .storage import is_folder
+from .storage import is_folder, sha256_bytes
 from .student import from_mapping
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Network",
     "TaskSpec",
     "resolve_bundle",
+    "seal",
 ]
 
 SCHEMA = 1
@@ -55,6 +57,13 @@ def resolve_bundle(path: str | Path) -> Path:
     if not is_folder(folder):
         raise BundleError(f"no bundle at {folder}: give 'reference' or a folder made by 'fieldrun export'")
     return folder
+
+
+def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest's JSON object with `sha256`, the hash of its other keys as sorted JSON without spaces."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), default=list)
+    return rest | {"sha256": sha256_bytes(text.encode("utf-8"))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +95,8 @@ class TaskSpec:
         if not isinstance(self.labels, list | tuple) or not all(isinstance(label, str) for label in self.labels):
             raise BundleError(f"task {self.name!r}: labels must be a list of strings")
         object.__setattr__(self, "labels", tuple(self.labels))
+        if len(self.labels) < 2:
+            raise BundleError(f"task {self.name!r} needs at least two labels")
         if self.kind not in ("single", "pair") or not isinstance(self.start, int) or self.start < 0:
             raise BundleError(f"task {self.name!r}: kind must be 'single' or 'pair' and start not negative")
         if not isinstance(self.temperature, int | float) or not self.temperature > 0:
@@ -133,6 +144,11 @@ class Manifest:
     files: Mapping[str, FileEntry]
 
     def __post_init__(self) -> None:
+        for key in ("name", "fieldrun", "licence"):
+            if not isinstance(getattr(self, key), str):
+                raise BundleError(f"the manifest's {key} must be a string, not {getattr(self, key)!r}")
+        if not isinstance(self.provenance, Mapping):
+            raise BundleError("the manifest's provenance must be an object")
         if not self.buckets:
             raise BundleError("a bundle needs at least one bucket")
         shapes = sorted((bucket.batch, bucket.length) for bucket in self.buckets)
@@ -151,6 +167,12 @@ class Manifest:
             raise BundleError(f"the manifest lists other files than it uses: {sorted(set(self.files) ^ named)}")
         if len({task.name for task in self.tasks}) != len(self.tasks):
             raise BundleError("two tasks have the same name")
+        for kind in ("single", "pair"):
+            stop = 0
+            for task in (task for task in self.tasks if task.kind == kind):
+                if task.start != stop:
+                    raise BundleError(f"task {task.name!r} starts at logit {task.start}, the one before ends at {stop}")
+                stop += len(task.labels)
 
     def task(self, name: object) -> TaskSpec:
         """Return the task `name`; `UnknownName` lists those there are."""
@@ -163,7 +185,7 @@ class Manifest:
         """Return the JSON object that `read` reads back."""
         value = asdict(self)
         value["pair_graphs"] = {str(batch): graph for batch, graph in self.pair_graphs.items()}
-        return value
+        return seal(value)
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -171,9 +193,13 @@ class Manifest:
 
         Raises:
             SchemaTooNew: written by a newer fieldrun.
+            IntegrityError: it is not what the export wrote.
             BundleError: missing, not JSON, unknown or missing keys, or a value that makes no sense.
         """
-        value = read_schema(path, SCHEMA, cls.__slots__, BundleError)
+        value = read_schema(path, SCHEMA, (*cls.__slots__, "sha256"), BundleError)
+        if seal(value) != value:
+            raise IntegrityError(f"{path} was changed after the export; copy it again or export again")
+        del value["sha256"]
         try:
             value["network"] = from_mapping(Network, value["network"], "manifest.network", BundleError)
             value["buckets"] = tuple(from_mapping(Bucket, b, "manifest.buckets", BundleError) for b in value["buckets"])

@@ -146,12 +146,14 @@ def test_every_command_has_help(bare: Path, home: Path) -> None:
 
 def _subcommands(text: str) -> list[str]:
     """The names under "Commands:" in the help of a click group."""
-    _, _, listed = text.partition("\nCommands:\n")
+    _, _, rest = text.partition("\nCommands:\n")
+    listed, _, _ = rest.partition("\n\n")
     return re.findall(r"^  ([a-z][\w-]*)", listed, re.MULTILINE)
 
 
 def test_subcommands_are_read_from_help() -> None:
     text = "Usage: fieldrun\n\nCommands:\n  doctor  What this\n          machine has.\n  dry-run  Try.\n"
+    text += "\n  Example:\n    fieldrun\n  done\n"
     assert _subcommands(text) == ["doctor", "dry-run"]
     assert _subcommands("Usage: fieldrun run\n\nOptions:\n  --json\n") == []
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import fieldrun
-from fieldrun.bundle import MANIFEST
+from fieldrun.bundle import MANIFEST, seal
 from fieldrun.errors import BundleError, UnknownName
 from fieldrun.storage import read_json, sha256_file
 
@@ -28,7 +28,7 @@ def tamper(toy_bundle: Path, tmp_path: Path) -> Callable[[Callable[[dict[str, An
         manifest = read_json(folder / MANIFEST)
         size = (folder / "golden.json").stat().st_size
         manifest["files"]["golden.json"] = {"bytes": size, "sha256": sha256_file(folder / "golden.json")}
-        (folder / MANIFEST).write_text(json.dumps(manifest))
+        (folder / MANIFEST).write_text(json.dumps(seal(manifest)))
         return folder
 
     return call

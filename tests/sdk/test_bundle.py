@@ -15,7 +15,7 @@ import pytest
 
 import fieldrun
 from fieldrun import bundle as module
-from fieldrun.bundle import MANIFEST, Bundle, Manifest, resolve_bundle
+from fieldrun.bundle import MANIFEST, Bundle, Manifest, resolve_bundle, seal
 from fieldrun.errors import BundleError, IntegrityError, SchemaTooNew, UnknownName
 from fieldrun.storage import read_json, sha256_file, write_json
 from fieldrun.tensors import Array, read_tensors, write_tensors
@@ -34,7 +34,7 @@ def files_of(folder: Path) -> list[str]:
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     value = read_json(path)
     change(value)
-    path.write_text(json.dumps(value))
+    path.write_text(json.dumps(seal(value) if "sha256" in value else value))
 
 
 def rehash(folder: Path) -> None:
@@ -67,6 +67,13 @@ def test_the_manifest_survives_json(toy_bundle: Path, tmp_path: Path) -> None:
     assert Manifest.read(tmp_path / MANIFEST) == bundle.manifest
     assert bundle.total_bytes() == sum(path.stat().st_size for path in toy_bundle.iterdir())
     assert set(bundle.manifest.files) == set(files_of(toy_bundle))
+
+
+def test_a_manifest_that_was_edited_is_refused(folder: Path) -> None:
+    text = (folder / MANIFEST).read_text("utf-8")
+    assert '"good"' in text
+    (folder / MANIFEST).write_text(text.replace('"good"', '"gold"'), "utf-8")
+    assert "was changed after the export" in refused(folder, IntegrityError)
 
 
 def test_tasks_are_found_by_name(toy_bundle: Path) -> None:

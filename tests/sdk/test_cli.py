@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,8 +249,15 @@ def test_field_that_fails_leaves_nothing(models: list[FakeModel], tmp_path: Path
     path = tmp_path / "fields.npy"
     assert "line 2" in call("field", "b", "-o", path, stdin=b"one\nwrong\n", code=2).stderr
     assert "does not exist" in call("field", "b", "x", "-o", tmp_path / "no" / "f", code=StorageError.exit_code).stderr
-    assert "is a folder" in call("field", "b", "x", "-o", tmp_path, "--force", code=StorageError.exit_code).stderr
     assert list(tmp_path.iterdir()) == []
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe", tmp_path / "link", tmp_path / ("n" * 300)):
+        error = call("field", "b", "x", "-o", place, "--force", code=StorageError.exit_code).stderr
+        assert error.count("\n") == 1
+        assert "cannot write" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_eval(models: list[FakeModel], tmp_path: Path) -> None:

@@ -34,6 +34,16 @@ class NumpyEngine:
             self._hidden, self._output = self._layers["hidden"], self._layers["output"]
         except (KeyError, ValueError) as error:
             raise BundleError(f"{bundle.path}: weights.safetensors cannot be used ({error}); copy it again") from error
+        labels = sum(len(task.labels) for task in bundle.manifest.tasks if task.kind == "single")
+        wanted = {
+            "rows.coef": (self._coef.shape[0], len(net.shifts)),
+            "table": (self._table.shape[1], net.width),
+            "output": (weights["output.bias"].size, net.field_dim + labels),
+            "mixer": (len(weights.get("mixer.weight", ())), net.mixer_kernel * net.width),
+        }
+        wrong = [name for name, (found, want) in wanted.items() if found != want]
+        if wrong:
+            raise BundleError(f"{bundle.path}: {wrong[0]!r} in weights.safetensors is not of the manifest's network")
         self._shifts, self._kernel, self._dim = net.shifts, net.mixer_kernel, net.field_dim
         self._left, self._right = max(0, -min(net.shifts)), max(0, max(net.shifts))
 

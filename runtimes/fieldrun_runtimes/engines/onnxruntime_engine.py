@@ -42,21 +42,19 @@ class OnnxRuntimeEngine:
         self._ort = import_onnxruntime()
         self._bundle, self._threads = bundle, threads
         self._graphs = {(b.batch, b.length): b.graph for b in bundle.manifest.buckets}
+        self._small = {b.graph for b in bundle.manifest.buckets if b.batch == 1}
         self._sessions: dict[str, Any] = {}
         self._lock = threading.Lock()
-        self._labels = any(task.kind == "single" for task in bundle.manifest.tasks)
+        has_labels = any(task.kind == "single" for task in bundle.manifest.tasks)
+        self._outputs = ("field", "logits") if has_labels else ("field",)
 
     def run(self, ids: Array) -> tuple[Array, Array]:
         """Return field `(batch, dim)` and logits `(batch, labels)` of `ids`, whose shape must be a bucket's."""
         graph = self._graphs.get(ids.shape)
         if graph is None:
             raise EngineError(f"no bucket of {ids.shape[0]} x {ids.shape[1]}; the bundle has {sorted(self._graphs)}")
-        session = self._sessions.get(graph) or self._open(graph)
-        if self._labels:
-            field, logits = session.run(("field", "logits"), {"ids": ids})
-            return field, logits
-        (field,) = session.run(("field",), {"ids": ids})
-        return field, np.zeros((len(ids), 0), np.float32)
+        outputs = self._run(graph, self._outputs, {"ids": ids})
+        return outputs[0], outputs[1] if len(outputs) > 1 else np.zeros((len(ids), 0), np.float32)
 
     def run_pairs(self, a: Array, b: Array) -> Array:
         """Return the pair tasks' logits `(batch, labels) float32`; `batch` must be one of the pair graphs'."""
@@ -65,9 +63,15 @@ class OnnxRuntimeEngine:
             raise EngineError(
                 f"no pair graph for a batch of {len(a)}; there are {sorted(self._bundle.manifest.pair_graphs)}"
             )
+        return self._run(graph, ("logits",), {"a": a, "b": b})[0]
+
+    def _run(self, graph: str, outputs: tuple[str, ...], inputs: dict[str, Array]) -> list[Array]:
         session = self._sessions.get(graph) or self._open(graph)
-        (logits,) = session.run(("logits",), {"a": a, "b": b})
-        return np.asarray(logits)
+        try:
+            values: list[Array] = session.run(outputs, inputs)
+        except Exception as error:  # as in _open
+            raise EngineError(f"ONNX Runtime cannot run {graph}: {error}; copy the bundle again") from error
+        return values
 
     def _open(self, graph: str) -> Any:
         with self._lock:
@@ -77,6 +81,8 @@ class OnnxRuntimeEngine:
             options.intra_op_num_threads = self._threads
             options.inter_op_num_threads = 1
             options.log_severity_level = 3
+            # a batch's buffers are large and its calls rare: give them back instead of keeping an arena per bucket
+            options.enable_cpu_mem_arena = graph in self._small
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             try:
                 session = self._ort.InferenceSession(str(self._bundle.path / graph), options, providers=[PROVIDER])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -81,11 +82,11 @@ def check_output(path: Path, *, force: bool) -> None:
 
     Raises:
         OutputExists: `path` exists and `force` is not set.
-        StorageError: its folder does not exist, or it is a folder itself.
+        StorageError: its folder does not exist, or it is there and not a regular file: a folder, a device, a link.
     """
-    if path.is_dir():
-        raise StorageError(f"cannot write {path}: it is a folder; give the name of a file")
-    if path.exists() and not force:
+    if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
+        raise StorageError(f"cannot write {path}: it is not a regular file; give another name")
+    if os.path.lexists(path) and not force:
         raise OutputExists(f"{path} exists; choose another name or add --force")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise StorageError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
