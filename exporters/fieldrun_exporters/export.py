@@ -234,7 +234,7 @@ def _check_optimised(
 
     What must be int8 is taken from the recipe, not from what the passes left.
     """
-    wants = dict.fromkeys(deployed.dense(), precision.dense) | {"table": precision.tables}
+    wants = {part: precision.of(part) for part in ("table", *deployed.dense())}
     wrong = [name for name, want in wants.items() if deployed.is_int8(name) != (want == "int8")]
     if wrong:
         raise ExportError(f"the recipe wants {wrong[0]!r} in {wants[wrong[0]]}, but the passes left it otherwise")

@@ -63,7 +63,7 @@ def golden_replies(
     return {
         "texts": [texts[i] for i in chosen],
         "ids": [list(sequences[i]) for i in chosen],
-        "fields": [[float(x) for x in row] for row in fields],
+        "fields": [[_short(x) for x in row] for row in fields],
         "scores": scores,
     }
 
@@ -96,4 +96,9 @@ def _run(
 
 def _scores(logits: Array, task: TaskSpec) -> list[list[float]]:
     part = logits[:, task.start : task.start + len(task.labels)]
-    return [[float(x) for x in row] for row in softmax(part, task.temperature)]
+    return [[_short(x) for x in row] for row in softmax(part, task.temperature)]
+
+
+def _short(x: np.float32) -> float:
+    """Return the float with the fewest digits that is `x` in float32."""
+    return float(str(x))

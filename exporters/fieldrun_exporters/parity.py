@@ -154,7 +154,7 @@ def check_pairs(
         if not agreement >= gate.min_top1:
             raise ParityError(
                 f"pair graph of batch {batch}: min_top1 is {agreement:.3g}, the recipe's limit is {gate.min_top1:.3g}; "
-                "nothing was written. Keep the dense layers in fp32"
+                "nothing was written. Keep the output in fp32"
             )
         results.append({"batch": float(batch), "max_abs_logits": largest, "top1_agreement": agreement})
     return results

@@ -24,13 +24,23 @@ _PASSES = ("fold", "int8")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """What is stored and computed in which type: `tables` the look-ups, `dense` the matrices, the heads' included."""
+    """What is stored and computed in which type.
+
+    `tables` are the look-ups, `mixer` and `hidden` the student's matrices, `output` the field's and the heads'.
+    """
 
     tables: str = "fp32"
-    dense: str = "fp32"
+    mixer: str = "fp32"
+    hidden: str = "fp32"
+    output: str = "fp32"
+
+    def of(self, part: str) -> str:
+        """Return the type of `part`: `"table"` or the name of a layer; pair heads are of the output."""
+        types = {"table": self.tables, "mixer": self.mixer, "hidden": self.hidden}
+        return types.get(part, self.output)
 
     def __post_init__(self) -> None:
-        for name in ("tables", "dense"):
+        for name in ("tables", "mixer", "hidden", "output"):
             if getattr(self, name) not in ("fp32", "int8"):
                 raise RecipeError(f"precision.{name} must be 'fp32' or 'int8', not {getattr(self, name)!r}")
 
@@ -111,7 +121,7 @@ class Recipe:
             raise RecipeError(
                 "passes must be distinct and begin with 'fold', which makes the form that graphs are built from"
             )
-        wants_int8 = "int8" in (self.precision.tables, self.precision.dense)
+        wants_int8 = "int8" in asdict(self.precision).values()
         if wants_int8 != ("int8" in self.passes):
             raise RecipeError("precision and passes conflict: list the pass 'int8' exactly when something is int8")
 

@@ -30,7 +30,7 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
 
     def write(*, int8: bool = True, min_cosine: float = 0.98, max_abs: float = 0.5) -> Path:
         passes = '["fold", "int8"]' if int8 else '["fold"]'
-        precision = 'tables = "int8"\ndense = "int8"' if int8 else ""
+        precision = 'tables = "int8"\nmixer = "int8"\nhidden = "int8"\noutput = "int8"' if int8 else ""
         path = tmp_path / ("small-int8.toml" if int8 else "small-fp32.toml")
         path.write_text(
             RECIPE.format(passes=passes, precision=precision, min_cosine=min_cosine, max_abs=max_abs), "utf-8"

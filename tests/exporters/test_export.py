@@ -16,6 +16,7 @@ from fieldrun.bundle import Bundle
 from fieldrun.checkpoint import Checkpoint
 from fieldrun.reference import forward, pad_ids
 from fieldrun.storage import read_json, sha256_file
+from fieldrun_exporters import recipe
 from fieldrun_exporters.export import ExportReport
 from fieldrun_exporters.graph import op_histogram
 from fieldrun_exporters.parity import open_session
@@ -26,26 +27,29 @@ INTEGER_LAYERS = ("mixer", "hidden", "output")
 
 @pytest.fixture(scope="module")
 def exported(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExportReport]:
-    """The toy exported with both shipped recipes."""
+    """The toy exported with both shipped recipes, and with every part in int8."""
     root = tmp_path_factory.mktemp("exported")
-    return {name: fieldrun.export(toy_checkpoint, root / name, recipe=name) for name in ("cpu-fp32", "cpu-int8")}
+    shipped = (Path(recipe.__file__).parent / "recipes" / "cpu-int8.toml").read_text("utf-8")
+    (root / "all-int8.toml").write_text(shipped.replace('"fp32"', '"int8"'), "utf-8")
+    recipes = {"cpu-fp32": "cpu-fp32", "cpu-int8": "cpu-int8", "all-int8": root / "all-int8.toml"}
+    return {name: fieldrun.export(toy_checkpoint, root / name, recipe=path) for name, path in recipes.items()}
 
 
-@pytest.mark.parametrize("recipe", ["cpu-fp32", "cpu-int8"])
-def test_a_shipped_recipe_exports_and_verifies(exported: dict[str, ExportReport], recipe: str) -> None:
-    report = exported[recipe]
+@pytest.mark.parametrize("name", ["cpu-fp32", "cpu-int8"])
+def test_a_shipped_recipe_exports_and_verifies(exported: dict[str, ExportReport], name: str) -> None:
+    report = exported[name]
     bundle = Bundle.load(report.path)
     assert report.bytes == bundle.total_bytes()
-    assert bundle.manifest.recipe["name"] == report.recipe == recipe
+    assert bundle.manifest.recipe["name"] == report.recipe == name
     for engine in ("numpy", "onnxruntime"):
         verified = fieldrun.verify(report.path, engine=engine)
         assert verified.passed, verified
         assert verified.texts >= 8
 
 
-@pytest.mark.parametrize("recipe", ["cpu-fp32", "cpu-int8"])
-def test_every_bucket_is_measured_within_its_gate(exported: dict[str, ExportReport], recipe: str) -> None:
-    report = exported[recipe]
+@pytest.mark.parametrize("name", ["cpu-fp32", "cpu-int8"])
+def test_every_bucket_is_measured_within_its_gate(exported: dict[str, ExportReport], name: str) -> None:
+    report = exported[name]
     manifest = Bundle.load(report.path).manifest
     assert [(p.batch, p.length) for p in report.parity] == [(b.batch, b.length) for b in manifest.buckets]
     gate = manifest.recipe["parity"]
@@ -55,12 +59,13 @@ def test_every_bucket_is_measured_within_its_gate(exported: dict[str, ExportRepo
         assert measured.max_abs <= gate["max_abs"]
         assert measured.bucket_gap <= 1e-5
         assert measured.top1_agreement > 0.95
-    if recipe == "cpu-fp32":
+    if name == "cpu-fp32":
         assert max(measured.max_abs_logits for measured in report.parity) < 1e-4
 
 
 def test_the_report_is_in_the_bundle(exported: dict[str, ExportReport], toy_checkpoint: Path) -> None:
-    report = exported["cpu-int8"]
+    report = exported["all-int8"]
+    assert set(exported["cpu-int8"].passes[1].changed) == {"table", "mixer"}
     stored = read_json(report.path / "report.json")
     as_json = report.to_dict()
     for key in ("passes", "parity", "operators"):
@@ -80,7 +85,8 @@ def test_the_report_is_in_the_bundle(exported: dict[str, ExportReport], toy_chec
 
 
 def test_every_int8_layer_runs_as_int8(exported: dict[str, ExportReport], tmp_path: Path) -> None:
-    report = exported["cpu-int8"]
+    assert exported["cpu-int8"].operators["optimised"]["MatMulIntegerToFloat"] == 1
+    report = exported["all-int8"]
     assert report.operators["graph"]["QuantizeLinear"] == len(INTEGER_LAYERS)
     for graph in sorted(report.path.glob("*.onnx")):
         open_session(graph, optimised=tmp_path / graph.name)
@@ -104,7 +110,8 @@ def test_graphs_carry_what_they_are(exported: dict[str, ExportReport], toy_check
 
 
 def test_same_inputs_same_bytes(exported: dict[str, ExportReport], toy_checkpoint: Path, tmp_path: Path) -> None:
-    for name, report in exported.items():
+    for name in ("cpu-fp32", "cpu-int8"):
+        report = exported[name]
         again = fieldrun.export(str(toy_checkpoint), str(tmp_path / name), recipe=name)
         first, second = ({p.name: sha256_file(p) for p in r.path.iterdir()} for r in (report, again))
         assert first == second

@@ -32,7 +32,7 @@ def bundles(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, text
     root, found = tmp_path_factory.mktemp("graphs"), {}
     for name, passes, precision in (
         ("fp32", '["fold"]', ""),
-        ("int8", '["fold", "int8"]', 'tables = "int8"\ndense = "int8"'),
+        ("int8", '["fold", "int8"]', 'tables = "int8"\nmixer = "int8"\nhidden = "int8"\noutput = "int8"'),
     ):
         recipe = root / f"{name}.toml"
         recipe.write_text(RECIPE.format(passes=passes, precision=precision, min_cosine=0.98, max_abs=0.5))

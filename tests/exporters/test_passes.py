@@ -30,7 +30,7 @@ SHAPES: list[dict[str, Any]] = [
 CHECKPOINTS = [toy_checkpoint(seed, **changes) for seed, changes in enumerate(SHAPES)]
 FOLDED = [fold(checkpoint)[0] for checkpoint in CHECKPOINTS]
 IDS = st.lists(st.integers(1, CHECKPOINTS[0].config.vocab_size - 1), min_size=1, max_size=9)
-INT8 = Precision(tables="int8", dense="int8")
+INT8 = Precision(tables="int8", mixer="int8", hidden="int8", output="int8")
 
 
 def deployed_y(deployed: Deployed, ids: list[int], t: int) -> Array:

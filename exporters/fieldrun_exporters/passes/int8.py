@@ -40,7 +40,7 @@ def int8(deployed: Deployed, precision: Precision, input_ranges: Mapping[str, fl
     Args:
         deployed: the deployed form in float32.
         precision: which parts become int8. The pooling score stays float: one column, and `exp` follows it.
-        input_ranges: per dense layer, the largest absolute activation to represent (from calibration).
+        input_ranges: per layer, the largest absolute activation to represent (from calibration).
 
     Raises:
         ExportError: a layer has no calibrated range, or nothing was quantized although something should be.
@@ -52,7 +52,9 @@ def int8(deployed: Deployed, precision: Precision, input_ranges: Mapping[str, fl
         quantized, scale = quantize_rows(table)
         tensors |= {"table": quantized, "table.scale": scale}
         changed["table"] = _facts(table, quantized, scale)
-    for layer in deployed.dense() if precision.dense == "int8" else ():
+    for layer in deployed.dense():
+        if precision.of(layer) != "int8":
+            continue
         if not input_ranges.get(layer, 0) > 0:
             raise ExportError(f"int8: the calibration text never reached the layer {layer!r}; give more text")
         weight = tensors[f"{layer}.weight"]
