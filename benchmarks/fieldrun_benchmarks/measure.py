@@ -41,6 +41,12 @@ import fieldrun
 with fieldrun.load({path!r}, engine={engine!r}) as model:
     print(model.predict(["a gripping film"], {task!r}))
 """
+_EVERY_BUCKET = """
+import fieldrun
+with fieldrun.load({path!r}, engine="onnxruntime") as model:
+    for bucket in model.manifest.buckets:
+        model.field([" ".join(["film"] * (bucket.length - 2))] * bucket.batch)
+"""
 
 
 @click.command()
@@ -139,6 +145,7 @@ def _cold(path: Path) -> dict[str, Any]:
     programs = {"imports only": _IMPORTS}
     for engine in ("onnxruntime", "numpy", "auto"):
         programs[engine] = _FIRST_LABEL.format(path=str(path), engine=engine, task="sst2")
+    programs["every bucket"] = _EVERY_BUCKET.format(path=str(path))
     measured = cold_starts(programs)
     base = measured["imports only"].wall_s
     return {

@@ -8,6 +8,7 @@
 | `is_token` | `(vocabulary, 1) float32`: 0 for the padding id, 1 for the others |
 | `<layer>.weight`, `<layer>.bias` | `(inputs, outputs)` float32 or int8, `(outputs,) float32` |
 | `<layer>.weight_scale`, `<layer>.input_scale` | `(outputs,)`, `(1,) float32`, only with an int8 weight |
+| `mean.gain` | `(1,) float32`: the mean over the tokens is multiplied by it, its rows of `hidden` divided |
 | `score.weight`, `score.bounds` | `(width, 1)`, `(2,) float32`: the pooling score and the bounds it is clipped to |
 
 Row j of a position is mod(window . coef[:, j], modulus_j) + base_j. Layers: `mixer` (optional), `hidden`, `output` (the

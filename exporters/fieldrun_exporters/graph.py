@@ -135,7 +135,11 @@ def field_graph(
     score = b.op("Clip", [b.op("MatMul", [h, b.weight("score.weight")], "score"), low, high], "score.clipped")
     a = b.op("Mul", [b.op("Exp", [score], "score.exp"), mask], "a")
     total = b.op("ReduceSum", [b.op("Mul", [h, a], "a.h"), axis1], "a.h.sum", keepdims=0)
-    mean = b.op("Div", [total, b.op("ReduceSum", [a, axis1], "a.sum", keepdims=0)], "attended")
+    share = b.op("ReduceSum", [a, axis1], "a.sum", keepdims=0)
+    gain = deployed.tensors["mean.gain"]
+    if gain[0] != 1:
+        share = b.op("Mul", [share, b.constant("mean.share", 1 / gain)], "a.share")
+    mean = b.op("Div", [total, share], "attended")
     pooled = b.op("Concat", [mean, b.op("ReduceMax", [h], "largest", axes=[1], keepdims=0)], "pooled", axis=1)
     output = b.dense("output", b.dense("hidden", pooled, relu=True))
     outputs = [helper.make_tensor_value_info("field", TensorProto.FLOAT, [batch, net.field_dim])]

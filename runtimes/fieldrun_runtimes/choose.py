@@ -11,7 +11,7 @@ import numpy as np
 from fieldrun.bundle import Bundle
 from fieldrun.errors import EngineError, MissingDependency
 
-from .engines import Engine, open_engine
+from .engines import Engine, map_weights, open_engine
 
 __all__ = ["Choice", "choose_engine"]
 
@@ -38,7 +38,8 @@ def choose_engine(bundle: Bundle, name: str, threads: int) -> Choice:
     """
     if name != "auto":
         return Choice(name=name, engine=open_engine(name, bundle, threads), reason="asked for")
-    plain = open_engine("numpy", bundle, threads)
+    weights = map_weights(bundle)
+    plain = open_engine("numpy", bundle, threads, weights)
     if importlib.util.find_spec("onnxruntime") is None:
         return Choice(name="numpy", engine=plain, reason="onnxruntime is not installed")
     length = next((b.length for b in bundle.manifest.buckets if b.batch == 1 and b.length >= _TOKENS), None)
@@ -48,7 +49,7 @@ def choose_engine(bundle: Bundle, name: str, threads: int) -> Choice:
     tokens = min(length, _TOKENS)
     ids[0, :tokens] = np.linspace(1, bundle.manifest.network.vocab_size - 1, tokens).astype(np.int64)
     try:
-        compiled = open_engine("onnxruntime", bundle, threads)
+        compiled = open_engine("onnxruntime", bundle, threads, weights)
         compiled.run(ids)
     except (EngineError, MissingDependency) as error:  # installed but broken: the base install must still run
         return Choice(name="numpy", engine=plain, reason=f"onnxruntime cannot run here: {error}")

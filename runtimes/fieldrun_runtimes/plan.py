@@ -49,8 +49,8 @@ class BucketPlan:
                 start += batch
 
     def batch_for(self, count: int) -> int:
-        """Return the batch size for `count` waiting rows: the largest that they fill to more than an eighth, else 1."""
-        return next((batch for batch in reversed(self.batches) if count * 8 > batch), 1)
+        """Return the batch size for `count` waiting rows: the largest that they fill at least to a half, else 1."""
+        return next((batch for batch in reversed(self.batches) if 2 * count >= batch), 1)
 
     @staticmethod
     def _chunk(sequences: Sequence[Sequence[int]], rows: list[int], batch: int, length: int) -> Chunk:

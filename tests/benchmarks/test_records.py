@@ -65,3 +65,12 @@ def test_the_command_checks_and_rewrites(repository: Path, tmp_path: Path) -> No
 def test_an_unknown_table_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FieldrunError, match="unknown table 'nothing'"):
         render("<!-- table: nothing -->\n<!-- end -->", tmp_path)
+
+
+def test_the_page_on_own_labels_shows_what_its_record_says(repository: Path) -> None:
+    record = read_record(repository / "benchmarks" / "records" / "own-labels-banking77.json", "own-labels")
+    page = (repository / "docs" / "own-labels.md").read_text("utf-8")
+    low, high = (100 * x for x in record["ci95"])
+    seconds = round(sum(record["seconds"][phase] for phase in ("raw field", "compressor", "student")))
+    row = f"| {record['n']:,} | {100 * record['accuracy']:.1f} ({low:.1f} - {high:.1f}) | {seconds} |"
+    assert row in page

@@ -69,7 +69,9 @@ def test_ranges_are_percentiles_of_what_the_layers_take() -> None:
     for ids in sequences:  # one by one, where input_ranges takes batches
         forward(TOY.config, TOY.tensors, pad_ids([ids]), record=lambda name, x: inputs[name].append(x.ravel()))
     largest = input_ranges(TOY, sequences, 100)
-    assert set(largest) == {"mixer", "hidden", "output", "pairs"}
+    assert set(largest) == {"mixer", "hidden", "hidden.mean", "output", "pairs"}
+    means = [x.reshape(-1, 2 * TOY.config.width)[:, : TOY.config.width] for x in inputs["hidden"]]
+    assert largest["hidden.mean"] == pytest.approx(np.abs(np.concatenate(means)).max(), rel=1e-5)
     for name, recorded in (("mixer", "mixer"), ("hidden", "hidden"), ("output", "field")):
         values = np.abs(np.concatenate(inputs[recorded]))
         assert largest[name] == pytest.approx(values.max(), rel=1e-5)

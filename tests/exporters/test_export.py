@@ -31,7 +31,11 @@ def exported(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     root = tmp_path_factory.mktemp("exported")
     shipped = (Path(recipe.__file__).parent / "recipes" / "cpu-int8.toml").read_text("utf-8")
     (root / "all-int8.toml").write_text(shipped.replace('"fp32"', '"int8"'), "utf-8")
-    recipes = {"cpu-fp32": "cpu-fp32", "cpu-int8": "cpu-int8", "all-int8": root / "all-int8.toml"}
+    recipes: dict[str, str | Path] = {
+        "cpu-fp32": "cpu-fp32",
+        "cpu-int8": "cpu-int8",
+        "all-int8": root / "all-int8.toml",
+    }
     return {name: fieldrun.export(toy_checkpoint, root / name, recipe=path) for name, path in recipes.items()}
 
 
@@ -65,7 +69,7 @@ def test_every_bucket_is_measured_within_its_gate(exported: dict[str, ExportRepo
 
 def test_the_report_is_in_the_bundle(exported: dict[str, ExportReport], toy_checkpoint: Path) -> None:
     report = exported["all-int8"]
-    assert set(exported["cpu-int8"].passes[1].changed) == {"table", "mixer"}
+    assert set(exported["cpu-int8"].passes[1].changed) == {"table", "mixer", "hidden", "mean.gain"}
     stored = read_json(report.path / "report.json")
     as_json = report.to_dict()
     for key in ("passes", "parity", "operators"):
@@ -73,7 +77,7 @@ def test_the_report_is_in_the_bundle(exported: dict[str, ExportReport], toy_chec
     fold, int8 = report.passes
     assert (fold.name, int8.name) == ("fold", "int8")
     assert fold.bytes_after == int8.bytes_before > 2 * int8.bytes_after
-    assert set(int8.changed) == {"table", "pairs", *INTEGER_LAYERS}
+    assert set(int8.changed) == {"table", "pairs", "mean.gain", *INTEGER_LAYERS}
     source = Checkpoint.load(toy_checkpoint)
     labels = sum(len(head.labels) for head in source.heads if head.kind == "single")
     assert int8.changed["output"]["weights"] == source.config.hidden * (source.config.field_dim + labels)
@@ -85,7 +89,7 @@ def test_the_report_is_in_the_bundle(exported: dict[str, ExportReport], toy_chec
 
 
 def test_every_int8_layer_runs_as_int8(exported: dict[str, ExportReport], tmp_path: Path) -> None:
-    assert exported["cpu-int8"].operators["optimised"]["MatMulIntegerToFloat"] == 1
+    assert exported["cpu-int8"].operators["optimised"]["MatMulIntegerToFloat"] == 2
     report = exported["all-int8"]
     assert report.operators["graph"]["QuantizeLinear"] == len(INTEGER_LAYERS)
     for graph in sorted(report.path.glob("*.onnx")):

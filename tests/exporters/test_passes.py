@@ -107,10 +107,13 @@ def test_an_int8_row_is_within_half_a_step(table: Array) -> None:
 
 def test_int8_reports_what_it_changed() -> None:
     deployed = FOLDED[0]
-    ranges = dict.fromkeys(deployed.dense(), 4.0)
+    ranges = dict.fromkeys(deployed.dense(), 4.0) | {"hidden.mean": 0.5}
     result, report = int8(deployed, INT8, ranges)
-    assert set(report.changed) == {"table", *deployed.dense()}
+    assert set(report.changed) == {"table", "mean.gain", *deployed.dense()}
+    assert report.changed["mean.gain"] == {"gain": 8.0} == {"gain": float(result.tensors["mean.gain"][0])}
     for name, facts in report.changed.items():
+        if name == "mean.gain":
+            continue
         key = name if name == "table" else f"{name}.weight"
         assert facts["weights"] == deployed.tensors[key].size == result.tensors[key].size
         assert result.tensors[key].dtype == np.int8
@@ -135,9 +138,9 @@ def test_a_layer_that_calibration_never_reached_is_refused() -> None:
 
 
 def test_a_pass_that_does_nothing_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    ranges = dict.fromkeys(FOLDED[0].dense(), 4.0)
+    ranges = dict.fromkeys((*FOLDED[0].dense(), "hidden.mean"), 4.0)
     with pytest.raises(ExportError, match="nothing was quantized"):
         int8(FOLDED[0], Precision(), ranges)
     monkeypatch.setattr(module, "quantize_rows", lambda table: (table, np.ones((len(table), 1), np.float32)))
-    with pytest.raises(ExportError, match="'table' is still float32"):
+    with pytest.raises(ExportError, match="'table' is still a float"):
         int8(FOLDED[0], INT8, ranges)

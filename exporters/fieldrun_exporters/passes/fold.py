@@ -68,6 +68,7 @@ def fold(checkpoint: Checkpoint) -> tuple[Deployed, PassReport]:
     tensors["score.weight"] = weights["pool.weight"].astype(np.float32)
     bias = np.float32(weights["pool.bias"][0])
     tensors["score.bounds"] = np.array([-SCORE_CLIP, SCORE_CLIP], np.float32) - bias
+    tensors["mean.gain"] = np.ones(1, np.float32)
     singles = [head for head in checkpoint.heads if head.kind == "single"]
     field_weight, field_bias = (weights[f"field.{part}"].astype(np.float64) for part in ("weight", "bias"))
     columns: list[Array] = [field_weight, *(field_weight @ head.weight for head in singles)]

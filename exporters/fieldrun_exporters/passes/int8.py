@@ -52,6 +52,9 @@ def int8(deployed: Deployed, precision: Precision, input_ranges: Mapping[str, fl
         quantized, scale = quantize_rows(table)
         tensors |= {"table": quantized, "table.scale": scale}
         changed["table"] = _facts(table, quantized, scale)
+    if precision.hidden == "int8":
+        tensors |= _equalize(deployed, input_ranges)
+        changed["mean.gain"] = {"gain": float(tensors["mean.gain"][0])}
     for layer in deployed.dense():
         if precision.of(layer) != "int8":
             continue
@@ -65,12 +68,26 @@ def int8(deployed: Deployed, precision: Precision, input_ranges: Mapping[str, fl
         changed[layer] = _facts(weight, quantized, scale) | {"input_range": float(input_ranges[layer])}
     result = Deployed(network=deployed.network, tensors=tensors)
     for name in changed:
-        if not result.is_int8(name):
-            raise ExportError(f"int8: {name!r} is still {tensors[name].dtype}")
+        if name != "mean.gain" and not result.is_int8(name):
+            raise ExportError(f"int8: {name!r} is still a float")
     report = PassReport(name="int8", bytes_before=deployed.nbytes(), bytes_after=result.nbytes(), changed=changed)
     if not changed or report.bytes_after >= report.bytes_before:
         raise ExportError("int8: nothing was quantized; check the recipe's precision")
     return result, report
+
+
+def _equalize(deployed: Deployed, input_ranges: Mapping[str, float]) -> dict[str, Array]:
+    """Return the tensors that bring the two halves of the pooled vector to the same range.
+
+    The mean over the tokens is several times smaller than the maximum; with one scale for both it would be left a few
+    dozen of the 255 steps. The gain is undone in the rows of `hidden` (cross-layer equalization, Nagel et al. 2019).
+    """
+    if not input_ranges.get("hidden.mean", 0) > 0:
+        raise ExportError("int8: the calibration text never reached the layer 'hidden'; give more text")
+    gain = np.float32(input_ranges["hidden"] / input_ranges["hidden.mean"])
+    weight = deployed.tensors["hidden.weight"].copy()
+    weight[: deployed.network.width] /= gain
+    return {"mean.gain": np.array([gain], np.float32), "hidden.weight": weight}
 
 
 def _facts(before: Array, after: Array, scale: Array) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Protocol
 
 from fieldrun.bundle import Bundle
-from fieldrun.errors import UnknownName
-from fieldrun.tensors import Array
+from fieldrun.errors import BundleError, UnknownName
+from fieldrun.tensors import Array, read_tensors
 
-__all__ = ["ENGINES", "Engine", "open_engine"]
+__all__ = ["ENGINES", "Engine", "map_weights", "open_engine"]
 
 ENGINES = {
     "numpy": "fieldrun_runtimes.engines.numpy_engine:NumpyEngine",
@@ -33,8 +34,10 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(name: str, bundle: Bundle, threads: int) -> Engine:
+def open_engine(name: str, bundle: Bundle, threads: int, weights: Mapping[str, Array] | None = None) -> Engine:
     """Open `bundle` with the engine `name` on `threads` CPU threads.
+
+    `weights` are the bundle's, mapped by `map_weights`; two engines that are given the same share one mapping.
 
     Raises:
         UnknownName: no such engine.
@@ -44,5 +47,15 @@ def open_engine(name: str, bundle: Bundle, threads: int) -> Engine:
     if name not in ENGINES:
         raise UnknownName("engine", name, ("auto", *sorted(ENGINES)))
     module, _, attribute = ENGINES[name].partition(":")
-    engine: Engine = getattr(importlib.import_module(module), attribute)(bundle, threads)
+    engine: Engine = getattr(importlib.import_module(module), attribute)(
+        bundle, threads, map_weights(bundle) if weights is None else weights
+    )
     return engine
+
+
+def map_weights(bundle: Bundle) -> dict[str, Array]:
+    """Map `weights.safetensors` of `bundle`; `BundleError` when it is not a safetensors file."""
+    try:
+        return read_tensors(bundle.path / "weights.safetensors")
+    except ValueError as error:
+        raise BundleError(f"{bundle.path}: weights.safetensors cannot be used ({error}); copy it again") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from fieldrun.bundle import Bundle
@@ -13,8 +15,8 @@ __all__ = ["NullEngine"]
 class NullEngine:
     """Returns zero fields and logits; for measuring overhead and for tests, never for answers."""
 
-    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
-        del threads
+    def __init__(self, bundle: Bundle, threads: int, weights: Mapping[str, Array]) -> None:
+        del threads, weights
         tasks = bundle.manifest.tasks
         self._dim = bundle.manifest.network.field_dim
         self._single = sum(len(task.labels) for task in tasks if task.kind == "single")

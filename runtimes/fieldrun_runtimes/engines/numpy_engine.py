@@ -7,11 +7,13 @@ rounding, so the result does not depend on the order in which a BLAS adds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from fieldrun.bundle import Bundle
 from fieldrun.errors import BundleError
-from fieldrun.tensors import Array, read_tensors
+from fieldrun.tensors import Array
 
 __all__ = ["NumpyEngine"]
 
@@ -19,20 +21,20 @@ __all__ = ["NumpyEngine"]
 class NumpyEngine:
     """Runs any bundle with NumPy. `threads` is left to NumPy's BLAS; at batch 1 nothing here uses more than one."""
 
-    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, threads: int, weights: Mapping[str, Array]) -> None:
         del threads
         try:
-            weights = read_tensors(bundle.path / "weights.safetensors")
             net = bundle.manifest.network
             self._table = weights["table"]
             self._scale = weights.get("table.scale")
             self._coef = weights["rows.coef"]
             self._modulus, self._base = weights["rows.modulus"], weights["rows.base"]
+            self._share = 1 / weights["mean.gain"]
             self._score, self._bounds = weights["score.weight"], weights["score.bounds"]
             names = [name.removesuffix(".bias") for name in weights if name.endswith(".bias")]
             self._layers = {name: _Dense(weights, name) for name in names}
             self._hidden, self._output = self._layers["hidden"], self._layers["output"]
-        except (KeyError, ValueError) as error:
+        except KeyError as error:
             raise BundleError(f"{bundle.path}: weights.safetensors cannot be used ({error}); copy it again") from error
         labels = sum(len(task.labels) for task in bundle.manifest.tasks if task.kind == "single")
         wanted = {
@@ -67,7 +69,7 @@ class NumpyEngine:
         score = h @ self._score
         np.maximum(np.minimum(score, self._bounds[1], out=score), self._bounds[0], out=score)
         a = np.exp(score, out=score) * mask
-        pooled = np.concatenate([(a * h).sum(1) / a.sum(1), h.max(1)], axis=-1)
+        pooled = np.concatenate([(a * h).sum(1) / (a.sum(1) * self._share), h.max(1)], axis=-1)
         output = self._output(np.maximum(self._hidden(pooled), 0))
         return output[:, : self._dim], output[:, self._dim :]
 
@@ -90,7 +92,7 @@ class NumpyEngine:
 class _Dense:
     """`x @ weight + bias` in float32, or exactly as QuantizeLinear / DequantizeLinear define it."""
 
-    def __init__(self, weights: dict[str, Array], name: str) -> None:
+    def __init__(self, weights: Mapping[str, Array], name: str) -> None:
         weight = weights[f"{name}.weight"]
         self._bias = weights[f"{name}.bias"]
         self._weight = weight.astype(np.float32)

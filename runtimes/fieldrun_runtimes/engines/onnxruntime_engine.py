@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from fieldrun.bundle import Bundle
-from fieldrun.errors import EngineError, MissingDependency
+from fieldrun.errors import BundleError, EngineError, MissingDependency
 from fieldrun.tensors import Array
 
 __all__ = ["PROVIDER", "OnnxRuntimeEngine", "import_onnxruntime"]
@@ -38,10 +39,15 @@ def import_onnxruntime() -> Any:
 class OnnxRuntimeEngine:
     """Runs the bundle's graphs on the CPU provider; `weights.safetensors` is mapped, not read."""
 
-    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, threads: int, weights: Mapping[str, Array]) -> None:
         self._ort = import_onnxruntime()
         self._bundle, self._threads = bundle, threads
         self._graphs = {(b.batch, b.length): b.graph for b in bundle.manifest.buckets}
+        self._pairs = set(bundle.manifest.pair_graphs.values())
+        # one mapping of the table for all sessions: each would map it again, and resident memory would count it again
+        if "table" not in weights:
+            raise BundleError(f"{bundle.path}: weights.safetensors has no table; copy it again")
+        self._table = self._ort.OrtValue.ortvalue_from_numpy(weights["table"])
         self._small = {b.graph for b in bundle.manifest.buckets if b.batch == 1}
         self._sessions: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -83,6 +89,8 @@ class OnnxRuntimeEngine:
             options.log_severity_level = 3
             # a batch's buffers are large and its calls rare: give them back instead of keeping an arena per bucket
             options.enable_cpu_mem_arena = graph in self._small
+            if graph not in self._pairs:
+                options.add_initializer("table", self._table)
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             try:
                 session = self._ort.InferenceSession(str(self._bundle.path / graph), options, providers=[PROVIDER])
