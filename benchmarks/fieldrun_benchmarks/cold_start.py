@@ -1,11 +1,12 @@
 """Cold start: fresh processes, in turns; wall time to their end and peak resident memory.
 
-The peak is the process's own `VmHWM`: the `ru_maxrss` that a parent reads also counts the parent's memory from before
-the child's `exec`.
+A process starts as a user's does, without the thread settings that the timing of single calls sets. The peak is its own
+`VmHWM`: the `ru_maxrss` that a parent reads also counts the parent's memory from before the child's `exec`.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fieldrun.errors import FieldrunError
+
+from .record import THREAD_SETTINGS
 
 __all__ = ["ColdStart", "cold_starts"]
 
@@ -64,8 +67,11 @@ def cold_starts(programs: Mapping[str, str], *, runs: int = 9) -> dict[str, Cold
 
 
 def _run(name: str, source: str) -> tuple[float, float]:
+    environment = {key: value for key, value in os.environ.items() if key not in THREAD_SETTINGS}
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", source + _REPORT_PEAK], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", source + _REPORT_PEAK], env=environment, capture_output=True, text=True, check=False
+    )
     seconds = time.perf_counter() - start
     lines = done.stderr.strip().splitlines() or ["it printed nothing"]
     if done.returncode:

@@ -13,10 +13,10 @@ from typing import Any
 from fieldrun.errors import FieldrunError, SchemaTooNew
 from fieldrun.storage import read_json, write_json
 
-__all__ = ["SCHEMA", "conditions", "read_record", "write_record"]
+__all__ = ["SCHEMA", "THREAD_SETTINGS", "conditions", "read_record", "write_record"]
 
 SCHEMA = 1
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+THREAD_SETTINGS = ("OMP_NUMTHREAD_SETTINGS", "OPENBLAS_NUMTHREAD_SETTINGS", "TOKENIZERS_PARALLELISM")
 _PACKAGES = ("fieldrun", "numpy", "onnxruntime", "tokenizers")
 
 
@@ -27,7 +27,7 @@ def conditions() -> dict[str, Any]:
         "processor": _processor(),
         "architecture": platform.machine(),
         "cores_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": {name: os.environ.get(name) for name in _THREADS},
+        "threads": {name: os.environ.get(name) for name in THREAD_SETTINGS},
         "load_average": round(os.getloadavg()[0], 2),
         "system": platform.system(),
         "python": platform.python_version(),
