@@ -60,7 +60,7 @@ def load(
     Args:
         path: a bundle folder, or `"reference"`, the one inside the package.
         engine: `"onnxruntime"`, `"numpy"`, `"null"`, or `"auto"`: ONNX Runtime where it is installed and faster here.
-        threads: CPU threads of one forward pass.
+        threads: CPU threads of one forward pass in ONNX Runtime; the NumPy engine uses those of NumPy's BLAS.
         overflow: a text longer than the largest bucket is an `"error"`, is cut (`"truncate"`, the count is in
             `Encoding.dropped`), or is encoded in several windows whose fields are averaged (`"window"`).
 
