@@ -16,7 +16,7 @@ from fieldrun.storage import read_json, write_json
 __all__ = ["SCHEMA", "THREAD_SETTINGS", "conditions", "read_record", "write_record"]
 
 SCHEMA = 1
-THREAD_SETTINGS = ("OMP_NUMTHREAD_SETTINGS", "OPENBLAS_NUMTHREAD_SETTINGS", "TOKENIZERS_PARALLELISM")
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKENIZERS_PARALLELISM")
 _PACKAGES = ("fieldrun", "numpy", "onnxruntime", "tokenizers")
 
 

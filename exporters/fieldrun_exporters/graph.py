@@ -1,7 +1,7 @@
 """Build ONNX graphs of the deployed form: one per bucket, all weights external in one safetensors file.
 
 Only standard operators of opset 17. A table is spelled for CPU engines: gather the int8 rows, gather their scales,
-cast, multiply (facts.md section 0.4); int8 matrices are explicit QuantizeLinear / DequantizeLinear pairs.
+cast, multiply; int8 matrices are explicit QuantizeLinear / DequantizeLinear pairs.
 """
 
 from __future__ import annotations

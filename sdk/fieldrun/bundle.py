@@ -11,7 +11,7 @@
 | `report.json` | parity per bucket, sizes, what each pass changed |
 | `CARD.md` | what the model is, in words |
 
-Nothing is used before its hash is checked (design.md rule 11).
+Nothing is used before its hash is checked.
 """
 
 from __future__ import annotations

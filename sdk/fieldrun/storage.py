@@ -1,6 +1,6 @@
 """Write files whole or not at all, and hash them.
 
-Everything fieldrun writes is written beside its place, flushed to disk, and renamed (design.md rule 10). What only
+Everything fieldrun writes is written beside its place, flushed to disk, and renamed. What only
 writing needs is imported by the functions that write: the runtime reads, and its start-up is counted.
 """
 

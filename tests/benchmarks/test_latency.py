@@ -10,6 +10,7 @@ import pytest
 from fieldrun.errors import FieldrunError
 from fieldrun_benchmarks.cold_start import cold_starts
 from fieldrun_benchmarks.latency import interleave
+from fieldrun_benchmarks.record import conditions
 
 
 def test_every_subject_sees_every_text_in_rotating_order() -> None:
@@ -42,6 +43,14 @@ def test_cold_starts_measures_fresh_processes() -> None:
     assert measured["small"].runs == 2
     assert measured["large"].peak_rss_mib - measured["small"].peak_rss_mib == pytest.approx(64, abs=8)
     assert measured["small"].to_dict().keys() == {"runs", "wall_s", "peak_rss_mib"}
+
+
+def test_a_cold_start_has_the_threads_of_a_users_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKENIZERS_PARALLELISM"]
+    for name in names:
+        monkeypatch.setenv(name, "1")
+    assert conditions()["threads"] == dict.fromkeys(names, "1")
+    cold_starts({"look": f"import os; assert not set({names}) & set(os.environ)"}, runs=1)
 
 
 def test_a_program_that_fails_is_named_with_its_last_line() -> None:

@@ -1,4 +1,4 @@
-"""Fold what can be computed once, before any text is seen (design.md rule 4).
+"""Fold what can be computed once, before any text is seen.
 
 - `E W_o` is computed for the whole vocabulary, per window offset; the bias goes into the rows of offset 0, of which
   every position takes exactly one. The blocks are stacked with the n-gram table: a position is one gather of J rows.

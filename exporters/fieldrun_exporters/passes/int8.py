@@ -1,7 +1,7 @@
 """Static, symmetric int8: tables per row, dense weights per output channel, activations per tensor, biases in float.
 
-This is the one int8 recipe that x86, aarch64 and the TensorRT parser all accept and that does not depend on the batch
-(facts.md section 8; design.md rule 2): explicit scales, zero points of 0, activation scales from calibration text.
+This is the one int8 recipe that x86, aarch64 and the TensorRT parser all accept and that does not depend on the batch:
+explicit scales, zero points of 0, activation scales from calibration text.
 """
 
 from __future__ import annotations

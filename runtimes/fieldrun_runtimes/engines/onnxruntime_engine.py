@@ -1,7 +1,7 @@
 """The ONNX Runtime engine: one session per bucket, opened when the bucket is first used.
 
 Telemetry is off before the first import, spinning is off, threads are what was asked for, and the provider is read back
-from the session: the one that was asked for, or an error (design.md rules 1 and 8).
+from the session: the one that was asked for, or an error.
 """
 
 from __future__ import annotations

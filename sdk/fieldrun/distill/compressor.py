@@ -1,6 +1,6 @@
 """The AN1 compressor: raw field -> 256-d meaning field, trained on reconstruction + task + geometry.
 
-Source: the Anima Core paper as read in methods.md section 1, whose loss weights are not published; ours are in the
+Source: the paper on AN1 by Anima Core, whose loss weights are not published; ours are in the
 recipe. With the standardised raw field f, the field is z = LayerNorm(E f) without learned gain, and
 
     loss = reconstruction |D z - f|^2 / dim + task sum CE(head(z), y) + geometry |cos(z, z') - cos(f, f')|^2

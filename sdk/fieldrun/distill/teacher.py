@@ -1,7 +1,7 @@
 """Extract the raw field of a frozen Hugging Face encoder.
 
 The raw field of a text is the concatenation, over the chosen layers, of the mean of that layer's hidden states over
-the non-padding tokens (AN1, methods.md section 1). It is written row by row into a memory-mapped `.npy` file, so that
+the non-padding tokens (as in AN1 by Anima Core). It is written row by row into a memory-mapped `.npy` file, so that
 a killed extraction goes on where it stopped.
 """
 
