@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fieldrun.attached import head_scores
 from fieldrun.errors import BundleError, TextTooLong
 from fieldrun.reference import softmax
 from fieldrun.storage import read_json
@@ -71,6 +72,10 @@ def _replay(model: FieldModel, golden: dict[str, Any]) -> VerifyReport:
     for task, expected in golden["scores"].items():
         if model.kind(task) == "single":
             scores = np.concatenate([model.scores_of(encoding, task) for encoding in encodings])
+            worst_scores = _worse(worst_scores, _gap(scores, expected))
+            continue
+        if task in model.attached:
+            scores = head_scores(model.attached[task], fields, np.roll(fields, -1, axis=0))
             worst_scores = _worse(worst_scores, _gap(scores, expected))
             continue
         for batch in manifest.pair_graphs:

@@ -1,9 +1,10 @@
-"""Run meaning fields at the edge: load a bundle, export a checkpoint, verify what was exported.
+"""Run meaning fields at the edge: load a bundle, teach it a task, export a checkpoint, verify what was exported.
 
     import fieldrun
 
     with fieldrun.load() as model:
         model.predict(["a gripping film"], "sst2")
+        model.attach(fieldrun.fit_head(model, texts, labels, name="my-task"))
 
 Importing this module loads neither an engine nor the exporter; each comes with its first use.
 """
@@ -18,14 +19,19 @@ if TYPE_CHECKING:
     from fieldrun_runtimes.verify import VerifyReport, verify
 
     from .errors import FieldrunError
+    from .fit import HeadTrainer, fit_head
+    from .student import Head
 
 __all__ = [
     "ExportReport",
     "FieldModel",
     "FieldrunError",
+    "Head",
+    "HeadTrainer",
     "VerifyReport",
     "__version__",
     "export",
+    "fit_head",
     "load",
     "verify",
 ]
@@ -36,8 +42,11 @@ _HOMES = {
     "ExportReport": "fieldrun_exporters.export",
     "FieldModel": "fieldrun_runtimes.model",
     "FieldrunError": "fieldrun.errors",
+    "Head": "fieldrun.student",
+    "HeadTrainer": "fieldrun.fit",
     "VerifyReport": "fieldrun_runtimes.verify",
     "export": "fieldrun_exporters.export",
+    "fit_head": "fieldrun.fit",
     "load": "fieldrun_runtimes.model",
     "verify": "fieldrun_runtimes.verify",
 }

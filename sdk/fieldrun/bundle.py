@@ -4,12 +4,13 @@
 |---|---|
 | `manifest.json` | schema, recipe, network, buckets, tasks, licence, provenance, sha256 of itself and of every file |
 | `weights.safetensors` | every weight once: external data of the graphs, and what the NumPy engine maps |
-| `b<batch>-l<length>.onnx` | ids `(batch, length) int64` -> field `(batch, 256)`, logits `(batch, labels)`, float32 |
+| `b<batch>-l<length>.onnx` | ids (see `Network.frame`) -> field and logits in one, `(batch, 256 + labels) float32` |
 | `pair-b<batch>.onnx` | a, b `(batch, 256) float32` -> logits `(batch, pair labels) float32`; only with pair tasks |
 | `tokenizer.json` | the Rust tokenizer |
 | `golden.json` | texts with the fields and scores that the export measured |
 | `report.json` | parity per bucket, sizes, what each pass changed |
 | `CARD.md` | what the model is, in words |
+| `heads.safetensors` | weight and bias of heads that were attached after the export; only with such heads |
 
 Nothing is used before its hash is checked.
 """
@@ -17,17 +18,21 @@ Nothing is used before its hash is checked.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .errors import BundleError, IntegrityError, UnknownName
 from .integrity import FileEntry, check_files, read_schema
 from .storage import is_folder, sha256_bytes
 from .student import from_mapping
+from .tensors import Array
 
 __all__ = [
+    "HEADS_FILE",
     "MANIFEST",
     "REFERENCE_BUNDLE",
     "SCHEMA",
@@ -40,8 +45,9 @@ __all__ = [
     "seal",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
+HEADS_FILE = "heads.safetensors"
 REFERENCE_BUNDLE = Path(__file__).parent / "data" / "reference"
 
 
@@ -81,13 +87,17 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSpec:
-    """One task: its labels, and where its logits start in the output of the graph of its kind."""
+    """One task: its labels, and where its logits start in the output of the graph of its kind.
+
+    A task that was attached after the export is in no graph: its head is in `heads.safetensors`, and `start` is 0.
+    """
 
     name: str
     kind: str
     labels: tuple[str, ...]
     start: int
     temperature: float
+    attached: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -101,16 +111,23 @@ class TaskSpec:
             raise BundleError(f"task {self.name!r}: kind must be 'single' or 'pair' and start not negative")
         if not isinstance(self.temperature, int | float) or not self.temperature > 0:
             raise BundleError(f"task {self.name!r}: temperature must be positive, not {self.temperature!r}")
+        if not isinstance(self.attached, bool) or (self.attached and self.start):
+            raise BundleError(f"task {self.name!r}: attached must be true or false, and start 0 if true")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """The deployed student's shape: `shifts` are the token positions a row index is computed from, in order."""
+    """The deployed student's shape: `shifts` are the token positions a row index is computed from, in order.
+
+    `hidden`, `mixer_stride` and `mixer_width` are 0 for a student without that layer.
+    """
 
     vocab_size: int
     width: int
     shifts: tuple[int, ...]
-    mixer_kernel: int
+    mixer_stride: int
+    mixer_width: int
+    mean: bool
     hidden: int
     field_dim: int
     parameters: int
@@ -119,11 +136,37 @@ class Network:
         if not isinstance(self.shifts, list | tuple) or not all(isinstance(n, int) for n in self.shifts):
             raise BundleError("network.shifts must be a list of integers")
         object.__setattr__(self, "shifts", tuple(self.shifts))
-        for name in ("vocab_size", "width", "hidden", "field_dim", "parameters"):
+        if 0 not in self.shifts:
+            raise BundleError("network.shifts must contain 0")
+        for name in ("vocab_size", "width", "field_dim", "parameters"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise BundleError(f"network.{name} must be a positive integer")
-        if not isinstance(self.mixer_kernel, int) or self.mixer_kernel < 0:
-            raise BundleError("network.mixer_kernel must not be negative")
+        for name in ("mixer_stride", "mixer_width", "hidden"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
+                raise BundleError(f"network.{name} must be a whole number")
+        if bool(self.mixer_stride) != bool(self.mixer_width):
+            raise BundleError("network.mixer_stride and network.mixer_width must both be 0 or neither")
+        if not isinstance(self.mean, bool):
+            raise BundleError("network.mean must be true or false")
+
+    @property
+    def margins(self) -> tuple[int, int]:
+        """The padding positions before and after the tokens of a graph's input."""
+        return max(0, -min(self.shifts)), max(0, max(self.shifts))
+
+    def frame(self, sequences: Sequence[Sequence[int]], batch: int, length: int) -> Array:
+        """Return token ids as a graph of `length` tokens takes them, `(batch, left + length + right) int32`.
+
+        They start after the left margin; the rest is padding, id 0. Rows that `sequences` does not fill are copies of
+        its first. No sequence is longer than `length`.
+        """
+        left, right = self.margins
+        ids = np.zeros((batch, left + length + right), np.int32)
+        for row, sequence in enumerate(sequences):
+            ids[row, left : left + len(sequence)] = sequence
+        if len(sequences) < batch:
+            ids[len(sequences) :] = ids[0]
+        return ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +198,8 @@ class Manifest:
         batches, lengths = sorted({batch for batch, _ in shapes}), sorted({length for _, length in shapes})
         if batches[0] != 1 or shapes != [(batch, length) for batch in batches for length in lengths]:
             raise BundleError(f"buckets must be every batch with every length once, 1 among the batches, not {shapes}")
-        if set(self.pair_graphs) != (set(batches) if any(task.kind == "pair" for task in self.tasks) else set()):
+        exported = [task for task in self.tasks if not task.attached]
+        if set(self.pair_graphs) != (set(batches) if any(task.kind == "pair" for task in exported) else set()):
             raise BundleError(f"pair graphs are for the batches {sorted(self.pair_graphs)}, buckets for {batches}")
         if not isinstance(self.recipe, Mapping) or not isinstance(self.recipe.get("name"), str):
             raise BundleError("the manifest's recipe must be an object with a name")
@@ -163,13 +207,14 @@ class Manifest:
             raise BundleError(f"golden_tolerance must be within 0..1, not {self.golden_tolerance!r}")
         named = {bucket.graph for bucket in self.buckets} | set(self.pair_graphs.values())
         named |= {"weights.safetensors", "tokenizer.json", "golden.json", "report.json", "CARD.md"}
+        named |= {HEADS_FILE} if len(exported) < len(self.tasks) else set()
         if set(self.files) != named:
             raise BundleError(f"the manifest lists other files than it uses: {sorted(set(self.files) ^ named)}")
         if len({task.name for task in self.tasks}) != len(self.tasks):
             raise BundleError("two tasks have the same name")
         for kind in ("single", "pair"):
             stop = 0
-            for task in (task for task in self.tasks if task.kind == kind):
+            for task in (task for task in exported if task.kind == kind):
                 if task.start != stop:
                     raise BundleError(f"task {task.name!r} starts at logit {task.start}, the one before ends at {stop}")
                 stop += len(task.labels)
@@ -234,6 +279,12 @@ class Bundle:
         bundle = cls(path=folder, manifest=Manifest.read(folder / MANIFEST))
         check_files(folder, bundle.manifest.files, IntegrityError)
         return bundle
+
+    def exported(self) -> Bundle:
+        """Return the bundle as the export wrote it: what its graphs answer, without the heads attached since."""
+        tasks = tuple(task for task in self.manifest.tasks if not task.attached)
+        files = {name: entry for name, entry in self.manifest.files.items() if name != HEADS_FILE}
+        return replace(self, manifest=replace(self.manifest, tasks=tasks, files=files))
 
     def total_bytes(self) -> int:
         """Return the size of the whole bundle, manifest included."""

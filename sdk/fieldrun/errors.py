@@ -2,7 +2,10 @@
 
     FieldrunError (1)
     |-- UsageError (2)              an argument that no valid call has
+    |   |-- HeadMismatch (2)        a head that does not fit the model it is given to
     |   |-- InputTextError (2)      texts that cannot be encoded
+    |   |-- LabelError (2)          labels that no head can learn
+    |   |-- NameTaken (2)           a task name that the model already answers
     |   |-- UnknownName (2)         a task, recipe, engine or label that does not exist
     |   `-- OutputExists (2)        the place to write to is taken
     |-- MissingDependency (3)       an extra that is not installed
@@ -33,9 +36,12 @@ __all__ = [
     "EngineError",
     "ExportError",
     "FieldrunError",
+    "HeadMismatch",
     "InputTextError",
     "IntegrityError",
+    "LabelError",
     "MissingDependency",
+    "NameTaken",
     "OutputExists",
     "ParityError",
     "RecipeError",
@@ -60,8 +66,20 @@ class UsageError(FieldrunError, ValueError):
     exit_code = 2
 
 
+class HeadMismatch(UsageError):
+    """A head whose tensors do not fit the fields of the model it is given to."""
+
+
 class InputTextError(UsageError):
     """Texts that cannot be encoded: not a list, not strings, empty, or not valid Unicode."""
+
+
+class LabelError(UsageError):
+    """Labels that no head can learn: another number than texts, fewer than two, empty, or not strings."""
+
+
+class NameTaken(UsageError):
+    """A head's name that the model already has as a task; nothing was changed."""
 
 
 class UnknownName(UsageError):

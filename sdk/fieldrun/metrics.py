@@ -1,4 +1,4 @@
-"""Accuracy, macro F1, Wilson's interval and the confusion matrix, from lists of labels."""
+"""Accuracy, macro F1, Wilson's interval and the confusion matrix of labels; calibration and ranking of scores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import numpy.typing as npt
 
 from .errors import UnknownName, UsageError
 
-__all__ = ["accuracy", "confusion_matrix", "macro_f1", "wilson_interval"]
+__all__ = [
+    "accuracy",
+    "auroc",
+    "confusion_matrix",
+    "expected_calibration_error",
+    "macro_f1",
+    "spearman",
+    "wilson_interval",
+]
 
 _Z95 = 1.959963984540054  # the 0.975 quantile of the standard normal distribution
 
@@ -79,6 +87,73 @@ def confusion_matrix(
     except ValueError as error:
         raise UsageError("truth and predictions have different lengths") from error
     return matrix
+
+
+def expected_calibration_error(confidences: npt.ArrayLike, hits: npt.ArrayLike, *, bins: int = 15) -> float:
+    """Return the mean distance of confidence and accuracy over bins of equal width, weighted by their rows, in [0, 1].
+
+    `confidences (n,)` are the probabilities of the predicted labels, `hits (n,)` whether each was right. Bin k holds
+    the confidences in (k / bins, (k + 1) / bins], the first one 0 too. Guo et al., "On calibration of modern neural
+    networks", ICML 2017, equation 3, with its 15 bins. It leans upwards by some points for a few hundred rows.
+
+    Raises:
+        UsageError: different lengths, no rows, a confidence outside [0, 1], or `bins` below 1.
+    """
+    p, right = _numbers(confidences, hits)
+    if p.min() < 0 or p.max() > 1 or bins < 1:
+        raise UsageError("confidences must be within 0 and 1, and bins at least 1")
+    k = np.clip(np.ceil(p * bins).astype(np.int64) - 1, 0, bins - 1)
+    gaps = np.bincount(k, p, bins) - np.bincount(k, right, bins)
+    return min(1.0, float(np.abs(gaps).sum()) / len(p))
+
+
+def auroc(scores: npt.ArrayLike, positive: npt.ArrayLike) -> float:
+    """Return the probability that a positive row has a larger score than a negative one, ties counted half.
+
+    It is the area under the receiver operating characteristic, by its rank statistic (Mann and Whitney, 1947).
+    `scores (n,)` are any finite numbers, `positive (n,)` is true or 1 for the positive rows.
+
+    Raises:
+        UsageError: different lengths, a score that is not finite, or no row of either kind.
+    """
+    values, marks = _numbers(scores, positive)
+    chosen = marks > 0
+    n, m = int(chosen.sum()), int((~chosen).sum())
+    if not n or not m:
+        raise UsageError(f"an AUROC needs positive and negative rows, not {n} and {m}")
+    u = float(_ranks(values)[chosen].sum()) - n * (n + 1) / 2
+    return u / (n * m)
+
+
+def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Return Spearman's rank correlation of `a (n,)` and `b (n,)`, in [-1, 1]: Pearson's of their average ranks.
+
+    Raises:
+        UsageError: different lengths, a value that is not finite, or one of the two has all values equal.
+    """
+    x, y = _numbers(a, b)
+    x, y = _ranks(x) - (len(x) + 1) / 2, _ranks(y) - (len(y) + 1) / 2
+    norm = math.sqrt(float(x @ x) * float(y @ y))
+    if norm == 0:
+        raise UsageError("a rank correlation needs two different values on each side")
+    return max(-1.0, min(1.0, float(x @ y) / norm))
+
+
+def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the ranks of `values (n,)` from 1, equal ones sharing the mean of theirs."""
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: npt.NDArray[np.float64] = (last - (counts - 1) / 2)[group.reshape(-1)]
+    return ranks
+
+
+def _numbers(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if x.ndim != 1 or x.shape != y.shape or not len(x):
+        raise UsageError(f"a metric needs two equally long lists, not {x.shape} and {y.shape}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise UsageError("a metric needs finite numbers; one is NaN or infinite")
+    return x, y
 
 
 def _check(truth: Sequence[Hashable], predicted: Sequence[Hashable]) -> None:

@@ -80,19 +80,21 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a folder beside `path` that becomes `path` when the block ends, and vanishes when it fails.
 
-    What a killed process left beside `path` is deleted first; a folder that a living process writes is locked.
+    What a killed process left beside `path` is deleted first; a folder that a living process writes is locked. With
+    `replace` a folder that is at `path` changes places with the new one, in one step where the file system can, and is
+    deleted.
 
     Raises:
-        OutputExists: `path` exists.
+        OutputExists: `path` exists, and is not to be replaced.
         StorageError: the parent is missing or not writable, or the disk is full.
     """
     import shutil
     import tempfile
 
-    if os.path.lexists(path):
+    if os.path.lexists(path) and not replace:
         raise OutputExists(f"{path} exists; choose another folder or delete it first")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +105,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise _storage_error(path, error) from error
     try:
         yield partial
-        _publish(partial, path)
+        _publish(partial, path, replace)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
@@ -137,20 +139,46 @@ def _delete_abandoned(path: Path) -> None:
             os.close(handle)
 
 
-def _publish(partial: Path, path: Path) -> None:
+def _publish(partial: Path, path: Path, replace: bool) -> None:
     for file in sorted(partial.rglob("*")):
         if file.is_file():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
     os.chmod(partial, 0o777 & ~_umask())
-    if path.exists():
+    if not path.exists():
+        os.rename(partial, path)
+    elif not replace:
         raise OutputExists(f"{path} was made by another process meanwhile; choose another folder")
-    os.rename(partial, path)
+    elif not _exchange(partial, path):
+        aside = partial.with_name(partial.name.replace(".partial-", ".replaced-"))
+        os.rename(path, aside)
+        try:
+            os.rename(partial, path)
+        except BaseException:
+            os.rename(aside, path)
+            raise
+        os.rename(aside, partial)
     parent = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(parent)
     finally:
         os.close(parent)
+    if replace:
+        import shutil
+
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change their names in one step (`renameat2`); False where the system or its disk cannot."""
+    import ctypes
+
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def _umask() -> int:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fieldrun import storage
 from fieldrun.errors import FieldrunError, OutputExists, StorageError
 from fieldrun.storage import is_folder, new_folder, read_json, sha256_bytes, sha256_file, write_bytes, write_json
 
@@ -203,4 +204,41 @@ def test_what_a_killed_process_left_is_deleted_and_what_a_living_one_writes_is_n
             assert first.is_dir()
             assert second != first
         (tmp_path / "out").rmdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_a_folder_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_one_step: bool) -> None:
+    if not in_one_step:
+        monkeypatch.setattr(storage, "_exchange", lambda one, other: False)
+    out = tmp_path / "out"
+    for text in ("first", "second", "third"):
+        with new_folder(out, replace=True) as folder:
+            (folder / text).write_text(text)
+            assert out.exists() == (text != "first")
+        assert [path.name for path in out.iterdir()] == [text]
+    with pytest.raises(StorageError, match="No such file"), new_folder(out, replace=True) as folder:
+        (folder / "missing").unlink()
+    assert [path.name for path in out.iterdir()] == ["third"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("old")
+    rename = os.rename
+    calls: list[str] = []
+
+    def failing(source: Any, target: Any) -> None:
+        calls.append(str(target))
+        if len(calls) == 2:
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(storage, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(StorageError, match="Input/output error"), new_folder(out, replace=True) as folder:
+        (folder / "new").write_text("new")
+    assert [path.name for path in out.iterdir()] == ["old"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -18,7 +18,7 @@ from .output import progress, put, put_json
 if TYPE_CHECKING:
     from fieldrun.dataset import Dataset
 
-__all__ = ["evaluate"]
+__all__ = ["check_dataset", "evaluate"]
 
 
 @click.command(
@@ -66,7 +66,7 @@ def evaluate(
     dropped = cut = 0
     with open_model(bundle, engine, threads, overflow) as model, progress() as step:
         labels, name, used = model.labels(task), model.manifest.name, model.engine
-        _check_dataset(dataset, task, model.kind(task), labels)
+        check_dataset(dataset, task, model.kind(task), labels)
         texts: Sequence[str | tuple[str, str]] = dataset.texts
         records = [Record(dataset.where(i), value) for i, value in enumerate(texts)]
         for start in range(0, len(records), BATCH):
@@ -95,7 +95,8 @@ def evaluate(
         put(f"{task}  accuracy {share:.2%} (95 % interval {low:.2%} to {high:.2%}, n = {n})  macro F1 {f1:.2%}")
 
 
-def _check_dataset(dataset: Dataset, task: str, kind: str, labels: tuple[str, ...]) -> None:
+def check_dataset(dataset: Dataset, task: str, kind: str, labels: tuple[str, ...]) -> None:
+    """Refuse a data set of the other kind than `task`, or with a label that it does not have, as `DatasetError`."""
     if dataset.kind != kind:
         wanted = "text<TAB>label" if kind == "single" else "text_a<TAB>text_b<TAB>label"
         what = "single texts" if kind == "single" else "pairs"

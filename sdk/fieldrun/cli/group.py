@@ -23,6 +23,7 @@ COMMANDS = {
     "info": "fieldrun.cli.describe:info",
     "tasks": "fieldrun.cli.describe:tasks",
     "verify": "fieldrun.cli.verify:verify",
+    "fit": "fieldrun.cli.fit:fit",
     "export": "fieldrun.cli.export:export",
     "distill": "fieldrun.cli.distill:distill",
     "doctor": "fieldrun.cli.doctor:doctor",

@@ -1,0 +1,146 @@
+"""`fieldrun fit`: labelled texts in, a bundle with one more task out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fieldrun.errors import DatasetError, InputTextError, NameTaken, OutputExists, TextTooLong
+
+from .options import bundle_argument, examples, json_option, open_model, runtime_options
+from .output import Progress, progress, put, put_json
+
+if TYPE_CHECKING:
+    from fieldrun.dataset import Dataset
+    from fieldrun.student import Head
+    from fieldrun_runtimes.model import FieldModel
+
+__all__ = ["fit"]
+
+
+@click.command(
+    short_help="Teach a bundle a task of your own.",
+    epilog=examples(
+        "fieldrun fit reference train.tsv --name my-task -o my-bundle",
+        "fieldrun fit my-bundle train.tsv more.tsv --name my-task --dev dev.tsv -o my-bundle --force",
+    ),
+)
+@bundle_argument()
+@click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TRAIN.TSV...")
+@click.option("--name", required=True, help="The name of the new task: letters, digits, - and _.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle folder to make.")
+@click.option("--dev", type=click.Path(path_type=Path), help="A TSV file to measure the new task on.")
+@click.option("--force", is_flag=True, help="Replace the bundle at the output, and a fitted task of the same name.")
+@runtime_options
+@json_option
+def fit(
+    bundle: str,
+    data: tuple[Path, ...],
+    name: str,
+    output: Path,
+    dev: Path | None,
+    force: bool,
+    engine: str,
+    threads: int,
+    overflow: str,
+    as_json: bool,
+) -> None:
+    """Train a head on labelled texts and save BUNDLE with it, in seconds and without torch.
+
+    TRAIN.TSV has the header text<TAB>label, or text_a<TAB>text_b<TAB>label for pairs; several files are one training
+    set. To add examples or a new label later, give the old files and the new one, and --force.
+
+    With --json: path, task, n, labels (with rows), strength, cv (held-out n, accuracy, ci95, log_loss, folds,
+    repeats; null with one row a label), temperature, dev (n, accuracy, ci95, ece; null without --dev), dropped.
+    """
+    from fieldrun.dataset import read_tsv
+    from fieldrun.fit import HeadTrainer
+
+    from .answers import note_dropped
+
+    if os.path.lexists(output) and not force:
+        raise OutputExists(f"{output} exists; choose another folder or add --force")
+    datasets = [read_tsv(path) for path in data]
+    _check_kinds(datasets)
+    held_out = None if dev is None else read_tsv(dev)
+    with open_model(bundle, engine, threads, overflow) as model, progress() as step:
+        if name in model.tasks and not (force and name in model.attached):
+            how = "add --force to replace it" if name in model.attached else "choose another name"
+            raise NameTaken(f"{bundle} answers a task {name!r} already; {how}")
+        trainer = HeadTrainer(model, name=name, progress=step)
+        for dataset in datasets:
+            try:
+                trainer.add(dataset.texts, dataset.labels)
+            except (InputTextError, TextTooLong) as error:
+                raise type(error)(f"{dataset.path}: {error}") from error
+        head = trainer.fit()
+        model.attach(head, replace=force)
+        measured = None if held_out is None else _measure(model, head, held_out, step)
+        model.save(output, overwrite=force)
+    note_dropped(trainer.dropped, trainer.cut, len(trainer))
+    if as_json:
+        put_json(
+            {"path": str(output), "task": name}
+            | {key: head.about[key] for key in ("n", "labels", "strength", "cv")}
+            | {"temperature": head.temperature, "dev": measured, "dropped": trainer.dropped}
+        )
+        return
+    put(f"{output}: {name}, {len(head.labels)} labels from {len(trainer)} {_what(head.kind)}")
+    put(_held_out_line(head))
+    if measured is not None:
+        low, high = measured["ci95"]
+        put(f"dev accuracy {measured['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, n = {measured['n']})")
+        put(f"dev calibration error {measured['ece']:.2%}")
+    put(f"next: fieldrun run {output} --task {name}")
+
+
+def _held_out_line(head: Head) -> str:
+    strength, cv = f"penalty strength {head.about['strength']:.3g}", head.about["cv"]
+    if cv is None:
+        return f"{strength}, not chosen: with one row a label nothing can be held out"
+    low, high = cv["ci95"]
+    found = f"held-out accuracy {cv['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, n = {cv['n']})"
+    return f"{found}, {strength}"
+
+
+def _what(kind: str) -> str:
+    return "pairs" if kind == "pair" else "texts"
+
+
+def _check_kinds(datasets: list[Dataset]) -> None:
+    for dataset in datasets[1:]:
+        if dataset.kind != datasets[0].kind:
+            raise DatasetError(
+                f"{dataset.path}, line 1: {datasets[0].path} holds {_what(datasets[0].kind)}, "
+                f"this file {_what(dataset.kind)}; train them as two tasks"
+            )
+
+
+def _measure(model: FieldModel, head: Head, dataset: Dataset, step: Progress) -> dict[str, Any]:
+    """Return n, accuracy, its interval and the calibration error of the new task on `dataset`."""
+    from fieldrun.metrics import expected_calibration_error, wilson_interval
+
+    from .answers import answer
+    from .evaluate import check_dataset
+    from .inputs import BATCH, Record
+
+    check_dataset(dataset, head.name, head.kind, head.labels)
+    texts: Sequence[str | tuple[str, str]] = dataset.texts
+    records = [Record(dataset.where(i), text) for i, text in enumerate(texts)]
+    confidences: list[float] = []
+    hits: list[bool] = []
+    for start in range(0, len(records), BATCH):
+        for answers in answer(model, records[start : start + BATCH], [head.name]):
+            scores = answers.scores[head.name]
+            best = scores.argmax(axis=1).tolist()
+            truth = dataset.labels[len(hits) : len(hits) + len(best)]
+            hits += [head.labels[k] == label for k, label in zip(best, truth, strict=True)]
+            confidences += scores.max(axis=1).tolist()
+        step("dev", len(hits), len(records))
+    low, high = wilson_interval(sum(hits), len(hits))
+    ece = expected_calibration_error([min(p, 1.0) for p in confidences], hits)
+    return {"n": len(hits), "accuracy": sum(hits) / len(hits), "ci95": [low, high], "ece": ece}
