@@ -69,12 +69,6 @@ class TextTokenizer:
         self._longest, self._overflow = longest, overflow
         frame = self._tokenizer.encode("").ids
         self._first, self._last = (frame[:1], frame[1:]) if len(frame) == 2 else ([], [])
-        self._frame = len(self._first) + len(self._last)
-
-    def one(self, text: str) -> list[int] | None:
-        """Return the token ids of one checked text, or None when they are not an ordinary case for `__call__`."""
-        ids: list[int] = self._tokenizer.encode_batch_fast([text])[0].ids
-        return ids if self._frame < len(ids) <= self._longest else None
 
     def __call__(self, texts: list[str]) -> Tokenized:
         """Tokenize checked texts.
@@ -83,9 +77,12 @@ class TextTokenizer:
             InputTextError: a text has no token at all.
             TextTooLong: a text does not fit the longest bucket and overflow is "error".
         """
-        all_ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
+        if len(texts) == 1:
+            all_ids = [self._tokenizer.encode_batch_fast(texts)[0].ids]
+        else:
+            all_ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
         tokens = [len(ids) for ids in all_ids]
-        if min(tokens) <= self._frame:
+        if min(tokens) <= len(self._first) + len(self._last):
             raise InputTextError(
                 f"text {tokens.index(min(tokens))} has no token: only control characters; leave it out"
             )
@@ -97,7 +94,7 @@ class TextTokenizer:
         out: list[list[int]] = []
         owners: list[int] = []
         dropped = [0] * len(all_ids)
-        room = self._longest - self._frame
+        room = self._longest - len(self._first) - len(self._last)
         for i, ids in enumerate(all_ids):
             if len(ids) <= self._longest:
                 pieces = [ids]

@@ -25,7 +25,7 @@ class Engine(Protocol):
     def run(self, ids: Array) -> tuple[Array, Array]:
         """Return field `(batch, dim)` and logits of all single tasks `(batch, labels)`, float32.
 
-        `ids` is framed for one of the bundle's buckets (`Network.frame`), no row all padding.
+        `ids` is `(batch, length) int64`, padded with id 0 to one of the bundle's buckets, no row all padding.
         """
         ...
 
