@@ -16,7 +16,7 @@ import numpy as np
 from fieldrun.bundle import Bucket, TaskSpec
 from fieldrun.errors import ExportError
 from fieldrun.reference import softmax
-from fieldrun.tensors import Array
+from fieldrun.tensors import Array, shortest
 
 from .parity import open_session, run_bucket
 
@@ -63,7 +63,7 @@ def golden_replies(
     return {
         "texts": [texts[i] for i in chosen],
         "ids": [list(sequences[i]) for i in chosen],
-        "fields": [[_short(x) for x in row] for row in fields],
+        "fields": [[shortest(x) for x in row] for row in fields],
         "scores": scores,
     }
 
@@ -96,9 +96,4 @@ def _run(
 
 def _scores(logits: Array, task: TaskSpec) -> list[list[float]]:
     part = logits[:, task.start : task.start + len(task.labels)]
-    return [[_short(x) for x in row] for row in softmax(part, task.temperature)]
-
-
-def _short(x: np.float32) -> float:
-    """Return the float with the fewest digits that is `x` in float32."""
-    return float(str(x))
+    return [[shortest(x) for x in row] for row in softmax(part, task.temperature)]

@@ -22,7 +22,7 @@ from .integrity import check_files, entry_of
 from .reference import head_logits, pair_features, softmax
 from .storage import new_folder, read_json, write_bytes, write_json
 from .student import Head
-from .tensors import Array, read_tensors, write_tensors
+from .tensors import Array, read_tensors, shortest, write_tensors
 
 __all__ = ["head_scores", "read_heads", "save_bundle"]
 
@@ -101,21 +101,10 @@ def save_bundle(bundle: Bundle, heads: Mapping[str, Head], path: Path, *, overwr
             files[HEADS_FILE] = entry_of(folder / HEADS_FILE)
         provenance = {key: value for key, value in bundle.manifest.provenance.items() if key != "heads"}
         provenance |= {"heads": {name: dict(head.about) for name, head in heads.items()}} if heads else {}
-        attached = [
-            TaskSpec(
-                name=name,
-                kind=head.kind,
-                labels=head.labels,
-                start=0,
-                temperature=float(head.temperature),
-                attached=True,
-            )
-            for name, head in heads.items()
-        ]
         manifest = replace(
             exported.manifest,
             schema=SCHEMA,
-            tasks=(*exported.manifest.tasks, *attached),
+            tasks=(*exported.manifest.tasks, *map(TaskSpec.of, heads.values())),
             provenance=provenance,
             files=files,
         )
@@ -130,7 +119,7 @@ def _write_golden(folder: Path, bundle: Bundle, heads: Mapping[str, Head]) -> No
         scores = {name: values for name, values in golden["scores"].items() if name not in gone}
         for name, head in heads.items():
             after = np.roll(fields, -1, axis=0) if head.kind == "pair" else None
-            scores[name] = [[_short(x) for x in row] for row in head_scores(head, fields, after)]
+            scores[name] = [[shortest(x) for x in row] for row in head_scores(head, fields, after)]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{bundle.path}: golden.json cannot be used ({error}); export again") from error
     write_json(folder / "golden.json", golden | {"scores": scores})
@@ -153,8 +142,3 @@ def _in_words(head: Head) -> str:
         low, high = cv["ci95"]
         line += f", held-out accuracy {cv['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}, n = {cv['n']})"
     return line + "."
-
-
-def _short(value: np.float32) -> float:
-    """Return `value` with as many digits as its float32 needs."""
-    return float(str(value))

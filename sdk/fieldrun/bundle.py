@@ -26,7 +26,7 @@ from typing import Any
 from .errors import BundleError, IntegrityError, UnknownName
 from .integrity import FileEntry, check_files, read_schema
 from .storage import is_folder, sha256_bytes
-from .student import from_mapping
+from .student import Head, from_mapping
 
 __all__ = [
     "HEADS_FILE",
@@ -110,6 +110,18 @@ class TaskSpec:
             raise BundleError(f"task {self.name!r}: temperature must be positive, not {self.temperature!r}")
         if not isinstance(self.attached, bool) or (self.attached and self.start):
             raise BundleError(f"task {self.name!r}: attached must be true or false, and start 0 if true")
+
+    @classmethod
+    def of(cls, head: Head) -> TaskSpec:
+        """Return the task that `head` answers once it is attached."""
+        return cls(
+            name=head.name,
+            kind=head.kind,
+            labels=head.labels,
+            start=0,
+            temperature=float(head.temperature),
+            attached=True,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ALIGNMENT", "Array", "data_offsets", "read_tensors", "write_tensors"]
+__all__ = ["ALIGNMENT", "Array", "data_offsets", "read_tensors", "shortest", "write_tensors"]
 
 Array = npt.NDArray[Any]
 
@@ -37,6 +37,11 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def shortest(x: np.float32) -> float:
+    """Return the float with the fewest digits that is `x` in float32, for JSON."""
+    return float(str(x))
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:

@@ -4,8 +4,8 @@ This is the one int8 recipe that x86, aarch64 and the TensorRT parser all accept
 explicit scales, zero points of 0, activation scales from calibration text.
 
 Dense weights keep to 7 bits, -63..63. On an x86 processor without VNNI, ONNX Runtime multiplies uint8 by int8 and adds
-two products in a saturating 16-bit integer: 2 * 255 * 127 does not fit it, 2 * 255 * 63 does. With 8 bits, the same
-bundle gave other answers on such a processor (scores apart by 0.05).
+two products in a saturating 16-bit integer: 2 * 255 * 127 does not fit it, 2 * 255 * 63 does. With 8 bits,
+the same bundle gave other answers on such a processor and failed its own verification.
 """
 
 from __future__ import annotations
