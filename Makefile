@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
-INPUTS := pyproject.toml .ci/constraints.txt $(VENV)/.made
+INPUTS := pyproject.toml hatch_build.py runtimes/fieldrun_runtimes/native.c .ci/constraints.txt $(VENV)/.made
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format clean

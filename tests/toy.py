@@ -43,9 +43,11 @@ def toy_config(**changes: object) -> StudentConfig:
         "embedding_dim": 12,
         "width": 16,
         "offsets": (-1, 0, 2),
-        "ngram_orders": (2, 3),
+        "ngrams": ((-1, 0), (-2, -1, 0), (-2, 0)),
         "ngram_buckets": 61,
-        "mixer_kernel": 3,
+        "mixer_kernel": 2,
+        "mixer_width": 20,
+        "mean": True,
         "hidden": 24,
         "field_dim": 32,
     }
@@ -61,6 +63,8 @@ def toy_checkpoint(seed: int = 0, *, pairs: bool = True, **changes: object) -> C
         fan_in = int(np.prod(shape[:-1])) if name.endswith("weight") and name != "window.weight" else shape[-1]
         tensors[name] = (rng.standard_normal(shape) / np.sqrt(fan_in)).astype(np.float32)
     tensors["embedding"][0] = 0
+    if config.mean:
+        tensors["pool.weight"] = np.abs(tensors["pool.weight"])
 
     def head(name: str, kind: str, labels: tuple[str, ...], inputs: int) -> Head:
         weight = rng.standard_normal((inputs, len(labels))).astype(np.float32)

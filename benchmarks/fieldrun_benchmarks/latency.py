@@ -6,14 +6,20 @@ Shared machines drift; what was measured in turns can be compared, what was meas
 from __future__ import annotations
 
 import gc
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-__all__ = ["Latency", "interleave"]
+__all__ = ["Latency", "Micros", "interleave", "summary", "time_in_turns"]
+
+Item = TypeVar("Item")
+Micros = npt.NDArray[np.float64]
+"""Wall times in microseconds, `(rounds, items)`; NaN where a subject was not called."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,34 +43,73 @@ def interleave(
 
     The first `warm_up` texts run once uncounted. The garbage collector rests while a subject is timed.
     """
-    names = list(subjects)
-    for text in texts[:warm_up]:
-        for name in names:
-            subjects[name](text)
-    nanoseconds: dict[str, list[int]] = {name: [] for name in names}
+    timed = time_in_turns(subjects, texts, rounds=repeats, warm_up=warm_up)
+    return {name: summary(micros) for name, micros in timed.items()}
+
+
+def time_in_turns(
+    subjects: Mapping[str, Callable[[Item], object]],
+    items: Sequence[Item],
+    *,
+    rounds: int = 1,
+    warm_up: int = 50,
+    every: Mapping[str, int] | None = None,
+    apart: bool = False,
+) -> dict[str, Micros]:
+    """Call every subject with every item, `rounds` times over, and return each call's time, by subject.
+
+    Who comes first rotates, the order of the others is drawn anew each turn: nobody always follows the same neighbour.
+
+    Args:
+        subjects: what is called, by name.
+        items: what each is called with: texts, or batches of texts.
+        rounds: how often all items are gone through.
+        warm_up: so many items run once uncounted.
+        every: subjects that are called with every n-th item only, by name; they come last in a turn, for they empty
+            the caches of who comes after them.
+        apart: in one turn each subject gets another item, so that none finds the table rows of its text in the cache
+            because another subject that maps the same file has just read them.
+    """
+    slow = {name: step for name, step in (every or {}).items() if step > 1}
+    fast = [name for name in subjects if name not in slow]
+    n = len(items)
+    shift = {name: k * n // len(subjects) if apart else 0 for k, name in enumerate(subjects)}
+    for i, item in enumerate(items[:warm_up]):
+        for name, subject in subjects.items():
+            if i % slow.get(name, 1) == 0:
+                subject(item)
+    times = {name: np.full((rounds, n), np.nan) for name in subjects}
+    draw = random.Random(0)
     clock = time.perf_counter_ns
     enabled = gc.isenabled()
     gc.disable()
     try:
-        for repeat in range(repeats):
-            for i, text in enumerate(texts):
-                turn = (i + repeat) % len(names)
-                for name in names[turn:] + names[:turn]:
-                    subject = subjects[name]
+        for r in range(rounds):
+            for turn in range(n):
+                first = (turn + r) % max(1, len(fast))
+                order = fast[:first] + fast[first + 1 :]
+                draw.shuffle(order)
+                for name in (*fast[first : first + 1], *order, *slow):
+                    i = (turn + shift[name]) % n
+                    if i % slow.get(name, 1):
+                        continue
+                    subject, item = subjects[name], items[i]
                     start = clock()
-                    subject(text)
-                    nanoseconds[name].append(clock() - start)
+                    subject(item)
+                    times[name][r, i] = (clock() - start) / 1e3
     finally:
         if enabled:
             gc.enable()
-    return {name: _latency(np.array(values, np.float64) / 1e3) for name, values in nanoseconds.items()}
+    return times
 
 
-def _latency(micros: np.ndarray[Any, np.dtype[np.float64]]) -> Latency:
-    p50, p90 = np.percentile(micros, [50, 90])
+def summary(micros: Micros) -> Latency:
+    """Return the percentiles of the calls that were made."""
+    values = micros[~np.isnan(micros)]
+    p50, p90 = np.percentile(values, [50, 90])
     return Latency(
-        calls=len(micros),
+        calls=len(values),
         p50_us=round(float(p50), 1),
         p90_us=round(float(p90), 1),
-        min_us=round(float(micros.min()), 1),
+        min_us=round(float(values.min()), 1),
     )

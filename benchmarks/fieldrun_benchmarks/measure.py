@@ -21,11 +21,21 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import numpy as np  # noqa: E402
+
 import fieldrun  # noqa: E402
 from fieldrun.bundle import Bundle  # noqa: E402
 from fieldrun.dataset import Dataset, read_tsv  # noqa: E402
 from fieldrun.errors import DatasetError  # noqa: E402
-from fieldrun.metrics import macro_f1, wilson_interval  # noqa: E402
+from fieldrun.metrics import (  # noqa: E402
+    auroc,
+    expected_calibration_error,
+    macro_f1,
+    spearman,
+    wilson_interval,
+)
+from fieldrun.tensors import Array  # noqa: E402
+from fieldrun_runtimes.engines import Engine, open_engine  # noqa: E402
 
 from .cold_start import cold_starts  # noqa: E402
 from .latency import interleave  # noqa: E402
@@ -35,6 +45,8 @@ __all__ = ["main"]
 
 _RECIPES = ("cpu-fp32", "cpu-int8")
 _SPEED_TASKS = ("sst2", "trec")
+_PREFIXES = (256, 128, 64)
+_OUT_OF_SCOPE = ("clinc150", "oos")
 _IMPORTS = "import numpy, onnxruntime, tokenizers"
 _FIRST_LABEL = """
 import fieldrun
@@ -62,7 +74,7 @@ def main(data: Path, output: Path) -> None:
         sets = _report_sets(paths["cpu-int8"], data)
         for recipe, path in paths.items():
             click.echo(f"accuracy of {recipe}", err=True)
-            write_record(output / f"accuracy-{recipe}.json", "accuracy", command, _accuracy(path, sets))
+            write_record(output / f"accuracy-{recipe}.json", "accuracy", command, _accuracy(path, sets, data))
         click.echo("latency", err=True)
         write_record(output / "latency.json", "latency", command, _latency(paths["cpu-int8"], sets))
         click.echo("cold start", err=True)
@@ -89,23 +101,54 @@ def _artifact(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _accuracy(path: Path, sets: dict[str, Dataset]) -> dict[str, Any]:
+def _accuracy(path: Path, sets: dict[str, Dataset], data: Path) -> dict[str, Any]:
     tasks: dict[str, dict[str, Any]] = {}
     with fieldrun.load(path, engine="onnxruntime") as model:
-        for task, data in sets.items():
-            predicted = model.predict(data.texts, task)
-            hits = sum(truth == label for truth, label in zip(data.labels, predicted, strict=True))
+        for task, rows in sets.items():
+            scores = model.scores(rows.texts, task)
+            labels = np.array(model.labels(task))
+            right = labels[scores.argmax(1)] == np.array(rows.labels)
+            hits = int(right.sum())
             tasks[task] = {
-                "file": f"{task}/{data.path.name}",
-                "sha256": data.sha256,
-                "n": len(data),
-                "accuracy": hits / len(data),
-                "ci95": list(wilson_interval(hits, len(data))),
-                "macro_f1": macro_f1(data.labels, predicted),
-                "majority": max(data.labels.count(label) for label in set(data.labels)) / len(data),
+                "file": f"{task}/{rows.path.name}",
+                "sha256": rows.sha256,
+                "n": len(rows),
+                "accuracy": hits / len(rows),
+                "ci95": list(wilson_interval(hits, len(rows))),
+                "macro_f1": macro_f1(rows.labels, labels[scores.argmax(1)].tolist()),
+                "calibration_error": expected_calibration_error(scores.max(1), right),
+                "majority": max(rows.labels.count(label) for label in set(rows.labels)) / len(rows),
             }
+        values = {"similarity": _similarity(model, data), "rejection": _rejection(model, sets)}
     mean = sum(entry["accuracy"] for entry in tasks.values()) / len(tasks)
-    return {"artifact": _artifact(Bundle.load(path)), "engine": "onnxruntime", "tasks": tasks, "mean_accuracy": mean}
+    artifact = _artifact(Bundle.load(path))
+    return {"artifact": artifact, "engine": "onnxruntime", "tasks": tasks, "mean_accuracy": mean} | values
+
+
+def _similarity(model: fieldrun.FieldModel, data: Path) -> dict[str, Any]:
+    """Return Spearman's correlation of the cosines with STS-B's grades, of whole fields and of prefixes."""
+    rows = read_tsv(data / "stsb" / "dev.tsv")
+    first, second = ([str(pair[side]) for pair in rows.texts] for side in (0, 1))
+    grades = [float(label) for label in rows.labels]
+    correlation = {dim: spearman(model.similarity(first, second, dim=dim), grades) for dim in _PREFIXES}
+    return {"file": f"stsb/{rows.path.name}", "sha256": rows.sha256, "n": len(rows), "spearman": correlation}
+
+
+def _rejection(model: fieldrun.FieldModel, sets: dict[str, Dataset]) -> dict[str, Any]:
+    """Return how well texts out of scope are told from the others, as the area under the ROC curve."""
+    task, name = _OUT_OF_SCOPE
+    rows = sets[task]
+    outside = [label == name for label in rows.labels]
+    column = model.labels(task).index(name)
+    return {
+        "file": f"{task}/{rows.path.name}",
+        "n": len(rows),
+        "out_of_scope": sum(outside),
+        "auroc": {
+            "rejection": auroc(model.rejection(rows.texts, task), outside),
+            "probability of its own label": auroc(model.scores(rows.texts, task)[:, column], outside),
+        },
+    }
 
 
 def _latency(path: Path, sets: dict[str, Dataset]) -> dict[str, Any]:
@@ -122,23 +165,45 @@ def _latency(path: Path, sets: dict[str, Dataset]) -> dict[str, Any]:
             with fieldrun.load(path, engine=engine) as model:
                 subjects: dict[str, Callable[[str], object]] = {
                     "tokenizer": lambda text: tokenizer.encode_batch_fast([text])[0].ids,
-                    "text_to_label": _labeller(model, task),
+                    "text_to_labels": _labeller(model),
                 }
                 measured = interleave(subjects, texts, repeats=5)
-                ratio = measured["text_to_label"].p50_us / measured["tokenizer"].p50_us
+                ratio = measured["text_to_labels"].p50_us / measured["tokenizer"].p50_us
                 engines[engine] = {name: value.to_dict() for name, value in measured.items()}
                 engines[engine]["ratio_p50"] = round(ratio, 3)
                 tokens = float(model.encode(texts).tokens.mean())
         result[task] = {"texts": len(texts), "mean_tokens": round(tokens, 1), "engines": engines}
+    bundle = Bundle.load(path)
     return {
-        "artifact": _artifact(Bundle.load(path)),
+        "artifact": _artifact(bundle),
         "scenario": "batch 1, one thread, in turns with the tokenizer on the same texts",
+        "tasks": sum(task.kind == "single" for task in bundle.manifest.tasks),
         "workloads": result,
+        "buckets": _buckets(bundle),
     }
 
 
-def _labeller(model: fieldrun.FieldModel, task: str) -> Callable[[str], object]:
-    return lambda text: model.predict([text], task)
+def _labeller(model: fieldrun.FieldModel) -> Callable[[str], object]:
+    return lambda text: model.predict_all([text])
+
+
+def _buckets(bundle: Bundle) -> list[dict[str, Any]]:
+    """Return the median microseconds of one call of each engine in every bucket, filled, in turns."""
+    engines = {name: open_engine(name, bundle, 1) for name in ("onnxruntime", "numpy")}
+    network, rng = bundle.manifest.network, np.random.default_rng(0)
+    found = []
+    for bucket in bundle.manifest.buckets:
+        texts = rng.integers(1, network.vocab_size, (bucket.batch, bucket.length)).tolist()
+        ids = network.frame(texts, bucket.batch, bucket.length)
+        calls = {name: _call(engine, ids) for name, engine in engines.items()}
+        measured = interleave(calls, [""] * 200, warm_up=5)
+        micros = {name: value.p50_us for name, value in measured.items()}
+        found.append({"batch": bucket.batch, "length": bucket.length, "p50_us": micros})
+    return found
+
+
+def _call(engine: Engine, ids: Array) -> Callable[[str], object]:
+    return lambda _: engine.run(ids)
 
 
 def _cold(path: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Render the README's tables from the committed records, and check that the README shows what they say.
+"""Render a page's tables from the committed records, and check that the page shows what they say.
 
-python -m fieldrun_benchmarks.tables README.md benchmarks/records            # rewrite
+python -m fieldrun_benchmarks.tables README.md benchmarks/records            # rewrite; likewise docs/an1.md
 python -m fieldrun_benchmarks.tables README.md benchmarks/records --check    # exit 1 when they differ
 """
 
@@ -17,6 +17,7 @@ import click
 from fieldrun.errors import FieldrunError
 from fieldrun.storage import write_bytes
 
+from . import an1_report, peers_report
 from .record import read_record
 
 __all__ = ["main", "render"]
@@ -25,29 +26,45 @@ __all__ = ["main", "render"]
 def _accuracy_table(records: Path) -> str:
     fp32 = read_record(records / "accuracy-cpu-fp32.json", "accuracy")
     int8 = read_record(records / "accuracy-cpu-int8.json", "accuracy")
-    lines = ["| Task | n | `cpu-int8`, % (95 % interval) | `cpu-fp32`, % | majority, % |", "|---|---|---|---|---|"]
+    lines = [
+        "| Task | n | `cpu-int8`, % (95 % interval) | `cpu-fp32`, % | majority, % | calibration error |",
+        "|---|---|---|---|---|---|",
+    ]
     for task, entry in int8["tasks"].items():
         low, high = (100 * x for x in entry["ci95"])
         file, n = entry["file"].removesuffix(".tsv"), entry["n"]
         lines.append(
             f"| {file} | {n:,} | {100 * entry['accuracy']:.1f} ({low:.1f} - {high:.1f}) "
-            f"| {100 * fp32['tasks'][task]['accuracy']:.1f} | {100 * entry['majority']:.1f} |"
+            f"| {100 * fp32['tasks'][task]['accuracy']:.1f} | {100 * entry['majority']:.1f} "
+            f"| {entry['calibration_error']:.3f} |"
         )
-    lines.append(f"| mean | | {100 * int8['mean_accuracy']:.2f} | {100 * fp32['mean_accuracy']:.2f} | |")
-    lines.append(f"| bundle, MB | | {int8['artifact']['bytes'] / 1e6:.1f} | {fp32['artifact']['bytes'] / 1e6:.1f} | |")
+    lines.append(f"| mean | | {100 * int8['mean_accuracy']:.2f} | {100 * fp32['mean_accuracy']:.2f} | | |")
+    lines.append(
+        f"| bundle, MB | | {int8['artifact']['bytes'] / 1e6:.1f} | {fp32['artifact']['bytes'] / 1e6:.1f} | | |"
+    )
+    similarity, rejection = int8["similarity"], int8["rejection"]
+    by_dim = ", ".join(f"{value:.3f} ({dim}-d)" for dim, value in similarity["spearman"].items())
+    lines += [
+        "",
+        f"Similarity, STS-B dev (n = {similarity['n']:,}), Spearman's correlation of cosine and grade: {by_dim}. "
+        f"Telling CLINC150's {rejection['out_of_scope']} texts out of scope from the others (n = {rejection['n']:,}), "
+        f"area under the ROC curve: {rejection['auroc']['rejection']:.3f} by `rejection`, "
+        f"{rejection['auroc']['probability of its own label']:.3f} by the label that the task has for them.",
+    ]
     return "\n".join(lines)
 
 
 def _latency_table(records: Path) -> str:
     record = read_record(records / "latency.json", "latency")
     lines = [
-        "| Text in, label out, batch 1, one thread | tokens | tokenizer alone, p50 | whole, p50 | p90 | ratio of p50 |",
+        "| Text in, labels of all {n} single tasks out, batch 1, one thread | tokens | tokenizer alone, p50 "
+        "| whole, p50 | p90 | ratio of p50 |".format(n=record["tasks"]),
         "|---|---|---|---|---|---|",
     ]
     for task, workload in record["workloads"].items():
         for engine in ("onnxruntime", "numpy"):
             values = workload["engines"][engine]
-            whole = values["text_to_label"]
+            whole = values["text_to_labels"]
             lines.append(
                 f"| {task}, `{engine}` | {workload['mean_tokens']:.0f} | {values['tokenizer']['p50_us']:.0f} us "
                 f"| {whole['p50_us']:.0f} us | {whole['p90_us']:.0f} us | {values['ratio_p50']:.1f} |"
@@ -68,6 +85,22 @@ def _cold_table(records: Path) -> str:
     return "\n".join([*lines, "", _where(record)])
 
 
+def _trials_table(records: Path) -> str:
+    record = read_record(records / "student-trials.json", "student-trials")
+    lines = [
+        "| Student | loss | SST-2 | TREC | BANKING77 | STS-B | MB | engine, 12 and 28 tokens |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for trial in record["trials"]:
+        accuracy = " | ".join(f"{100 * trial[task]['accuracy']:.1f}" for task in ("sst2", "trec", "banking77"))
+        short, long = (f"{trial['engine_p50_us'][length]:.0f}" for length in ("12", "28"))
+        lines.append(
+            f"| {trial['name']} | {trial['loss']:.2f} | {accuracy} | {trial['stsb']['spearman']:.2f} "
+            f"| {trial['weights_bytes'] / 1e6:.1f} | {short}, {long} us |"
+        )
+    return "\n".join([*lines, "", _where(record)])
+
+
 def _where(record: dict[str, Any]) -> str:
     about = record["conditions"]
     return (
@@ -81,6 +114,9 @@ _TABLES: dict[str, Callable[[Path], str]] = {
     "accuracy": _accuracy_table,
     "latency": _latency_table,
     "cold-start": _cold_table,
+    "student-trials": _trials_table,
+    **an1_report.TABLES,
+    **peers_report.TABLES,
 }
 
 

@@ -59,7 +59,7 @@ def tokenize(checkpoint: Checkpoint, texts: Sequence[str], max_length: int) -> l
 def input_ranges(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], percentile: float) -> dict[str, float]:
     """Return the `percentile` of the absolute input of every deployed layer over `sequences`.
 
-    `hidden.mean` is that of the half of the hidden layer's input that is the mean over the tokens.
+    `mean` is that of the half of the pooled vector that is the mean over the tokens.
 
     Raises:
         ExportError: fewer than 16 sequences.
@@ -77,7 +77,9 @@ def input_ranges(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], per
         fields.append(forward(checkpoint.config, checkpoint.tensors, ids, record=record))
     field = np.concatenate(fields)
     seen["pairs"] = [np.abs(pair_features(field, np.roll(field, 1, axis=0)))]
-    seen["hidden.mean"] = [part[:, : checkpoint.config.width] for part in seen["hidden"]]
+    if checkpoint.config.mean:
+        pooled = seen["hidden" if checkpoint.config.hidden else "field"]
+        seen["mean"] = [part[:, : checkpoint.config.pooled // 2] for part in pooled]
     seen["output"] = seen.pop("field")  # the deployed layer that takes the same input
     return {
         name: float(np.percentile(np.concatenate([part.ravel() for part in parts]), percentile))

@@ -3,16 +3,17 @@
 | Tensor | Shape, type |
 |---|---|
 | `table` | `(rows, width)` float32 or int8: one block of rows per window offset and one of hashed n-grams |
-| `table.scale` | `(rows, 1) float32`, only with an int8 table |
-| `rows.coef`, `rows.modulus`, `rows.base` | `(shifts, J)`, `(J,)`, `(J,)` int64; see below |
-| `is_token` | `(vocabulary, 1) float32`: 0 for the padding id, 1 for the others |
-| `<layer>.weight`, `<layer>.bias` | `(inputs, outputs)` float32 or int8, `(outputs,) float32` |
+| `table.scale` | `(rows,) float32`: every row is multiplied by its scale; ones for a float table |
+| `rows.coef`, `rows.modulus`, `rows.base` | `(shifts, J)`, `(J,)`, `(J,)` int32; see below |
+| `<layer>.weight` | `(inputs, outputs)` float32 or int8 |
+| `<layer>.bias` | `(outputs,) float32`; the mixer has none |
 | `<layer>.weight_scale`, `<layer>.input_scale` | `(outputs,)`, `(1,) float32`, only with an int8 weight |
-| `mean.gain` | `(1,) float32`: the mean over the tokens is multiplied by it, its rows of `hidden` divided |
-| `score.weight`, `score.bounds` | `(width, 1)`, `(2,) float32`: the pooling score and the bounds it is clipped to |
+| `mean.gain` | `(1,) float32`: the mean over the tokens is multiplied by it, its rows of the next layer divided |
+| `score.weight` | `(width or mixer width, 1) float32`, not negative: the pooling score; only with a mean |
 
-Row j of a position is mod(window . coef[:, j], modulus_j) + base_j. Layers: `mixer` (optional), `hidden`, `output` (the
-field and the logits of all single tasks), `pairs` (all pair tasks).
+Row j of a position is mod(window . coef[:, j], modulus_j) + base_j. The table's row of the padding id at offset 0 is so
+negative that the sum at a padding position is negative too, and becomes zero without a mask. Layers: `mixer` and
+`hidden` (both optional), `output` (the field and the logits of all single tasks), `pairs` (all pair tasks).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from fieldrun.tensors import Array
 
 __all__ = ["Deployed", "PassReport"]
 
+_LAYERS = ("mixer", "hidden", "output", "pairs")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployed:
@@ -37,8 +40,8 @@ class Deployed:
     tensors: Mapping[str, Array]
 
     def dense(self) -> tuple[str, ...]:
-        """Return the names of the layers `x @ weight + bias`."""
-        return tuple(n.removesuffix(".bias") for n in self.tensors if n.endswith(".bias"))
+        """Return the names of the layers `x @ weight + bias` that there are."""
+        return tuple(name for name in _LAYERS if f"{name}.weight" in self.tensors)
 
     def is_int8(self, layer: str) -> bool:
         """Whether `layer` (or `"table"`) is stored as int8."""

@@ -22,7 +22,7 @@ from fieldrun import __version__
 from fieldrun.bundle import MANIFEST, SCHEMA, Bucket, Manifest, TaskSpec
 from fieldrun.card import render_card
 from fieldrun.checkpoint import Checkpoint
-from fieldrun.errors import ExportError, OutputExists
+from fieldrun.errors import ExportError, OutputExists, RecipeError
 from fieldrun.integrity import entry_of
 from fieldrun.reference import forward, head_logits, pad_ids
 from fieldrun.storage import new_folder, sha256_bytes, write_bytes, write_json
@@ -184,11 +184,13 @@ def _write(
         [head_logits(h, expected) for h in singles] or [np.zeros((len(expected), 0), np.float32)], axis=1
     )
     spans = {t.name: (t.start, t.start + len(t.labels)) for t in tasks if t.kind == "single"}
-    parity = check_parity(folder, buckets, sequences, expected, logits, spans, plan.parity)
+    parity = check_parity(folder, deployed.network, buckets, sequences, expected, logits, spans, plan.parity)
     pair_heads = [head for head in source.heads if head.kind == "pair"]
     pair_parity = check_pairs(folder, pairs, expected, pair_heads, plan.parity)
     report("parity", len(buckets), len(buckets))
-    write_json(folder / "golden.json", golden_replies(folder, buckets, pairs, tasks, texts, sequences))
+    write_json(
+        folder / "golden.json", golden_replies(folder, deployed.network, buckets, pairs, tasks, texts, sequences)
+    )
     write_json(
         folder / "report.json",
         {

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fieldrun.bundle import Bucket, TaskSpec
+from fieldrun.bundle import Bucket, Network, TaskSpec
 from fieldrun.errors import ExportError
 from fieldrun.reference import softmax
 from fieldrun.tensors import Array, shortest
@@ -28,6 +28,7 @@ _STABLE = 1e-6
 
 def golden_replies(
     folder: Path,
+    network: Network,
     buckets: Sequence[Bucket],
     pairs: Mapping[int, str],
     tasks: Sequence[TaskSpec],
@@ -45,8 +46,8 @@ def golden_replies(
     whole = [i for i, ids in enumerate(sequences) if len(ids) < singles[-1].length]
     candidates = _spread(whole, 4 * _COUNT)
     kept = [sequences[i] for i in candidates]
-    fields, logits = _run(folder, singles, kept, optimise=True)
-    plain, _ = _run(folder, singles, kept, optimise=False)
+    fields, logits = _run(folder, network, singles, kept, optimise=True)
+    plain, _ = _run(folder, network, singles, kept, optimise=False)
     stable = [k for k in range(len(kept)) if np.abs(fields[k] - plain[k]).max() <= _STABLE]
     if len(stable) < 8:
         raise ExportError(f"only {len(stable)} of {len(kept)} texts have a stable field; give more and shorter texts")
@@ -76,7 +77,7 @@ def _spread(items: Sequence[int], count: int) -> list[int]:
 
 
 def _run(
-    folder: Path, singles: Sequence[Bucket], sequences: Sequence[Sequence[int]], *, optimise: bool
+    folder: Path, network: Network, singles: Sequence[Bucket], sequences: Sequence[Sequence[int]], *, optimise: bool
 ) -> tuple[Array, Array]:
     """Return field and logits of `sequences`, each from the smallest batch-1 bucket that it fits in."""
     fields: dict[int, Array] = {}
@@ -87,7 +88,7 @@ def _run(
         shorter = bucket.length
         if rows:
             session = open_session(folder / bucket.graph, optimise=optimise)
-            field, logit = run_bucket(session, bucket, [sequences[k] for k in rows])
+            field, logit = run_bucket(session, network, bucket, [sequences[k] for k in rows])
             fields |= dict(zip(rows, field, strict=True))
             logits |= dict(zip(rows, logit, strict=True))
     order = range(len(sequences))

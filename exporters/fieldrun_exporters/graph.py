@@ -1,7 +1,9 @@
 """Build ONNX graphs of the deployed form: one per bucket, all weights external in one safetensors file.
 
-Only standard operators of opset 17. A table is spelled for CPU engines: gather the int8 rows, gather their scales,
-cast, multiply; int8 matrices are explicit QuantizeLinear / DequantizeLinear pairs.
+Only standard operators of opset 17, and as few nodes as can be: at batch 1 a node costs more than its arithmetic. A
+position's int8 rows are scaled and summed by one small matrix product; matrices have two dimensions, so that ONNX
+Runtime makes one fused node of product, bias and ReLU; field and logits are one output. int8 matrices are explicit
+QuantizeLinear / DequantizeLinear pairs.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from fieldrun.student import SCORE_FLOOR
 from fieldrun.tensors import Array
 
 from .deployed import Deployed
@@ -23,7 +26,7 @@ __all__ = ["OPSET", "WEIGHTS_FILE", "field_graph", "op_histogram", "pair_graph"]
 OPSET = 17
 _IR_VERSION = 8
 WEIGHTS_FILE = "weights.safetensors"
-_TYPES = {np.dtype("f4"): TensorProto.FLOAT, np.dtype("i1"): TensorProto.INT8, np.dtype("i8"): TensorProto.INT64}
+_TYPES = {np.dtype("f4"): TensorProto.FLOAT, np.dtype("i1"): TensorProto.INT8, np.dtype("i4"): TensorProto.INT32}
 
 
 class _Builder:
@@ -52,14 +55,14 @@ class _Builder:
         return name
 
     def dense(self, layer: str, x: str, *, relu: bool = False) -> str:
-        """`x @ weight + bias`, quantized where the layer is int8.
+        """`x @ weight + bias` of `x (rows, inputs)`, quantized where the layer is int8.
 
         Nothing may stand between a Q and its DQ: ONNX Runtime on x86 turns the pair into uint8, or else the layer
         into float.
         """
-        weight = self.weight(f"{layer}.weight")
+        weight, tensors = self.weight(f"{layer}.weight"), self.deployed.tensors
+        bias = f"{layer}.bias" in tensors
         if self.deployed.is_int8(layer):
-            tensors = self.deployed.tensors
             # a scalar: TensorRT and ONNX Runtime both want per-tensor scales without a shape
             scale = self.constant(f"{layer}.x_scale", tensors[f"{layer}.input_scale"][0].reshape(()))
             zero = self.constant(f"{layer}.x_zero", np.array(0, np.int8))
@@ -68,13 +71,15 @@ class _Builder:
             x = self.op("DequantizeLinear", [quantized, scale, zero], f"{layer}.dq")
             scales = self.weight(f"{layer}.weight_scale")
             weight = self.op("DequantizeLinear", [weight, scales, zeros], f"{layer}.w", axis=1)
-            product = self.op("MatMul", [x, weight], f"{layer}.product")
-            # product - (-bias): ONNX Runtime turns MatMul + Add into a float Gemm before it looks for Q/DQ pairs
-            negative = self.constant(f"{layer}.negative_bias", -tensors[f"{layer}.bias"])
-            total = self.op("Sub", [product, negative], f"{layer}.sum")
+            total = self.op("MatMul", [x, weight], f"{layer}.product")
+            # product - (-bias): ONNX Runtime turns MatMul + Add into a float Gemm before it looks for Q/DQ pairs.
+            # A MatMul that only a ReLU reads stays in float too, so a layer without a bias gets one of zeros.
+            outputs = tensors[f"{layer}.weight"].shape[1]
+            negative = -tensors[f"{layer}.bias"] if bias else np.zeros(outputs, np.float32)
+            total = self.op("Sub", [total, self.constant(f"{layer}.negative_bias", negative)], f"{layer}.sum")
         else:
-            product = self.op("MatMul", [x, weight], f"{layer}.product")
-            total = self.op("Add", [product, self.weight(f"{layer}.bias")], f"{layer}.sum")
+            inputs = [x, weight, *([self.weight(f"{layer}.bias")] if bias else [])]
+            total = self.op("Gemm", inputs, f"{layer}.sum")
         return self.op("Relu", [total], f"{layer}.relu") if relu else total
 
     def model(
@@ -94,64 +99,71 @@ class _Builder:
 def field_graph(
     deployed: Deployed, offsets: Mapping[str, tuple[int, int]], batch: int, length: int, metadata: Mapping[str, str]
 ) -> onnx.ModelProto:
-    """Return the graph ids `(batch, length) int64` -> field `(batch, dim)`, logits `(batch, labels)`, float32.
+    """Return the graph ids `(batch, left + length + right) int32` -> output `(batch, dim + labels) float32`.
 
-    `offsets` gives every tensor's byte offset and length in `WEIGHTS_FILE`. Without single tasks there are no logits.
+    The ids are framed as `Network.frame` says; the output is the field and, after it, the logits of all single tasks.
+    `offsets` gives every tensor's byte offset and length in `WEIGHTS_FILE`.
     """
     b, net = _Builder(deployed, offsets), deployed.network
-    axis1 = b.constant("axis1", np.array([1], np.int64))
-    axis2 = b.constant("axis2", np.array([2], np.int64))
-
-    mask = b.op("Gather", [b.weight("is_token"), "ids"], "mask", axis=0)
-
-    left, right = max(0, -min(net.shifts)), max(0, max(net.shifts))
-    around = b.constant("around", np.array([0, left, 0, right], np.int64))
-    padded = b.op("Pad", ["ids", around], "padded")
-    positions = np.arange(length)[:, None] + left + np.array(net.shifts)
-    window = b.op("Gather", [padded, b.constant("positions", positions.astype(np.int64))], "window", axis=1)
+    left, right = net.margins
+    extra = max(1, net.mixer_kernel) - 1  # positions after the text: padding, and so zeros after the ReLU
+    positions = np.arange(length + extra)[:, None] + left + np.array(net.shifts)
+    window = b.op("Gather", ["ids", b.constant("positions", positions.astype(np.int64))], "window", axis=1)
     hashes = b.op("MatMul", [window, b.weight("rows.coef")], "hashes")
     rows = b.op("Mod", [hashes, b.weight("rows.modulus")], "buckets")
     rows = b.op("Add", [rows, b.weight("rows.base")], "rows")
 
     values = b.op("Gather", [b.weight("table"), rows], "values", axis=0)
     if deployed.is_int8("table"):
-        scales = b.op("Gather", [b.weight("table.scale"), rows], "scales", axis=0)
-        values = b.op("Mul", [b.op("Cast", [values], "cast", to=TensorProto.FLOAT), scales], "scaled")
-    y = b.op("ReduceSum", [values, axis2], "y", keepdims=0)
-    h = b.op("Mul", [b.op("Relu", [y], "y.relu"), mask], "h")
-
+        values = b.op("Cast", [values], "cast", to=TensorProto.FLOAT)
+    scales = b.op("Gather", [b.weight("table.scale"), rows], "scales", axis=0)
+    shape = np.array([batch, length + extra, 1, len(deployed.tensors["rows.base"])], np.int64)
+    y = b.op("MatMul", [b.op("Reshape", [scales, b.constant("scales.shape", shape)], "scales.row"), values], "y")
+    width = net.width
+    together = b.constant("y.shape", np.array([batch * (length + extra), width], np.int64))
+    g = b.op("Relu", [b.op("Reshape", [y, together], "y.rows")], "h")
     if net.mixer_kernel:
-        reach = net.mixer_kernel // 2
-        beside = b.constant("beside", np.array([0, reach, 0, 0, reach, 0], np.int64))
-        places = np.arange(length)[:, None] + np.arange(net.mixer_kernel)
-        neighbours = b.constant("neighbours", places.astype(np.int64))
-        wide = b.op("Gather", [b.op("Pad", [h, beside], "h.padded"), neighbours], "h.wide", axis=1)
-        shape = b.constant("h.shape", np.array([batch, length, net.mixer_kernel * net.width], np.int64))
-        mixed = b.dense("mixer", b.op("Reshape", [wide, shape], "h.window"), relu=True)
-        h = b.op("Mul", [b.op("Add", [h, mixed], "h.mixed"), mask], "h2")
+        first = np.arange(batch)[:, None] * (length + extra) + np.arange(length)
+        windows = first.reshape(-1, 1) + np.arange(net.mixer_kernel)
+        g = b.op("Gather", [g, b.constant("windows", windows.astype(np.int64))], "together", axis=0)
+        flat = b.constant("together.shape", np.array([batch * length, net.mixer_kernel * width], np.int64))
+        g, width = b.dense("mixer", b.op("Reshape", [g, flat], "together.rows"), relu=True), net.mixer_width
 
-    bounds = deployed.tensors["score.bounds"]
-    low, high = (b.constant(name, value.reshape(())) for name, value in zip(("low", "high"), bounds, strict=True))
-    score = b.op("Clip", [b.op("MatMul", [h, b.weight("score.weight")], "score"), low, high], "score.clipped")
-    a = b.op("Mul", [b.op("Exp", [score], "score.exp"), mask], "a")
-    total = b.op("ReduceSum", [b.op("Mul", [h, a], "a.h"), axis1], "a.h.sum", keepdims=0)
-    share = b.op("ReduceSum", [a, axis1], "a.sum", keepdims=0)
-    gain = deployed.tensors["mean.gain"]
+    texts, rows_of = g, np.array([batch, length, width], np.int64)
+    if batch > 1:
+        texts = b.op("Reshape", [g, b.constant("g.shape", rows_of)], "g.texts")
+    pooled = b.op("ReduceMax", [texts], "largest", axes=[int(batch > 1)], keepdims=int(batch == 1))
+    if net.mean:
+        pooled = b.op("Concat", [_mean(b, g, texts, batch, length), pooled], "pooled", axis=1)
+    if net.hidden:
+        pooled = b.dense("hidden", pooled, relu=True)
+    b.dense("output", pooled)
+    b.nodes[-1].output[0] = "output"
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT32, [batch, left + length + right])
+    columns = deployed.tensors["output.bias"].size
+    output = helper.make_tensor_value_info("output", TensorProto.FLOAT, [batch, columns])
+    return b.model([ids], [output], f"field-b{batch}-l{length}", metadata)
+
+
+def _mean(b: _Builder, g: str, texts: str, batch: int, steps: int) -> str:
+    """Return the mean of every text's rows, weighted by their scores; `g` are all rows, `texts` those per text."""
+    floor = b.constant("score.floor", np.array([SCORE_FLOOR], np.float32))
+    gain = b.deployed.tensors["mean.gain"]
+    if batch == 1:
+        # one fused node puts the floor on every row; its part of the mean is below float32's precision
+        a = b.op("Gemm", [g, b.weight("score.weight"), floor], "a")
+        total = b.op("Gemm", [a, g], "a.g", transA=1)
+        share = b.op("ReduceSum", [a], "a.sum", keepdims=1)
+    else:
+        a = b.op("MatMul", [g, b.weight("score.weight")], "a")
+        a = b.op("Reshape", [a, b.constant("a.shape", np.array([batch, 1, steps], np.int64))], "a.texts")
+        flat = b.constant("a.g.shape", np.array([batch, -1], np.int64))
+        total = b.op("Reshape", [b.op("MatMul", [a, texts], "a.g.texts"), flat], "a.g")
+        last = b.constant("last", np.array([2], np.int64))
+        share = b.op("Add", [b.op("ReduceSum", [a, last], "a.sum.texts", keepdims=0), floor], "a.sum")
     if gain[0] != 1:
         share = b.op("Mul", [share, b.constant("mean.share", 1 / gain)], "a.share")
-    mean = b.op("Div", [total, share], "attended")
-    pooled = b.op("Concat", [mean, b.op("ReduceMax", [h], "largest", axes=[1], keepdims=0)], "pooled", axis=1)
-    output = b.dense("output", b.dense("hidden", pooled, relu=True))
-    outputs = [helper.make_tensor_value_info("field", TensorProto.FLOAT, [batch, net.field_dim])]
-    labels = deployed.tensors["output.bias"].size - net.field_dim
-    if labels:
-        sizes = b.constant("sizes", np.array([net.field_dim, labels], np.int64))
-        b.nodes.append(helper.make_node("Split", [output, sizes], ["field", "logits"], name="split", axis=1))
-        outputs.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, labels]))
-    else:
-        b.nodes[-1].output[0] = "field"
-    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, [batch, length])
-    return b.model([ids], outputs, f"field-b{batch}-l{length}", metadata)
+    return b.op("Div", [total, share], "mean")
 
 
 def pair_graph(

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fieldrun.bundle import Bucket
+from fieldrun.bundle import Bucket, Network
 from fieldrun.errors import MissingDependency, ParityError
-from fieldrun.reference import head_logits, pad_ids, pair_features
+from fieldrun.reference import head_logits, pair_features
 from fieldrun.student import Head
 from fieldrun.tensors import Array
 
@@ -66,21 +66,22 @@ def open_session(graph: Path, *, optimise: bool = True, optimised: Path | None =
     return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
-def run_bucket(session: Any, bucket: Bucket, sequences: Sequence[Sequence[int]]) -> tuple[Array, Array]:
+def run_bucket(
+    session: Any, network: Network, bucket: Bucket, sequences: Sequence[Sequence[int]]
+) -> tuple[Array, Array]:
     """Run `sequences` through one bucket, filling the last batch with copies; return field and logits, one row each."""
-    fields, logits = [], []
-    names = [output.name for output in session.get_outputs()]
+    outputs = []
     for start in range(0, len(sequences), bucket.batch):
-        part = list(sequences[start : start + bucket.batch])
-        filled = part + [part[0]] * (bucket.batch - len(part))
-        outputs = session.run(names, {"ids": pad_ids(filled, bucket.length)})
-        fields.append(outputs[0][: len(part)])
-        logits.append(outputs[1][: len(part)] if len(outputs) > 1 else np.zeros((len(part), 0), np.float32))
-    return np.concatenate(fields), np.concatenate(logits)
+        part = sequences[start : start + bucket.batch]
+        ids = network.frame(part, bucket.batch, bucket.length)
+        outputs.append(session.run(["output"], {"ids": ids})[0][: len(part)])
+    output = np.concatenate(outputs)
+    return output[:, : network.field_dim], output[:, network.field_dim :]
 
 
 def check_parity(
     folder: Path,
+    network: Network,
     buckets: Sequence[Bucket],
     sequences: Sequence[Sequence[int]],
     expected: Array,
@@ -92,6 +93,7 @@ def check_parity(
 
     Args:
         folder: where the graphs are.
+        network: the deployed student.
         buckets: all of them; every text runs through every bucket that it fits in.
         sequences: token ids of real text, special tokens included.
         expected: the reference's field of every sequence, `(n, dim)`.
@@ -108,7 +110,7 @@ def check_parity(
         chosen = [i for i, ids in enumerate(sequences) if len(ids) <= bucket.length]
         if not chosen:
             raise ParityError(f"no calibration text fits the bucket of {bucket.length} tokens; give shorter texts")
-        field, logits = run_bucket(open_session(folder / bucket.graph), bucket, [sequences[i] for i in chosen])
+        field, logits = run_bucket(open_session(folder / bucket.graph), network, bucket, [sequences[i] for i in chosen])
         gap = max(float(np.abs(row - first.setdefault(i, row)).max()) for i, row in zip(chosen, field, strict=True))
         want, want_logits = expected[chosen], expected_logits[chosen]
         cosine = (field * want).sum(1) / (np.linalg.norm(field, axis=1) * np.linalg.norm(want, axis=1))

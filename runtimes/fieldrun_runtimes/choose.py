@@ -45,9 +45,9 @@ def choose_engine(bundle: Bundle, name: str, threads: int) -> Choice:
     length = next((b.length for b in bundle.manifest.buckets if b.batch == 1 and b.length >= _TOKENS), None)
     if length is None:
         length = max(b.length for b in bundle.manifest.buckets if b.batch == 1)
-    ids = np.zeros((1, length), np.int64)
-    tokens = min(length, _TOKENS)
-    ids[0, :tokens] = np.linspace(1, bundle.manifest.network.vocab_size - 1, tokens).astype(np.int64)
+    network = bundle.manifest.network
+    text = np.linspace(1, network.vocab_size - 1, min(length, _TOKENS)).astype(np.int64)
+    ids = network.frame([text.tolist()], 1, length)
     try:
         compiled = open_engine("onnxruntime", bundle, threads, weights)
         compiled.run(ids)

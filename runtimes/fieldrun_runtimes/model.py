@@ -29,7 +29,7 @@ from fieldrun.tensors import Array
 
 from .choose import choose_engine
 from .engines import Engine
-from .plan import BucketPlan, fill
+from .plan import BucketPlan
 from .tokenization import TextTokenizer, check_texts
 
 __all__ = ["Encoding", "FieldModel", "load"]
@@ -97,7 +97,7 @@ class FieldModel:
     def __init__(self, bundle: Bundle, *, engine: str = "auto", threads: int = 1, overflow: str = "truncate") -> None:
         self.path: Path = bundle.path
         self.manifest: Manifest = bundle.manifest
-        self._plan = BucketPlan(bundle.manifest.buckets)
+        self._plan = BucketPlan(bundle.manifest.network, bundle.manifest.buckets)
         tokenizer = (bundle.path / "tokenizer.json").read_bytes()
         self._tokenize = TextTokenizer(tokenizer, self._plan.longest, overflow)
         choice = choose_engine(bundle.exported(), engine, threads)
@@ -204,20 +204,21 @@ class FieldModel:
             whole = self.encode(texts)
             return replace(whole, field=np.ascontiguousarray(whole.field[:, :dim]))
         checked = check_texts(texts)
+        if len(checked) == 1:
+            ids = self._tokenize.one(checked[0])
+            if ids is not None:
+                field, logits = self._engine.run(self._plan.one(ids))
+                return Encoding(field=field, logits=logits, tokens=np.array((len(ids),)), dropped=np.array((0,)))
         tokenized = self._tokenize(checked)
         n = len(tokenized.ids)
-        if n == 1:
-            chunk = next(self._plan.chunks(tokenized.ids))
-            field, logits = self._engine.run(chunk.ids)
-        else:
-            field = logits = np.zeros((0, 0), np.float32)
-            for chunk in self._plan.chunks(tokenized.ids):
-                part, part_logits = self._engine.run(chunk.ids)
-                if not len(field):
-                    field = np.empty((n, part.shape[1]), np.float32)
-                    logits = np.empty((n, part_logits.shape[1]), np.float32)
-                field[chunk.rows] = part[: len(chunk.rows)]
-                logits[chunk.rows] = part_logits[: len(chunk.rows)]
+        field = logits = np.zeros((0, 0), np.float32)
+        for chunk in self._plan.chunks(tokenized.ids):
+            part, part_logits = self._engine.run(chunk.ids)
+            if not len(field):
+                field = np.empty((n, part.shape[1]), np.float32)
+                logits = np.empty((n, part_logits.shape[1]), np.float32)
+            field[chunk.rows] = part[: len(chunk.rows)]
+            logits[chunk.rows] = part_logits[: len(chunk.rows)]
         if n > len(checked):
             weights = [len(ids) for ids in tokenized.ids]
             field = _pool_windows(field, weights, tokenized.owners, len(checked))
@@ -347,7 +348,10 @@ class FieldModel:
         """Return the fields `(n, dim)` of token ids that fit `bucket`, run in it whatever else would fit."""
         chunks = (sequences[i : i + bucket.batch] for i in range(0, len(sequences), bucket.batch))
         return np.concatenate(
-            [self._engine.run(fill(part, bucket.batch, bucket.length))[0][: len(part)] for part in chunks]
+            [
+                self._engine.run(self.manifest.network.frame(part, bucket.batch, bucket.length))[0][: len(part)]
+                for part in chunks
+            ]
         )
 
     def replay_pairs(self, a: Floats, b: Floats, batch: int) -> Floats:

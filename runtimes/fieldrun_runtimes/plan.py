@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from fieldrun.bundle import Bucket
+from fieldrun.bundle import Bucket, Network
 from fieldrun.tensors import Array
 
-__all__ = ["BucketPlan", "Chunk", "fill"]
+__all__ = ["BucketPlan", "Chunk"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """One call of the engine: `rows` of the request, and the filled `(batch, length) int64` ids."""
+    """One call of the engine: `rows` of the request, and the framed ids of a bucket (`Network.frame`)."""
 
     rows: list[int]
     ids: Array
@@ -24,20 +22,24 @@ class Chunk:
 class BucketPlan:
     """The fixed shapes of a bundle, and how a request is cut into them."""
 
-    def __init__(self, buckets: Sequence[Bucket]) -> None:
+    def __init__(self, network: Network, buckets: Sequence[Bucket]) -> None:
+        self._frame = network.frame
         self.lengths = sorted({bucket.length for bucket in buckets})
         self.batches = sorted({bucket.batch for bucket in buckets})
         self.longest = self.lengths[-1]
+        fitting = (next(length for length in self.lengths if n <= length) for n in range(self.longest + 1))
+        self._length_for = list(fitting)
 
     def length_for(self, tokens: int) -> int:
         """Return the smallest bucket length that takes `tokens`."""
-        return next(length for length in self.lengths if tokens <= length)
+        return self._length_for[tokens]
+
+    def one(self, sequence: Sequence[int]) -> Array:
+        """Return the ids of a call for one text alone."""
+        return self._frame([sequence], 1, self._length_for[len(sequence)])
 
     def chunks(self, sequences: Sequence[Sequence[int]]) -> Iterator[Chunk]:
         """Yield the calls that cover `sequences`; a batch is filled up with copies of its first row."""
-        if len(sequences) == 1:
-            yield self._chunk(sequences, [0], 1, self.length_for(len(sequences[0])))
-            return
         groups: dict[int, list[int]] = {}
         for row, ids in enumerate(sequences):
             groups.setdefault(self.length_for(len(ids)), []).append(row)
@@ -52,15 +54,5 @@ class BucketPlan:
         """Return the batch size for `count` waiting rows: the largest that they fill at least to a half, else 1."""
         return next((batch for batch in reversed(self.batches) if 2 * count >= batch), 1)
 
-    @staticmethod
-    def _chunk(sequences: Sequence[Sequence[int]], rows: list[int], batch: int, length: int) -> Chunk:
-        return Chunk(rows=rows, ids=fill([sequences[row] for row in rows], batch, length))
-
-
-def fill(sequences: Sequence[Sequence[int]], batch: int, length: int) -> Array:
-    """Return token ids as `(batch, length) int64`: padded with id 0, filled up with copies of the first row."""
-    ids = np.zeros((batch, length), np.int64)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = sequence
-    ids[len(sequences) :] = ids[0]
-    return ids
+    def _chunk(self, sequences: Sequence[Sequence[int]], rows: list[int], batch: int, length: int) -> Chunk:
+        return Chunk(rows=rows, ids=self._frame([sequences[row] for row in rows], batch, length))

@@ -1,13 +1,18 @@
-"""Text to token ids: check the texts, run the Rust tokenizer once, and treat what is too long as asked."""
+"""Text to token ids: check the texts, look up or tokenize them, and treat what is too long as asked."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from tokenizers import Tokenizer
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from fieldrun.errors import BundleError, InputTextError, TextTooLong, UnknownName
+
+from .wordpiece import WordTable
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 __all__ = ["OVERFLOWS", "TextTokenizer", "Tokenized", "check_texts"]
 
@@ -55,20 +60,54 @@ class Tokenized:
 
 
 class TextTokenizer:
-    """The bundle's tokenizer with its special tokens, and the longest length that a bucket takes."""
+    """The bundle's tokenizer with its special tokens, and the longest length that a bucket takes.
+
+    The Rust tokenizer is loaded when a text first needs it: at once, or, where a `WordTable` can be made, with the
+    first text that is not printable ASCII.
+    """
 
     def __init__(self, tokenizer_json: bytes, longest: int, overflow: str) -> None:
         if overflow not in OVERFLOWS:
             raise UnknownName("overflow", overflow, OVERFLOWS)
+        self._json, self._longest, self._overflow = tokenizer_json, longest, overflow
+        self._words = WordTable.read(tokenizer_json)
+        if self._words is None:
+            frame = self._rust.encode("").ids
+            first, last = (frame[:1], frame[1:]) if len(frame) == 2 else ([], [])
+        else:
+            first, last = (list(side) for side in self._words.frame)
+        self._first, self._last = first, last
+        self._frame = len(first) + len(last)
+
+    @cached_property
+    def _rust(self) -> Tokenizer:
+        from tokenizers import Tokenizer
+
         try:
-            self._tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
+            tokenizer = Tokenizer.from_str(self._json.decode("utf-8"))
         except Exception as error:  # tokenizers raises plain Exception
             raise BundleError(f"tokenizer.json cannot be used: {error}") from error
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._longest, self._overflow = longest, overflow
-        frame = self._tokenizer.encode("").ids
-        self._first, self._last = (frame[:1], frame[1:]) if len(frame) == 2 else ([], [])
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        if self._words is None:
+            return [encoding.ids for encoding in self._rust.encode_batch_fast(texts)]
+        found = [self._words.ids(text) for text in texts]
+        missing = [i for i, ids in enumerate(found) if ids is None]
+        if missing:
+            encodings = self._rust.encode_batch_fast([texts[i] for i in missing])
+            for i, encoding in zip(missing, encodings, strict=True):
+                found[i] = encoding.ids
+        return [ids for ids in found if ids is not None]
+
+    def one(self, text: str) -> list[int] | None:
+        """Return the token ids of one checked text, or None when they are not an ordinary case for `__call__`."""
+        ids = None if self._words is None else self._words.ids(text)
+        if ids is None:
+            ids = self._rust.encode_batch_fast([text])[0].ids
+        return ids if self._frame < len(ids) <= self._longest else None
 
     def __call__(self, texts: list[str]) -> Tokenized:
         """Tokenize checked texts.
@@ -77,12 +116,9 @@ class TextTokenizer:
             InputTextError: a text has no token at all.
             TextTooLong: a text does not fit the longest bucket and overflow is "error".
         """
-        if len(texts) == 1:
-            all_ids = [self._tokenizer.encode_batch_fast(texts)[0].ids]
-        else:
-            all_ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
+        all_ids = self._ids(texts)
         tokens = [len(ids) for ids in all_ids]
-        if min(tokens) <= len(self._first) + len(self._last):
+        if min(tokens) <= self._frame:
             raise InputTextError(
                 f"text {tokens.index(min(tokens))} has no token: only control characters; leave it out"
             )
@@ -94,7 +130,7 @@ class TextTokenizer:
         out: list[list[int]] = []
         owners: list[int] = []
         dropped = [0] * len(all_ids)
-        room = self._longest - len(self._first) - len(self._last)
+        room = self._longest - self._frame
         for i, ids in enumerate(all_ids):
             if len(ids) <= self._longest:
                 pieces = [ids]

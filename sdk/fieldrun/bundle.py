@@ -4,7 +4,7 @@
 |---|---|
 | `manifest.json` | schema, recipe, network, buckets, tasks, licence, provenance, sha256 of itself and of every file |
 | `weights.safetensors` | every weight once: external data of the graphs, and what the NumPy engine maps |
-| `b<batch>-l<length>.onnx` | ids `(batch, length) int64` -> field `(batch, 256)`, logits `(batch, labels)`, float32 |
+| `b<batch>-l<length>.onnx` | ids (see `Network.frame`) -> field and logits in one, `(batch, 256 + labels) float32` |
 | `pair-b<batch>.onnx` | a, b `(batch, 256) float32` -> logits `(batch, pair labels) float32`; only with pair tasks |
 | `tokenizer.json` | the Rust tokenizer |
 | `golden.json` | texts with the fields and scores that the export measured |
@@ -18,15 +18,18 @@ Nothing is used before its hash is checked.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .errors import BundleError, IntegrityError, UnknownName
 from .integrity import FileEntry, check_files, read_schema
 from .storage import is_folder, sha256_bytes
 from .student import Head, from_mapping
+from .tensors import Array
 
 __all__ = [
     "HEADS_FILE",
@@ -42,7 +45,7 @@ __all__ = [
     "seal",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 HEADS_FILE = "heads.safetensors"
 REFERENCE_BUNDLE = Path(__file__).parent / "data" / "reference"
@@ -126,12 +129,17 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """The deployed student's shape: `shifts` are the token positions a row index is computed from, in order."""
+    """The deployed student's shape: `shifts` are the token positions a row index is computed from, in order.
+
+    `hidden`, `mixer_kernel` and `mixer_width` are 0 for a student without that layer.
+    """
 
     vocab_size: int
     width: int
     shifts: tuple[int, ...]
     mixer_kernel: int
+    mixer_width: int
+    mean: bool
     hidden: int
     field_dim: int
     parameters: int
@@ -140,11 +148,37 @@ class Network:
         if not isinstance(self.shifts, list | tuple) or not all(isinstance(n, int) for n in self.shifts):
             raise BundleError("network.shifts must be a list of integers")
         object.__setattr__(self, "shifts", tuple(self.shifts))
-        for name in ("vocab_size", "width", "hidden", "field_dim", "parameters"):
+        if 0 not in self.shifts:
+            raise BundleError("network.shifts must contain 0")
+        for name in ("vocab_size", "width", "field_dim", "parameters"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise BundleError(f"network.{name} must be a positive integer")
-        if not isinstance(self.mixer_kernel, int) or self.mixer_kernel < 0:
-            raise BundleError("network.mixer_kernel must not be negative")
+        for name in ("mixer_kernel", "mixer_width", "hidden"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
+                raise BundleError(f"network.{name} must be a whole number")
+        if bool(self.mixer_kernel) != bool(self.mixer_width):
+            raise BundleError("network.mixer_kernel and network.mixer_width must both be 0 or neither")
+        if not isinstance(self.mean, bool):
+            raise BundleError("network.mean must be true or false")
+
+    @property
+    def margins(self) -> tuple[int, int]:
+        """The padding positions before and after the tokens of a graph's input."""
+        return max(0, -min(self.shifts)), max(0, max(self.shifts)) + max(1, self.mixer_kernel) - 1
+
+    def frame(self, sequences: Sequence[Sequence[int]], batch: int, length: int) -> Array:
+        """Return token ids as a graph of `length` tokens takes them, `(batch, left + length + right) int32`.
+
+        They start after the left margin; the rest is padding, id 0. Rows that `sequences` does not fill are copies of
+        its first. No sequence is longer than `length`.
+        """
+        left, right = self.margins
+        ids = np.zeros((batch, left + length + right), np.int32)
+        for row, sequence in enumerate(sequences):
+            ids[row, left : left + len(sequence)] = sequence
+        if len(sequences) < batch:
+            ids[len(sequences) :] = ids[0]
+        return ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,8 +28,9 @@ def render_card(checkpoint: Checkpoint, recipe: str | None = None, weights_bytes
         "|---|---|",
         f"| parameters | {checkpoint.parameters():,} (trained form, heads included) |",
         f"| network | embedding {config.vocab_size} x {config.embedding_dim}, window {list(config.offsets)}, "
-        f"hashed n-grams {list(config.ngram_orders)} in {config.ngram_buckets} rows, width {config.width}, "
-        f"mixer kernel {config.mixer_kernel}, hidden {config.hidden} |",
+        f"hashed n-grams at {[list(gram) for gram in config.ngrams]} in {config.ngram_buckets} rows, width "
+        f"{config.width}, mixer over {config.mixer_kernel} tokens to {config.mixer_width}, pooled "
+        f"{'mean and maximum' if config.mean else 'maximum'}, hidden {config.hidden} |",
         f"| longest text trained on | {config.max_tokens} tokens |",
         f"| teacher | {_told(_teacher, provenance)[0]} |",
         f"| licence of the weights | {checkpoint.licence} |",
@@ -40,6 +41,8 @@ def render_card(checkpoint: Checkpoint, recipe: str | None = None, weights_bytes
     lines += _told(_licences, provenance)
     lines += ["", "sha256 of every file is in the provenance of the manifest.", ""]
     lines += ["## Training", "", *_told(_training, record)]
+    if "an1" in record:
+        lines += ["", "## AN1's claims", "", *_told(_an1, record)]
     lines += [
         "",
         "## Limits",
@@ -61,7 +64,8 @@ def _told(render: Callable[[Mapping[str, Any]], list[str]], facts: Mapping[str, 
 
 def _teacher(provenance: Mapping[str, Any]) -> list[str]:
     teacher = provenance["teacher"]
-    return [f"{teacher['name']}, model.safetensors sha256 {teacher['sha256']['model.safetensors'][:16]}..."]
+    tuned = ", fine-tuned on the tasks" if teacher.get("finetuned") else ""
+    return [f"{teacher['name']}{tuned}, model.safetensors sha256 {teacher['sha256']['model.safetensors'][:16]}..."]
 
 
 def _licences(provenance: Mapping[str, Any]) -> list[str]:
@@ -69,16 +73,27 @@ def _licences(provenance: Mapping[str, Any]) -> list[str]:
 
 
 def _accuracy(record: Mapping[str, Any]) -> list[str]:
-    lines = ["| Task | split | n | student, % (95 %) | teacher's compressed field, % |", "|---|---|---|---|---|"]
+    lines = [
+        "| Task | split | n | student, % (95 %) | calibration error | teacher's compressed field, % |",
+        "|---|---|---|---|---|---|",
+    ]
     for task, scores in record["results"].items():
         split = "report" if "report" in scores["student"] else "held_out"
         student, field = scores["student"][split], scores["compressed_field"]
-        low, high = (100 * x for x in student["ci95"])
-        lines.append(
-            f"| {task} | {'dev/test' if split == 'report' else 'slice of train'} | {student['n']} "
-            f"| {100 * student['accuracy']:.1f} ({low:.1f} - {high:.1f}) | {100 * field['accuracy']:.1f} |"
-        )
+        row = f"| {task} | {'dev/test' if split == 'report' else 'slice of train'} | {student['n']} "
+        if "spearman" in student:
+            row += f"| Spearman's correlation {student['spearman']:.3f} | | {field['spearman']:.3f} |"
+        else:
+            low, high = (100 * x for x in student["ci95"])
+            row += f"| {100 * student['accuracy']:.1f} ({low:.1f} - {high:.1f}) | {student['ece']:.3f} "
+            row += f"| {100 * field['accuracy']:.1f} |"
+        lines.append(row)
     return [*lines, "", "Measured in float32 at the end of training; what an export changes is in its `report.json`."]
+
+
+def _an1(record: Mapping[str, Any]) -> list[str]:
+    """Return the lines that `fieldrun_benchmarks.an1_card` made of its measurement."""
+    return [str(line) for line in record["an1"]["card"]]
 
 
 def _training(record: Mapping[str, Any]) -> list[str]:

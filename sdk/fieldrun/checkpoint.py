@@ -31,7 +31,7 @@ from .tensors import Array, read_tensors, write_tensors
 
 __all__ = ["REFERENCE_CHECKPOINT", "SCHEMA", "Checkpoint", "resolve_checkpoint"]
 
-SCHEMA = 1
+SCHEMA = 2
 REFERENCE_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "reference"
 _KEYS = {"schema", "name", "student", "heads", "licence", "provenance", "files"}
 
@@ -68,6 +68,11 @@ class Checkpoint:
     def validate(self) -> None:
         """Check every shape, value and name; raises `CheckpointError` with the first that is wrong."""
         check_tensors(self.tensors, self.config.shapes(), "student")
+        if self.config.mean and (self.tensors["pool.weight"] < 0).any():
+            raise CheckpointError(
+                "student: tensor 'pool.weight' holds a negative number, but a pooling score is never negative; "
+                "store absolute values or restore the file"
+            )
         names = [head.name for head in self.heads]
         if len(set(names)) != len(names):
             raise CheckpointError(f"two heads have the same name: {', '.join(sorted(names))}")

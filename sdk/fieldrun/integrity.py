@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .errors import FieldrunError, SchemaTooNew
+from .errors import BundleError, FieldrunError, SchemaTooNew
 from .storage import read_json, sha256_file
 
 __all__ = ["FileEntry", "check_files", "entry_of", "read_schema"]
@@ -50,7 +50,7 @@ def read_schema(path: Path, schema: int, keys: Collection[str], error: type[Fiel
 
     Raises:
         SchemaTooNew: its schema is newer than `schema`.
-        FieldrunError: of the kind `error`; it is missing, not JSON, or has unknown or missing keys.
+        FieldrunError: of the kind `error`; it is missing, not JSON, of an older schema, or has unknown or missing keys.
     """
     try:
         value = read_json(path)
@@ -64,7 +64,12 @@ def read_schema(path: Path, schema: int, keys: Collection[str], error: type[Fiel
         raise error(f"{path} has no schema version; it is not a {_kind(path)}")
     if value["schema"] > schema:
         raise SchemaTooNew(
-            f"{path} has schema {value['schema']}, this fieldrun reads up to {schema}: pip install --upgrade fieldrun"
+            f"{path} has schema {value['schema']}, this fieldrun reads {schema}: pip install --upgrade fieldrun"
+        )
+    if 0 < value["schema"] < schema:
+        again = "export the checkpoint again" if error is BundleError else "train again"
+        raise error(
+            f"{path} has schema {value['schema']}, this fieldrun reads {schema}; {again}, or use the older fieldrun"
         )
     unknown, missing = sorted(set(value) - set(keys)), sorted(set(keys) - set(value))
     if value["schema"] < 1 or unknown or missing:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from .student import HASH_MULTIPLIERS, SCORE_CLIP, Head, StudentConfig
+from .student import HASH_MULTIPLIERS, SCORE_FLOOR, Head, StudentConfig
 from .tensors import Array
 
 __all__ = ["forward", "head_logits", "pad_ids", "pair_features", "shift", "softmax"]
@@ -67,26 +67,27 @@ def forward(
     y = np.zeros((*ids.shape, config.width), w["window.bias"].dtype) + w["window.bias"]
     for o, matrix in zip(config.offsets, w["window.weight"], strict=True):
         y = y + w["embedding"][shift(ids, o)] @ matrix
-    for order in config.ngram_orders:
-        rows = sum(shift(ids, -k) * HASH_MULTIPLIERS[k] for k in range(order)) % config.ngram_buckets
+    for number, gram in enumerate(config.ngrams):
+        factors = [HASH_MULTIPLIERS[(i + number) % len(HASH_MULTIPLIERS)] for i in range(len(gram))]
+        rows = sum(shift(ids, o) * factor for o, factor in zip(gram, factors, strict=True)) % config.ngram_buckets
         y = y + w["ngram"][rows]
-    h = np.maximum(y, 0) * mask
+    g = np.maximum(y, 0) * mask
 
     if config.mixer_kernel:
-        reach = config.mixer_kernel // 2
-        window = np.concatenate([shift(h, k) for k in range(-reach, reach + 1)], axis=-1)
-        seen("mixer", window[mask[:, :, 0]])
-        r = window @ w["mixer.weight"].reshape(-1, config.width) + w["mixer.bias"]
-        h = (h + np.maximum(r, 0)) * mask
+        together = np.concatenate([shift(g, k) for k in range(config.mixer_kernel)], axis=-1)
+        seen("mixer", together[together.any(-1)])
+        g = np.maximum(together @ w["mixer.weight"], 0)
 
-    score = np.clip(h @ w["pool.weight"] + w["pool.bias"], -SCORE_CLIP, SCORE_CLIP)
-    a = np.exp(score) * mask
-    pooled = np.concatenate([(a * h).sum(1) / a.sum(1), h.max(1)], axis=-1)
+    pooled = g.max(1)
+    if config.mean:
+        a = g @ w["pool.weight"]
+        pooled = np.concatenate([(a * g).sum(1) / (a.sum(1) + SCORE_FLOOR), pooled], axis=-1)
 
-    seen("hidden", pooled)
-    hidden = np.maximum(pooled @ w["hidden.weight"] + w["hidden.bias"], 0)
-    seen("field", hidden)
-    return np.asarray(hidden @ w["field.weight"] + w["field.bias"])
+    if config.hidden:
+        seen("hidden", pooled)
+        pooled = np.maximum(pooled @ w["hidden.weight"] + w["hidden.bias"], 0)
+    seen("field", pooled)
+    return np.asarray(pooled @ w["field.weight"] + w["field.bias"])
 
 
 def _ignore(name: str, x: Array) -> None:

@@ -2,13 +2,15 @@
 
 The student is a *windowed look-up network*. With `ids (batch, length)`, pad id 0 beyond the text and outside the array:
 
-    y_t = sum_o E[id_{t+o}] W_o + sum_n N[hash_n(t)] + b            h_t = relu(y_t)            width c
-    r_t = relu(sum_k h_{t+k} M_k + m)                               h_t = h_t + r_t            when it has a mixer
-    a_t = exp(clip(h_t . s + s0))                                   p   = [sum a_t h_t / sum a_t ; max_t h_t]
-    field = relu(p D1 + d1) D2 + d2                                 256-d
+    y_t = sum_o E[id_{t+o}] W_o + sum_g N[hash_g(t)] + b     h_t = relu(y_t), 0 where id_t is padding      width c
+    g_t = relu([h_t; ...; h_{t+r-1}] M)                      r tokens together; g = h without a mixer         width m
+    a_t = g_t . w, w >= 0                                    p = [sum a_t g_t / (sum a_t + 1e-9) ; max_t g_t]
+    field = relu(p D1 + d1) D2 + d2                          256-d; p D2 + d2 when hidden is 0
 
-No attention between tokens and no recurrence: the first line is look-ups only once `E W_o` is folded into tables. The
-n-gram hash is linear, hash_n(t) = sum_k id_{t-k} * HASH_MULTIPLIERS[k] mod buckets, and fits 32-bit integers.
+No attention between tokens and no recurrence: the first line is look-ups only once `E W_o` is folded into tables. An
+n-gram g is a list of token positions; its hash is linear, hash_g(t) = sum_i id_{t+g_i} * HASH_MULTIPLIERS[(i + its
+number) mod 4] mod buckets, and fits 32-bit integers. The mixer has no bias, so padding stays zero without a mask, and
+with `mean = false` the pooled vector is the maximum alone.
 """
 
 from __future__ import annotations
@@ -22,13 +24,15 @@ import numpy as np
 from .errors import CheckpointError
 from .tensors import Array
 
-__all__ = ["HASH_MULTIPLIERS", "SCORE_CLIP", "Head", "StudentConfig", "check_tensors", "from_mapping"]
+__all__ = ["HASH_MULTIPLIERS", "SCORE_FLOOR", "Head", "StudentConfig", "check_tensors", "from_mapping"]
 
 HASH_MULTIPLIERS = (20011, 15013, 10007, 5003)
-"""One multiplier per position back from the last token of an n-gram; sums of products with ids stay under 2**31."""
+"""The multipliers of an n-gram's positions; sums of products with ids stay under 2**31."""
 
-SCORE_CLIP = 10.0
-"""Pooling scores are clipped to +-this before `exp`, so that no maximum has to be subtracted."""
+SCORE_FLOOR = 1e-9
+"""Added to the sum of the pooling scores, so that a text whose every feature is zero has a mean of zero."""
+
+_REACH = 8  # the farthest token that a window offset or an n-gram may look at
 
 
 def from_mapping(cls: Any, value: Any, what: str, error: type[Exception] = CheckpointError) -> Any:
@@ -53,35 +57,43 @@ class StudentConfig:
     embedding_dim: int
     width: int
     offsets: tuple[int, ...]
-    ngram_orders: tuple[int, ...]
+    ngrams: tuple[tuple[int, ...], ...]
     ngram_buckets: int
     mixer_kernel: int
+    mixer_width: int
+    mean: bool
     hidden: int
     field_dim: int = 256
     max_tokens: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("offsets", "ngram_orders"):
-            value = getattr(self, name)
-            if not isinstance(value, list | tuple) or not all(isinstance(n, int) for n in value):
-                raise CheckpointError(f"student.{name} must be a list of integers, not {value!r}")
-            object.__setattr__(self, name, tuple(value))
-        for name in ("vocab_size", "embedding_dim", "width", "hidden", "field_dim", "max_tokens"):
+        if not _are_positions(self.offsets) or 0 not in self.offsets:
+            raise CheckpointError(
+                f"student.offsets must be distinct integers within -{_REACH}..{_REACH} with 0, not {self.offsets!r}"
+            )
+        object.__setattr__(self, "offsets", tuple(self.offsets))
+        if not isinstance(self.ngrams, list | tuple) or not all(
+            _are_positions(gram) and 2 <= len(gram) <= len(HASH_MULTIPLIERS) for gram in self.ngrams
+        ):
+            raise CheckpointError(
+                f"student.ngrams must be lists of 2 to {len(HASH_MULTIPLIERS)} distinct integers within "
+                f"-{_REACH}..{_REACH}, not {self.ngrams!r}"
+            )
+        object.__setattr__(self, "ngrams", tuple(tuple(gram) for gram in self.ngrams))
+        for name in ("vocab_size", "embedding_dim", "width", "field_dim", "max_tokens"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise CheckpointError(f"student.{name} must be a positive integer, not {value!r}")
-        for name in ("ngram_buckets", "mixer_kernel"):
+        for name in ("ngram_buckets", "mixer_kernel", "mixer_width", "hidden"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise CheckpointError(f"student.{name} must be a whole number, 0 for none, not {value!r}")
-        if 0 not in self.offsets or len(set(self.offsets)) != len(self.offsets):
-            raise CheckpointError(f"student.offsets must be distinct and contain 0, not {list(self.offsets)}")
-        if any(not 2 <= n <= len(HASH_MULTIPLIERS) for n in self.ngram_orders):
-            raise CheckpointError(f"student.ngram_orders must be within 2..{len(HASH_MULTIPLIERS)}")
-        if bool(self.ngram_orders) != bool(self.ngram_buckets):
-            raise CheckpointError("student.ngram_orders and student.ngram_buckets must both be set or both be empty")
-        if self.mixer_kernel and self.mixer_kernel % 2 == 0:
-            raise CheckpointError(f"student.mixer_kernel must be odd, or 0 for none, not {self.mixer_kernel}")
+        if not isinstance(self.mean, bool):
+            raise CheckpointError(f"student.mean must be true or false, not {self.mean!r}")
+        if bool(self.ngrams) != bool(self.ngram_buckets):
+            raise CheckpointError("student.ngrams and student.ngram_buckets must both be set or both be empty")
+        if bool(self.mixer_kernel) != bool(self.mixer_width):
+            raise CheckpointError("student.mixer_kernel and student.mixer_width must both be set or both be 0")
         if (self.vocab_size - 1) * sum(HASH_MULTIPLIERS) >= 2**31:
             raise CheckpointError(f"a vocabulary of {self.vocab_size} overflows the 32-bit n-gram hash")
 
@@ -93,18 +105,23 @@ class StudentConfig:
             "window.weight": (len(self.offsets), self.embedding_dim, c),
             "window.bias": (c,),
         }
-        if self.ngram_orders:
+        if self.ngrams:
             shapes["ngram"] = (self.ngram_buckets, c)
         if self.mixer_kernel:
-            shapes |= {"mixer.weight": (self.mixer_kernel, c, c), "mixer.bias": (c,)}
+            shapes["mixer.weight"] = (self.mixer_kernel * c, self.mixer_width)
+        if self.mean:
+            shapes["pool.weight"] = (self.pooled // 2, 1)
+        if self.hidden:
+            shapes |= {"hidden.weight": (self.pooled, self.hidden), "hidden.bias": (self.hidden,)}
         return shapes | {
-            "pool.weight": (c, 1),
-            "pool.bias": (1,),
-            "hidden.weight": (2 * c, self.hidden),
-            "hidden.bias": (self.hidden,),
-            "field.weight": (self.hidden, self.field_dim),
+            "field.weight": (self.hidden or self.pooled, self.field_dim),
             "field.bias": (self.field_dim,),
         }
+
+    @property
+    def pooled(self) -> int:
+        """The size of the pooled vector: the maximum, after the mean where there is one."""
+        return (self.mixer_width or self.width) * (2 if self.mean else 1)
 
     def parameters(self) -> int:
         """Return the number of trained parameters, heads not counted."""
@@ -112,7 +129,15 @@ class StudentConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object that `from_mapping` reads back."""
-        return asdict(self) | {"offsets": list(self.offsets), "ngram_orders": list(self.ngram_orders)}
+        return asdict(self) | {"offsets": list(self.offsets), "ngrams": [list(gram) for gram in self.ngrams]}
+
+
+def _are_positions(value: object) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and all(isinstance(n, int) and not isinstance(n, bool) and abs(n) <= _REACH for n in value)
+        and len(set(value)) == len(value)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -25,6 +25,9 @@ def suite(tmp_path: Path) -> Path:
     (data / PAIR_TASK).mkdir()
     pairs = ["it is wet\train\tyes", "good\tbad\tno"] * 6
     (data / PAIR_TASK / "test.tsv").write_text("\n".join(["text_a\ttext_b\tlabel", *pairs]) + "\n", "utf-8")
+    (data / "stsb").mkdir()
+    graded = ["it is wet\train\t4.0", "good\tbad\t0.5", "my card\tmy cash\t3.0", "good film\tgreat film\t5"]
+    (data / "stsb" / "dev.tsv").write_text("\n".join(["text_a\ttext_b\tlabel", *graded]) + "\n", "utf-8")
     return data
 
 
@@ -34,6 +37,8 @@ def test_every_record_is_written(
     shipped = fieldrun.export
     monkeypatch.setattr(fieldrun, "export", lambda _, out, recipe: shipped(toy_checkpoint, out, recipe=recipe))
     monkeypatch.setattr(measure, "_SPEED_TASKS", tuple(TASKS))
+    monkeypatch.setattr(measure, "_PREFIXES", (32, 8))
+    monkeypatch.setattr(measure, "_OUT_OF_SCOPE", ("intent", "other"))
     monkeypatch.setattr(measure, "cold_starts", lambda programs: {n: _Cold() for n in programs})
     out = tmp_path / "records"
     result = CliRunner().invoke(measure.main, ["--data", str(suite), "-o", str(out)], catch_exceptions=False)
@@ -43,7 +48,12 @@ def test_every_record_is_written(
     for entry in accuracy["tasks"].values():
         assert entry["ci95"][0] <= entry["accuracy"] <= entry["ci95"][1]
         assert entry["n"] in (8, 12, 16)
+        assert 0 <= entry["calibration_error"] <= 1
+    assert set(accuracy["similarity"]["spearman"]) == {"32", "8"}
+    assert accuracy["rejection"]["out_of_scope"] == 4
+    assert all(0 <= area <= 1 for area in accuracy["rejection"]["auroc"].values())
     latency = read_record(out / "latency.json", "latency")
+    assert {(bucket["batch"], bucket["length"]) for bucket in latency["buckets"]} >= {(1, 8), (32, 256)}
     for task in TASKS:
         engines = latency["workloads"][task]["engines"]
         assert set(engines) == {"onnxruntime", "numpy", "null"}

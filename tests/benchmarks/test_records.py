@@ -45,9 +45,10 @@ def test_a_missing_record_is_an_error(tmp_path: Path) -> None:
         read_record(tmp_path / "none.json", "speed")
 
 
-def test_the_readme_shows_what_the_records_say(repository: Path) -> None:
-    text = (repository / "README.md").read_text("utf-8")
-    assert text.count("<!-- table: ") == 3
+@pytest.mark.parametrize(("page", "tables"), [("README.md", 3), ("docs/student.md", 1)])
+def test_a_page_shows_what_the_records_say(repository: Path, page: str, tables: int) -> None:
+    text = (repository / page).read_text("utf-8")
+    assert text.count("<!-- table: ") == tables
     assert render(text, repository / "benchmarks" / "records") == text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -31,7 +32,8 @@ rows_per_task = 32
 embedding_dim = 16
 width = 16
 ngram_buckets = 61
-mixer_kernel = 3
+mixer_kernel = 2
+mixer_width = 20
 hidden = 24
 [training]
 epochs = 20
@@ -111,6 +113,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tsv(folder / "same" / "dev.tsv", judged[220:])
     (folder / "corpus").mkdir()
     (folder / "corpus" / "talk.txt").write_text("".join(sentence(rng) + "\n" for _ in range(60)), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def graded(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """`data` with `alike`, pairs graded from 0 to 5 by how many of two things they agree in; read-only."""
+    folder, rng = tmp_path_factory.mktemp("graded") / "data", random.Random(1)
+    shutil.copytree(data, folder)
+    rows = []
+    for _ in range(260):
+        (a, b), (c, d) = rng.choices(tuple(MOODS), k=2), rng.choices(tuple(INTENTS), k=2)
+        first = sentence(rng, MOODS[a]) + " " + sentence(rng, INTENTS[c])
+        second = sentence(rng, MOODS[b]) + " " + sentence(rng, INTENTS[d])
+        rows.append((first, second, str(2.5 * ((a == b) + (c == d)))))
+    write_tsv(folder / "alike" / "train.tsv", rows[:200])
+    write_tsv(folder / "alike" / "dev.tsv", rows[200:])
     return folder
 
 

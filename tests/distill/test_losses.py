@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from fieldrun.distill.compressor import TaskHeads, make_heads, pair_input, similarity_loss, train_compressor
-from fieldrun.distill.heads import calibrate, finish_head, fit_pair_head, score
+from fieldrun.distill.compressor import (
+    TaskHeads,
+    graded_loss,
+    make_heads,
+    pair_input,
+    similarity_loss,
+    train_compressor,
+)
+from fieldrun.distill.heads import calibrate, finish_head, fit_pair_head, score, score_similarity
 from fieldrun.distill.pool import Split, TaskData, TextPool, build_pool
-from fieldrun.distill.recipe import CompressorRecipe, load_recipe
+from fieldrun.distill.recipe import CompressorRecipe, TaskRecipe, load_recipe
 from fieldrun.errors import TrainingError
 from fieldrun.reference import pair_features
 from fieldrun.tensors import Array
@@ -29,6 +37,10 @@ def pool(data: Path, recipe: Path) -> TextPool:
 
 @pytest.fixture(scope="module")
 def raw(pool: TextPool) -> Array:
+    return raw_of(pool)
+
+
+def raw_of(pool: TextPool) -> Array:
     """A raw field in which a text's words of meaning are a direction each, in noise, off centre, scaled unevenly."""
     rng = np.random.default_rng(0)
     keys = " ".join([*MOODS.values(), *INTENTS.values()]).split()
@@ -47,6 +59,29 @@ def test_similarity_loss_is_the_formula() -> None:
     assert float(similarity_loss(torch.from_numpy(x), torch.from_numpy(3 * x))) < 1e-30
 
 
+def test_graded_loss_is_the_formula() -> None:
+    rng = np.random.default_rng(1)
+    x, grade = rng.standard_normal((8, 5)), rng.random(4)
+    cosine = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(x[0::2], x[1::2], strict=True)]
+    loss = graded_loss(torch.from_numpy(x), torch.from_numpy(grade))
+    np.testing.assert_allclose(float(loss), np.mean((cosine - grade) ** 2), rtol=1e-12)
+
+
+def test_score_similarity_is_spearman_of_the_cosines() -> None:
+    rng = np.random.default_rng(2)
+    fields = rng.standard_normal((40, 256)).astype(np.float32)
+    rows = np.arange(40).reshape(20, 2)
+    for dim, name in ((256, "spearman"), (128, "spearman_128"), (64, "spearman_64")):
+        a, b = fields[0::2, :dim].astype(float), fields[1::2, :dim].astype(float)
+        cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+        for sign in (1, -1):
+            split = Split(rows=rows + 500, labels=(sign * cosine).astype(np.float32))
+            found = score_similarity(torch.from_numpy(fields), {500 + i: i for i in range(40)}, split)
+            assert found["n"] == 20
+            assert found[name] == sign
+    assert set(found) == {"n", "spearman", "spearman_128", "spearman_64"}
+
+
 def test_pair_input_is_the_reference() -> None:
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((4, 6)).astype(np.float32) for _ in range(2))
@@ -63,7 +98,8 @@ def test_compressor_learns_the_tasks_and_normalises(pool: TextPool, raw: Array) 
     assert steps[-1] == (120, 120)
     first, last = compressed.curve[0], compressed.curve[-1]
     assert (first["step"], last["step"]) == (100, 120)
-    assert set(last) == {"step", "loss", "reconstruction", "task", "geometry"}
+    assert set(last) == {"step", "loss", "reconstruction", "task", "geometry", "similarity"}
+    assert last["similarity"] == 0, "no pair is graded"
     assert last["reconstruction"] < 0.8  # of a variance of 1
     field = torch.from_numpy(compressed.field)
     for task in pool.tasks[:2]:
@@ -72,6 +108,26 @@ def test_compressor_learns_the_tasks_and_normalises(pool: TextPool, raw: Array) 
     again = train_compressor(pool, raw, RECIPE, 16, 0)
     np.testing.assert_array_equal(again.field, compressed.field)
     assert not np.array_equal(train_compressor(pool, raw, RECIPE, 16, 1).field, compressed.field)
+
+
+def test_compressor_learns_graded_similarity_also_in_a_prefix(graded: Path) -> None:
+    task = TaskRecipe(name="alike", similarity=5, report="dev.tsv")
+    pool = build_pool(replace(load_recipe("quick"), tasks=(task,)), graded)
+    raw = raw_of(pool)
+    (alike,) = pool.similarities
+    unseen, found = alike.report, {}
+    assert unseen is not None
+    for weight in (0.0, 4.0):
+        recipe = replace(RECIPE, similarity=weight, geometry=0, reconstruction=0.1, prefixes=(6,))
+        compressed = train_compressor(pool, raw, recipe, 16, 0)
+        for dim in (16, 6):
+            a, b = (torch.from_numpy(compressed.field[unseen.rows[:, k], :dim]) for k in (0, 1))
+            cosine = torch.nn.functional.cosine_similarity(a, b).numpy()
+            found[weight, dim] = float(np.square(cosine - unseen.labels).mean())
+    assert compressed.curve[-1]["similarity"] > 0
+    assert found[4.0, 16] < 0.7 * found[0.0, 16], found
+    assert found[4.0, 6] < 0.7 * found[0.0, 6], found
+    assert len(compressed.heads) == 0
 
 
 def test_compressor_never_sees_reserved_texts(pool: TextPool, raw: Array) -> None:
@@ -123,6 +179,10 @@ def test_score_counts() -> None:
     result = score(head, torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]), np.array([0, 1, 0, 1]))
     assert (result["n"], result["accuracy"]) == (4, 0.75)
     assert 0 < result["ci95"][0] < 0.75 < result["ci95"][1] < 1
+    sure = 1 / (1 + math.exp(-1))  # of every answer
+    assert result["ece"] == pytest.approx(abs(0.75 - sure), abs=1e-4)
+    hot = score(head, torch.tensor([[1.0, 0.0]]), np.array([1]), temperature=0.1)
+    assert hot["ece"] == pytest.approx(1 / (1 + math.exp(-10)), abs=1e-4)
 
 
 def pairs(n: int) -> tuple[torch.Tensor, Split]:

@@ -97,6 +97,7 @@ def test_the_record_says_where_everything_came_from(trained: Path, recipe: Path,
     assert provenance["teacher"]["sha256"] == {
         name: sha256_file(teacher / name) for name in ("config.json", "model.safetensors", "tokenizer.json")
     }
+    assert (provenance["teacher"]["name"], provenance["teacher"]["finetuned"]) == (teacher.name, False)
     assert record["machine"]["libraries"] == {
         name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")
     }
@@ -188,6 +189,65 @@ def test_a_work_folder_of_another_run_is_refused(
     with pytest.raises(TrainingError, match=r"run\.json is damaged; delete"):
         distill(recipe, data, teacher, tmp_path / "out", damaged)
     assert not (tmp_path / "out").exists()
+
+
+TUNED = """
+[finetune]
+learning_rate = 1e-3
+frozen_layers = 1
+tokens = 600
+dtype = "float32"
+[[tasks]]
+name = "mood"
+report = "test.tsv"
+phrases = true
+augment = 1
+tune_rows = 64
+[[tasks]]
+name = "same"
+report = "dev.tsv"
+tune = 0
+[[tasks]]
+name = "alike"
+report = "dev.tsv"
+similarity = 5
+"""
+
+
+def test_a_tuned_teacher_and_graded_pairs(recipe: Path, graded: Path, teacher: Path, tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    other = tmp_path / "tuned.toml"
+    phases: list[str] = []
+    other.write_text(recipe.read_text("utf-8").replace("epochs = 20", "epochs = 3") + TUNED, "utf-8")
+
+    def watch(phase: str, done: int, total: int) -> None:
+        phases.append(phase)
+        if phase == "student":
+            raise Killed
+
+    with pytest.raises(Killed):
+        distill(other, graded, teacher, tmp_path / "out", progress=watch)
+    assert list(dict.fromkeys(phases)) == ["read", "fine-tuning", "raw field", "compressor", "student"]
+    phases.clear()
+    distill(other, graded, teacher, tmp_path / "out", progress=lambda phase, *_: phases.append(phase))
+    assert "fine-tuning" not in phases, "what is finished is not done again"
+    checkpoint = Checkpoint.load(tmp_path / "out")
+    assert [head.name for head in checkpoint.heads] == ["mood", "same"]
+    source = checkpoint.provenance["teacher"]
+    assert (source["name"], source["finetuned"]) == (teacher.name, True)
+    assert source["sha256"]["model.safetensors"] == sha256_file(teacher / "model.safetensors")
+    assert set(checkpoint.record["seconds"]) == {"fine-tuning", "raw field", "compressor", "student"}
+    results = checkpoint.record["results"]
+    found = results["alike"]["student"]["report"]
+    assert found["n"] == len(read_tsv(graded / "alike" / "dev.tsv"))
+    assert -1 <= found["spearman"] <= 1
+    assert -1 <= results["alike"]["compressed_field"]["spearman_64"] <= 1
+    assert 0 <= results["mood"]["student"]["report"]["ece"] <= 1
+    card = (tmp_path / "out" / "CARD.md").read_text("utf-8")
+    assert "fine-tuned on the tasks" in card
+    assert "Spearman's correlation" in card
 
 
 def without(folder: Path, tmp_path: Path, name: str) -> Path:

@@ -13,6 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fieldrun.dataset import read_tsv
+from fieldrun.distill import pool as module
 from fieldrun.distill.pool import Split, TextPool, build_pool, discover_tasks
 from fieldrun.distill.recipe import CorpusRecipe, DistillRecipe, TaskRecipe, load_recipe
 from fieldrun.errors import DatasetError, FieldrunError, RecipeError
@@ -79,6 +80,9 @@ def test_what_is_held_out_or_reported_is_never_trained_on(
         kept = [row for row in rows if not reserved_texts & set(row[:-1])]
         assert rows_of(pool, task.train, task.labels) == kept
     assert rows_of(pool, one.report, one.labels) == report
+    labelled = {text for text, _ in single} | {part for *pair, _ in pairs for part in pair}
+    assert {*pool.texts[: pool.n_labelled]} == labelled - {pool.texts[i] for i in reserved}
+    assert pool.similarities == ()
     start, stop = pool.corpus["talk"]
     assert stop == pool.n_transfer
     assert stop - start <= 8
@@ -124,6 +128,116 @@ def test_several_train_files_are_one_task(tmp_path: Path) -> None:
     assert len(pool.tasks[0].train) + len(pool.tasks[0].held_out) == 30
 
 
+PHRASES = st.lists(st.lists(st.sampled_from("abcde"), min_size=1, max_size=9), min_size=4, max_size=8)
+
+
+def is_phrase(part: list[str], whole: list[str]) -> bool:
+    return any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1))
+
+
+@given(sentences=PHRASES, cuts=st.lists(st.tuples(*[st.integers(0, 8)] * 3), min_size=16, max_size=50), data=st.data())
+@settings(max_examples=60)
+def test_a_held_sentence_takes_its_phrases_out_of_training(
+    sentences: list[list[str]], cuts: list[tuple[int, int, int]], data: st.DataObject
+) -> None:
+    rows = [tuple(sentence) for sentence in sentences]
+    rows += [tuple(sentences[k % len(sentences)][i : i + n + 1]) for k, i, n in cuts]
+    texts = [" ".join(row) for row in rows if row]
+    assume(len(texts) >= 20)
+    labels = data.draw(st.lists(st.sampled_from("xy"), min_size=len(texts), max_size=len(texts)))
+    assume(len(set(labels)) == 2)
+    recipe = quick(tasks=(TaskRecipe(name="a", phrases=True),), seed=data.draw(st.integers(0, 9)))
+    recipe = replace(recipe, training=replace(recipe.training, held_out=0.2))
+    with tempfile.TemporaryDirectory() as name:
+        write_tsv(Path(name) / "a" / "train.tsv", list(zip(texts, labels, strict=True)))
+        try:
+            pool = build_pool(recipe, Path(name))
+        except DatasetError:  # the held sentences take every row with them
+            assume(False)
+    (task,) = pool.tasks
+    words = [text.split() for text in texts]
+    held = [pool.texts[i].split() for i in task.held_out.rows]
+    whole = [row for row in words if not any(row != other and is_phrase(row, other) for other in words)]
+    assert len(held) == min(len(whole), max(2, round(0.2 * len(texts))))
+    assert all(row in whole for row in held), "a held row is no phrase of another"
+    train = [pool.texts[i].split() for i in task.train.rows]
+    assert not any(len(row) >= 4 and is_phrase(row, other) for row in train for other in held)
+    apart = [row for row in words if row not in held and not (len(row) >= 4 and any(is_phrase(row, h) for h in held))]
+    assert train == apart, "nothing else is left out"
+    assert pool.n_labelled == len({tuple(row) for row in train})
+
+
+def test_few_sentences_are_held_out_of_a_large_file_of_phrases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SENTENCES", 3)
+    write_tsv(tmp_path / "a" / "train.tsv", [(f"one two three four {i}", "xy"[i % 2]) for i in range(100)])
+    (task,) = build_pool(quick(tasks=(TaskRecipe(name="a", phrases=True),)), tmp_path).tasks
+    assert len(task.held_out) == 3
+    assert len(task.train) == 97, "they share phrases, but none is one of another"
+
+
+def test_graded_pairs_are_read(tmp_path: Path) -> None:
+    grades = ["0", "5", "2.5", "1.25", "4", "5.0"]
+    write_tsv(tmp_path / "alike" / "train.tsv", [(f"left {i}", f"right {i}", g) for i, g in enumerate(grades)])
+    write_tsv(tmp_path / "alike" / "dev.tsv", [("a", "b", "3"), ("left 2", "c", "0.5")])
+    write_tsv(tmp_path / "other" / "train.tsv", TWENTY)
+    tasks = (TaskRecipe(name="alike", similarity=5, report="dev.tsv"), TaskRecipe(name="other"))
+    pool = build_pool(quick(tasks=tasks), tmp_path)
+    assert [task.name for task in pool.tasks] == ["other"], "no head is made for it"
+    (alike,) = pool.similarities
+    assert (alike.kind, alike.labels) == ("similarity", ())
+    assert alike.report is not None
+    found = {}
+    for split in (alike.train, alike.held_out, alike.report):
+        assert split.labels.dtype == np.float32
+        for (a, b), grade in zip(split.rows, split.labels.tolist(), strict=True):
+            found[pool.texts[a], pool.texts[b]] = grade
+    assert len(alike.held_out) == 2
+    wanted = {(f"left {i}", f"right {i}"): float(g) / 5 for i, g in enumerate(grades)}
+    if ("left 2", "right 2") not in found:
+        del wanted["left 2", "right 2"]  # its text is reported on
+    assert found == pytest.approx(wanted | {("a", "b"): 0.6, ("left 2", "c"): 0.1})
+
+
+@pytest.mark.parametrize("grade", ["high", "-0.5", "5.5", "nan", "inf", "2,5"])
+@pytest.mark.parametrize("file", ["train.tsv", "dev.tsv"])
+def test_a_grade_that_is_none_is_named(tmp_path: Path, grade: str, file: str) -> None:
+    rows = {"train.tsv": [("a", f"b {i}", "1") for i in range(30)], "dev.tsv": [("c", f"d {i}", "1") for i in range(9)]}
+    rows[file][5] = ("e", "f", grade)
+    for name, lines in rows.items():
+        write_tsv(tmp_path / "alike" / name, lines)
+    with pytest.raises(DatasetError) as caught:
+        build_pool(quick(tasks=(TaskRecipe(name="alike", similarity=5, report="dev.tsv"),)), tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'alike' / file}, line 7: {grade!r} is not a grade within 0..5;")
+    assert "\n" not in str(caught.value)
+
+
+def test_altered_copies_are_transfer_text_without_labels(data: Path, recipe: Path) -> None:
+    plain = build_pool(load_recipe(recipe), data)
+    tasks = (TaskRecipe(name="mood", report="test.tsv", augment=2), TaskRecipe(name="intent", report="test.tsv"))
+    settings = replace(load_recipe(recipe), tasks=tasks)
+    pool = build_pool(settings, data)
+    assert build_pool(settings, data).texts == pool.texts
+    start, stop = pool.corpus["mood, altered"]
+    assert (start, stop) == (pool.corpus["talk"][1], pool.n_transfer)
+    mood = pool.tasks[0]
+    texts = {pool.texts[i] for i in mood.train.rows}
+    assert len(texts) < stop - start <= 2 * len(texts)
+    words = {word for text in texts for word in text.split()}
+    for text in pool.texts[start:stop]:
+        assert {*text.split()} <= words
+        assert text not in texts
+    splits = [s for task in pool.tasks for s in (task.train, task.held_out, task.report) if s is not None]
+    assert not {*range(start, stop)} & {i for split in splits for i in split.rows.tolist()}
+    assert "mood, altered" not in plain.corpus
+
+
+def test_long_corpus_lines_are_left_out(data: Path) -> None:
+    pool = build_pool(quick(corpus=(CorpusRecipe(file="talk", rows=60, max_chars=20),)), data)
+    start, stop = pool.corpus["talk"]
+    lines = (data / "corpus" / "talk.txt").read_text("utf-8").splitlines()
+    assert {*pool.texts[start:stop]} == {line for line in lines if len(line) <= 20} - {*pool.texts[:start]}
+
+
 TWENTY = [(f"text {i}", "xy"[i % 2]) for i in range(20)]
 
 
@@ -137,6 +251,7 @@ TWENTY = [(f"text {i}", "xy"[i % 2]) for i in range(20)]
         ({"a": TWENTY, "a:test": [("t", "z")]}, {}, "report file has the label 'z', which no train row has"),
         ({"a": TWENTY, "a:test": [("t", "u", "x")]}, {}, "mixes files of single texts and of pairs"),
         ({"a": TWENTY, "a:test": TWENTY}, {}, "every train text is also held out or reported on"),
+        ({"a": TWENTY}, {"tasks": (TaskRecipe(name="a", similarity=5),)}, "a/train.tsv must have pairs of texts"),
         ({"a": TWENTY}, {"tasks": (TaskRecipe(name="b"),)}, "b/train.tsv does not exist"),
         ({"a": TWENTY}, {"corpus": (CorpusRecipe(file="talk", rows=3),)}, "talk.txt does not exist; give --data"),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fieldrun.distill.recipe import load_recipe, recipe_names
+from fieldrun.distill.recipe import FinetuneRecipe, TaskRecipe, load_recipe, recipe_names
 from fieldrun.errors import RecipeError, UnknownName
 
 
@@ -29,6 +29,16 @@ def test_a_recipe_file_needs_only_its_schema(tmp_path: Path) -> None:
     assert recipe.teacher.layers == (0, 4)
     config = recipe.student.config(vocab_size=100, max_tokens=7)
     assert (config.vocab_size, config.max_tokens, config.offsets, config.field_dim) == (100, 7, (0, 1), 256)
+    assert recipe.finetune is None
+
+
+def test_a_section_of_fine_tuning_is_enough_to_fine_tune(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("schema = 1\n[finetune]\nfrozen_layers = 0\n[[tasks]]\nname = 'a'\nsimilarity = 5\n", "utf-8")
+    recipe = load_recipe(path)
+    assert recipe.finetune == FinetuneRecipe(frozen_layers=0)
+    assert recipe.tasks == (TaskRecipe(name="a", similarity=5, tune=1, tune_rows=None),)
+    assert json.loads(json.dumps(recipe.to_dict()))["finetune"]["learning_rate"] == 5e-5
 
 
 @pytest.mark.parametrize(
@@ -49,13 +59,38 @@ def test_a_recipe_file_needs_only_its_schema(tmp_path: Path) -> None:
         ("schema = 1\nteacher.layers = [1, 'x']", "teacher.layers: an index must be"),
         ("schema = 1\nteacher.max_tokens = 2", "teacher.max_tokens must be an integer of at least 4"),
         ("schema = 1\nteacher.dtype = 'int8'", "teacher.dtype must be auto"),
+        ("schema = 1\nfinetune = 3", r"\[finetune\] must be an object"),
+        ("schema = 1\nfinetune.layers = 3", r"\[finetune\] has unknown keys: layers"),
+        *(
+            (f"schema = 1\nfinetune.{name} = {value}", f"finetune.{name} must be")
+            for name, value in (
+                ("rows", 0),
+                ("tokens", "true"),
+                ("checkpoint_steps", 0),
+                ("max_tokens", 3),
+                ("frozen_layers", -1),
+                ("learning_rate", 0),
+                ("head_learning_rate", "nan"),
+                ("weight_decay", 2),
+                ("dtype", "'half'"),
+            )
+        ),
         ("schema = 1\ncompressor.steps = 10", "compressor.steps must be an integer of at least 20"),
         ("schema = 1\ncompressor.batch = true", "compressor.batch must be"),
         ("schema = 1\ncompressor.learning_rate = 0", "compressor.learning_rate must be"),
         ("schema = 1\ncompressor.dropout = 1.0", "compressor.dropout must be"),
         ("schema = 1\ncompressor.task = -1", "compressor.task must be"),
-        ("schema = 1\nstudent.offsets = [1]", "offsets must be distinct and contain 0"),
-        ("schema = 1\nstudent.mixer_kernel = 2", "mixer_kernel must be odd"),
+        ("schema = 1\ncompressor.similarity = -1", "compressor.similarity must be"),
+        ("schema = 1\ncompressor.prefixes = 64", "compressor.prefixes must be a list"),
+        ("schema = 1\ncompressor.prefixes = [0]", "compressor.prefixes: a prefix must be"),
+        ("schema = 1\nstudent.offsets = [1]", "offsets must be distinct integers within"),
+        ("schema = 1\nstudent.offsets = [0, [1]]", "offsets must be distinct integers within"),
+        ("schema = 1\nstudent.ngrams = [[0]]", "ngrams must be lists of 2 to 4 distinct integers"),
+        ("schema = 1\nstudent.ngrams = []", "ngrams and student.ngram_buckets must both be set"),
+        ("schema = 1\nstudent.mixer_kernel = 3", r"\[student\] has unknown keys: mixer_kernel"),
+        ("schema = 1\nstudent.mixer_kernel = 2", "mixer_kernel and student.mixer_width must both be set"),
+        ("schema = 1\nstudent.mean = 1", "mean must be true or false"),
+        ("schema = 1\nstudent.hidden = -1", "hidden must be a whole number"),
         ("schema = 1\nstudent.width = 'wide'", "width must be a positive integer"),
         ("schema = 1\nstudent.field_dim = 8", r"\[student\] has unknown keys: field_dim"),
         ("schema = 1\ntraining.epochs = 0", "training.epochs must be"),
@@ -63,11 +98,28 @@ def test_a_recipe_file_needs_only_its_schema(tmp_path: Path) -> None:
         ("schema = 1\ntraining.held_out = 0.9", "training.held_out must be a number within 0.001..0.5"),
         ("schema = 1\ntraining.distill = 'x'", "training.distill must be"),
         ("schema = 1\ntraining.dtype = 'half'", "training.dtype must be"),
+        ("schema = 1\ntraining.pair_rows = -1", "training.pair_rows must be"),
+        ("schema = 1\ntraining.table_rate = -1", "training.table_rate must be"),
+        ("schema = 1\ntraining.pairs = 'x'", "training.pairs must be"),
         ("schema = 1\ntasks = 3", r"write \[\[tasks\]\], once per entry"),
         ("schema = 1\n[[tasks]]\nreport = 'dev.tsv'", "is incomplete"),
         ("schema = 1\n[[tasks]]\nname = '../x'", r"cannot be named '\.\./x'"),
         ("schema = 1\n[[tasks]]\nname = 'a'\ntrain = 'train.tsv'", "train must be a list of file names"),
         ("schema = 1\n[[tasks]]\nname = 'a'\ntrain = []", "train must be a list of file names"),
+        *(
+            (f"schema = 1\n[[tasks]]\nname = 'a'\n{name} = {value}", f"task 'a': {name} must be")
+            for name, value in (
+                ("repeat", 0),
+                ("phrases", 1),
+                ("similarity", -1),
+                ("similarity", "true"),
+                ("augment", -1),
+                ("augment", 0.5),
+                ("tune", -1),
+                ("tune_rows", 0),
+            )
+        ),
+        ("schema = 1\n[[corpus]]\nfile = 'a'\nrows = 1\nmax_chars = 0", "corpus 'a': max_chars must be"),
         ("schema = 1\n[[tasks]]\nname = 'a'\n[[tasks]]\nname = 'a'", "the task 'a' stands twice"),
         ("schema = 1\n[[corpus]]\nfile = 'a'\nrows = 0", "corpus 'a': rows must be"),
         ("schema = 1\n[[corpus]]\nfile = 'a'\nrows = 1\ntasks = 'b'", "tasks must be a list"),

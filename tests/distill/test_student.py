@@ -10,24 +10,31 @@ from fieldrun import reference
 from fieldrun.distill.student import Student
 from tests.toy import toy_config
 
+NO_MIXER: dict[str, object] = {"mixer_kernel": 0, "mixer_width": 0}
+NO_NGRAMS: dict[str, object] = {"ngrams": (), "ngram_buckets": 0}
 SHAPES: dict[str, dict[str, object]] = {
     "all": {},
-    "no mixer": {"mixer_kernel": 0},
-    "no n-grams": {"ngram_orders": (), "ngram_buckets": 0},
-    "neither": {"ngram_orders": (), "ngram_buckets": 0, "mixer_kernel": 0},
+    "no mixer": NO_MIXER,
+    "no n-grams": NO_NGRAMS,
+    "neither": NO_NGRAMS | NO_MIXER,
     "one offset": {"offsets": (0,)},
-    "far offsets": {"offsets": (-4, -1, 0, 1, 9)},
-    "wide mixer": {"mixer_kernel": 7},
-    "long n-grams": {"ngram_orders": (2, 3, 4), "ngram_buckets": 7},
+    "far offsets": {"offsets": (-4, -1, 0, 1, 8)},
+    "three together": {"mixer_kernel": 3, "mixer_width": 7},
+    "long n-grams": {"ngrams": ((-1, 0), (1, -2, 0), (0, 2, 4, 8), (-3, 0), (0, 1)), "ngram_buckets": 7},
+    "no mean": {"mean": False},
+    "no hidden layer": {"hidden": 0},
+    "as shipped": {"mean": False, "hidden": 0},
 }
 
 
 def make(**changes: object) -> Student:
-    """A student with random weights, the n-gram table too, which starts at zero."""
+    """A student with random weights, those too that start alike."""
     torch.manual_seed(0)
     student = Student(toy_config(**changes)).eval()
     if student.ngram is not None:
         torch.nn.init.normal_(student.ngram.weight)
+    if student.pool is not None:
+        torch.nn.init.normal_(student.pool)
     return student
 
 
@@ -63,18 +70,40 @@ def test_padding_changes_nothing(changes: dict[str, object]) -> None:
     np.testing.assert_allclose(padded, alone, rtol=0, atol=1e-5)
 
 
-def test_large_pooling_scores_are_clipped_alike() -> None:
+def test_a_pooling_weight_is_never_negative() -> None:
     student = make()
-    with torch.no_grad():
-        student.pool.weight.mul_(1e4)
-    ids = batch(student, 5, 8)
-    expected = reference.forward(student.config, student.tensors(), ids.numpy(), float64=True)
-    np.testing.assert_allclose(student(ids).detach(), expected, rtol=0, atol=1e-5)
+    assert student.pool is not None
+    assert bool((student.pool < 0).any())
+    student(batch(student, 5, 8)).sum().backward()
+    assert student.pool.grad is not None
+    assert student.tensors()["pool.weight"].min() >= 0
+    np.testing.assert_array_equal(student.tensors()["pool.weight"], student.pool.detach().abs().numpy())
 
 
-def test_dropout_is_only_for_training() -> None:
+@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
+def test_every_weight_learns(changes: dict[str, object]) -> None:
+    student = make(**changes)
+    student(batch(student, 9, 4, 12)).square().sum().backward()
+    for name, parameter in student.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.any()), name
+    assert student.embedding.weight.grad is not None
+    assert not student.embedding.weight.grad[0].any(), "the padding row stays zero"
+
+
+@pytest.mark.parametrize("width", [12, 16, 20])
+def test_a_mixer_starts_near_the_sum_of_its_tokens(width: int) -> None:
     torch.manual_seed(0)
-    student = Student(toy_config(), dropout=0.5)
+    student = Student(toy_config(mixer_kernel=3, mixer_width=width))
+    same = np.tile(np.eye(16, width), (3, 1))
+    difference = student.tensors()["mixer.weight"] - same
+    assert 0 < np.abs(difference).max() <= 1 / np.sqrt(3 * 16) + 1e-6, "the usual random weights on top"
+
+
+@pytest.mark.parametrize("hidden", [0, 24])
+def test_dropout_is_only_for_training(hidden: int) -> None:
+    torch.manual_seed(0)
+    student = Student(toy_config(hidden=hidden), dropout=0.5)
     ids = batch(student, 7)
     assert not torch.equal(student.train()(ids), student(ids))
     assert torch.equal(student.eval()(ids), student(ids))

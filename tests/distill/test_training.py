@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from fieldrun.distill.compressor import Compressed, TaskHeads, make_heads
 from fieldrun.distill.pool import TextPool, build_pool
-from fieldrun.distill.recipe import TrainingRecipe, load_recipe
+from fieldrun.distill.recipe import TaskRecipe, TrainingRecipe, load_recipe
 from fieldrun.distill.state import load_state, save_state
 from fieldrun.distill.student import Student
 from fieldrun.distill.teacher import load_tokenizer, tokenize
@@ -59,7 +60,7 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     return set(one) == set(two) and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_the_loss_falls_and_pair_heads_are_left_alone(pool: TextPool, sequences: Any, tmp_path: Path) -> None:
+def test_the_loss_falls_and_every_head_learns(pool: TextPool, sequences: Any, tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     weights, curve = train(pool, sequences, tmp_path, lambda *step: steps.append(step), epochs=20)
     total = steps[-1][1]
@@ -69,8 +70,48 @@ def test_the_loss_falls_and_pair_heads_are_left_alone(pool: TextPool, sequences:
     assert not torch.isnan(torch.cat([w.reshape(-1) for w in weights.values()])).any()
     assert float(weights["embedding.weight"][0].abs().sum()) == 0
     _, heads, _ = fresh(pool)
+    for name in ("mood", "intent", "same"):
+        assert not torch.equal(weights[f"head.{name}.weight"], heads[name].weight)
+
+
+def test_without_pair_rows_pair_heads_are_left_alone(pool: TextPool, sequences: Any, tmp_path: Path) -> None:
+    weights, _ = train(pool, sequences, tmp_path, epochs=1, pair_rows=0)
+    _, heads, _ = fresh(pool)
     assert torch.equal(weights["head.same.weight"], heads["same"].weight)
     assert not torch.equal(weights["head.mood.weight"], heads["mood"].weight)
+
+
+def test_graded_pairs_pull_the_fields_together(graded: Path, recipe: Path, teacher: Path, tmp_path: Path) -> None:
+    tasks = (TaskRecipe(name="mood"), TaskRecipe(name="alike", similarity=5))
+    pool = build_pool(replace(load_recipe(recipe), tasks=tasks), graded)
+    sequences = tokenize(load_tokenizer(teacher), pool.texts)
+    (alike,) = pool.similarities
+    rows, found = alike.train.rows, {}
+    target = torch.from_numpy(fresh(pool)[2].field)
+    wanted = (cosine(target[rows[:, 0]], target[rows[:, 1]]) + alike.train.labels) / 2
+    for weight in (0.0, 20.0):
+        (tmp_path / str(weight)).mkdir()
+        student, heads, compressed = fresh(pool)
+        settings = replace(RECIPE, pairs=weight, geometry=0, regression=0, epochs=12)
+        train_student(student, heads, pool, sequences, compressed, settings, {}, 5, tmp_path / str(weight))
+        a, b = (fields_of(student, sequences, np.ascontiguousarray(rows[:, k]), 24) for k in (0, 1))
+        found[weight] = float(np.square(cosine(a, b) - wanted).mean())
+    assert found[20.0] < 0.5 * found[0.0], found
+
+
+def test_tables_may_go_slower(pool: TextPool, sequences: Any, tmp_path: Path) -> None:
+    moved = {}
+    before, _, _ = fresh(pool)
+    start = before.embedding.weight.detach()
+    for rate in (1.0, 0.01):
+        (tmp_path / str(rate)).mkdir()
+        weights, _ = train(pool, sequences, tmp_path / str(rate), epochs=1, table_rate=rate)
+        moved[rate] = float((weights["embedding.weight"] - start).abs().mean())
+    assert 0 < moved[0.01] < 0.02 * moved[1.0], moved
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> Any:
+    return torch.nn.functional.cosine_similarity(a, b).numpy()
 
 
 @pytest.mark.parametrize("killed_at", [1, 7, 20, 41])
@@ -102,8 +143,6 @@ def test_bfloat16_trains_too(pool: TextPool, sequences: Any, tmp_path: Path) -> 
 
 
 def test_pair_tasks_alone_train_the_field(pool: TextPool, sequences: Any, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     weights, _ = train(replace(pool, tasks=pool.tasks[2:]), sequences, tmp_path, epochs=1)
     assert [name for name in weights if name.startswith("head.")] == ["head.same.weight", "head.same.bias"]
 

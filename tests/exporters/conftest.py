@@ -17,24 +17,26 @@ passes = {passes}
 {precision}
 [buckets]
 batches = [1, 4]
-lengths = [8, 24]
+lengths = {lengths}
 [parity]
 min_cosine = {min_cosine}
 max_abs = {max_abs}
 """
+ALL_INT8 = 'tables = "int8"\nmixer = "int8"\nhidden = "int8"\noutput = "int8"'
 
 
 @pytest.fixture
 def write_recipe(tmp_path: Path) -> Callable[..., Path]:
     """Write a small recipe; keywords replace its lines."""
 
-    def write(*, int8: bool = True, min_cosine: float = 0.98, max_abs: float = 0.5) -> Path:
+    def write(
+        *, int8: bool = True, min_cosine: float = 0.98, max_abs: float = 0.5, lengths: tuple[int, ...] = (8, 24)
+    ) -> Path:
         passes = '["fold", "int8"]' if int8 else '["fold"]'
-        precision = 'tables = "int8"\nmixer = "int8"\nhidden = "int8"\noutput = "int8"' if int8 else ""
+        precision = ALL_INT8 if int8 else ""
         path = tmp_path / ("small-int8.toml" if int8 else "small-fp32.toml")
-        path.write_text(
-            RECIPE.format(passes=passes, precision=precision, min_cosine=min_cosine, max_abs=max_abs), "utf-8"
-        )
+        gate = {"min_cosine": min_cosine, "max_abs": max_abs, "lengths": list(lengths)}
+        path.write_text(RECIPE.format(passes=passes, precision=precision, **gate), "utf-8")
         return path
 
     return write

@@ -69,12 +69,29 @@ def test_ranges_are_percentiles_of_what_the_layers_take() -> None:
     for ids in sequences:  # one by one, where input_ranges takes batches
         forward(TOY.config, TOY.tensors, pad_ids([ids]), record=lambda name, x: inputs[name].append(x.ravel()))
     largest = input_ranges(TOY, sequences, 100)
-    assert set(largest) == {"mixer", "hidden", "hidden.mean", "output", "pairs"}
-    means = [x.reshape(-1, 2 * TOY.config.width)[:, : TOY.config.width] for x in inputs["hidden"]]
-    assert largest["hidden.mean"] == pytest.approx(np.abs(np.concatenate(means)).max(), rel=1e-5)
+    assert set(largest) == {"mixer", "hidden", "mean", "output", "pairs"}
+    means = [x.reshape(-1, TOY.config.pooled)[:, : TOY.config.mixer_width] for x in inputs["hidden"]]
+    assert largest["mean"] == pytest.approx(np.abs(np.concatenate(means)).max(), rel=1e-5)
     for name, recorded in (("mixer", "mixer"), ("hidden", "hidden"), ("output", "field")):
         values = np.abs(np.concatenate(inputs[recorded]))
         assert largest[name] == pytest.approx(values.max(), rel=1e-5)
         assert input_ranges(TOY, sequences, 99)[name] == pytest.approx(np.percentile(values, 99), rel=1e-4)
     with pytest.raises(ExportError, match="at least 16"):
         input_ranges(TOY, sequences[:15], 100)
+
+
+def test_ranges_of_a_student_without_some_layers() -> None:
+    rng = np.random.default_rng(2)
+    no_mixer = {"mixer_kernel": 0, "mixer_width": 0}
+    students: list[tuple[dict[str, Any], set[str]]] = [
+        ({"hidden": 0}, {"mixer", "output", "mean", "pairs"}),
+        ({"mean": False}, {"mixer", "hidden", "output", "pairs"}),
+        ({"mean": False, "hidden": 0, **no_mixer}, {"output", "pairs"}),
+    ]
+    for changes, layers in students:
+        toy = toy_checkpoint(1, **changes)
+        sequences = [rng.integers(1, toy.config.vocab_size, size=n).tolist() for n in range(1, 20)]
+        ranges = input_ranges(toy, sequences, 100)
+        assert set(ranges) == layers
+        if not toy.config.hidden:
+            assert ranges["output"] >= ranges.get("mean", 0), "the output takes mean and maximum together"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +22,24 @@ from fieldrun.reference import forward, head_logits, pad_ids, pair_features
 from fieldrun.tensors import Array, data_offsets, read_tensors
 from fieldrun_exporters.graph import OPSET, WEIGHTS_FILE
 from fieldrun_exporters.parity import open_session, run_bucket
+from tests.exporters.conftest import ALL_INT8, RECIPE
+from tests.toy import toy_checkpoint as make_toy
 
+LAYERS = ("mixer", "hidden", "output", "pairs")
 IDS = [[2, 9, 10, 3], [2, 31, 3], [2, 8, 7, 6, 5, 11, 3]]
 
 
 @pytest.fixture(scope="module")
 def bundles(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> dict[str, Bundle]:
     """The toy with small buckets, in both precisions."""
-    from tests.exporters.conftest import RECIPE
-
     root, found = tmp_path_factory.mktemp("graphs"), {}
     for name, passes, precision in (
         ("fp32", '["fold"]', ""),
-        ("int8", '["fold", "int8"]', 'tables = "int8"\nmixer = "int8"\nhidden = "int8"\noutput = "int8"'),
+        ("int8", '["fold", "int8"]', ALL_INT8),
     ):
         recipe = root / f"{name}.toml"
-        recipe.write_text(RECIPE.format(passes=passes, precision=precision, min_cosine=0.98, max_abs=0.5))
+        gate = {"min_cosine": 0.98, "max_abs": 0.5, "lengths": [8, 24]}
+        recipe.write_text(RECIPE.format(passes=passes, precision=precision, **gate))
         fieldrun.export(toy_checkpoint, root / name, recipe=recipe, calibration=texts)
         found[name] = Bundle.load(root / name)
     return found
@@ -73,7 +77,7 @@ def evaluate(path: Path, feeds: dict[str, Array]) -> list[Array]:
 def test_graphs_mean_the_same_to_the_onnx_reference(bundles: dict[str, Bundle], precision: str) -> None:
     bundle = bundles[precision]
     for bucket in bundle.manifest.buckets:
-        ids = pad_ids([IDS[k % 3] for k in range(bucket.batch)], bucket.length)
+        ids = bundle.manifest.network.frame([IDS[k % 3] for k in range(bucket.batch)], bucket.batch, bucket.length)
         expected = evaluate(bundle.path / bucket.graph, {"ids": ids})
         for optimise in (False, True):
             found = open_session(bundle.path / bucket.graph, optimise=optimise).run(None, {"ids": ids})
@@ -86,7 +90,7 @@ def test_float_graphs_are_the_numpy_reference(bundles: dict[str, Bundle], toy_ch
     field = forward(source.config, source.tensors, pad_ids(IDS), float64=True)
     logits = np.concatenate([head_logits(h, field) for h in source.heads if h.kind == "single"], axis=1)
     for bucket in bundle.manifest.buckets:
-        found = run_bucket(open_session(bundle.path / bucket.graph), bucket, IDS)
+        found = run_bucket(open_session(bundle.path / bucket.graph), bundle.manifest.network, bucket, IDS)
         np.testing.assert_allclose(found[0], field, rtol=0, atol=1e-5)
         np.testing.assert_allclose(found[1], logits, rtol=0, atol=1e-5)
     (pair,) = (head for head in source.heads if head.kind == "pair")
@@ -117,7 +121,9 @@ def test_external_data_points_at_the_right_bytes(bundles: dict[str, Bundle], pre
                 np.testing.assert_array_equal(array, tensors[proto.name])
             else:
                 assert reference.data_location != onnx.TensorProto.EXTERNAL
-    assert {"table", "rows.coef", "is_token", "hidden.weight", "output.weight", "mixer.weight", "pairs.weight"} <= used
+    assert used == set(tensors) - {"mean.gain", *(f"{layer}.input_scale" for layer in LAYERS)} - (
+        {f"{layer}.bias" for layer in LAYERS} if precision == "int8" else set()
+    )
 
 
 def test_graphs_have_fixed_shapes_and_standard_operators(bundles: dict[str, Bundle]) -> None:
@@ -130,9 +136,46 @@ def test_graphs_have_fixed_shapes_and_standard_operators(bundles: dict[str, Bund
         def shape(value: Any) -> list[int]:
             return [dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
-        assert [shape(value) for value in model.graph.input] == [[bucket.batch, bucket.length]]
-        assert [shape(value) for value in model.graph.output] == [[bucket.batch, 32], [bucket.batch, 6]]
+        assert [(value.name, shape(value)) for value in model.graph.input] == [
+            ("ids", [bucket.batch, 2 + bucket.length + 2])
+        ]
+        assert [(value.name, shape(value)) for value in model.graph.output] == [("output", [bucket.batch, 32 + 6])]
         assert (bundle.path / bucket.graph).stat().st_size < 16_000, "weights belong into the shared file"
+
+
+def features(path: Path, ids: Array) -> Array:
+    """The features of every position, before any mixing between positions."""
+    model = onnx.load(str(path))
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("h", onnx.TensorProto.FLOAT, None))
+    outputs: Any = ReferenceEvaluator(model, new_ops=[QuantizeLinear, DequantizeLinear]).run(None, {"ids": ids})
+    return np.asarray(outputs[0])
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_padding_is_zero_without_a_mask(
+    tmp_path: Path, texts: list[str], write_recipe: Callable[..., Path], int8: bool
+) -> None:
+    toy = make_toy(3)  # one whose padding would be loud
+    loud = dict(toy.tensors) | {"window.bias": np.full(16, 3, np.float32)}
+    loud["embedding"] = toy.tensors["embedding"].copy()
+    loud["embedding"][0] = 4
+    dataclasses.replace(toy, tensors=loud).save(tmp_path / "c")
+    recipe = write_recipe(int8=int8, min_cosine=0.9, max_abs=5)
+    fieldrun.export(tmp_path / "c", tmp_path / "b", recipe=recipe, calibration=texts)
+    manifest = Bundle.load(tmp_path / "b").manifest
+    first: dict[int, Array] = {}
+    for bucket in manifest.buckets:
+        shape = (bucket.batch, bucket.length, manifest.network.width)
+        chosen = [(start + row) % len(IDS) for start in range(len(IDS)) for row in range(bucket.batch)]
+        for start in range(0, len(chosen), bucket.batch):
+            part = chosen[start : start + bucket.batch]
+            ids = manifest.network.frame([IDS[i] for i in part], bucket.batch, bucket.length)
+            h = features(tmp_path / "b" / bucket.graph, ids).reshape(shape)
+            for i, row in zip(part, h, strict=True):
+                assert not row[len(IDS[i]) :].any(), bucket
+                assert row[: len(IDS[i])].any(-1).all(), bucket
+                np.testing.assert_allclose(row[: len(IDS[i])], first.setdefault(i, row[: len(IDS[i])]), atol=1e-5)
 
 
 def test_a_session_names_the_extra_that_is_missing(bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,8 @@ LAYERS = {
     "runtimes": _layer("contract runtimes numpy tokenizers", "onnxruntime"),
     "benchmarks": _layer("contract benchmarks numpy tokenizers click", "rich"),
     "demo": _layer("contract benchmarks demo face numpy tokenizers click", "rich"),
+    "measure": _layer("contract benchmarks face runtimes numpy tokenizers click"),
+    "study": _layer("contract benchmarks study face distill exporters numpy tokenizers click torch"),
 }
 
 
@@ -64,8 +66,15 @@ def layer_of(module: str, contracts: frozenset[str]) -> str:
         if rest[0] in contracts or rest[0] == "__version__":
             return "contract"
         return "distill" if rest[0] == "distill" else "face"
-    if module in ("fieldrun_benchmarks.demo", "fieldrun_benchmarks.measure"):
+    if module in tuple(f"fieldrun_benchmarks.{name}" for name in ("demo", "peers")):
         return "demo"
+    if module == "fieldrun_benchmarks.measure":  # it times the engines one by one
+        return "measure"
+    if module in (
+        "fieldrun_benchmarks.an1",
+        "fieldrun_benchmarks.trials",
+    ):  # they train, so they need what training does
+        return "study"
     return root.removeprefix("fieldrun_")
 
 

@@ -17,13 +17,15 @@ from fieldrun.bundle import Bundle
 from fieldrun.checkpoint import Checkpoint
 from fieldrun.errors import EngineError, MissingDependency, UnknownName
 from fieldrun.reference import forward, head_logits, pad_ids, pair_features, softmax
+from fieldrun.storage import read_json
 from fieldrun.tensors import Array
 from fieldrun_runtimes.choose import choose_engine
 from fieldrun_runtimes.engines import ENGINES, Engine, open_engine
 from fieldrun_runtimes.engines import onnxruntime_engine as ort_engine
+from tests import toy
 from tests.toy import WORDS
 
-REAL = ("numpy", "onnxruntime")
+REAL = ("native", "numpy", "onnxruntime")
 RNG = np.random.default_rng(3)
 TEXTS = [" ".join(RNG.choice(WORDS, size=1 + i % 40)) for i in range(64)]
 
@@ -72,10 +74,65 @@ def test_engines_agree_on_the_int8_bundle(toy_bundle: Path) -> None:
 @pytest.mark.parametrize("name", REAL)
 def test_a_padding_id_inside_a_text_cuts_nothing_off(float_bundle: Path, toy_checkpoint: Path, name: str) -> None:
     source = Checkpoint.load(toy_checkpoint)
-    ids = pad_ids([[2, 9, 0, 17, 12, 3]], 16)
-    field, _ = open_engine(name, Bundle.load(float_bundle), 1).run(ids)
-    expected = forward(source.config, source.tensors, ids, float64=True)
+    bundle, text = Bundle.load(float_bundle), [2, 9, 0, 17, 12, 3]
+    field, _ = open_engine(name, bundle, 1).run(bundle.manifest.network.frame([text], 1, 16))
+    expected = forward(source.config, source.tensors, pad_ids([text]), float64=True)
     np.testing.assert_allclose(field, expected, rtol=0, atol=1e-5)
+
+
+NO_MIXER: dict[str, Any] = {"mixer_kernel": 0, "mixer_width": 0}
+STUDENTS: dict[str, dict[str, Any]] = {
+    "no mean": {"mean": False},
+    "no hidden layer": {"hidden": 0},
+    "as shipped": {"mean": False, "hidden": 0, "offsets": (-2, -1, 0, 1, 2)},
+    "no mixer": NO_MIXER,
+    "four together": {"mixer_kernel": 4, "mixer_width": 9},
+    "only the future": {"offsets": (0, 3), "ngrams": ((0, 1),)},
+    "only the token": {"offsets": (0,), "ngrams": (), "ngram_buckets": 0, "mean": False, "hidden": 0, **NO_MIXER},
+}
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_every_length_in_every_bucket_is_the_reference(tmp_path: Path, student: str) -> None:
+    source = toy.toy_checkpoint(4, **STUDENTS[student])
+    source.save(tmp_path / "c", dtype="float32")
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(
+        'schema = 1\npasses = ["fold"]\n[buckets]\nbatches = [1, 3]\nlengths = [4, 12]\n'
+        "[parity]\nmin_cosine = 0.99999\nmax_abs = 1e-4\n"
+    )
+    texts = [" ".join(RNG.choice(WORDS, size=1 + i % 12)) + f" {i}" for i in range(40)]
+    bundle = Bundle.load(fieldrun.export(tmp_path / "c", tmp_path / "b", recipe=recipe, calibration=texts).path)
+    lengths = [1, 2, 3, 4, 5, 7, 8, 9, 11, 12]
+    sequences = [RNG.integers(1, source.config.vocab_size, size=n).tolist() for n in lengths]
+    expected = forward(source.config, source.tensors, pad_ids(sequences), float64=True)
+    for name in REAL:
+        engine = open_engine(name, bundle, 1)
+        for bucket in bundle.manifest.buckets:
+            rows = [k for k, n in enumerate(lengths) if n <= bucket.length]
+            for start in range(len(rows)):
+                part = [rows[(start + k) % len(rows)] for k in range(bucket.batch)]
+                ids = bundle.manifest.network.frame([sequences[k] for k in part], bucket.batch, bucket.length)
+                field, logits = engine.run(ids)
+                np.testing.assert_allclose(field, expected[part], rtol=0, atol=2e-5, err_msg=f"{name} {bucket}")
+                assert field.dtype == logits.dtype == np.float32
+                assert (field.shape, logits.shape) == ((bucket.batch, 32), (bucket.batch, 6))
+
+
+def test_int8_layers_give_the_same_in_every_engine_and_bucket(toy_checkpoint: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "int8.toml"
+    recipe.write_text(
+        'schema = 1\npasses = ["fold", "int8"]\n'
+        '[precision]\ntables = "int8"\nmixer = "int8"\nhidden = "int8"\noutput = "int8"\n'
+        "[buckets]\nbatches = [1, 4]\nlengths = [8, 24]\n[parity]\nmin_cosine = 0.98\nmax_abs = 0.5\n"
+    )
+    short = [text for text in TEXTS if len(text.split()) <= 20]
+    path = fieldrun.export(toy_checkpoint, tmp_path / "b", recipe=recipe, calibration=short).path
+    with fieldrun.load(path, engine="numpy") as plain, fieldrun.load(path, engine="onnxruntime") as ort:
+        golden = read_json(path / "golden.json")["texts"]  # whose activations lie on no rounding boundary
+        a, b = plain.encode(golden), ort.encode(golden)
+        np.testing.assert_allclose(a.field, b.field, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(a.logits, b.logits, rtol=0, atol=1e-5)
 
 
 def test_the_null_engine_answers_zeros_in_the_right_shapes(toy_bundle: Path) -> None:
@@ -95,9 +152,9 @@ def test_a_field_does_not_depend_on_company_or_padding(
     float_bundle: Path, toy_bundle: Path, name: str, recipe: str
 ) -> None:
     bundle = Bundle.load(float_bundle if recipe == "fp32" else toy_bundle)
-    engine = open_engine(name, bundle, 1)
+    engine, frame = open_engine(name, bundle, 1), bundle.manifest.network.frame
     everyone = ids_of(bundle.path)
-    for text in (everyone[0], everyone[3], everyone[11]):
+    for text in (everyone[0], everyone[3], everyone[4], everyone[11]):  # of odd and even lengths
         seen: list[Array] = []
         for bucket in bundle.manifest.buckets:
             if len(text) > bucket.length:
@@ -108,7 +165,7 @@ def test_a_field_does_not_depend_on_company_or_padding(
                 for company in (others, [text], others[::-1]):
                     chosen = [company[k % len(company)] for k in range(bucket.batch)]
                     chosen[row] = text
-                    field, logits = engine.run(pad_ids(chosen, bucket.length))
+                    field, logits = engine.run(frame(chosen, bucket.batch, bucket.length))
                     within.append(np.concatenate([field[row], logits[row]]))
             for other in within[1:]:
                 np.testing.assert_array_equal(other, within[0], err_msg=f"{bucket}: not the same bits")
@@ -199,8 +256,8 @@ def test_a_session_that_is_not_what_was_asked_for(
 
 def test_a_shape_without_a_bucket_is_refused(toy_bundle: Path) -> None:
     engine: Engine = open_engine("onnxruntime", Bundle.load(toy_bundle), 1)
-    with pytest.raises(EngineError, match="no bucket of 3 x 16"):
-        engine.run(np.ones((3, 16), np.int64))
+    with pytest.raises(EngineError, match=r"no bucket for ids of shape \(3, 20\); the bundle has \[\(1, 12\)"):
+        engine.run(np.ones((3, 20), np.int32))
     with pytest.raises(EngineError, match="no pair graph for a batch of 3"):
         engine.run_pairs(np.ones((3, 32), "f4"), np.ones((3, 32), "f4"))
 

@@ -68,16 +68,6 @@ def any_bundle(request: pytest.FixtureRequest, tmp_path: Path, toy_bundle: Path)
     return tmp_path / "exported"
 
 
-def test_every_single_task_is_answered_from_one_pass(model: FieldModel) -> None:
-    model.attach(head())
-    found = model.predict_all(TEXTS)
-    singles = [task for task in model.tasks if model.kind(task) == "single"]
-    assert list(found) == singles
-    assert "mine" in singles
-    for task in singles:
-        assert found[task] == model.predict(TEXTS, task)
-
-
 def test_an_attached_head_answers_like_any_task(model: FieldModel) -> None:
     exported = model.tasks
     before = model.encode(TEXTS)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldrun.bundle import Bucket
+from fieldrun.bundle import Bucket, Network
 from fieldrun_runtimes.plan import BucketPlan
 
 SHAPES = st.tuples(
@@ -16,32 +16,58 @@ SHAPES = st.tuples(
 )
 
 
-def plan_of(batches: list[int], lengths: list[int]) -> BucketPlan:
-    return BucketPlan([Bucket(batch=b, length=n, graph=f"b{b}-l{n}.onnx") for b in batches for n in lengths])
+SHIFTS = st.sets(st.integers(-8, 8), max_size=4).map(lambda some: tuple(sorted({0, *some})))
 
 
-@given(SHAPES, st.data())
+def plan_of(batches: list[int], lengths: list[int], shifts: tuple[int, ...] = (0,)) -> BucketPlan:
+    network = Network(
+        vocab_size=400,
+        width=8,
+        shifts=shifts,
+        mixer_kernel=0,
+        mixer_width=0,
+        mean=False,
+        hidden=0,
+        field_dim=8,
+        parameters=1,
+    )
+    buckets = [Bucket(batch=b, length=n, graph=f"b{b}-l{n}.onnx") for b in batches for n in lengths]
+    return BucketPlan(network, buckets)
+
+
+@given(SHAPES, SHIFTS, st.data())
 def test_every_row_is_covered_once_in_the_smallest_length_that_fits(
-    shapes: tuple[list[int], list[int]], data: st.DataObject
+    shapes: tuple[list[int], list[int]], shifts: tuple[int, ...], data: st.DataObject
 ) -> None:
     batches, lengths = shapes
+    left, right = max(0, -min(shifts)), max(0, max(shifts))
     counts = data.draw(st.lists(st.integers(1, lengths[-1]), min_size=1, max_size=90))
     sequences = [[1 + row] * count for row, count in enumerate(counts)]
     covered: list[int] = []
-    for chunk in plan_of(batches, lengths).chunks(sequences):
-        batch, length = chunk.ids.shape
+    for chunk in plan_of(batches, lengths, shifts).chunks(sequences):
+        batch, length = chunk.ids.shape[0], chunk.ids.shape[1] - left - right
         assert batch in batches
         assert length in lengths
-        assert chunk.ids.dtype == np.int64
+        assert chunk.ids.dtype == np.int32
         assert 1 <= len(chunk.rows) <= batch
         for k, row in enumerate(chunk.rows):
-            expected = sequences[row] + [0] * (length - counts[row])
+            expected = [0] * left + sequences[row] + [0] * (length - counts[row] + right)
             assert chunk.ids[k].tolist() == expected
             assert length == min(n for n in lengths if n >= counts[row])
         for k in range(len(chunk.rows), batch):
             assert chunk.ids[k].tolist() == chunk.ids[0].tolist(), "a filled batch has no empty row"
         covered += chunk.rows
     assert sorted(covered) == list(range(len(sequences)))
+
+
+@given(SHAPES, SHIFTS, st.data())
+def test_one_text_alone_is_the_chunk_of_a_request_of_one(
+    shapes: tuple[list[int], list[int]], shifts: tuple[int, ...], data: st.DataObject
+) -> None:
+    plan = plan_of(*shapes, shifts)
+    text = data.draw(st.lists(st.integers(1, 99), min_size=1, max_size=plan.longest))
+    (chunk,) = plan_of([1], shapes[1], shifts).chunks([text])
+    np.testing.assert_array_equal(plan.one(text), chunk.ids)
 
 
 @given(SHAPES, st.integers(1, 400))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import pickle
@@ -12,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import fieldrun
 from fieldrun import bundle as module
-from fieldrun.bundle import MANIFEST, Bundle, Manifest, resolve_bundle, seal
+from fieldrun.bundle import MANIFEST, Bundle, Manifest, Network, resolve_bundle, seal
 from fieldrun.errors import BundleError, IntegrityError, SchemaTooNew, UnknownName
 from fieldrun.storage import read_json, sha256_file, write_json
 from fieldrun.tensors import Array, read_tensors, write_tensors
@@ -85,6 +88,43 @@ def test_tasks_are_found_by_name(toy_bundle: Path) -> None:
         assert caught.value.exit_code == 2
 
 
+NETWORK = Network(
+    vocab_size=50,
+    width=4,
+    shifts=(-2, 0, 1),
+    mixer_kernel=0,
+    mixer_width=0,
+    mean=True,
+    hidden=0,
+    field_dim=8,
+    parameters=1,
+)
+
+
+@given(
+    shifts=st.sets(st.integers(-8, 8)).map(lambda some: tuple({*some, 0})),
+    texts=st.lists(st.lists(st.integers(1, 49), min_size=1, max_size=9), min_size=1, max_size=4),
+    more=st.integers(0, 5),
+    empty=st.integers(0, 3),
+)
+def test_a_frame_holds_every_token_where_each_shift_finds_it(
+    shifts: tuple[int, ...], texts: list[list[int]], more: int, empty: int
+) -> None:
+    network = dataclasses.replace(NETWORK, shifts=shifts)
+    left, right = network.margins
+    assert (left, right) == (-min(shifts), max(shifts))
+    length = max(len(text) for text in texts) + more
+    frame = network.frame(texts, len(texts) + empty, length)
+    assert frame.dtype == np.int32
+    assert frame.shape == (len(texts) + empty, left + length + right)
+    for row, text in zip(frame, texts, strict=False):
+        for t in range(length):
+            for shift in shifts:
+                assert row[left + t + shift] == (text[t + shift] if 0 <= t + shift < len(text) else 0)
+    for row in frame[len(texts) :]:
+        assert row.tolist() == frame[0].tolist(), "a row without a text would have no token"
+
+
 def test_every_file_is_checked(folder: Path) -> None:
     for name in files_of(folder):
         whole = (folder / name).read_bytes()
@@ -141,6 +181,14 @@ def test_a_newer_schema_asks_for_an_upgrade(folder: Path) -> None:
     assert "pip install --upgrade fieldrun" in refused(folder, SchemaTooNew)
 
 
+STEPS = ("mixer_kernel", "mixer_width", "hidden")
+
+
+def changed_network(name: str, value: Any, manifest: dict[str, Any]) -> None:
+    """Set one fact of the network."""
+    manifest["network"][name] = value
+
+
 def names(name: str) -> Callable[[dict[str, Any]], object]:
     """A manifest that calls its tokenizer `name`."""
     return lambda m: m["files"].update({name: m["files"].pop("tokenizer.json")})
@@ -183,7 +231,13 @@ def names(name: str) -> Callable[[dict[str, Any]], object]:
         lambda m: m.update(network=[]),
         lambda m: m["network"].update(width=0),
         lambda m: m["network"].update(shifts="-101"),
-        lambda m: m["network"].update(mixer_kernel=-1),
+        lambda m: m["network"].update(shifts=[-1, 1]),
+        lambda m: m["network"].update(shifts=[0, 0.5]),
+        lambda m: m["network"].update(mixer_kernel=3),
+        *(functools.partial(changed_network, name, value) for name in STEPS for value in (-1, 2.0, "2", None)),
+        lambda m: m["network"].update(mixer_kernel=0),
+        lambda m: m["network"].update(mixer_width=0),
+        *(functools.partial(changed_network, "mean", value) for value in (0, "yes", None)),
         lambda m: m["network"].pop("hidden"),
         lambda m: m.update(recipe="cpu-int8"),
         *(
@@ -200,8 +254,9 @@ def test_a_manifest_that_makes_no_sense_is_refused(folder: Path, change: Any) ->
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
 def test_a_name_that_no_file_can_have_is_refused(folder: Path, name: str) -> None:
     def rename(manifest: dict[str, Any]) -> None:
-        manifest["files"][name] = manifest["files"].pop("b1-l16.onnx")
-        manifest["buckets"][0]["graph"] = name
+        first = manifest["buckets"][0]
+        manifest["files"][name] = manifest["files"].pop(first["graph"])
+        first["graph"] = name
 
     edit(folder / MANIFEST, rename)
     refused(folder, IntegrityError)
@@ -211,7 +266,12 @@ def test_a_name_that_no_file_can_have_is_refused(folder: Path, name: str) -> Non
     "change",
     [
         lambda tensors: tensors.pop("table"),
+        lambda tensors: tensors.pop("table.scale"),
+        lambda tensors: tensors.pop("score.weight"),
+        lambda tensors: tensors.pop("mixer.weight"),
+        lambda tensors: tensors.pop("hidden.weight"),
         lambda tensors: tensors.pop("hidden.bias"),
+        lambda tensors: tensors.pop("output.bias"),
         lambda tensors: tensors.pop("rows.coef"),
     ],
 )

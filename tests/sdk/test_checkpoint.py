@@ -47,11 +47,25 @@ def test_float16_is_the_default_and_rounds_once(tmp_path: Path, toy_checkpoint: 
 
 def test_a_value_beyond_float16_is_named_and_nothing_is_written(tmp_path: Path) -> None:
     checkpoint = toy.toy_checkpoint()
-    tensors = dict(checkpoint.tensors) | {"pool.bias": np.array([1e5], np.float32)}
-    with pytest.raises(CheckpointError, match=r"student as float16: tensor 'pool\.bias' holds NaN or infinity"):
+    tensors = dict(checkpoint.tensors) | {"hidden.bias": np.full(24, 1e5, np.float32)}
+    with pytest.raises(CheckpointError, match=r"student as float16: tensor 'hidden\.bias' holds NaN or infinity"):
         dataclasses.replace(checkpoint, tensors=tensors).save(tmp_path / "c")
     assert list(tmp_path.iterdir()) == []
     dataclasses.replace(checkpoint, tensors=tensors).save(tmp_path / "c", dtype="float32")
+
+
+def test_a_negative_pooling_weight_is_neither_saved_nor_used(tmp_path: Path) -> None:
+    checkpoint = toy.toy_checkpoint()
+    weight = checkpoint.tensors["pool.weight"].copy()
+    weight[3] = -1e-3
+    negative = dataclasses.replace(checkpoint, tensors=dict(checkpoint.tensors) | {"pool.weight": weight})
+    for use in (negative.validate, lambda: negative.save(tmp_path / "c")):
+        with pytest.raises(CheckpointError, match=r"'pool\.weight' holds a negative number") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    dataclasses.replace(negative, tensors=dict(negative.tensors) | {"pool.weight": 0 * weight}).validate()
+    toy.toy_checkpoint(mean=False).validate()
 
 
 def test_save_keeps_what_is_there(tmp_path: Path) -> None:

@@ -108,6 +108,11 @@ def test_swapped_files_are_seen(folder: Path) -> None:
         lambda about: about["student"].update(width="wide"),
         lambda about: about["student"].update(ngram_buckets=61.0),
         lambda about: about["student"].update(width=17),
+        lambda about: about["student"].update(mean=1),
+        lambda about: about["student"].update(mean=False),
+        lambda about: about["student"].update(ngrams=[[0]]),
+        lambda about: about["student"].update(mixer_kernel=3),
+        lambda about: about["student"].pop("mixer_kernel"),
         lambda about: about["files"].update({"extra.bin": about["files"]["tokenizer.json"]}),
         lambda about: about["files"].pop("tokenizer.json"),
         lambda about: about["files"].update({"tokenizer.json": {"bytes": 1}}),
@@ -149,11 +154,12 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: tensors.pop("pool.bias"), "lacks the tensor 'pool.bias'"),
+        (lambda tensors: tensors.pop("pool.weight"), "lacks the tensor 'pool.weight'"),
         (lambda tensors: tensors.update(more=np.zeros(1, "f4")), "unknown tensor 'more'"),
-        (lambda tensors: tensors.update({"pool.bias": np.zeros(2, "f4")}), "expected (1,)"),
+        (lambda tensors: tensors.update({"hidden.bias": np.zeros(2, "f4")}), "expected (24,)"),
         (lambda tensors: tensors["embedding"].__setitem__((3, 3), np.nan), "NaN or infinity"),
-        (lambda tensors: tensors.update({"pool.bias": np.zeros(1, "i8")}), "expected a float"),
+        (lambda tensors: tensors.update({"hidden.bias": np.zeros(24, "i8")}), "expected a float"),
+        (lambda tensors: tensors["pool.weight"].__setitem__(0, -0.5), "'pool.weight' holds a negative number"),
     ],
 )
 def test_wrong_tensors_with_right_hashes_are_named(folder: Path, change: Any, message: str) -> None:

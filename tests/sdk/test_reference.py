@@ -15,14 +15,21 @@ from fieldrun.reference import forward, head_logits, pad_ids, pair_features, shi
 from fieldrun.tensors import Array
 from tests.toy import toy_checkpoint
 
+NO_MIXER = {"mixer_kernel": 0, "mixer_width": 0}
+NO_NGRAMS = {"ngrams": (), "ngram_buckets": 0}
 SHAPES: dict[str, dict[str, Any]] = {
     "whole": {},
-    "no mixer": {"mixer_kernel": 0},
-    "wide mixer": {"mixer_kernel": 5},
-    "no n-grams": {"ngram_orders": (), "ngram_buckets": 0},
-    "four-grams alone": {"ngram_orders": (4,), "ngram_buckets": 7},
-    "only the token": {"offsets": (0,), "mixer_kernel": 0, "ngram_orders": (), "ngram_buckets": 0},
-    "far offsets": {"offsets": (-6, 5, 0)},
+    "no mixer": NO_MIXER,
+    "three together": {"mixer_kernel": 3, "mixer_width": 7},
+    "one by one": {"mixer_kernel": 1, "mixer_width": 30},
+    "no n-grams": NO_NGRAMS,
+    "a four-gram alone": {"ngrams": ((-1, -3, 0, 2),), "ngram_buckets": 7},
+    "more n-grams than multipliers": {"ngrams": ((-1, 0), (0, 1), (0, 2), (-2, 0), (-3, -1), (-3, 0))},
+    "no mean": {"mean": False},
+    "no hidden layer": {"hidden": 0},
+    "neither mean nor hidden layer": {"mean": False, "hidden": 0},
+    "only the token": {"offsets": (0,), "mean": False, "hidden": 0, **NO_MIXER, **NO_NGRAMS},
+    "far offsets": {"offsets": (-8, 5, 0), "ngrams": ((-8, 8),)},
 }
 CHECKPOINTS = {name: toy_checkpoint(seed, **changes) for seed, (name, changes) in enumerate(SHAPES.items())}
 MULTIPLIERS = (20011, 15013, 10007, 5003)
@@ -32,7 +39,7 @@ IDS = st.lists(st.integers(1, CHECKPOINTS["whole"].config.vocab_size - 1), min_s
 def looped_field(checkpoint: Checkpoint, ids: list[int]) -> list[float]:
     """The field of one text without padding: every sum of the formula is a loop, in Python's floats."""
     config, w = checkpoint.config, {name: tensor.tolist() for name, tensor in checkpoint.tensors.items()}
-    channels, reach = range(config.width), config.mixer_kernel // 2
+    channels = range(config.width)
 
     def token(t: int) -> int:
         return ids[t] if 0 <= t < len(ids) else 0
@@ -44,31 +51,33 @@ def looped_field(checkpoint: Checkpoint, ids: list[int]) -> list[float]:
             for e, value in enumerate(w["embedding"][token(t + offset)]):
                 for c in channels:
                     y[c] += value * w["window.weight"][o][e][c]
-        for order in config.ngram_orders:
-            row = sum(token(t - k) * MULTIPLIERS[k] for k in range(order)) % config.ngram_buckets
+        for number, gram in enumerate(config.ngrams):
+            row = sum(token(t + o) * MULTIPLIERS[(i + number) % 4] for i, o in enumerate(gram)) % config.ngram_buckets
             y = [y[c] + w["ngram"][row][c] for c in channels]
         h.append([max(0.0, value) for value in y])
+    g = h
     if config.mixer_kernel:
-        mixed = []
-        for t in range(len(ids)):
-            r = list(w["mixer.bias"])
-            for k in range(config.mixer_kernel):
-                if 0 <= t + k - reach < len(ids):
-                    for d, value in enumerate(h[t + k - reach]):
-                        for c in channels:
-                            r[c] += value * w["mixer.weight"][k][d][c]
-            mixed.append([h[t][c] + max(0.0, r[c]) for c in channels])
-        h = mixed
-    score = [sum(row[c] * w["pool.weight"][c][0] for c in channels) + w["pool.bias"][0] for row in h]
-    a = [math.exp(min(10.0, max(-10.0, value))) for value in score]
-    p = [sum(a[t] * h[t][c] for t in range(len(h))) / sum(a) for c in channels]
-    p += [max(row[c] for row in h) for c in channels]
+        r = config.mixer_kernel
+        g = []
+        for start in range(0, len(ids), r):
+            mixed: Any = [0.0] * config.mixer_width
+            for k, features in enumerate(h[start : start + r]):  # beyond the text, h is zero
+                for c in channels:
+                    for m in range(config.mixer_width):
+                        mixed[m] += features[c] * w["mixer.weight"][k * config.width + c][m]
+            g.append([max(0.0, value) for value in mixed])
+    p = [max(row[m] for row in g) for m in range(len(g[0]))]
+    if config.mean:
+        a = [sum(row[m] * w["pool.weight"][m][0] for m in range(len(row))) for row in g]
+        p = [sum(a[s] * g[s][m] for s in range(len(g))) / (sum(a) + 1e-9) for m in range(len(p))] + p
 
     def dense(x: list[float], layer: str) -> list[float]:
         weight, bias = w[f"{layer}.weight"], w[f"{layer}.bias"]
         return [sum(x[i] * weight[i][j] for i in range(len(x))) + bias[j] for j in range(len(bias))]
 
-    return dense([max(0.0, value) for value in dense(p, "hidden")], "field")
+    if config.hidden:
+        p = [max(0.0, value) for value in dense(p, "hidden")]
+    return dense(p, "field")
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -96,17 +105,31 @@ def test_padding_and_company_do_not_change_a_field(name: str, texts: list[list[i
         np.testing.assert_allclose(row, alone[0], rtol=0, atol=1e-12)
 
 
-def test_record_sees_every_dense_input_without_padding() -> None:
-    checkpoint = CHECKPOINTS["whole"]
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_text_without_any_feature_has_a_field(name: str) -> None:
+    checkpoint = CHECKPOINTS[name]
+    tensors = dict(checkpoint.tensors) | {"window.bias": np.full(checkpoint.config.width, -1e4, np.float32)}
+    empty = np.zeros((1, checkpoint.config.pooled))
+    if checkpoint.config.hidden:
+        empty = np.maximum(tensors["hidden.bias"], 0)[None]
+    for float64 in (False, True):
+        field = forward(checkpoint.config, tensors, pad_ids([[5, 6, 7]], 9), float64=float64)
+        np.testing.assert_allclose(field, empty @ tensors["field.weight"] + tensors["field.bias"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_record_sees_every_dense_input_without_padding(name: str) -> None:
+    checkpoint = CHECKPOINTS[name]
     config = checkpoint.config
     seen: dict[str, Array] = {}
-    ids = pad_ids([[5, 6, 7], [8]], 20)
-    forward(config, checkpoint.tensors, ids, record=seen.__setitem__)
-    assert {name: x.shape for name, x in seen.items()} == {
-        "mixer": (4, config.mixer_kernel * config.width),
-        "hidden": (2, 2 * config.width),
-        "field": (2, config.hidden),
-    }
+    forward(config, checkpoint.tensors, pad_ids([[5, 6, 7], [8]], 20), record=seen.__setitem__)
+    expected = {"field": (2, config.hidden or config.pooled)}
+    if config.hidden:
+        expected["hidden"] = (2, config.pooled)
+    if config.mixer_kernel:
+        rows = {1: 4, 2: 3, 3: 2}[config.mixer_kernel]
+        expected["mixer"] = (rows, config.mixer_kernel * config.width)
+    assert {name: x.shape for name, x in seen.items()} == expected
 
 
 def test_pad_ids() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -14,30 +15,29 @@ from fieldrun.errors import CheckpointError, RecipeError
 from fieldrun.student import HASH_MULTIPLIERS, Head, StudentConfig, check_tensors, from_mapping
 from tests.toy import toy_checkpoint, toy_config
 
+BAD_OFFSETS: list[Any] = [[1, 2], [], [0, 0], [0, 0.5], [0, True], [0, 9], [-9, 0], [0, [1]], [0, None], 0, "0", None]
+
+BAD_NGRAMS: list[Any] = [[[0]], [[]], [[0, 0]], [[0, 9]], [[0, 0.5]], [[0, [1]]], [range(5)], [list(range(5))], [3]]
+
 
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
         *(
             (name, value)
-            for name in ("vocab_size", "width", "hidden", "field_dim")
-            for value in (0, -1, 1.0, "8", True)
+            for name in ("vocab_size", "embedding_dim", "width", "field_dim", "max_tokens")
+            for value in (0, -1, 1.0, "8", True, None)
         ),
-        ("offsets", [1, 2]),
-        ("offsets", [0, 0]),
-        ("offsets", [0, 0.5]),
-        ("offsets", 0),
-        ("ngram_orders", [1]),
-        ("ngram_orders", [5]),
-        ("ngram_orders", "23"),
-        ("ngram_orders", []),
-        ("ngram_buckets", 0),
-        ("ngram_buckets", -61),
-        ("ngram_buckets", 61.0),
-        ("mixer_kernel", 2),
-        ("mixer_kernel", -1),
-        ("mixer_kernel", 3.0),
-        ("mixer_kernel", True),
+        *(
+            (name, value)
+            for name in ("ngram_buckets", "mixer_kernel", "mixer_width", "hidden")
+            for value in (-1, 1.0, "8", True, None)
+        ),
+        *((name, 0) for name in ("ngram_buckets", "mixer_kernel", "mixer_width")),  # without its other half
+        *(("mean", value) for value in (0, 1, "true", None)),
+        *(("offsets", value) for value in BAD_OFFSETS),
+        *(("ngrams", value) for value in BAD_NGRAMS),
+        *(("ngrams", value) for value in ([[0, 1], "ab"], "ab", 3, None, [], {"a": [0, 1]})),
         ("vocab_size", 50_000),
     ],
 )
@@ -57,9 +57,18 @@ def test_the_hash_fits_32_bits_up_to_the_largest_vocabulary() -> None:
 
 
 def test_shapes_name_only_the_parts_that_there_are() -> None:
-    assert set(toy_config().shapes()) >= {"ngram", "mixer.weight", "mixer.bias"}
-    bare = toy_config(ngram_orders=(), ngram_buckets=0, mixer_kernel=0, offsets=(0,))
-    assert not any(name.startswith(("ngram", "mixer")) for name in bare.shapes())
+    whole = toy_config().shapes()
+    assert set(whole) == {
+        "embedding", "window.weight", "window.bias", "ngram", "mixer.weight", "pool.weight", "hidden.weight",
+        "hidden.bias", "field.weight", "field.bias",
+    }  # fmt: skip
+    assert (whole["mixer.weight"], whole["pool.weight"]) == ((2 * 16, 20), (20, 1))
+    assert (whole["hidden.weight"], whole["field.weight"]) == ((2 * 20, 24), (24, 32))
+    bare = toy_config(ngrams=(), ngram_buckets=0, mixer_kernel=0, mixer_width=0, mean=False, hidden=0, offsets=(0,))
+    assert set(bare.shapes()) == {"embedding", "window.weight", "window.bias", "field.weight", "field.bias"}
+    assert bare.shapes()["field.weight"] == (16, 32)
+    assert toy_config(hidden=0).shapes()["field.weight"] == (40, 32)
+    assert toy_config(mean=False).shapes()["hidden.weight"] == (20, 24)
     assert bare.shapes()["window.weight"] == (1, bare.embedding_dim, bare.width)
     assert bare.parameters() == sum(math.prod(shape) for shape in bare.shapes().values())
 
@@ -69,13 +78,18 @@ def test_shapes_name_only_the_parts_that_there_are() -> None:
         toy_config,
         vocab_size=st.integers(1, 30_000),
         width=st.integers(1, 512),
-        offsets=st.sets(st.integers(-9, 9)).map(lambda chosen: tuple(sorted({*chosen, 0}))),
-        ngram_orders=st.sampled_from([(2,), (3, 2), (2, 3, 4)]),
-        mixer_kernel=st.sampled_from([0, 1, 3, 5]),
+        offsets=st.sets(st.integers(-8, 8)).map(lambda chosen: tuple(sorted({*chosen, 0}))),
+        ngrams=st.lists(st.lists(st.integers(-8, 8), min_size=2, max_size=4, unique=True), min_size=1, max_size=5),
+        mixer_kernel=st.integers(1, 9),
+        mixer_width=st.integers(1, 64),
+        mean=st.booleans(),
+        hidden=st.integers(0, 64),
     )
 )
 def test_a_config_survives_json(config: StudentConfig) -> None:
-    assert from_mapping(StudentConfig, config.to_dict(), "student") == config
+    read = from_mapping(StudentConfig, json.loads(json.dumps(config.to_dict())), "student")
+    assert read == config
+    assert hash(read) == hash(config), "read as tuples"
 
 
 @pytest.mark.parametrize(
@@ -126,12 +140,12 @@ def test_a_pair_head_reads_four_fields() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: tensors.pop("pool.bias"), "lacks the tensor 'pool.bias'"),
+        (lambda tensors: tensors.pop("hidden.bias"), "lacks the tensor 'hidden.bias'"),
         (lambda tensors: tensors.update(extra=np.zeros(1)), "unknown tensor 'extra'"),
-        (lambda tensors: tensors.update({"pool.bias": np.zeros(2)}), r"shape \(2,\), expected \(1,\)"),
-        (lambda tensors: tensors.update({"pool.bias": np.zeros(1, int)}), "dtype int64"),
-        (lambda tensors: tensors.update({"pool.bias": np.full(1, np.nan)}), "NaN or infinity"),
-        (lambda tensors: tensors.update({"pool.bias": np.full(1, -np.inf)}), "NaN or infinity"),
+        (lambda tensors: tensors.update({"hidden.bias": np.zeros(2)}), r"shape \(2,\), expected \(24,\)"),
+        (lambda tensors: tensors.update({"hidden.bias": np.zeros(24, int)}), "dtype int64"),
+        (lambda tensors: tensors.update({"hidden.bias": np.full(24, np.nan)}), "NaN or infinity"),
+        (lambda tensors: tensors.update({"hidden.bias": np.full(24, -np.inf)}), "NaN or infinity"),
     ],
 )
 def test_tensors_are_checked_one_by_one(change: Any, message: str) -> None:

@@ -4,7 +4,8 @@
   every position takes exactly one. The blocks are stacked with the n-gram table: a position is one gather of J rows.
 - Field and single heads are linear maps in a row, field = x D + d and logits = field H + g. They become one layer,
   [field, logits] = x [D, D H] + [d, d H + g].
-- The pooling score's bias cancels in the weighted mean; it only moves the bounds of the clip.
+- The row of the padding id at offset 0, which only padding positions take, gets a value so negative that ReLU makes
+  them zero: no mask.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from fieldrun.bundle import Network
 from fieldrun.checkpoint import Checkpoint
 from fieldrun.errors import ExportError
-from fieldrun.student import HASH_MULTIPLIERS, SCORE_CLIP
+from fieldrun.student import HASH_MULTIPLIERS
 from fieldrun.tensors import Array
 
 from ..deployed import Deployed, PassReport
@@ -29,7 +30,7 @@ def fold(checkpoint: Checkpoint) -> tuple[Deployed, PassReport]:
         ExportError: the folded table has another number of rows than the vocabulary and the n-grams need.
     """
     config, weights = checkpoint.config, checkpoint.tensors
-    shifts = sorted({*config.offsets, *(-k for order in config.ngram_orders for k in range(order))})
+    shifts = sorted({*config.offsets, *(offset for gram in config.ngrams for offset in gram)})
     blocks: list[Array] = []
     coef: list[list[int]] = []
     modulus: list[int] = []
@@ -45,29 +46,34 @@ def fold(checkpoint: Checkpoint) -> tuple[Deployed, PassReport]:
         modulus.append(config.vocab_size)
         base.append(rows)
         rows += config.vocab_size
-    for order in config.ngram_orders:
-        coef.append([HASH_MULTIPLIERS[-s] if -order < s <= 0 else 0 for s in shifts])
+    for number, gram in enumerate(config.ngrams):
+        factor = {o: HASH_MULTIPLIERS[(i + number) % len(HASH_MULTIPLIERS)] for i, o in enumerate(gram)}
+        coef.append([factor.get(shift, 0) for shift in shifts])
         modulus.append(config.ngram_buckets)
         base.append(rows)
-    if config.ngram_orders:
+    if config.ngrams:
         blocks.append(weights["ngram"].astype(np.float32))
         rows += config.ngram_buckets
+    table = np.concatenate(blocks)
+    if len(table) != rows:
+        raise ExportError(f"fold: the table has {len(table)} rows instead of {rows}")
+    padding = base[config.offsets.index(0)]
+    table[padding] = 0
+    table[padding] = -2 * len(coef) * np.abs(table).max() - 1
     tensors: dict[str, Array] = {
-        "table": np.concatenate(blocks),
-        "rows.coef": np.ascontiguousarray(np.array(coef, np.int64).T),
-        "rows.modulus": np.array(modulus, np.int64),
-        "rows.base": np.array(base, np.int64),
-        "is_token": (np.arange(config.vocab_size) > 0).astype(np.float32)[:, None],
+        "table": table,
+        "table.scale": np.ones(rows, np.float32),
+        "rows.coef": np.ascontiguousarray(np.array(coef, np.int32).T),
+        "rows.modulus": np.array(modulus, np.int32),
+        "rows.base": np.array(base, np.int32),
     }
-    if len(tensors["table"]) != rows:
-        raise ExportError(f"fold: the table has {len(tensors['table'])} rows instead of {rows}")
-    for layer in ("mixer", "hidden") if config.mixer_kernel else ("hidden",):
-        weight = weights[f"{layer}.weight"].astype(np.float32)
-        tensors[f"{layer}.weight"] = weight.reshape(-1, weight.shape[-1])
-        tensors[f"{layer}.bias"] = weights[f"{layer}.bias"].astype(np.float32)
-    tensors["score.weight"] = weights["pool.weight"].astype(np.float32)
-    bias = np.float32(weights["pool.bias"][0])
-    tensors["score.bounds"] = np.array([-SCORE_CLIP, SCORE_CLIP], np.float32) - bias
+    for layer in ("mixer", "hidden"):
+        if f"{layer}.weight" in weights:
+            tensors[f"{layer}.weight"] = weights[f"{layer}.weight"].astype(np.float32)
+        if f"{layer}.bias" in weights:
+            tensors[f"{layer}.bias"] = weights[f"{layer}.bias"].astype(np.float32)
+    if config.mean:
+        tensors["score.weight"] = weights["pool.weight"].astype(np.float32)
     tensors["mean.gain"] = np.ones(1, np.float32)
     singles = [head for head in checkpoint.heads if head.kind == "single"]
     field_weight, field_bias = (weights[f"field.{part}"].astype(np.float64) for part in ("weight", "bias"))
@@ -84,6 +90,8 @@ def fold(checkpoint: Checkpoint) -> tuple[Deployed, PassReport]:
         width=config.width,
         shifts=tuple(shifts),
         mixer_kernel=config.mixer_kernel,
+        mixer_width=config.mixer_width,
+        mean=config.mean,
         hidden=config.hidden,
         field_dim=config.field_dim,
         parameters=checkpoint.parameters(),

@@ -23,21 +23,19 @@ from ..recipe import Precision
 
 __all__ = ["int8", "quantize_columns", "quantize_rows"]
 
-_DENSE_LARGEST = 63
-
 
 def quantize_rows(table: Array, largest: int = 127) -> tuple[Array, Array]:
-    """Return `table (rows, width)` as int8 within +-`largest`, and its scales, one a row, `(rows, 1) float32`."""
-    peak = np.abs(table).max(1, keepdims=True)
+    """Return `table (rows, width)` as int8 within +-`largest`, `(rows, width)`, and the scales `(rows,) float32`."""
+    peak = np.abs(table).max(1)
     # a row too small for a normal scale becomes zeros
     scale = np.where(peak > largest * np.finfo(np.float32).tiny, peak / largest, 1).astype(np.float32)
-    return np.clip(np.rint(table / scale), -largest, largest).astype(np.int8), scale
+    return np.clip(np.rint(table / scale[:, None]), -largest, largest).astype(np.int8), scale
 
 
 def quantize_columns(weight: Array) -> tuple[Array, Array]:
     """Return `weight (inputs, outputs)` as 7-bit int8 and the outputs' scales `(outputs,) float32`."""
-    quantized, scale = quantize_rows(weight.T, _DENSE_LARGEST)
-    return np.ascontiguousarray(quantized.T), scale[:, 0].copy()
+    quantized, scale = quantize_rows(weight.T, 63)
+    return np.ascontiguousarray(quantized.T), scale
 
 
 def int8(deployed: Deployed, precision: Precision, input_ranges: Mapping[str, float]) -> tuple[Deployed, PassReport]:
@@ -57,9 +55,10 @@ def int8(deployed: Deployed, precision: Precision, input_ranges: Mapping[str, fl
         table = tensors["table"]
         quantized, scale = quantize_rows(table)
         tensors |= {"table": quantized, "table.scale": scale}
-        changed["table"] = _facts(table, quantized, scale)
-    if precision.hidden == "int8":
-        tensors |= _equalize(deployed, input_ranges)
+        changed["table"] = _facts(table, quantized, scale[:, None])
+    pooled = "hidden" if "hidden.weight" in tensors else "output"
+    if precision.of(pooled) == "int8" and deployed.network.mean:
+        tensors |= _equalize(deployed, pooled, input_ranges)
         changed["mean.gain"] = {"gain": float(tensors["mean.gain"][0])}
     for layer in deployed.dense():
         if precision.of(layer) != "int8":
@@ -82,18 +81,18 @@ def int8(deployed: Deployed, precision: Precision, input_ranges: Mapping[str, fl
     return result, report
 
 
-def _equalize(deployed: Deployed, input_ranges: Mapping[str, float]) -> dict[str, Array]:
-    """Return the tensors that bring the two halves of the pooled vector to the same range.
+def _equalize(deployed: Deployed, layer: str, input_ranges: Mapping[str, float]) -> dict[str, Array]:
+    """Return the tensors that bring the two halves of the pooled vector, the input of `layer`, to the same range.
 
     The mean over the tokens is several times smaller than the maximum; with one scale for both it would be left a few
-    dozen of the 255 steps. The gain is undone in the rows of `hidden` (cross-layer equalization, Nagel et al. 2019).
+    dozen of the 255 steps. The gain is undone in the rows of `layer` (cross-layer equalization, Nagel et al. 2019).
     """
-    if not input_ranges.get("hidden.mean", 0) > 0:
-        raise ExportError("int8: the calibration text never reached the layer 'hidden'; give more text")
-    gain = np.float32(input_ranges["hidden"] / input_ranges["hidden.mean"])
-    weight = deployed.tensors["hidden.weight"].copy()
-    weight[: deployed.network.width] /= gain
-    return {"mean.gain": np.array([gain], np.float32), "hidden.weight": weight}
+    if not input_ranges.get("mean", 0) > 0:
+        raise ExportError(f"int8: the calibration text never reached the layer {layer!r}; give more text")
+    gain = np.float32(input_ranges[layer] / input_ranges["mean"])
+    weight = deployed.tensors[f"{layer}.weight"].copy()
+    weight[: len(deployed.tensors["score.weight"])] /= gain
+    return {"mean.gain": np.array([gain], np.float32), f"{layer}.weight": weight}
 
 
 def _facts(before: Array, after: Array, scale: Array) -> dict[str, Any]:

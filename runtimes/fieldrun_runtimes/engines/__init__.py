@@ -13,6 +13,7 @@ from fieldrun.tensors import Array, read_tensors
 __all__ = ["ENGINES", "Engine", "map_weights", "open_engine"]
 
 ENGINES = {
+    "native": "fieldrun_runtimes.engines.native_engine:NativeEngine",
     "numpy": "fieldrun_runtimes.engines.numpy_engine:NumpyEngine",
     "null": "fieldrun_runtimes.engines.null_engine:NullEngine",
     "onnxruntime": "fieldrun_runtimes.engines.onnxruntime_engine:OnnxRuntimeEngine",
@@ -25,7 +26,7 @@ class Engine(Protocol):
     def run(self, ids: Array) -> tuple[Array, Array]:
         """Return field `(batch, dim)` and logits of all single tasks `(batch, labels)`, float32.
 
-        `ids` is `(batch, length) int64`, padded with id 0 to one of the bundle's buckets, no row all padding.
+        `ids` is framed for one of the bundle's buckets (`Network.frame`), no row all padding.
         """
         ...
 

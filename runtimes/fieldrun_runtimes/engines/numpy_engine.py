@@ -13,9 +13,12 @@ import numpy as np
 
 from fieldrun.bundle import Bundle
 from fieldrun.errors import BundleError
+from fieldrun.student import SCORE_FLOOR
 from fieldrun.tensors import Array
 
 __all__ = ["NumpyEngine"]
+
+_SCORE = "score.weight"
 
 
 class NumpyEngine:
@@ -23,66 +26,70 @@ class NumpyEngine:
 
     def __init__(self, bundle: Bundle, threads: int, weights: Mapping[str, Array]) -> None:
         del threads
+        net = bundle.manifest.network
         try:
-            net = bundle.manifest.network
-            self._table = weights["table"]
-            self._scale = weights.get("table.scale")
+            self._table, self._scale = weights["table"], weights["table.scale"]
             self._coef = weights["rows.coef"]
             self._modulus, self._base = weights["rows.modulus"], weights["rows.base"]
             self._share = 1 / weights["mean.gain"]
-            self._score, self._bounds = weights["score.weight"], weights["score.bounds"]
-            names = [name.removesuffix(".bias") for name in weights if name.endswith(".bias")]
+            self._score = weights["score.weight"] if net.mean else None
+            names = [name.removesuffix(".weight") for name in weights if name.endswith(".weight") and name != _SCORE]
             self._layers = {name: _Dense(weights, name) for name in names}
-            self._hidden, self._output = self._layers["hidden"], self._layers["output"]
+            self._mixer = self._layers["mixer"] if net.mixer_kernel else None
+            self._hidden = self._layers["hidden"] if net.hidden else None
+            self._output = self._layers["output"]
         except KeyError as error:
             raise BundleError(f"{bundle.path}: weights.safetensors cannot be used ({error}); copy it again") from error
         labels = sum(len(task.labels) for task in bundle.manifest.tasks if task.kind == "single")
         wanted = {
-            "rows.coef": (self._coef.shape[0], len(net.shifts)),
+            "rows.coef": (self._coef.shape, (len(net.shifts), len(self._modulus))),
+            "rows.base": (len(self._base), len(self._modulus)),
+            "rows.modulus": (bool((self._modulus > 0).all() and (self._base >= 0).all()), True),
+            "table rows": (bool((self._base + self._modulus <= len(self._table)).all()), True),
             "table": (self._table.shape[1], net.width),
-            "output": (weights["output.bias"].size, net.field_dim + labels),
-            "mixer": (len(weights.get("mixer.weight", ())), net.mixer_kernel * net.width),
+            "table.scale": (self._scale.shape, (len(self._table),)),
+            "output.bias": (weights["output.bias"].shape, (net.field_dim + labels,)),
         }
+        pooled = (net.mixer_width or net.width) * (2 if net.mean else 1)
+        layers = {
+            "mixer": (net.mixer_kernel * net.width, net.mixer_width),
+            "hidden": (pooled, net.hidden),
+            "output": (net.hidden or pooled, net.field_dim + labels),
+        }
+        wanted |= {name: (weights[f"{name}.weight"].shape, shape) for name, shape in layers.items() if min(shape)}
+        if self._score is not None:
+            wanted["score.weight"] = (self._score.shape, (net.mixer_width or net.width, 1))
         wrong = [name for name, (found, want) in wanted.items() if found != want]
         if wrong:
             raise BundleError(f"{bundle.path}: {wrong[0]!r} in weights.safetensors is not of the manifest's network")
-        self._shifts, self._kernel, self._dim = net.shifts, net.mixer_kernel, net.field_dim
-        self._left, self._right = max(0, -min(net.shifts)), max(0, max(net.shifts))
+        self._shifts, self._kernel, self._dim = net.shifts, max(1, net.mixer_kernel), net.field_dim
+        self._left, self._right = net.margins
 
     def run(self, ids: Array) -> tuple[Array, Array]:
-        """Return field `(batch, dim)` and logits `(batch, labels)` of `ids (batch, length) int64`, padded with 0."""
-        if len(ids) == 1:  # nothing here needs the fixed shape: a single text does not pay for its padding
-            ids = ids[:, : int(np.flatnonzero(ids[0])[-1]) + 1]
-        batch, length = ids.shape
-        mask = (ids > 0)[:, :, None]
-        padded = np.zeros((batch, length + self._left + self._right), np.int64)
-        padded[:, self._left : self._left + length] = ids
-        window = np.stack([padded[:, self._left + s : self._left + s + length] for s in self._shifts], axis=-1)
+        """Return field `(batch, dim)` and logits `(batch, labels)` of `ids`, framed as `Network.frame` says."""
+        batch, length = len(ids), ids.shape[1] - self._left - self._right
+        if batch == 1:  # nothing here needs the fixed shape: a single text does not pay for its padding
+            length = int(ids[0].nonzero()[0][-1]) + 1 - self._left
+        positions = length + self._kernel - 1  # those after the text are padding, and so zeros after the ReLU
+        starts = [self._left + shift for shift in self._shifts]
+        window = np.stack([ids[:, start : start + positions] for start in starts], axis=-1)
         rows = (window @ self._coef) % self._modulus + self._base
         values = self._table.take(rows, axis=0).astype(np.float32, copy=False)
-        if self._scale is not None:
-            values *= self._scale.take(rows, axis=0)
-        h = np.maximum(values.sum(2), 0)
-        h *= mask
-        if self._kernel:
-            h = self._mix(h, mask)
-        score = h @ self._score
-        np.maximum(np.minimum(score, self._bounds[1], out=score), self._bounds[0], out=score)
-        a = np.exp(score, out=score) * mask
-        pooled = np.concatenate([(a * h).sum(1) / (a.sum(1) * self._share), h.max(1)], axis=-1)
-        output = self._output(np.maximum(self._hidden(pooled), 0))
+        h = np.matmul(self._scale.take(rows)[:, :, None, :], values)
+        g = np.maximum(h, 0, out=h).reshape(batch, positions, -1)
+        if self._mixer is not None:
+            g = self._mixer(np.concatenate([g[:, k : k + length] for k in range(self._kernel)], axis=-1))
+            np.maximum(g, 0, out=g)
+        pooled = g.max(1)
+        if self._score is not None:
+            a = (g @ self._score).transpose(0, 2, 1)
+            share = (a.sum(2) + SCORE_FLOOR) * self._share
+            pooled = np.concatenate([np.matmul(a, g)[:, 0] / share, pooled], axis=-1)
+        if self._hidden is not None:
+            pooled = self._hidden(pooled)
+            np.maximum(pooled, 0, out=pooled)
+        output = self._output(pooled)
         return output[:, : self._dim], output[:, self._dim :]
-
-    def _mix(self, h: Array, mask: Array) -> Array:
-        batch, length, width = h.shape
-        reach, mixer = self._kernel // 2, self._layers["mixer"]
-        wide = np.zeros((batch, length + 2 * reach, width), np.float32)
-        wide[:, reach : reach + length] = mixer.quantize(h)
-        window = np.concatenate([wide[:, k : k + length] for k in range(self._kernel)], axis=-1)
-        mixed = np.maximum(mixer.apply(window), 0)
-        mixed += h
-        mixed *= mask
-        return mixed
 
     def run_pairs(self, a: Array, b: Array) -> Array:
         """Return the pair tasks' logits `(batch, labels) float32` for fields `a`, `b` `(batch, dim) float32`."""
@@ -94,7 +101,7 @@ class _Dense:
 
     def __init__(self, weights: Mapping[str, Array], name: str) -> None:
         weight = weights[f"{name}.weight"]
-        self._bias = weights[f"{name}.bias"]
+        self._bias = None if name == "mixer" else weights[f"{name}.bias"]
         self._weight = weight.astype(np.float32)
         self._input_scale: Array | None = None
         if weight.dtype == np.int8:
@@ -102,20 +109,13 @@ class _Dense:
             self._output_scale = weights[f"{name}.weight_scale"] * self._input_scale
 
     def __call__(self, x: Array) -> Array:
-        return self.apply(self.quantize(x))
-
-    def quantize(self, x: Array) -> Array:
-        """Return `x` as the whole numbers that the int8 layer takes, in float32; `x` itself for a float layer."""
         if self._input_scale is None:
-            return x
-        q = x / self._input_scale
-        np.rint(q, out=q)
-        return np.asarray(np.clip(q, -128, 127, out=q))
-
-    def apply(self, q: Array) -> Array:
-        """Return the layer's output for an input that `quantize` returned."""
-        y = q @ self._weight
-        if self._input_scale is not None:
+            y: Array = x @ self._weight
+        else:
+            q = x / self._input_scale
+            np.rint(q, out=q)
+            y = np.clip(q, -128, 127, out=q) @ self._weight
             y *= self._output_scale
-        y += self._bias
+        if self._bias is not None:
+            y += self._bias
         return np.asarray(y)

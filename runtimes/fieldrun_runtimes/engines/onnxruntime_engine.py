@@ -11,8 +11,6 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from fieldrun.bundle import Bundle
 from fieldrun.errors import BundleError, EngineError, MissingDependency
 from fieldrun.tensors import Array
@@ -42,7 +40,10 @@ class OnnxRuntimeEngine:
     def __init__(self, bundle: Bundle, threads: int, weights: Mapping[str, Array]) -> None:
         self._ort = import_onnxruntime()
         self._bundle, self._threads = bundle, threads
-        self._graphs = {(b.batch, b.length): b.graph for b in bundle.manifest.buckets}
+        network = bundle.manifest.network
+        margins = sum(network.margins)
+        self._graphs = {(b.batch, margins + b.length): b.graph for b in bundle.manifest.buckets}
+        self._dim = network.field_dim
         self._pairs = set(bundle.manifest.pair_graphs.values())
         # one mapping of the table for all sessions: each would map it again, and resident memory would count it again
         if "table" not in weights:
@@ -51,16 +52,14 @@ class OnnxRuntimeEngine:
         self._small = {b.graph for b in bundle.manifest.buckets if b.batch == 1}
         self._sessions: dict[str, Any] = {}
         self._lock = threading.Lock()
-        has_labels = any(task.kind == "single" for task in bundle.manifest.tasks)
-        self._outputs = ("field", "logits") if has_labels else ("field",)
 
     def run(self, ids: Array) -> tuple[Array, Array]:
-        """Return field `(batch, dim)` and logits `(batch, labels)` of `ids`, whose shape must be a bucket's."""
+        """Return field `(batch, dim)` and logits `(batch, labels)` of `ids`, framed for one of the buckets."""
         graph = self._graphs.get(ids.shape)
         if graph is None:
-            raise EngineError(f"no bucket of {ids.shape[0]} x {ids.shape[1]}; the bundle has {sorted(self._graphs)}")
-        outputs = self._run(graph, self._outputs, {"ids": ids})
-        return outputs[0], outputs[1] if len(outputs) > 1 else np.zeros((len(ids), 0), np.float32)
+            raise EngineError(f"no bucket for ids of shape {ids.shape}; the bundle has {sorted(self._graphs)}")
+        output = self._run(graph, ("output",), {"ids": ids})
+        return output[:, : self._dim], output[:, self._dim :]
 
     def run_pairs(self, a: Array, b: Array) -> Array:
         """Return the pair tasks' logits `(batch, labels) float32`; `batch` must be one of the pair graphs'."""
@@ -69,12 +68,12 @@ class OnnxRuntimeEngine:
             raise EngineError(
                 f"no pair graph for a batch of {len(a)}; there are {sorted(self._bundle.manifest.pair_graphs)}"
             )
-        return self._run(graph, ("logits",), {"a": a, "b": b})[0]
+        return self._run(graph, ("logits",), {"a": a, "b": b})
 
-    def _run(self, graph: str, outputs: tuple[str, ...], inputs: dict[str, Array]) -> list[Array]:
+    def _run(self, graph: str, outputs: tuple[str, ...], inputs: dict[str, Array]) -> Array:
         session = self._sessions.get(graph) or self._open(graph)
         try:
-            values: list[Array] = session.run(outputs, inputs)
+            values: Array = session.run(outputs, inputs)[0]
         except Exception as error:  # as in _open
             raise EngineError(f"ONNX Runtime cannot run {graph}: {error}; copy the bundle again") from error
         return values

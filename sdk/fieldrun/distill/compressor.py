@@ -4,12 +4,15 @@ Source: the paper on AN1 by Anima Core, whose loss weights are not published; ou
 recipe. With the standardised raw field f, the field is z = LayerNorm(E f) without learned gain, and
 
     loss = reconstruction |D z - f|^2 / dim + task sum CE(head(z), y) + geometry |cos(z, z') - cos(f, f')|^2
+           + similarity |cos(z, z') - grade|^2
+
+the last two as means over the whole field and its prefixes, the very last over pairs whose similarity was graded.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +26,16 @@ from fieldrun.tensors import Array
 from .pool import TextPool
 from .recipe import CompressorRecipe
 
-__all__ = ["Compressed", "TaskHeads", "make_heads", "pair_input", "similarity_loss", "train_compressor"]
+__all__ = [
+    "Compressed",
+    "TaskHeads",
+    "graded_loss",
+    "make_heads",
+    "pair_input",
+    "similarity_loss",
+    "sum_of",
+    "train_compressor",
+]
 
 
 class TaskHeads(nn.ModuleDict):
@@ -68,6 +80,16 @@ def similarity_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Return the mean squared difference between the in-batch cosine matrices of `x` and `y`, `(batch, *)` each."""
     a, b = functional.normalize(x), functional.normalize(y)
     return (a @ a.T - b @ b.T).square().mean()
+
+
+def graded_loss(x: torch.Tensor, grade: torch.Tensor) -> torch.Tensor:
+    """Return the mean squared difference between the cosines of rows 0 and 1, 2 and 3, ... of `x` and their grades."""
+    return functional.mse_loss(functional.cosine_similarity(x[0::2], x[1::2]), grade)
+
+
+def sum_of(losses: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Return the sum of at least one loss."""
+    return torch.stack(list(losses)).sum()
 
 
 def _standardisation(raw: Array, rows: Array) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,6 +138,7 @@ def train_compressor(
 
     curve: list[dict[str, float]] = []
     tasks = [task for task in pool.tasks if len(task.train)]
+    prefixes = (dim, *(k for k in recipe.prefixes if k < dim))
     for step in range(recipe.steps):
         chosen = [rng.integers(0, len(task.train), recipe.rows_per_task) for task in tasks]
         parts = [task.train.rows[pick].reshape(-1) for task, pick in zip(tasks, chosen, strict=True)]
@@ -123,7 +146,8 @@ def train_compressor(
         f = standardised(np.concatenate(parts))
         z = encode(functional.dropout(f, recipe.dropout))
         reconstruction = functional.mse_loss(decoder(z), f)
-        geometry = similarity_loss(z[-recipe.batch :], f[-recipe.batch :])
+        last = slice(len(f) - recipe.batch, None)
+        geometry = sum_of(similarity_loss(z[last, :k], f[last]) for k in prefixes) / len(prefixes)
         task_loss = torch.zeros((), device=device)
         start = 0
         for task, pick, part in zip(tasks, chosen, parts[:-1], strict=True):
@@ -134,13 +158,21 @@ def train_compressor(
             y = torch.from_numpy(task.train.labels[pick]).to(device)
             logits = heads[task.name](functional.dropout(x, recipe.dropout))
             task_loss = task_loss + functional.cross_entropy(logits, y, label_smoothing=0.05)
+        similarity = torch.zeros((), device=device)
+        for task in pool.similarities:
+            pick = rng.integers(0, len(task.train), recipe.rows_per_task)
+            graded = encode(standardised(task.train.rows[pick].reshape(-1)))
+            grade = torch.from_numpy(task.train.labels[pick]).to(device)
+            similarity = similarity + sum_of(graded_loss(graded[:, :k], grade) for k in prefixes) / len(prefixes)
         loss = recipe.reconstruction * reconstruction + recipe.task * task_loss + recipe.geometry * geometry
+        loss = loss + recipe.similarity * similarity
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
         if (step + 1) % 100 == 0 or step + 1 == recipe.steps:
             terms = {"loss": loss, "reconstruction": reconstruction, "task": task_loss, "geometry": geometry}
+            terms |= {"similarity": similarity}
             values = {name: round(float(value.detach()), 5) for name, value in terms.items()}
             if not math.isfinite(values["loss"]):
                 raise TrainingError(f"the compressor's loss is not finite at step {step}; lower its learning_rate")

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fieldrun.metrics import wilson_interval
+from fieldrun.metrics import expected_calibration_error, spearman, wilson_interval
 from fieldrun.student import Head
 from fieldrun.tensors import Array
 
 from .compressor import pair_input
 from .pool import Split, TaskData
 
-__all__ = ["calibrate", "finish_head", "fit_pair_head", "score"]
+__all__ = ["calibrate", "finish_head", "fit_pair_head", "score", "score_similarity"]
 
 _WEIGHT_DECAYS = (3e-1, 1e-1, 3e-2, 1e-2)
 _STEPS = 300
@@ -63,13 +63,30 @@ def calibrate(logits: torch.Tensor, y: torch.Tensor) -> float:
     return round(float(temperatures[int(losses.argmin())]), 4)
 
 
-def score(head: nn.Linear, x: torch.Tensor, y: Array) -> dict[str, Any]:
-    """Return n, accuracy and its 95 % Wilson interval of `head` on inputs `x` with labels `y`."""
+def score(head: nn.Linear, x: torch.Tensor, y: Array, temperature: float = 1.0) -> dict[str, Any]:
+    """Return n, accuracy with its 95 % Wilson interval, and the calibration error of `head` on `x` with labels `y`."""
     with torch.inference_mode():
-        predicted = head(x).argmax(1).numpy()
-    hits = int((predicted == y).sum())
+        confidence, predicted = (part.numpy() for part in functional.softmax(head(x) / temperature, 1).max(1))
+    right = predicted == y
+    hits = int(right.sum())
     low, high = wilson_interval(hits, len(y))
-    return {"n": len(y), "accuracy": round(hits / len(y), 5), "ci95": [round(low, 5), round(high, 5)]}
+    return {
+        "n": len(y),
+        "accuracy": round(hits / len(y), 5),
+        "ci95": [round(low, 5), round(high, 5)],
+        "ece": round(expected_calibration_error(confidence, right), 4),
+    }
+
+
+def score_similarity(fields: torch.Tensor, position: Mapping[int, int], split: Split) -> dict[str, Any]:
+    """Return n and Spearman's correlation of the fields' cosines with the grades of `split`, whole and of prefixes."""
+    rows = np.vectorize(position.__getitem__, otypes=[np.int64])(split.rows)
+    result: dict[str, Any] = {"n": len(split)}
+    for dim in (fields.shape[1], 128, 64):
+        cosine = functional.cosine_similarity(fields[rows[:, 0], :dim], fields[rows[:, 1], :dim])
+        name = "spearman" if dim == fields.shape[1] else f"spearman_{dim}"
+        result[name] = round(spearman(cosine.numpy(), split.labels), 5)
+    return result
 
 
 def finish_head(
@@ -87,9 +104,9 @@ def finish_head(
         head = fit_pair_head(x, y, x_held, y_held, len(task.labels))
     with torch.inference_mode():
         temperature = calibrate(head(x_held), y_held)
-    results = {"held_out": score(head, x_held, task.held_out.labels)}
+    results = {"held_out": score(head, x_held, task.held_out.labels, temperature)}
     if task.report is not None:
-        results["report"] = score(head, _inputs(fields, position, task.report), task.report.labels)
+        results["report"] = score(head, _inputs(fields, position, task.report), task.report.labels, temperature)
     finished = Head(
         name=task.name,
         kind=task.kind,

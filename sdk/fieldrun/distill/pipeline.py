@@ -17,22 +17,23 @@ from tokenizers import Tokenizer
 from fieldrun.checkpoint import Checkpoint
 from fieldrun.errors import FieldrunError, OutputExists, TrainingError
 from fieldrun.storage import sha256_bytes, write_json
-from fieldrun.student import Head, StudentConfig
+from fieldrun.student import Head, StudentConfig, check_tensors
 from fieldrun.tensors import Array
 
 from .compressor import Compressed, TaskHeads, make_heads, pair_input, train_compressor
-from .heads import finish_head, score
-from .pool import TaskData, TextPool, build_pool
+from .finetune import finetune_teacher
+from .heads import finish_head, score, score_similarity
+from .pool import Split, TaskData, TextPool, build_pool
 from .recipe import DistillRecipe, load_recipe
 from .state import load_json, load_state, reason, save_state
 from .student import Student
 from .teacher import (
     default_layers,
     extract_raw_field,
-    load_teacher,
     load_tokenizer,
     teacher_hashes,
     teacher_shape,
+    token_vectors,
     tokenize,
 )
 from .training import arithmetic, fields_of, train_student
@@ -94,6 +95,7 @@ class _Run:
         self, recipe: DistillRecipe, data: Path, teacher: Path, hashes: dict[str, str], work: Path, progress: Progress
     ) -> None:
         self.recipe, self.data, self.teacher, self.hashes, self.work = recipe, data, teacher, hashes, work
+        self.teacher_name = teacher.resolve().name
         self.progress = progress
         self.seconds: dict[str, float] = load_json(work / "seconds.json", {})
 
@@ -105,10 +107,13 @@ class _Run:
         tokenizer, vocab_size = self._tokenizer()
         config = recipe.student.config(vocab_size=vocab_size, max_tokens=recipe.training.max_tokens)
         self.progress("read", 1, 1)
+        if recipe.finetune is not None:
+            self.teacher = self._timed("fine-tuning", lambda: self._tune(pool))
         raw = self._timed("raw field", lambda: self._raw(pool))
         compressed = self._timed("compressor", lambda: self._compress(pool, raw, config.field_dim))
         sequences = tokenize(tokenizer, pool.texts)
         student, heads, curve = self._timed("student", lambda: self._train(config, pool, sequences, compressed))
+        check_tensors(student.tensors(), config.shapes(), "the student")
         finished, results = self._finish(student, heads, pool, sequences, compressed)
         checkpoint = Checkpoint(
             name=recipe.name,
@@ -118,7 +123,7 @@ class _Run:
             heads=tuple(finished),
             licence=recipe.licence,
             provenance={
-                "teacher": {"name": self.teacher.resolve().name, "sha256": self.hashes},
+                "teacher": {"name": self.teacher_name, "sha256": self.hashes, "finetuned": recipe.finetune is not None},
                 "data": self._data(pool),
                 "results": {name: value["student"] for name, value in results.items()},
             },
@@ -155,6 +160,17 @@ class _Run:
                 "use a WordPiece (BERT) encoder"
             )
         return tokenizer, max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    def _tune(self, pool: TextPool) -> Path:
+        assert self.recipe.finetune is not None  # asked in run
+        return finetune_teacher(
+            pool,
+            self.teacher,
+            self.work / "tuned",
+            self.recipe,
+            arithmetic(self.recipe.finetune.dtype),
+            lambda done, total: self.progress("fine-tuning", done, total),
+        )
 
     def _raw(self, pool: TextPool) -> Array:
         recipe = self.recipe.teacher
@@ -195,9 +211,11 @@ class _Run:
     ) -> tuple[Student, TaskHeads, list[dict[str, float]]]:
         torch.manual_seed(self.recipe.seed)
         student = Student(config, self.recipe.training.dropout)
-        student.start_from(self._embeddings())
+        student.start_from(token_vectors(self.teacher, config.vocab_size))
         heads = make_heads(pool, config.field_dim)
         heads.load_state_dict(compressed.heads.state_dict())
+        native = {corpus.file: corpus.tasks for corpus in self.recipe.corpus}
+        native |= {f"{task.name}, altered": (task.name,) for task in self.recipe.tasks}
         curve = train_student(
             student,
             heads,
@@ -205,18 +223,13 @@ class _Run:
             sequences,
             compressed,
             self.recipe.training,
-            {corpus.file: corpus.tasks for corpus in self.recipe.corpus},
+            native,
             self.recipe.seed,
             self.work,
             lambda done, total: self.progress("student", done, total),
             {task.name: task.repeat for task in self.recipe.tasks},
         )
         return student, heads, curve
-
-    def _embeddings(self) -> Array:
-        teacher: Any = load_teacher(self.teacher, torch.float32)
-        weight: torch.Tensor = teacher.get_input_embeddings().weight
-        return weight.cpu().numpy()
 
     def _finish(
         self,
@@ -231,14 +244,29 @@ class _Run:
             self.progress("heads", number, len(pool.tasks))
             splits = [task.held_out, *([task.report] if task.report else [])]
             splits += [task.train] if task.kind == "pair" else []
-            rows = np.unique(np.concatenate([split.rows.reshape(-1) for split in splits]))
-            position = {int(row): i for i, row in enumerate(rows)}
-            fields = fields_of(student, sequences, rows, self.recipe.training.max_tokens)
+            fields, position = self._fields_of(student, sequences, splits)
             head, scores = finish_head(task, heads[task.name], fields, position)
             finished.append(head)
             results[task.name] = {"student": scores, "compressed_field": self._teacher_score(task, compressed)}
+        for task in pool.similarities:
+            split = task.report or task.held_out
+            fields, position = self._fields_of(student, sequences, [split])
+            name = "report" if task.report else "held_out"
+            every = torch.from_numpy(compressed.field)
+            results[task.name] = {
+                "student": {name: score_similarity(fields, position, split)},
+                "compressed_field": score_similarity(every, {i: i for i in range(len(every))}, split),
+            }
         self.progress("heads", len(pool.tasks), len(pool.tasks))
         return finished, results
+
+    def _fields_of(
+        self, student: Student, sequences: Sequence[Sequence[int]], splits: Sequence[Split]
+    ) -> tuple[torch.Tensor, dict[int, int]]:
+        """Return the student's fields of the texts of `splits`, and in which row of them a text of the pool is."""
+        rows = np.unique(np.concatenate([split.rows.reshape(-1) for split in splits]))
+        fields = fields_of(student, sequences, rows, self.recipe.training.max_tokens)
+        return fields, {int(row): i for i, row in enumerate(rows)}
 
     def _teacher_score(self, task: TaskData, compressed: Compressed) -> dict[str, Any]:
         split = task.report or task.held_out

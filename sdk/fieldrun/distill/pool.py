@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,20 +12,26 @@ import numpy.typing as npt
 from fieldrun.dataset import Dataset, read_tsv
 from fieldrun.errors import DatasetError, RecipeError
 from fieldrun.storage import sha256_file
+from fieldrun.tensors import Array
 
 from .recipe import CorpusRecipe, DistillRecipe, TaskRecipe, is_task_name
 
 __all__ = ["Split", "TaskData", "TextPool", "build_pool", "discover_tasks"]
 
+_SENTENCES = 600  # to hold out of a file of phrases; each takes five or so others out of the train rows
+_REPLACED, _LEFT_OUT = 0.15, 0.1  # of the words of an altered copy
 Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Labelled rows: `rows` is `(n,)` for single tasks, `(n, 2)` for pairs, into the pool's texts; `labels` `(n,)`."""
+    """Labelled rows: `rows` is `(n,)` for single tasks, `(n, 2)` for pairs, into the pool's texts; `labels` `(n,)`.
+
+    The labels of a similarity task are float32 grades within 0..1, those of the others label numbers.
+    """
 
     rows: Integers
-    labels: Integers
+    labels: Array
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -33,7 +39,10 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskData:
-    """One task's splits. `train` is learnt from, `held_out` (a slice of train) chooses, `report` is only reported."""
+    """One task's splits. `train` is learnt from, `held_out` (a slice of train) chooses, `report` is only reported.
+
+    `kind` is `single`, `pair` or `similarity`; a similarity task has no labels, but a grade per pair.
+    """
 
     name: str
     kind: str
@@ -45,12 +54,17 @@ class TaskData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPool:
-    """All texts. Texts before `n_transfer` may be trained on; the others are held out or for the report."""
+    """All texts. Texts before `n_transfer` may be trained on; the others are held out or for the report.
+
+    The first `n_labelled` texts stand in a train file. `tasks` are the classifiers, `similarities` the graded pairs.
+    """
 
     texts: tuple[str, ...]
     n_transfer: int
+    n_labelled: int
     corpus: Mapping[str, tuple[int, int]]
     tasks: tuple[TaskData, ...]
+    similarities: tuple[TaskData, ...]
     hashes: Mapping[str, str]
 
 
@@ -89,7 +103,9 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
             raise DatasetError(f"task {task.name!r} mixes files of single texts and of pairs")
         labels = tuple(sorted({label for s in sets for label in s.labels}))
         n = sum(len(s) for s in sets)
-        if len(labels) < 2 or n < 20:
+        if task.similarity:
+            labels = _check_grades(task, [*sets, *([report] if report else [])])
+        elif len(labels) < 2 or n < 20:
             raise DatasetError(
                 f"task {task.name!r} has {n} rows and {len(labels)} labels; it needs 20 rows and 2 labels"
             )
@@ -108,7 +124,14 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
     for task, labels, sets, report, order in raw:
         rows = [text for s in sets for text in s.texts]
         names = [label for s in sets for label in s.labels]
-        held = {int(i) for i in order[: min(2000, max(2, round(recipe.training.held_out * len(rows))))]}
+        wanted = min(2000, max(2, round(recipe.training.held_out * len(rows))))
+        if task.phrases:
+            held, dropped = _hold_out_sentences([str(text) for text in rows], order, min(wanted, _SENTENCES))
+            kept = [i for i in range(len(rows)) if i not in dropped]
+            renumber = {i: k for k, i in enumerate(kept)}
+            rows, names, held = [rows[i] for i in kept], [names[i] for i in kept], {renumber[i] for i in held}
+        else:
+            held = {int(i) for i in order[:wanted]}
         for text in (rows[i] for i in sorted(held)):
             reserved.update(dict.fromkeys(_parts(text)))
         if report is not None:
@@ -118,31 +141,106 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
     for _, _, rows, _, _, _ in plans:
         for text in rows:
             seen.update(dict.fromkeys(part for part in _parts(text) if part not in reserved))
+    n_labelled = len(seen)
     spans: dict[str, tuple[int, int]] = {}
     for corpus in recipe.corpus:
         lines, hashes[f"corpus/{corpus.file}.txt"] = _corpus_lines(data, corpus)
-        lines = [line for line in lines if line not in reserved]
+        if corpus.treebank:
+            lines = [line.replace("n't", " n't") if number % 2 else line for number, line in enumerate(lines)]
+        lines = [line for line in lines if line not in reserved and len(line) <= corpus.max_chars]
         start = len(seen)
         for i in rng.permutation(len(lines)):
             if len(seen) - start == corpus.rows:
                 break
             seen.setdefault(lines[i])
         spans[corpus.file] = (start, len(seen))
+    for task, _, rows, _, held, _ in plans:
+        start = len(seen)
+        own = dict.fromkeys(part for i, text in enumerate(rows) if i not in held for part in _parts(text))
+        for text in _altered([text for text in own if text in seen], task.augment, rng):
+            if text not in reserved:
+                seen.setdefault(text)
+        if task.augment:
+            spans[f"{task.name}, altered"] = (start, len(seen))
     n_transfer = len(seen)
     for text in reserved:
         seen.setdefault(text)
     index = {text: i for i, text in enumerate(seen)}
-    tasks = []
+    tasks: list[TaskData] = []
+    similarities: list[TaskData] = []
     for task, labels, rows, names, held, report in plans:
         kept = [i for i in range(len(rows)) if i not in held and not any(p in reserved for p in _parts(rows[i]))]
         if not kept:
             raise DatasetError(f"task {task.name!r}: every train text is also held out or reported on; add other rows")
-        train = _split([rows[i] for i in kept], [names[i] for i in kept], labels, index, task.name)
-        slice_ = _split([rows[i] for i in sorted(held)], [names[i] for i in sorted(held)], labels, index, task.name)
-        reported = None if report is None else _split(report.texts, report.labels, labels, index, task.name)
-        kind = "pair" if train.rows.ndim == 2 else "single"
-        tasks.append(TaskData(name=task.name, kind=kind, labels=labels, train=train, held_out=slice_, report=reported))
-    return TextPool(texts=tuple(seen), n_transfer=n_transfer, corpus=spans, tasks=tuple(tasks), hashes=hashes)
+        train = _split([rows[i] for i in kept], [names[i] for i in kept], labels, index, task)
+        slice_ = _split([rows[i] for i in sorted(held)], [names[i] for i in sorted(held)], labels, index, task)
+        reported = None if report is None else _split(report.texts, report.labels, labels, index, task)
+        kind = "similarity" if task.similarity else "pair" if train.rows.ndim == 2 else "single"
+        made = TaskData(name=task.name, kind=kind, labels=labels, train=train, held_out=slice_, report=reported)
+        (similarities if task.similarity else tasks).append(made)
+    return TextPool(
+        texts=tuple(seen),
+        n_transfer=n_transfer,
+        n_labelled=n_labelled,
+        corpus=spans,
+        tasks=tuple(tasks),
+        similarities=tuple(similarities),
+        hashes=hashes,
+    )
+
+
+def _check_grades(task: TaskRecipe, sets: Sequence[Dataset]) -> tuple[str, ...]:
+    """Return no labels, for a similarity task whose labels are numbers of pairs; `DatasetError` when they are not."""
+    for data in sets:
+        if data.kind != "pair":
+            raise DatasetError(f"task {task.name!r} grades similarity; {data.path} must have pairs of texts")
+        for record, label in enumerate(data.labels):
+            try:
+                valid = 0 <= float(label) <= task.similarity
+            except ValueError:
+                valid = False
+            if not valid:
+                raise DatasetError(
+                    f"{data.where(record)}: {label!r} is not a grade within 0..{task.similarity:g}; "
+                    "correct it, or set `similarity` in the recipe to the highest grade"
+                )
+    return ()
+
+
+def _hold_out_sentences(rows: Sequence[str], order: Integers, wanted: int) -> tuple[set[int], set[int]]:
+    """Hold out whole sentences of a file whose rows are phrases of one another, as those of SST-2 are.
+
+    Returns:
+        The numbers of the first `wanted` rows in `order` that are no phrase of another row, and those of their
+        phrases of four words or more, which may be neither trained on nor held out.
+    """
+    words = [text.split() for text in rows]
+    inner: set[tuple[str, ...]] = set()
+    for row in words:
+        inner.update(tuple(row[i:j]) for i in range(len(row)) for j in range(i + 1, len(row) + 1) if j - i < len(row))
+    whole = [int(i) for i in order if tuple(words[i]) not in inner]
+    held = set(whole[:wanted])
+    theirs = {tuple(words[k][i:j]) for k in held for i in range(len(words[k])) for j in range(i + 4, len(words[k]) + 1)}
+    dropped = {i for i, row in enumerate(words) if i not in held and tuple(row) in theirs}
+    return held, dropped
+
+
+def _altered(texts: Sequence[str], times: int, rng: np.random.Generator) -> Iterator[str]:
+    """Yield `times` altered copies of every text: some words left out or replaced by other words of the texts.
+
+    The copies have no label: the teacher says what they mean (after Tang et al. 2019).
+    """
+    if not times:
+        return
+    words = np.array([word for text in texts for word in text.split()], object)
+    for text in texts:
+        old = text.split()
+        for _ in range(times):
+            chance, other = rng.random(len(old)), rng.integers(0, len(words), len(old))
+            new = [words[o] if c < _REPLACED else w for w, c, o in zip(old, chance, other, strict=True)]
+            new = [w for w, c in zip(new, chance, strict=True) if c < 1 - _LEFT_OUT]
+            if new and new != old:
+                yield " ".join(new)
 
 
 def _corpus_lines(data: Path, corpus: CorpusRecipe) -> tuple[list[str], str]:
@@ -167,13 +265,14 @@ def _split(
     names: Sequence[str],
     labels: Sequence[str],
     index: Mapping[str, int],
-    task: str,
+    task: TaskRecipe,
 ) -> Split:
+    rows = np.array([[index[p] for p in _parts(text)] for text in texts], np.int64)
+    rows = rows[:, 0] if rows.shape[1] == 1 else rows
+    if task.similarity:
+        return Split(rows=rows, labels=np.array([float(name) / task.similarity for name in names], np.float32))
     number = {label: i for i, label in enumerate(labels)}
     unknown = next((name for name in names if name not in number), None)
     if unknown is not None:
-        raise DatasetError(f"task {task!r}: the report file has the label {unknown!r}, which no train row has")
-    rows = np.array([[index[p] for p in _parts(text)] for text in texts], np.int64)
-    return Split(
-        rows=rows[:, 0] if rows.shape[1] == 1 else rows, labels=np.array([number[name] for name in names], np.int64)
-    )
+        raise DatasetError(f"task {task.name!r}: the report file has the label {unknown!r}, which no train row has")
+    return Split(rows=rows, labels=np.array([number[name] for name in names], np.int64))

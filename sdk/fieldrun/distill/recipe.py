@@ -15,6 +15,7 @@ __all__ = [
     "CompressorRecipe",
     "CorpusRecipe",
     "DistillRecipe",
+    "FinetuneRecipe",
     "StudentRecipe",
     "TaskRecipe",
     "TeacherRecipe",
@@ -70,8 +71,41 @@ class TeacherRecipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneRecipe:
+    """Fine-tuning of the teacher on all tasks at once, before its field is read.
+
+    `frozen_layers` of its layers, from the embeddings on, keep their weights. A batch is of one task and has at most
+    `tokens` tokens, padding included, and `rows` rows.
+    """
+
+    learning_rate: float = 5e-5
+    head_learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    rows: int = 64
+    tokens: int = 800
+    max_tokens: int = 64
+    frozen_layers: int = 3
+    dtype: str = "auto"
+    checkpoint_steps: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "tokens", "checkpoint_steps"):
+            _whole(f"finetune.{name}", getattr(self, name))
+        _whole("finetune.max_tokens", self.max_tokens, _LEAST_TOKENS)
+        _whole("finetune.frozen_layers", self.frozen_layers, 0)
+        for name in ("learning_rate", "head_learning_rate"):
+            _number(f"finetune.{name}", getattr(self, name), 1e-9, 1)
+        _number("finetune.weight_decay", self.weight_decay, 0, 1)
+        _dtype("finetune.dtype", self.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CompressorRecipe:
-    """The AN1 compressor: steps of Adam on reconstruction + task + geometry, and the weights of the three losses."""
+    """The AN1 compressor: steps of Adam on reconstruction + task + geometry, and the weights of the losses.
+
+    Geometry and `similarity` (of graded pairs) count for the whole field and for its first `prefixes` numbers, so that
+    a prefix is a smaller field (Matryoshka representation learning, Kusupati et al. 2022).
+    """
 
     steps: int = 1500
     batch: int = 512
@@ -81,6 +115,8 @@ class CompressorRecipe:
     reconstruction: float = 1.0
     task: float = 0.3
     geometry: float = 2.0
+    similarity: float = 1.0
+    prefixes: tuple[int, ...] = (64, 128)
 
     def __post_init__(self) -> None:
         _whole("compressor.steps", self.steps, 20)  # a tenth of them warms up
@@ -88,7 +124,12 @@ class CompressorRecipe:
             _whole(f"compressor.{name}", getattr(self, name))
         _number("compressor.learning_rate", self.learning_rate, 1e-9, 1)
         _number("compressor.dropout", self.dropout, 0, 0.9)
-        for name in ("reconstruction", "task", "geometry"):
+        if not isinstance(self.prefixes, list | tuple):
+            raise RecipeError(f"compressor.prefixes must be a list of integers, not {self.prefixes!r}")
+        object.__setattr__(self, "prefixes", tuple(self.prefixes))
+        for prefix in self.prefixes:
+            _whole("compressor.prefixes: a prefix", prefix)
+        for name in ("reconstruction", "task", "geometry", "similarity"):
             _number(f"compressor.{name}", getattr(self, name), 0, 1e6)
 
 
@@ -97,17 +138,19 @@ class StudentRecipe:
     """The student's shape (`fieldrun.student.StudentConfig`); the vocabulary is the teacher's."""
 
     embedding_dim: int = 384
-    width: int = 192
+    width: int = 128
     offsets: tuple[int, ...] = (-1, 0, 1)
-    ngram_orders: tuple[int, ...] = (2, 3)
+    ngrams: tuple[tuple[int, ...], ...] = ((-1, 0), (-2, -1, 0))
     ngram_buckets: int = 65521
     mixer_kernel: int = 0
-    hidden: int = 256
+    mixer_width: int = 0
+    mean: bool = True
+    hidden: int = 128
 
     def __post_init__(self) -> None:
         config = self.config(vocab_size=1, max_tokens=_LEAST_TOKENS)
         object.__setattr__(self, "offsets", config.offsets)
-        object.__setattr__(self, "ngram_orders", config.ngram_orders)
+        object.__setattr__(self, "ngrams", config.ngrams)
 
     def config(self, vocab_size: int, max_tokens: int) -> StudentConfig:
         """Return the student's shape; `RecipeError` when there can be no such student."""
@@ -122,14 +165,17 @@ class TrainingRecipe:
     """The student's training: `epochs` over the texts, and more of them where they come to less than `min_steps`.
 
     `regression` (of the field), `distill` (the teacher heads' soft labels), `labels` and `geometry` (in-batch
-    similarities) weigh the losses; `other_tasks` says how much the soft labels of other tasks count on a text;
-    `held_out` is the share of every train file that is kept for choosing and calibrating.
+    similarities) weigh the losses; `other_tasks` says how much the soft labels of other tasks count on a text; `pairs`
+    weighs the losses of `pair_rows` rows of the pair and similarity tasks that come with every batch; `held_out` is the
+    share of every train file that is kept for choosing and calibrating. Embedding and n-gram table learn at
+    `learning_rate * table_rate`.
     """
 
     epochs: int = 8
     min_steps: int = 1
     batch: int = 512
     learning_rate: float = 2e-3
+    table_rate: float = 1.0
     weight_decay: float = 0.01
     dropout: float = 0.2
     max_tokens: int = 96
@@ -138,6 +184,8 @@ class TrainingRecipe:
     labels: float = 0.25
     other_tasks: float = 0.2
     geometry: float = 2.0
+    pairs: float = 1.0
+    pair_rows: int = 32
     held_out: float = 0.05
     dtype: str = "auto"
     checkpoint_steps: int = 400
@@ -147,10 +195,12 @@ class TrainingRecipe:
             _whole(f"training.{name}", getattr(self, name))
         _whole("training.max_tokens", self.max_tokens, _LEAST_TOKENS)
         _number("training.learning_rate", self.learning_rate, 1e-9, 1)
+        _number("training.table_rate", self.table_rate, 1e-6, 1)
         _number("training.weight_decay", self.weight_decay, 0, 1)
         _number("training.dropout", self.dropout, 0, 0.9)
         _number("training.held_out", self.held_out, 0.001, 0.5)
-        for name in ("regression", "distill", "labels", "other_tasks", "geometry"):
+        _whole("training.pair_rows", self.pair_rows, 0)
+        for name in ("regression", "distill", "labels", "other_tasks", "geometry", "pairs"):
             _number(f"training.{name}", getattr(self, name), 0, 1e6)
         _dtype("training.dtype", self.dtype)
 
@@ -160,18 +210,34 @@ class TaskRecipe:
     """One task: a folder of the data with `train` files, and a `report` file that is only ever reported on.
 
     `repeat` is how often an epoch of the student shows its train texts: more for a task with few rows among many.
+    `phrases` says that the rows are phrases of one another: only whole sentences are held out then, and their phrases
+    are left out. `similarity` is the highest grade of a task whose labels grade the similarity of pairs from 0 on.
+    `augment` is how many altered copies of every train text are added to the transfer text, for the teacher to label.
+    `tune` is how often fine-tuning the teacher shows the train rows, and `tune_rows` how many of them at most.
     """
 
     name: str
     train: tuple[str, ...] = ("train.tsv",)
     report: str | None = None
     repeat: int = 1
+    phrases: bool = False
+    similarity: float = 0
+    augment: int = 0
+    tune: int = 1
+    tune_rows: int | None = None
     licence: str = "unstated"
 
     def __post_init__(self) -> None:
         if not is_task_name(self.name):
             raise RecipeError(f"a task cannot be named {self.name!r}; use letters, digits, '-' and '_'")
         _whole(f"task {self.name!r}: repeat", self.repeat)
+        _whole(f"task {self.name!r}: augment", self.augment, 0)
+        _whole(f"task {self.name!r}: tune", self.tune, 0)
+        if self.tune_rows is not None:
+            _whole(f"task {self.name!r}: tune_rows", self.tune_rows)
+        _number(f"task {self.name!r}: similarity", self.similarity, 0, 1e6)
+        if not isinstance(self.phrases, bool):
+            raise RecipeError(f"task {self.name!r}: phrases must be true or false, not {self.phrases!r}")
         if isinstance(self.train, str) or not self.train or not all(isinstance(name, str) for name in self.train):
             raise RecipeError(f"task {self.name!r}: train must be a list of file names")
         object.__setattr__(self, "train", tuple(self.train))
@@ -179,10 +245,16 @@ class TaskRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusRecipe:
-    """Unlabelled text, one a line: `rows` are drawn from `file`; the soft labels of `tasks` count fully on it."""
+    """Unlabelled text, one a line: `rows` are drawn from `file`; the soft labels of `tasks` count fully on it.
+
+    Lines of more than `max_chars` characters are left out. With `treebank`, every second line has its negations apart
+    ("does n't"), as the Penn Treebank and with it SST-2 write them.
+    """
 
     file: str
     rows: int
+    max_chars: int = 1000
+    treebank: bool = False
     tasks: tuple[str, ...] = ()
     licence: str = "unstated"
 
@@ -191,16 +263,23 @@ class CorpusRecipe:
             raise RecipeError(f"corpus {self.file!r}: tasks must be a list of task names")
         object.__setattr__(self, "tasks", tuple(self.tasks))
         _whole(f"corpus {self.file!r}: rows", self.rows)
+        _whole(f"corpus {self.file!r}: max_chars", self.max_chars)
+        if not isinstance(self.treebank, bool):
+            raise RecipeError(f"corpus {self.file!r}: treebank must be true or false, not {self.treebank!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillRecipe:
-    """A whole training run. Without `tasks`, every folder of the data that has a `train.tsv` is a task."""
+    """A whole training run. Without `tasks`, every folder of the data that has a `train.tsv` is a task.
+
+    Without `finetune` the teacher stays as it is.
+    """
 
     name: str
     seed: int
     licence: str
     teacher: TeacherRecipe
+    finetune: FinetuneRecipe | None
     compressor: CompressorRecipe
     student: StudentRecipe
     training: TrainingRecipe
@@ -249,6 +328,8 @@ def load_recipe(recipe: str | Path) -> DistillRecipe:
         "student": StudentRecipe,
         "training": TrainingRecipe,
     }
+    if "finetune" in value:
+        value["finetune"] = from_mapping(FinetuneRecipe, value["finetune"], f"{path}: [finetune]", RecipeError)
     for section, cls in sections.items():
         value[section] = from_mapping(cls, value.get(section, {}), f"{path}: [{section}]", RecipeError)
     for section, cls in (("tasks", TaskRecipe), ("corpus", CorpusRecipe)):
@@ -256,6 +337,6 @@ def load_recipe(recipe: str | Path) -> DistillRecipe:
         if not isinstance(entries, list):
             raise RecipeError(f"{path}: write [[{section}]], once per entry")
         value[section] = tuple(from_mapping(cls, entry, f"{path}: [[{section}]]", RecipeError) for entry in entries)
-    value = {"name": path.stem, "seed": 0, "licence": "unstated"} | value
+    value = {"name": path.stem, "seed": 0, "licence": "unstated", "finetune": None} | value
     result: DistillRecipe = from_mapping(DistillRecipe, value, str(path), RecipeError)
     return result

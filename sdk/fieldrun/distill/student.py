@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fieldrun.student import HASH_MULTIPLIERS, SCORE_CLIP, StudentConfig
+from fieldrun.student import HASH_MULTIPLIERS, SCORE_FLOOR, StudentConfig
 from fieldrun.tensors import Array
 
 __all__ = ["Student"]
@@ -35,20 +35,26 @@ class Student(nn.Module):
         self.window = nn.Linear(config.embedding_dim, config.width * len(config.offsets), bias=False)
         self.window_bias = nn.Parameter(torch.zeros(config.width))
         self.ngram: nn.Embedding | None = None
-        if config.ngram_orders:
+        if config.ngrams:
             self.ngram = nn.Embedding(config.ngram_buckets, config.width)
             nn.init.zeros_(self.ngram.weight)
-        self.mixer = nn.Linear(config.mixer_kernel * config.width, config.width) if config.mixer_kernel else None
-        self.pool = nn.Linear(config.width, 1)
-        self.hidden = nn.Linear(2 * config.width, config.hidden)
-        self.field = nn.Linear(config.hidden, config.field_dim)
+        self.mixer: nn.Linear | None = None
+        if config.mixer_kernel:
+            self.mixer = nn.Linear(config.mixer_kernel * config.width, config.mixer_width, bias=False)
+            with torch.no_grad():  # starts as the sum of its tokens, so that the tables learn from the first step on
+                self.mixer.weight += torch.eye(config.mixer_width, config.width).repeat(1, config.mixer_kernel)
+        self.pool: nn.Parameter | None = None
+        if config.mean:
+            self.pool = nn.Parameter(torch.full((config.pooled // 2, 1), 0.1))  # its absolute value is the weight
+        self.hidden = nn.Linear(config.pooled, config.hidden) if config.hidden else None
+        self.field = nn.Linear(config.hidden or config.pooled, config.field_dim)
 
-    def start_from(self, word_embeddings: Array) -> None:
-        """Start the embedding from a teacher's, `(vocabulary, hidden)`, rotated to its leading directions if narrower.
+    def start_from(self, token_vectors: Array) -> None:
+        """Start the embedding from a vector per token, `(vocabulary, hidden)`, in its leading directions if narrower.
 
         A teacher may have more rows than its tokenizer has tokens, for alignment, or fewer, for added tokens.
         """
-        centred = torch.from_numpy(np.asarray(word_embeddings, np.float32))
+        centred = torch.from_numpy(np.asarray(token_vectors, np.float32))
         centred = centred - centred.mean(0)
         width = min(self.config.embedding_dim, centred.shape[1])
         if width < centred.shape[1]:
@@ -64,25 +70,30 @@ class Student(nn.Module):
         """Return the field of `ids`, padded at the end with id 0."""
         config = self.config
         mask = (ids != 0).unsqueeze(-1).float()
-        blocks = self.window(self.embedding(ids)).float().split(config.width, dim=-1)
+        # a batch of ten thousand tokens has some three thousand different ones: only those are projected
+        different, place = torch.unique(ids, return_inverse=True)
+        blocks = self.window(self.embedding(different)).float()[place].split(config.width, dim=-1)
         y = self.window_bias.expand(*ids.shape, -1)
         for offset, block in zip(config.offsets, blocks, strict=True):
             y = y + _shift(block, offset)
         if self.ngram is not None:
-            for order in config.ngram_orders:
+            for number, gram in enumerate(config.ngrams):
                 rows = torch.zeros_like(ids)
-                for k in range(order):
-                    rows = rows + _shift(ids, -k) * HASH_MULTIPLIERS[k]
+                for i, offset in enumerate(gram):
+                    rows = rows + _shift(ids, offset) * HASH_MULTIPLIERS[(i + number) % len(HASH_MULTIPLIERS)]
                 y = y + self.ngram(rows % config.ngram_buckets)
-        h = functional.relu(y) * mask
+        g = functional.relu(y) * mask
         if self.mixer is not None:
-            reach = config.mixer_kernel // 2
-            window = torch.cat([_shift(h, k) for k in range(-reach, reach + 1)], dim=-1)
-            h = (h + functional.relu(self.mixer(window)).float()) * mask
-        a = self.pool(h).float().clamp(-SCORE_CLIP, SCORE_CLIP).exp() * mask
-        pooled = torch.cat([(a * h).sum(1) / a.sum(1), h.amax(1)], dim=-1)
+            together = torch.cat([_shift(g, k) for k in range(config.mixer_kernel)], dim=-1)
+            g = functional.relu(self.mixer(together)).float()
+        pooled = g.amax(1)
+        if self.pool is not None:
+            a = g @ self.pool.abs()
+            pooled = torch.cat([(a * g).sum(1) / (a.sum(1) + SCORE_FLOOR), pooled], dim=-1)
         pooled = functional.dropout(pooled, self.dropout, self.training)
-        field: torch.Tensor = self.field(functional.relu(self.hidden(pooled))).float()
+        if self.hidden is not None:
+            pooled = functional.relu(self.hidden(pooled))
+        field: torch.Tensor = self.field(pooled).float()
         return field
 
     def tensors(self) -> dict[str, Array]:
@@ -97,8 +108,10 @@ class Student(nn.Module):
         if self.ngram is not None:
             tensors["ngram"] = self.ngram.weight
         if self.mixer is not None:
-            tensors["mixer.weight"] = self.mixer.weight.T.reshape(config.mixer_kernel, config.width, config.width)
-            tensors["mixer.bias"] = self.mixer.bias
-        for name, layer in (("pool", self.pool), ("hidden", self.hidden), ("field", self.field)):
-            tensors |= {f"{name}.weight": layer.weight.T, f"{name}.bias": layer.bias}
+            tensors["mixer.weight"] = self.mixer.weight.T
+        if self.pool is not None:
+            tensors["pool.weight"] = self.pool.abs()
+        for name, layer in (("hidden", self.hidden), ("field", self.field)):
+            if layer is not None:
+                tensors |= {f"{name}.weight": layer.weight.T, f"{name}.bias": layer.bias}
         return {name: np.ascontiguousarray(t.detach().cpu().float().numpy()) for name, t in tensors.items()}

@@ -32,6 +32,7 @@ __all__ = [
     "load_tokenizer",
     "teacher_hashes",
     "teacher_shape",
+    "token_vectors",
     "tokenize",
 ]
 
@@ -122,6 +123,27 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[array[int]]:
         encodings = tokenizer.encode_batch_fast(list(texts[start : start + _TEXTS_PER_CALL]))
         ids += [array("i", encoding.ids) for encoding in encodings]
     return ids
+
+
+def token_vectors(folder: Path, vocab_size: int) -> npt.NDArray[np.float32]:
+    """Return what the teacher in `folder` makes of every token alone, `(vocab_size, hidden) float32`.
+
+    The mean of the last layer over [CLS], the token and [SEP], as static embeddings are distilled (model2vec, MinishLab
+    2024): it says more of a token's meaning than the teacher's own input embedding. Tokens that the teacher has no
+    embedding of are zero.
+    """
+    frame = load_tokenizer(folder).encode("").ids
+    teacher: Any = load_teacher(folder, torch.float32)
+    device, known = next(teacher.parameters()).device, teacher.get_input_embeddings().num_embeddings
+    out = np.zeros((vocab_size, teacher_shape(folder)[1]), np.float32)
+    for start in range(0, min(vocab_size, known), 512):
+        tokens = torch.arange(start, min(start + 512, vocab_size, known))[:, None]
+        parts = [torch.full_like(tokens, frame[0]), tokens, torch.full_like(tokens, frame[-1])]
+        ids = torch.cat(parts, dim=1).to(device)
+        with torch.inference_mode():
+            states = teacher(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        out[start : start + len(tokens)] = states.float().mean(1).cpu().numpy()
+    return out
 
 
 def extract_raw_field(

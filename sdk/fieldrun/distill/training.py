@@ -16,8 +16,8 @@ from fieldrun.errors import TrainingError
 from fieldrun.reference import pad_ids
 from fieldrun.tensors import Array
 
-from .compressor import Compressed, TaskHeads, similarity_loss
-from .pool import TextPool
+from .compressor import Compressed, TaskHeads, graded_loss, pair_input, similarity_loss, sum_of
+from .pool import TaskData, TextPool
 from .recipe import TrainingRecipe
 from .state import load_state, save_state
 from .student import Student
@@ -29,16 +29,16 @@ _SORTED_BATCHES = 32
 
 
 def arithmetic(dtype: str) -> str:
-    """Resolve `"auto"`: bfloat16 on a GPU or a CPU with AMX, float32 elsewhere."""
+    """Resolve `"auto"`: bfloat16 on a GPU or a CPU with bfloat16 arithmetic, float32 elsewhere."""
     if dtype != "auto":
         return dtype
     if torch.cuda.is_available():
         return "bfloat16"
     try:
-        fast = "amx_bf16" in Path("/proc/cpuinfo").read_text("utf-8")
+        flags = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:
-        fast = False
-    return "bfloat16" if fast else "float32"
+        return "float32"
+    return "bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"
 
 
 def _epoch_rows(pool: TextPool, repeats: Mapping[str, int]) -> Array:
@@ -66,6 +66,7 @@ class _Targets:
     ) -> None:
         self.field, self.heads, self.recipe = torch.from_numpy(compressed.field), compressed.heads, recipe
         self.tasks = [task for task in pool.tasks if task.kind == "single"]
+        self.pairs = [task for task in (*pool.tasks, *pool.similarities) if task.kind != "single"]
         self.labels = {task.name: np.full(pool.n_transfer, -1, np.int64) for task in self.tasks}
         self.weights = {task.name: np.full(pool.n_transfer, recipe.other_tasks, np.float32) for task in self.tasks}
         for task in self.tasks:
@@ -94,6 +95,25 @@ class _Targets:
                 loss = loss + recipe.labels * nll / len(rows)
         return loss
 
+    def draw_pairs(self, rng: np.random.Generator) -> list[tuple[TaskData, Array]]:
+        """Return the rows of every pair and similarity task that come with a batch: task, numbers of train rows."""
+        share = self.recipe.pair_rows // max(1, len(self.pairs))
+        return [(task, rng.integers(0, len(task.train), share)) for task in self.pairs if share]
+
+    def pair_loss(self, field: torch.Tensor, heads: TaskHeads, task: TaskData, pick: Array) -> torch.Tensor:
+        """Return the loss of `pick` rows of a pair or similarity task, whose texts' fields alternate in `field`."""
+        target = self.field[task.train.rows[pick].reshape(-1)].to(field.device)
+        labels = torch.from_numpy(task.train.labels[pick]).to(field.device)
+        if task.kind == "similarity":
+            teacher = functional.cosine_similarity(target[0::2], target[1::2])
+            return 4 * graded_loss(field, (labels + teacher) / 2)
+        head, own = self.heads[task.name], heads[task.name]
+        with torch.no_grad():
+            soft = functional.softmax(head(pair_input(target[0::2], target[1::2])), dim=-1)
+        logits = functional.log_softmax(own(pair_input(field[0::2], field[1::2])), dim=-1)
+        known = functional.one_hot(labels, soft.shape[1]).float()
+        return -((soft + known) / 2 * logits).sum(-1).mean()
+
 
 def train_student(
     student: Student,
@@ -107,6 +127,7 @@ def train_student(
     work: Path,
     progress: Callable[[int, int], None] | None = None,
     repeats: Mapping[str, int] | None = None,
+    rows: Array | None = None,
 ) -> list[dict[str, float]]:
     """Train `student` and `heads` in place on the transfer texts; return the loss curve.
 
@@ -115,7 +136,7 @@ def train_student(
 
     Args:
         student: with its first weights.
-        heads: one linear head per task, first weights the compressor's; pair heads are left alone.
+        heads: one linear head per task, first weights the compressor's.
         pool: texts below `pool.n_transfer` are trained on.
         sequences: token ids of all texts, special tokens included.
         compressed: the field of all texts and the teacher's heads.
@@ -125,6 +146,7 @@ def train_student(
         work: folder of the state file.
         progress: called with (steps done, steps in all).
         repeats: task -> how often its train texts come in an epoch, once when None; for tasks with few rows.
+        rows: the texts of an epoch, in place of all of them, for short trials.
 
     Raises:
         TrainingError: the loss is not finite, or the state file belongs to another run.
@@ -137,15 +159,19 @@ def train_student(
     targets = _Targets(pool, compressed, recipe, native)
     tables = [p for n, p in student.named_parameters() if n in ("embedding.weight", "ngram.weight")]
     rest = [p for n, p in student.named_parameters() if n not in ("embedding.weight", "ngram.weight")]
-    head_parameters = [p for task in targets.tasks for p in heads[task.name].parameters()]
+    head_parameters = list(heads.parameters())
     rest += head_parameters
-    groups = [{"params": tables, "weight_decay": 0.0}, {"params": rest, "weight_decay": recipe.weight_decay}]
+    # Adam moves a row that is rarely seen by some thirty times its rate, whatever the gradient's size: tables go slower
+    groups = [
+        {"params": tables, "weight_decay": 0.0, "share": recipe.table_rate},
+        {"params": rest, "weight_decay": recipe.weight_decay, "share": 1.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
     clipped = [*student.parameters(), *head_parameters]
 
     n = pool.n_transfer
     lengths = np.array([min(len(s), recipe.max_tokens) for s in sequences[:n]])
-    epoch_rows = _epoch_rows(pool, repeats or {})
+    epoch_rows = _epoch_rows(pool, repeats or {}) if rows is None else rows
     per_epoch = sum(
         math.ceil(min(recipe.batch * _SORTED_BATCHES, len(epoch_rows) - i) / recipe.batch)
         for i in range(0, len(epoch_rows), recipe.batch * _SORTED_BATCHES)
@@ -153,6 +179,13 @@ def train_student(
     epochs = max(recipe.epochs, math.ceil(recipe.min_steps / per_epoch))
     total = per_epoch * epochs
     warmup = min(_WARMUP_STEPS, max(1, total // 10))
+
+    def fields(rows: Array) -> torch.Tensor:
+        ids = torch.from_numpy(pad_ids([sequences[i][: recipe.max_tokens] for i in rows])).to(device)
+        with torch.autocast(device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext():
+            field: torch.Tensor = student(ids)
+        return field.float()
+
     state = _State(work / "student.state", student, heads, optimizer, {"total": total, "n": n, "seed": seed})
     step, curve, running = state.restore()
     for epoch in range(step // per_epoch, epochs):
@@ -161,11 +194,14 @@ def train_student(
             torch.manual_seed(seed * 1_000_003 + step)  # dropout of a step is the same after a resume
             rate = min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / total))
             for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * max(rate, 1e-3)
-            ids = torch.from_numpy(pad_ids([sequences[i][: recipe.max_tokens] for i in rows])).to(device)
-            with torch.autocast(device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext():
-                field = student(ids)
-            loss = targets.loss(field.float(), heads, rows)
+                group["lr"] = recipe.learning_rate * max(rate, 1e-3) * float(group["share"])
+            pairs = targets.draw_pairs(np.random.default_rng([seed, epoch, step]))
+            texts = np.concatenate([task.train.rows[pick].reshape(-1) for task, pick in pairs] or [rows[:0]])
+            loss = targets.loss(fields(rows), heads, rows)
+            if len(texts):
+                parts = torch.split(fields(texts), [2 * len(pick) for _, pick in pairs])
+                losses = (targets.pair_loss(f, heads, *pair) for f, pair in zip(parts, pairs, strict=True))
+                loss = loss + recipe.pairs * sum_of(losses)
             if not torch.isfinite(loss):
                 raise TrainingError(f"the loss is not finite at step {step}; lower training.learning_rate")
             optimizer.zero_grad()

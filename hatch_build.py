@@ -1,0 +1,41 @@
+"""Compile the native engine when fieldrun is installed; without a C compiler the other engines do its work."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+SOURCE = "runtimes/fieldrun_runtimes/native.c"
+LIBRARY = "runtimes/fieldrun_runtimes/_native.so"
+FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno", "-Wno-psabi")
+
+
+class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
+    """Adds the compiled library to wheels and to editable installs."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile, and mark the wheel as one for this platform; say why where it cannot be."""
+        del version
+        library = Path(self.root, LIBRARY)
+        library.unlink(missing_ok=True)
+        compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
+        if compiler is None:
+            self.app.display_warning("no C compiler: fieldrun is installed without its native engine")
+            return
+        partial = library.with_name("_native.partial.so")
+        command = [compiler, *FLAGS, "-o", str(partial), str(Path(self.root, SOURCE)), "-lm"]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ended.returncode != 0:
+            partial.unlink(missing_ok=True)
+            self.app.display_warning(f"fieldrun is installed without its native engine:\n{ended.stderr[-2000:]}")
+            return
+        partial.replace(library)
+        build_data["artifacts"].append(f"/{LIBRARY}")
+        build_data["pure_python"] = False
+        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"py3-none-{platform}"

@@ -1,0 +1,159 @@
+"""The native engine: one call of a small C library (`native.c`), compiled when fieldrun is installed.
+
+It computes what the NumPy engine does, on the same mapped weights, in float32 throughout, one text at a time and
+without padding; so a text's answer is the same bits alone, in any batch and in any bucket.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fieldrun.bundle import Bundle
+from fieldrun.errors import EngineError
+from fieldrun.student import SCORE_FLOOR
+from fieldrun.tensors import Array
+
+from .numpy_engine import NumpyEngine
+
+__all__ = ["LIBRARY", "NativeEngine", "is_compiled"]
+
+LIBRARY = Path(__file__).parent.parent / "_native.so"
+"""Where the installation puts the compiled library."""
+
+_PANEL = 16  # outputs that stand together in a packed weight, as in native.c
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        ("inputs", ctypes.c_int32),
+        ("outputs", ctypes.c_int32),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("output_scale", ctypes.c_void_p),
+        ("input_scale", ctypes.c_float),
+    )
+
+
+class _Network(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("shifts", "blocks", "width", "kernel", "left", "right", "mean")),
+        *((name, ctypes.c_void_p) for name in ("shift", "coef", "modulus", "base")),
+        *((name, ctypes.c_void_p) for name in ("table_q", "table_f", "table_scale", "score")),
+        ("floor", ctypes.c_float),
+        ("share", ctypes.c_float),
+        *((name, _Layer) for name in ("mixer", "hidden", "output")),
+    )
+
+
+def is_compiled() -> bool:
+    """Say whether the library was compiled when fieldrun was installed."""
+    return LIBRARY.is_file()
+
+
+@cache
+def _library() -> Any:
+    if not is_compiled():
+        raise EngineError(
+            "the native engine was not compiled: no C compiler was there when fieldrun was installed; "
+            "install gcc and then fieldrun again, or use engine='auto'"
+        )
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+        library.fieldrun_run.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int32] * 2 + [ctypes.c_void_p] * 3
+        library.fieldrun_scratch.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(ctypes.c_int64)]
+        library.fieldrun_scratch.restype = ctypes.c_int64
+    except (OSError, AttributeError) as error:
+        raise EngineError(f"the native engine cannot be loaded: {error}; install fieldrun again") from error
+    return library
+
+
+class NativeEngine:
+    """Runs any bundle with the compiled library; each thread that calls it has a scratch of its own."""
+
+    def __init__(self, bundle: Bundle, threads: int, weights: Mapping[str, Array]) -> None:
+        self._library = _library()
+        self._call = self._library.fieldrun_run
+        plain = NumpyEngine(bundle, threads, weights)  # checks the weights, and knows the pair heads
+        self.run_pairs = plain.run_pairs
+        net = bundle.manifest.network
+        self._kept: list[Array] = []  # what the structure points at
+        self._net = _Network(
+            shifts=len(net.shifts),
+            blocks=weights["rows.coef"].shape[1],
+            width=net.width,
+            kernel=max(1, net.mixer_kernel),
+            left=net.margins[0],
+            right=net.margins[1],
+            mean=net.mean,
+            shift=self._keep(np.array(net.shifts, np.int32)),
+            coef=self._keep(weights["rows.coef"], np.int32),
+            modulus=self._keep(weights["rows.modulus"], np.int32),
+            base=self._keep(weights["rows.base"], np.int32),
+            table_q=self._keep(weights["table"]) if weights["table"].dtype == np.int8 else None,
+            table_f=None if weights["table"].dtype == np.int8 else self._keep(weights["table"], np.float32),
+            table_scale=self._keep(weights["table.scale"], np.float32),
+            score=self._keep(weights["score.weight"], np.float32) if net.mean else None,
+            floor=SCORE_FLOOR,
+            share=float(1 / weights["mean.gain"][0]),
+            mixer=self._layer(weights, "mixer") if net.mixer_kernel else _Layer(),
+            hidden=self._layer(weights, "hidden") if net.hidden else _Layer(),
+            output=self._layer(weights, "output"),
+        )
+        self._address = ctypes.addressof(self._net)
+        self._outputs, self._dim = int(self._net.output.outputs), net.field_dim
+        self._shifts_only = sum(net.margins)
+        self._longest = max(bucket.length for bucket in bundle.manifest.buckets)
+        self._local = threading.local()
+
+    def run(self, ids: Array) -> tuple[Array, Array]:
+        """Return field `(batch, dim)` and logits `(batch, labels)` of `ids`, framed as `Network.frame` says."""
+        try:
+            floats, integers = self._local.scratch
+        except AttributeError:
+            floats, integers = self._scratch()
+        batch, framed = ids.shape
+        if framed - self._shifts_only > self._longest:
+            raise EngineError(f"ids of {framed} positions; the largest bucket takes {self._longest} tokens")
+        if ids.dtype != np.int32 or not ids.flags.c_contiguous:
+            ids = np.ascontiguousarray(ids, np.int32)
+        output = np.empty((batch, self._outputs), np.float32)
+        if self._call(self._address, ids.ctypes.data, batch, framed, output.ctypes.data, floats, integers):
+            raise EngineError("a row of ids is all padding")
+        return output[:, : self._dim], output[:, self._dim :]
+
+    def _scratch(self) -> tuple[int, int]:
+        """Make this thread's scratch and return the addresses of its floats and integers."""
+        count = ctypes.c_int64()
+        floats = np.empty(self._library.fieldrun_scratch(self._address, self._longest, ctypes.byref(count)), np.float32)
+        integers = np.empty(count.value, np.uint32)
+        self._local.kept = floats, integers
+        self._local.scratch = floats.ctypes.data, integers.ctypes.data
+        found: tuple[int, int] = self._local.scratch
+        return found
+
+    def _keep(self, array: Array, dtype: Any = None) -> int:
+        """Keep `array`, contiguous and of `dtype`, and return its address."""
+        kept = np.ascontiguousarray(array, dtype)
+        self._kept.append(kept)
+        return int(kept.ctypes.data)
+
+    def _layer(self, weights: Mapping[str, Array], name: str) -> _Layer:
+        weight = np.asarray(weights[f"{name}.weight"], np.float32)
+        inputs, outputs = weight.shape
+        if name == "mixer":
+            weight = np.pad(weight, ((0, 0), (0, -outputs % _PANEL))).reshape(inputs, -1, _PANEL).transpose(1, 0, 2)
+        layer = _Layer(inputs=inputs, outputs=outputs, weight=self._keep(weight))
+        if f"{name}.bias" in weights:
+            layer.bias = self._keep(weights[f"{name}.bias"], np.float32)
+        if weights[f"{name}.weight"].dtype == np.int8:
+            scale = weights[f"{name}.input_scale"]
+            layer.input_scale = float(scale[0])
+            layer.output_scale = self._keep(weights[f"{name}.weight_scale"] * scale, np.float32)
+        return layer
