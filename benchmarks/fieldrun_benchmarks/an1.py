@@ -29,7 +29,13 @@ from fieldrun.distill.compressor import pair_input, train_compressor
 from fieldrun.distill.heads import fit_pair_head
 from fieldrun.distill.pool import Split, TaskData, TextPool, build_pool
 from fieldrun.distill.recipe import DistillRecipe, load_recipe
-from fieldrun.distill.teacher import default_layers, extract_raw_field, teacher_hashes, teacher_shape
+from fieldrun.distill.teacher import (
+    default_layers,
+    extract_raw_field,
+    teacher_hashes,
+    teacher_shape,
+    texts_digest,
+)
 from fieldrun.distill.training import arithmetic
 from fieldrun.errors import DatasetError, UsageError
 from fieldrun.storage import read_json, write_json
@@ -40,7 +46,7 @@ from .probe import Features, Floats, Integers, Moments, Probe, accumulate, fit, 
 from .record import write_record
 from .spectrum import principal, spectra
 
-__all__ = ["DIRECTIONS", "TeacherFields", "main", "restrict"]
+__all__ = ["DIRECTIONS", "TeacherFields", "borrow", "main", "restrict"]
 
 DIRECTIONS = (1, 3, 8, 32, 128, 256)
 _DIM = 256
@@ -50,10 +56,17 @@ Scores = dict[str, dict[str, Any]]
 """Task to n, accuracy, interval, hits and, of a probe, the settings chosen."""
 
 
-def restrict(pool: TextPool) -> TextPool:
-    """Return the pool of its classification tasks alone: train texts first, no corpus, nothing else."""
-    train = np.unique(np.concatenate([task.train.rows.reshape(-1) for task in pool.tasks]))
-    others = [_report(task).rows for task in pool.tasks] + [task.held_out.rows for task in pool.tasks]
+def restrict(pool: TextPool, train_rows: int | None = None, report_rows: int | None = None) -> TextPool:
+    """Return the pool of its classification tasks alone: train texts first, no corpus, nothing else.
+
+    Of a task with more than `train_rows` or `report_rows`, so many are drawn, the same each time.
+    """
+    tasks = [
+        dataclasses.replace(t, train=_drawn(t.train, train_rows), report=_drawn(_report(t), report_rows))
+        for t in pool.tasks
+    ]
+    train = np.unique(np.concatenate([task.train.rows.reshape(-1) for task in tasks]))
+    others = [_report(task).rows for task in tasks] + [task.held_out.rows for task in tasks]
     rest = np.setdiff1d(np.concatenate([rows.reshape(-1) for rows in others]), train)
     order = np.concatenate([train, rest])
     position = np.full(len(pool.texts), -1, np.int64)
@@ -62,19 +75,42 @@ def restrict(pool: TextPool) -> TextPool:
     def moved(split: Split) -> Split:
         return dataclasses.replace(split, rows=position[split.rows])
 
-    tasks = tuple(
+    moved_tasks = tuple(
         dataclasses.replace(t, train=moved(t.train), held_out=moved(t.held_out), report=moved(_report(t)))
-        for t in pool.tasks
+        for t in tasks
     )
     return TextPool(
         texts=tuple(pool.texts[i] for i in order),
         n_transfer=len(train),
         n_labelled=len(train),
         corpus={},
-        tasks=tasks,
+        tasks=moved_tasks,
         similarities=(),
         hashes=pool.hashes,
     )
+
+
+def _drawn(split: Split, count: int | None) -> Split:
+    if count is None or len(split) <= count:
+        return split
+    kept = np.sort(np.random.default_rng(0).permutation(len(split))[:count])
+    return Split(rows=split.rows[kept], labels=split.labels[kept])
+
+
+def borrow(pool: TextPool, suite: TextPool, lent: Path, out: Path) -> None:
+    """Write to `out` the rows that the suite needs of the raw field `lent`, which a training run read of `pool`.
+
+    Raises:
+        DatasetError: `lent` is not finished, or was read of other texts than the pool's.
+    """
+    state = read_json(lent.with_suffix(".npy.json"))
+    if state["texts_sha256"] != texts_digest(pool.texts) or state["done"] != len(pool.texts):
+        raise DatasetError(f"{lent} is not the whole raw field of this recipe's texts; give the run's --work folder")
+    number = {text: i for i, text in enumerate(pool.texts)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.save(out, np.load(lent, mmap_mode="r")[[number[text] for text in suite.texts]])
+    about = {"texts_sha256": texts_digest(suite.texts), "done": len(suite.texts)}
+    write_json(out.with_suffix(".npy.json"), state | about | {"shape": [len(suite.texts), state["shape"][1]]})
 
 
 def _report(task: TaskData) -> Split:
@@ -306,12 +342,35 @@ def _student(name: str, suite: TextPool) -> tuple[dict[str, Any], Scores]:
 @click.option("--recipe", default="reference", show_default=True, help="Training recipe, by name or path.")
 @click.option("--student", default="reference", show_default=True, help="Bundle, by name or path.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="AN1 fields to train.")
-def main(data: Path, teachers: Sequence[str], work: Path, output: Path, recipe: str, student: str, seeds: int) -> None:
+@click.option("--steps", type=click.IntRange(20), help="Of an AN1 field's training.  [default: the recipe's]")
+@click.option("--rows", type=click.IntRange(1), help="Train rows a task at most, drawn.  [default: all]")
+@click.option("--report-rows", type=click.IntRange(1), help="Report rows a task at most, drawn.  [default: all]")
+@click.option("--lend", metavar="NAME=WORK", help="A training run's work folder that has a teacher's raw field.")
+def main(
+    data: Path,
+    teachers: Sequence[str],
+    work: Path,
+    output: Path,
+    recipe: str,
+    student: str,
+    seeds: int,
+    steps: int | None,
+    rows: int | None,
+    report_rows: int | None,
+    lend: str | None,
+) -> None:
     """Write the record behind docs/an1.md."""
     folders = dict(_named(teacher) for teacher in teachers)
     plan = load_recipe(recipe)
+    if steps is not None:
+        plan = dataclasses.replace(plan, compressor=dataclasses.replace(plan.compressor, steps=steps))
     click.echo("reading the suite", err=True)
-    suite = restrict(build_pool(dataclasses.replace(plan, corpus=()), data))
+    pool = build_pool(plan, data)
+    suite = restrict(pool, rows, report_rows)
+    if lend is not None:
+        name, run = _named(lend)
+        if not (work / name / "raw_field.npy").exists():
+            borrow(pool, suite, run / "raw_field.npy", work / name / "raw_field.npy")
     about, scores = _student(student, suite)
     hits = {name: Hits.of([entry]) for name, entry in scores.items()}
     numbers = [plan.seed + i for i in range(seeds)]
@@ -320,6 +379,8 @@ def main(data: Path, teachers: Sequence[str], work: Path, output: Path, recipe: 
     values = {
         "recipe": plan.name,
         "seeds": numbers,
+        "steps": plan.compressor.steps,
+        "rows_at_most": {"train": rows, "report": report_rows},
         "texts": {"train": suite.n_transfer, "all": len(suite.texts)},
         "tasks": {
             task.name: {

@@ -161,7 +161,7 @@ def _latency(path: Path, sets: dict[str, Dataset]) -> dict[str, Any]:
     for task in _SPEED_TASKS:
         texts = [text for text in sets[task].texts if isinstance(text, str)]
         engines: dict[str, Any] = {}
-        for engine in ("onnxruntime", "numpy", "null"):
+        for engine in ("native", "onnxruntime", "numpy", "null"):
             with fieldrun.load(path, engine=engine) as model:
                 subjects: dict[str, Callable[[str], object]] = {
                     "tokenizer": lambda text: tokenizer.encode_batch_fast([text])[0].ids,
@@ -189,7 +189,7 @@ def _labeller(model: fieldrun.FieldModel) -> Callable[[str], object]:
 
 def _buckets(bundle: Bundle) -> list[dict[str, Any]]:
     """Return the median microseconds of one call of each engine in every bucket, filled, in turns."""
-    engines = {name: open_engine(name, bundle, 1) for name in ("onnxruntime", "numpy")}
+    engines = {name: open_engine(name, bundle, 1) for name in ("native", "onnxruntime", "numpy")}
     network, rng = bundle.manifest.network, np.random.default_rng(0)
     found = []
     for bucket in bundle.manifest.buckets:

@@ -62,7 +62,7 @@ def _latency_table(records: Path) -> str:
         "|---|---|---|---|---|---|",
     ]
     for task, workload in record["workloads"].items():
-        for engine in ("onnxruntime", "numpy"):
+        for engine in ("native", "onnxruntime", "numpy"):
             values = workload["engines"][engine]
             whole = values["text_to_labels"]
             lines.append(
@@ -101,6 +101,33 @@ def _trials_table(records: Path) -> str:
     return "\n".join([*lines, "", _where(record)])
 
 
+def _fit_heads_table(records: Path) -> str:
+    record = read_record(records / "fit-heads.json", "fit-heads")
+    lines = [
+        "| Task | labels | n | examples | draws | `fit_head`, % | scikit-learn, % | difference, points |",
+        "|---" * 8 + "|",
+    ]
+    for task, about in record["tasks"].items():
+        name = f"{task}, unseen" if about["unseen"] else task
+        for examples, runs in about["examples"].items():
+            ours, theirs = ([100 * run[key]["accuracy"] for run in runs] for key in ("fit_head", "scikit_learn"))
+            difference = sum(a - b for a, b in zip(ours, theirs, strict=True)) / len(runs)
+            each = "all rows" if examples == "all" else f"{examples} a label"
+            shown = (" / ".join(f"{value:.1f}" for value in values) for values in (ours, theirs))
+            lines.append(
+                f"| {name} | {about['labels']} | {about['n']:,} | {each} | {len(runs)} "
+                f"| {' | '.join(shown)} | {difference:+.1f} |"
+            )
+    timed = record["timed"]
+    lines += [
+        "",
+        f"{timed['labels']} labels from {timed['rows']:,} texts: {timed['median_s']:.2f} s, texts to head, one thread.",
+        "",
+        _where(record),
+    ]
+    return "\n".join(lines)
+
+
 def _where(record: dict[str, Any]) -> str:
     about = record["conditions"]
     return (
@@ -115,6 +142,7 @@ _TABLES: dict[str, Callable[[Path], str]] = {
     "latency": _latency_table,
     "cold-start": _cold_table,
     "student-trials": _trials_table,
+    "fit-heads": _fit_heads_table,
     **an1_report.TABLES,
     **peers_report.TABLES,
 }

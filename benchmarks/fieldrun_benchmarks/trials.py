@@ -34,7 +34,7 @@ from fieldrun.distill.state import load_state
 from fieldrun.distill.student import Student
 from fieldrun.distill.teacher import load_tokenizer, token_vectors, tokenize
 from fieldrun.student import Head
-from fieldrun.tensors import Array, data_offsets, write_tensors
+from fieldrun.tensors import data_offsets, write_tensors
 from fieldrun_exporters.graph import WEIGHTS_FILE, field_graph
 from fieldrun_exporters.parity import open_session
 from fieldrun_exporters.passes.fold import fold

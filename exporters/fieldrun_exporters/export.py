@@ -22,7 +22,7 @@ from fieldrun import __version__
 from fieldrun.bundle import MANIFEST, SCHEMA, Bucket, Manifest, TaskSpec
 from fieldrun.card import render_card
 from fieldrun.checkpoint import Checkpoint
-from fieldrun.errors import ExportError, OutputExists, RecipeError
+from fieldrun.errors import ExportError, OutputExists
 from fieldrun.integrity import entry_of
 from fieldrun.reference import forward, head_logits, pad_ids
 from fieldrun.storage import new_folder, sha256_bytes, write_bytes, write_json

@@ -1,4 +1,8 @@
-"""Which engine `engine="auto"` takes: ONNX Runtime where it is installed and measured faster, else NumPy."""
+"""Which engine `engine="auto"` takes: the native one where it was compiled, else the faster of the other two.
+
+The native engine needs no measurement: it was the fastest in every bucket (benchmarks/records/latency.json), and to
+measure would import ONNX Runtime, which costs more time and memory than all the rest of a start.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from fieldrun.bundle import Bundle
 from fieldrun.errors import EngineError, MissingDependency
 
 from .engines import Engine, map_weights, open_engine
+from .engines.native_engine import is_compiled
 
 __all__ = ["Choice", "choose_engine"]
 
@@ -29,9 +34,9 @@ class Choice:
 
 
 def choose_engine(bundle: Bundle, name: str, threads: int) -> Choice:
-    """Open the engine `name` for `bundle`; `"auto"` opens both CPU engines and keeps the faster one.
+    """Open the engine `name` for `bundle`; `"auto"` opens the native engine, or else the faster one of the others.
 
-    The measurement is a handful of interleaved calls at batch 1 on a text of about 24 tokens, some milliseconds.
+    Their measurement is a handful of interleaved calls at batch 1 on a text of about 24 tokens, some milliseconds.
 
     Raises:
         UnknownName, MissingDependency, EngineError: as `open_engine`.
@@ -39,6 +44,11 @@ def choose_engine(bundle: Bundle, name: str, threads: int) -> Choice:
     if name != "auto":
         return Choice(name=name, engine=open_engine(name, bundle, threads), reason="asked for")
     weights = map_weights(bundle)
+    if is_compiled():
+        try:
+            return Choice(name="native", engine=open_engine("native", bundle, threads, weights), reason="compiled here")
+        except EngineError:  # a library of another machine: the others still run
+            pass
     plain = open_engine("numpy", bundle, threads, weights)
     if importlib.util.find_spec("onnxruntime") is None:
         return Choice(name="numpy", engine=plain, reason="onnxruntime is not installed")

@@ -123,10 +123,22 @@ def _cgroups(root: Path, controller: str) -> list[Path]:
     return folders
 
 
+def _is_native(package: Path) -> bool:
+    return (package / "_native.so").is_file()
+
+
 def engines() -> list[dict[str, Any]]:
     """Return one `{name, ready, version, command}` per engine; `command` brings it when it is not ready."""
     ort = util.find_spec("onnxruntime") is not None
+    runtimes = util.find_spec("fieldrun_runtimes")
+    native = runtimes is not None and runtimes.origin is not None and _is_native(Path(runtimes.origin).parent)
     return [
+        {
+            "name": "native",
+            "ready": native,
+            "version": _version("fieldrun") if native else None,
+            "command": None if native else "apt-get install gcc && pip install --force-reinstall --no-deps fieldrun",
+        },
         {"name": "numpy", "ready": True, "version": _version("numpy"), "command": None},
         {
             "name": "onnxruntime",
@@ -168,7 +180,7 @@ def extras() -> list[dict[str, Any]]:
     for name in about.get_all("Provides-Extra") or []:
         packages = {p: _version(p) for p in parse_requirements(metadata.requires("fieldrun") or [], name)}
         if "onnxruntime" in packages:
-            packages["onnxruntime"] = engines()[1]["version"]
+            packages["onnxruntime"] = engines()[-1]["version"]
         ready = all(packages.values())
         command = None if ready else f"pip install 'fieldrun[{name}]'"
         found.append({"name": name, "ready": ready, "packages": packages, "command": command})

@@ -18,7 +18,11 @@ import fieldrun
 from fieldrun.card import render_card
 from fieldrun.checkpoint import Checkpoint
 from fieldrun.distill import heads
-from fieldrun.errors import UsageError
+from fieldrun.distill.pool import build_pool
+from fieldrun.distill.recipe import load_recipe
+from fieldrun.distill.teacher import texts_digest
+from fieldrun.errors import DatasetError, UsageError
+from fieldrun.storage import read_json, write_json
 from fieldrun_benchmarks import an1, an1_card, an1_plots, an1_report, probe, tables
 from fieldrun_benchmarks.paired import Hits, compare, published, scored
 from fieldrun_benchmarks.probe import Floats, Integers, accumulate, fit, fit_rows
@@ -285,6 +289,33 @@ def test_a_second_run_goes_on_from_the_work_folder(
     monkeypatch.setattr(an1, "_METHOD", 99)  # other settings: what was kept does not count
     with pytest.raises(TypeError, match="not callable"):
         _run(suite, tmp_path / "work", tmp_path / "an1.json")
+
+
+def test_large_tasks_are_drawn_from_and_a_raw_field_is_lent(suite: Path, tmp_path: Path) -> None:
+    pool = build_pool(load_recipe(suite / "tiny.toml"), suite)
+    small, whole = an1.restrict(pool, 100, 50), an1.restrict(pool)
+    for task, every in zip(small.tasks, whole.tasks, strict=True):
+        assert task.report is not None
+        assert every.report is not None
+        assert (len(task.train), len(task.report)) == (100, 50)
+        for part, full in ((task.train, every.train), (task.report, every.report)):
+            rows = {(*np.atleast_1d(r).tolist(), int(y)) for r, y in zip(full.rows, full.labels, strict=True)}
+            texts = {tuple(whole.texts[i] for i in row[:-1]) + row[-1:] for row in rows}
+            for row, label in zip(part.rows, part.labels, strict=True):
+                assert (*(small.texts[i] for i in np.atleast_1d(row)), int(label)) in texts
+    lent = tmp_path / "run" / "raw_field.npy"
+    lent.parent.mkdir()
+    np.save(lent, np.arange(2 * len(pool.texts), dtype=np.float16).reshape(-1, 2))
+    state = {"texts_sha256": texts_digest(pool.texts), "done": len(pool.texts), "shape": [len(pool.texts), 2]}
+    write_json(lent.with_suffix(".npy.json"), state)
+    an1.borrow(pool, small, lent, tmp_path / "an1" / "raw_field.npy")
+    found = np.load(tmp_path / "an1" / "raw_field.npy")
+    assert [pool.texts[int(row[0]) // 2] for row in found] == list(small.texts)
+    about = read_json(tmp_path / "an1" / "raw_field.npy.json")
+    assert about == {"texts_sha256": texts_digest(small.texts), "done": len(small.texts), "shape": [len(small.texts), 2]}
+    write_json(lent.with_suffix(".npy.json"), state | {"done": 3})
+    with pytest.raises(DatasetError, match="not the whole raw field of this recipe's texts"):
+        an1.borrow(pool, small, lent, tmp_path / "other.npy")
 
 
 def test_a_teacher_needs_a_name(suite: Path, tmp_path: Path) -> None:

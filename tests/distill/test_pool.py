@@ -231,6 +231,17 @@ def test_altered_copies_are_transfer_text_without_labels(data: Path, recipe: Pat
     assert "mood, altered" not in plain.corpus
 
 
+def test_every_second_line_of_a_treebank_corpus_has_its_negations_apart(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    (folder / "corpus" / "talk.txt").write_text("".join(f"it isn't number {i}\n" for i in range(30)), "utf-8")
+    corpus = CorpusRecipe(file="talk", rows=30, treebank=True)
+    pool = build_pool(quick(corpus=(corpus,)), folder)
+    start, stop = pool.corpus["talk"]
+    want = {f"it is n't number {i}" if i % 2 else f"it isn't number {i}" for i in range(30)}
+    assert set(pool.texts[start:stop]) == want
+
+
 def test_long_corpus_lines_are_left_out(data: Path) -> None:
     pool = build_pool(quick(corpus=(CorpusRecipe(file="talk", rows=60, max_chars=20),)), data)
     start, stop = pool.corpus["talk"]

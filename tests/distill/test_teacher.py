@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from fieldrun.distill.teacher import (
     load_tokenizer,
     teacher_hashes,
     teacher_shape,
+    token_vectors,
     tokenize,
 )
 from fieldrun.errors import TrainingError
@@ -121,6 +122,19 @@ def test_the_raw_field_of_something_else_is_refused(teacher: Path, tmp_path: Pat
     with pytest.raises(TrainingError, match="another teacher"):
         extract_raw_field(TEXTS, other, out)
     assert out.read_bytes() == before
+
+
+def test_token_vectors_are_the_mean_of_the_last_layer(teacher: Path) -> None:
+    tokenizer = load_tokenizer(teacher)
+    more = tokenizer.get_vocab_size() + 5  # tokens that the teacher may not know
+    vectors, model = token_vectors(teacher, more), cast(Any, load_teacher(teacher, torch.float32))
+    known = model.get_input_embeddings().num_embeddings
+    frame = tokenizer.encode("").ids
+    for token in (0, 7, known - 1):
+        states = model(input_ids=torch.tensor([[frame[0], token, frame[1]]])).last_hidden_state
+        np.testing.assert_allclose(vectors[token], states[0].mean(0).numpy(), atol=1e-5)
+    assert len(vectors) == more
+    assert not vectors[known:].any()
 
 
 def test_texts_without_a_token(teacher: Path, tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from fieldrun.errors import (
     MissingDependency,
     OutputExists,
     ParityError,
-    RecipeError,
     StorageError,
     UnknownName,
 )
@@ -100,15 +99,6 @@ def test_a_layer_that_falls_out_of_int8_is_not_written(
 ) -> None:
     monkeypatch.setattr(module, "op_histogram", lambda path: {"MatMul": 4})
     assert "3 layers are int8, but ONNX Runtime runs 0" in refused(ExportError)
-
-
-def test_a_bucket_that_the_mixer_does_not_fill_is_refused(
-    refused: Callable[..., str], write_recipe: Callable[..., Path], tmp_path: Path
-) -> None:
-    message = refused(RecipeError, recipe=write_recipe(lengths=(8, 15, 24, 33)))
-    assert message == "the student mixes 2 tokens at a time; make the bucket length 15 a multiple"
-    make_toy(mixer_kernel=5).save(tmp_path / "five")
-    assert "mixes 5 tokens" in refused(RecipeError, checkpoint=tmp_path / "five")
 
 
 def test_wrong_inputs_write_nothing(refused: Callable[..., str], texts: list[str], tmp_path: Path) -> None:

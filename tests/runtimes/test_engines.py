@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ import pytest
 import fieldrun
 from fieldrun.bundle import Bundle
 from fieldrun.checkpoint import Checkpoint
-from fieldrun.errors import EngineError, MissingDependency, UnknownName
+from fieldrun.errors import BundleError, EngineError, MissingDependency, UnknownName
 from fieldrun.reference import forward, head_logits, pad_ids, pair_features, softmax
 from fieldrun.storage import read_json
 from fieldrun.tensors import Array
 from fieldrun_runtimes.choose import choose_engine
-from fieldrun_runtimes.engines import ENGINES, Engine, open_engine
+from fieldrun_runtimes.engines import ENGINES, Engine, map_weights, native_engine, open_engine
 from fieldrun_runtimes.engines import onnxruntime_engine as ort_engine
 from tests import toy
 from tests.toy import WORDS
@@ -208,15 +209,83 @@ def test_more_threads_give_the_same_answers(toy_bundle: Path) -> None:
         np.testing.assert_allclose(two, model.field(TEXTS), rtol=0, atol=1e-5)
 
 
-def test_auto_takes_one_and_says_why(toy_bundle: Path) -> None:
+@pytest.fixture
+def no_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As installed without a C compiler."""
+    monkeypatch.setattr(native_engine, "LIBRARY", Path("none.so"))
+    native_engine.load_library.cache_clear()
+    yield
+    native_engine.load_library.cache_clear()
+
+
+def test_auto_takes_what_was_compiled_here(toy_bundle: Path) -> None:
     with fieldrun.load(toy_bundle) as model:
-        assert model.engine in REAL
+        assert (model.engine, model.engine_reason) == ("native", "compiled here")
+
+
+def test_without_a_compiler_the_native_engine_says_what_to_do(toy_bundle: Path, no_native: None) -> None:
+    with pytest.raises(EngineError, match=r"not compiled: no C compiler .* install gcc and then fieldrun again"):
+        fieldrun.load(toy_bundle, engine="native")
+
+
+def test_a_library_of_another_machine_is_no_engine(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other.so").write_bytes(b"\x7fELF of some other machine")
+    monkeypatch.setattr(native_engine, "LIBRARY", tmp_path / "other.so")
+    native_engine.load_library.cache_clear()
+    with pytest.raises(EngineError, match=r"cannot be loaded: .*; install fieldrun again"):
+        fieldrun.load(toy_bundle, engine="native")
+    assert choose_engine(Bundle.load(toy_bundle), "auto", 1).name in ("numpy", "onnxruntime")
+    native_engine.load_library.cache_clear()
+
+
+def test_the_native_engine_stays_within_its_arrays(toy_bundle: Path) -> None:
+    bundle = Bundle.load(toy_bundle)
+    engine, frame = open_engine("native", bundle, 1), bundle.manifest.network.frame
+    field, _ = engine.run(frame([[2, -5, 2**31 - 1, 10**6, 3]], 1, 8))  # no ids of this vocabulary
+    assert np.isfinite(field).all()
+    with pytest.raises(EngineError, match="all padding"):
+        engine.run(frame([[0]], 1, 8))
+    with pytest.raises(EngineError, match="the largest bucket takes 256 tokens"):
+        engine.run(frame([[2, 3]], 1, 999))
+    wide = frame([[2, 9, 3]], 1, 8).astype(np.int64)
+    np.testing.assert_array_equal(engine.run(wide)[0], engine.run(frame([[2, 9, 3]], 1, 8))[0])
+
+
+@pytest.mark.parametrize("name", ["native", "numpy"])
+@pytest.mark.parametrize(
+    ("tensor", "change", "message"),
+    [
+        ("rows.base", lambda x: x + 10**6, "'table rows'"),
+        ("rows.modulus", lambda x: x * 0, "'rows.modulus'"),
+        ("table.scale", lambda x: x[:-1], "'table.scale'"),
+        ("hidden.weight", lambda x: x[:-1], "'hidden'"),
+        ("score.weight", lambda x: x[:-1], "'score.weight'"),
+        ("mixer.weight", lambda x: x[:, :-1], "'mixer'"),
+    ],
+)
+def test_weights_of_another_network_are_refused(
+    toy_bundle: Path, name: str, tensor: str, change: Callable[[Array], Array], message: str
+) -> None:
+    bundle = Bundle.load(toy_bundle)
+    weights = map_weights(bundle)
+    weights[tensor] = change(weights[tensor])
+    with pytest.raises(BundleError, match=f"{message} in weights.safetensors is not of the manifest's network"):
+        open_engine(name, bundle, 1, weights)
+
+
+def test_without_the_native_engine_auto_measures(toy_bundle: Path, no_native: None) -> None:
+    with fieldrun.load(toy_bundle) as model:
+        assert model.engine in ("numpy", "onnxruntime")
         assert all(word in model.engine_reason for word in ("measured here", "onnxruntime", "numpy", "us a text"))
     with fieldrun.load(toy_bundle, engine="numpy") as model:
         assert (model.engine, model.engine_reason) == ("numpy", "asked for")
 
 
-def test_without_onnxruntime_auto_takes_numpy(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnxruntime_auto_takes_numpy(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, no_native: None
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with fieldrun.load(toy_bundle) as model:
         assert (model.engine, model.engine_reason) == ("numpy", "onnxruntime is not installed")
@@ -243,7 +312,7 @@ def failing_session(*_: Any, **__: Any) -> None:
     ("session", "message"), [(OtherProvider, "it took.*Azure"), (failing_session, "cannot open b1-l.*no kernel")]
 )
 def test_a_session_that_is_not_what_was_asked_for(
-    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, session: Any, message: str
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, no_native: None, session: Any, message: str
 ) -> None:
     monkeypatch.setattr(ort_engine.import_onnxruntime(), "InferenceSession", session)
     with fieldrun.load(toy_bundle, engine="onnxruntime") as model, pytest.raises(EngineError, match=message) as caught:
@@ -256,7 +325,7 @@ def test_a_session_that_is_not_what_was_asked_for(
 
 def test_a_shape_without_a_bucket_is_refused(toy_bundle: Path) -> None:
     engine: Engine = open_engine("onnxruntime", Bundle.load(toy_bundle), 1)
-    with pytest.raises(EngineError, match=r"no bucket for ids of shape \(3, 20\); the bundle has \[\(1, 12\)"):
+    with pytest.raises(EngineError, match=r"no bucket for ids of shape \(3, 20\); the bundle has \[\(1, 13\)"):
         engine.run(np.ones((3, 20), np.int32))
     with pytest.raises(EngineError, match="no pair graph for a batch of 3"):
         engine.run_pairs(np.ones((3, 32), "f4"), np.ones((3, 32), "f4"))
@@ -264,10 +333,10 @@ def test_a_shape_without_a_bucket_is_refused(toy_bundle: Path) -> None:
 
 @pytest.mark.parametrize("name", ["torch", "", "ONNXRuntime", None])
 def test_an_unknown_engine_lists_the_known_ones(toy_bundle: Path, name: Any) -> None:
-    with pytest.raises(UnknownName, match="known: auto, null, numpy, onnxruntime") as caught:
+    with pytest.raises(UnknownName, match="known: auto, native, null, numpy, onnxruntime") as caught:
         fieldrun.load(toy_bundle, engine=name)
     assert caught.value.exit_code == 2
-    assert set(ENGINES) == {"null", "numpy", "onnxruntime"}
+    assert set(ENGINES) == {"native", "null", "numpy", "onnxruntime"}
 
 
 def test_telemetry_is_off_before_onnxruntime_is_imported(toy_bundle: Path) -> None:

@@ -22,7 +22,7 @@ from fieldrun.tensors import Array
 
 from .numpy_engine import NumpyEngine
 
-__all__ = ["LIBRARY", "NativeEngine", "is_compiled"]
+__all__ = ["LIBRARY", "NativeEngine", "is_compiled", "load_library"]
 
 LIBRARY = Path(__file__).parent.parent / "_native.so"
 """Where the installation puts the compiled library."""
@@ -58,7 +58,8 @@ def is_compiled() -> bool:
 
 
 @cache
-def _library() -> Any:
+def load_library() -> Any:
+    """Load the compiled library; `EngineError` when there is none or it is of another machine."""
     if not is_compiled():
         raise EngineError(
             "the native engine was not compiled: no C compiler was there when fieldrun was installed; "
@@ -78,7 +79,7 @@ class NativeEngine:
     """Runs any bundle with the compiled library; each thread that calls it has a scratch of its own."""
 
     def __init__(self, bundle: Bundle, threads: int, weights: Mapping[str, Array]) -> None:
-        self._library = _library()
+        self._library = load_library()
         self._call = self._library.fieldrun_run
         plain = NumpyEngine(bundle, threads, weights)  # checks the weights, and knows the pair heads
         self.run_pairs = plain.run_pairs
@@ -108,7 +109,7 @@ class NativeEngine:
         )
         self._address = ctypes.addressof(self._net)
         self._outputs, self._dim = int(self._net.output.outputs), net.field_dim
-        self._shifts_only = sum(net.margins)
+        self._margins = sum(net.margins)
         self._longest = max(bucket.length for bucket in bundle.manifest.buckets)
         self._local = threading.local()
 
@@ -119,12 +120,14 @@ class NativeEngine:
         except AttributeError:
             floats, integers = self._scratch()
         batch, framed = ids.shape
-        if framed - self._shifts_only > self._longest:
+        if framed - self._margins > self._longest:
             raise EngineError(f"ids of {framed} positions; the largest bucket takes {self._longest} tokens")
         if ids.dtype != np.int32 or not ids.flags.c_contiguous:
             ids = np.ascontiguousarray(ids, np.int32)
         output = np.empty((batch, self._outputs), np.float32)
-        if self._call(self._address, ids.ctypes.data, batch, framed, output.ctypes.data, floats, integers):
+        # an array's `ctypes` makes an object that costs more than the look-up of its address
+        start, end = ids.__array_interface__["data"][0], output.__array_interface__["data"][0]
+        if self._call(self._address, start, batch, framed, end, floats, integers):
             raise EngineError("a row of ids is all padding")
         return output[:, : self._dim], output[:, self._dim :]
 

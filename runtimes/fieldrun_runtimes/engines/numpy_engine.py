@@ -109,6 +109,8 @@ class _Dense:
             self._output_scale = weights[f"{name}.weight_scale"] * self._input_scale
 
     def __call__(self, x: Array) -> Array:
+        if x.ndim == 2:  # a text at a time: a BLAS may add a row of a batch in another order than the row alone
+            return self(x[:, None, :])[:, 0]
         if self._input_scale is None:
             y: Array = x @ self._weight
         else:

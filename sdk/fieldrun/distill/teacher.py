@@ -32,6 +32,7 @@ __all__ = [
     "load_tokenizer",
     "teacher_hashes",
     "teacher_shape",
+    "texts_digest",
     "token_vectors",
     "tokenize",
 ]
@@ -146,6 +147,14 @@ def token_vectors(folder: Path, vocab_size: int) -> npt.NDArray[np.float32]:
     return out
 
 
+def texts_digest(texts: Sequence[str]) -> str:
+    """Return the sha256 of `texts` in their order, by which a raw field knows what it was read of."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
+
+
 def extract_raw_field(
     texts: Sequence[str],
     folder: Path,
@@ -183,11 +192,8 @@ def extract_raw_field(
         raise TrainingError(f"layers {list(chosen)} are not within 0..{depth}, the hidden states of {folder}")
     if max_tokens > longest:
         raise TrainingError(f"the teacher in {folder} takes {longest} tokens; set teacher.max_tokens to that or less")
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     identity = {
-        "texts_sha256": digest.hexdigest(),
+        "texts_sha256": texts_digest(texts),
         "teacher": hashes,
         "layers": list(chosen),
         "max_tokens": max_tokens,
