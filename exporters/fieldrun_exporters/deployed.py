@@ -7,7 +7,8 @@
 | `rows.coef`, `rows.modulus`, `rows.base` | `(shifts, J)`, `(J,)`, `(J,)` int32; see below |
 | `<layer>.weight` | `(inputs, outputs)` float32 or int8 |
 | `<layer>.bias` | `(outputs,) float32`; the mixer has none |
-| `<layer>.weight_scale`, `<layer>.input_scale` | `(outputs,)`, `(1,) float32`, only with an int8 weight |
+| `<layer>.weight_scale` | `(outputs,) float32`, only with an int8 weight |
+| `<layer>.input_scale` | `(1,) float32`, only where the layer's input is int8 too |
 | `mean.gain` | `(1,) float32`: the mean over the tokens is multiplied by it, its rows of the next layer divided |
 | `score.weight` | `(width or mixer width, 1) float32`, not negative: the pooling score; only with a mean |
 
@@ -43,10 +44,11 @@ class Deployed:
         """Return the names of the layers `x @ weight + bias` that there are."""
         return tuple(name for name in _LAYERS if f"{name}.weight" in self.tensors)
 
-    def is_int8(self, layer: str) -> bool:
-        """Whether `layer` (or `"table"`) is stored as int8."""
-        name = layer if layer == "table" else f"{layer}.weight"
-        return self.tensors[name].dtype == np.int8
+    def precision(self, part: str) -> str:
+        """Return the type of `part`, a layer or `"table"`, as a recipe names it: fp32, int8 or int8-weights."""
+        if self.tensors[part if part == "table" else f"{part}.weight"].dtype != np.int8:
+            return "fp32"
+        return "int8" if part == "table" or f"{part}.input_scale" in self.tensors else "int8-weights"
 
     def nbytes(self) -> int:
         """Return the bytes of all tensors."""

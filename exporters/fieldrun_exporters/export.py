@@ -237,14 +237,14 @@ def _check_optimised(
     What must be int8 is taken from the recipe, not from what the passes left.
     """
     wants = {part: precision.of(part) for part in ("table", *deployed.dense())}
-    wrong = [name for name, want in wants.items() if deployed.is_int8(name) != (want == "int8")]
+    wrong = [name for name, want in wants.items() if deployed.precision(name) != want]
     if wrong:
         raise ExportError(f"the recipe wants {wrong[0]!r} in {wants[wrong[0]]}, but the passes left it otherwise")
     with tempfile.TemporaryDirectory() as scratch:
         optimised = Path(scratch) / "optimised.onnx"
         open_session(folder / bucket.graph, optimised=optimised)
         operators = {"graph": op_histogram(folder / bucket.graph), "optimised": op_histogram(optimised)}
-    layers = [n for n in deployed.dense() if n != "pairs" and deployed.is_int8(n)]
+    layers = [n for n in deployed.dense() if n != "pairs" and deployed.precision(n) == "int8"]
     integer = sum(
         operators["optimised"].get(op, 0) for op in ("MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger")
     )

@@ -62,7 +62,7 @@ class _Builder:
         """
         weight, tensors = self.weight(f"{layer}.weight"), self.deployed.tensors
         bias = f"{layer}.bias" in tensors
-        if self.deployed.is_int8(layer):
+        if self.deployed.precision(layer) == "int8":
             # a scalar: TensorRT and ONNX Runtime both want per-tensor scales without a shape
             scale = self.constant(f"{layer}.x_scale", tensors[f"{layer}.input_scale"][0].reshape(()))
             zero = self.constant(f"{layer}.x_zero", np.array(0, np.int8))
@@ -78,6 +78,11 @@ class _Builder:
             negative = -tensors[f"{layer}.bias"] if bias else np.zeros(outputs, np.float32)
             total = self.op("Sub", [total, self.constant(f"{layer}.negative_bias", negative)], f"{layer}.sum")
         else:
+            if self.deployed.precision(layer) == "int8-weights":
+                # Constants that ONNX Runtime folds when it opens the graph. Of a DequantizeLinear before a product it
+                # makes MatMulNBits, which rounds the input to int8 as well.
+                weight = self.op("Cast", [weight], f"{layer}.w_steps", to=TensorProto.FLOAT)
+                weight = self.op("Mul", [weight, self.weight(f"{layer}.weight_scale")], f"{layer}.w")
             inputs = [x, weight, *([self.weight(f"{layer}.bias")] if bias else [])]
             total = self.op("Gemm", inputs, f"{layer}.sum")
         return self.op("Relu", [total], f"{layer}.relu") if relu else total
@@ -114,7 +119,7 @@ def field_graph(
     rows = b.op("Add", [rows, b.weight("rows.base")], "rows")
 
     values = b.op("Gather", [b.weight("table"), rows], "values", axis=0)
-    if deployed.is_int8("table"):
+    if deployed.precision("table") == "int8":
         values = b.op("Cast", [values], "cast", to=TensorProto.FLOAT)
     scales = b.op("Gather", [b.weight("table.scale"), rows], "scales", axis=0)
     shape = np.array([batch, length + extra, 1, len(deployed.tensors["rows.base"])], np.int64)

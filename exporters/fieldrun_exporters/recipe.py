@@ -26,7 +26,8 @@ _PASSES = ("fold", "int8")
 class Precision:
     """What is stored and computed in which type.
 
-    `tables` are the look-ups, `mixer` and `hidden` the student's matrices, `output` the field's and the heads'.
+    `tables` are the look-ups, `mixer` and `hidden` the student's matrices, `output` the field's and the heads'. A
+    matrix in `"int8"` multiplies int8 by int8; in `"int8-weights"` it is stored as int8 and multiplied in float32.
     """
 
     tables: str = "fp32"
@@ -41,8 +42,9 @@ class Precision:
 
     def __post_init__(self) -> None:
         for name in ("tables", "mixer", "hidden", "output"):
-            if getattr(self, name) not in ("fp32", "int8"):
-                raise RecipeError(f"precision.{name} must be 'fp32' or 'int8', not {getattr(self, name)!r}")
+            known = ("fp32", "int8") if name == "tables" else ("fp32", "int8", "int8-weights")
+            if getattr(self, name) not in known:
+                raise RecipeError(f"precision.{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -290,13 +290,16 @@ class FieldModel:
     def predict_all(self, texts: Sequence[str]) -> dict[str, list[str]]:
         """Return the best label of each text for every single task, from one forward pass; raises as `encode` does."""
         encoding = self.encode(texts)
-        alone = len(encoding.field) == 1
+        row = encoding.logits[0] if len(encoding.logits) == 1 else None
         found: dict[str, list[str]] = {}
         for name, task in self._tasks.items():
-            if task.spec.kind == "single":
-                logits, labels = self._logits_of(encoding, task, None), task.spec.labels
-                # of one text, the best of a row is found in half of the time
-                found[name] = [labels[logits[0].argmax()]] if alone else [labels[i] for i in logits.argmax(1).tolist()]
+            spec = task.spec
+            if spec.kind != "single":
+                continue
+            if row is not None and task.head is None:  # one text: a third of the time
+                found[name] = [spec.labels[row[spec.start : spec.start + len(spec.labels)].argmax()]]
+            else:
+                found[name] = [spec.labels[i] for i in self._logits_of(encoding, task, None).argmax(1).tolist()]
         return found
 
     def rejection(self, texts: Texts, task: str) -> Floats:

@@ -312,7 +312,11 @@ def test_large_tasks_are_drawn_from_and_a_raw_field_is_lent(suite: Path, tmp_pat
     found = np.load(tmp_path / "an1" / "raw_field.npy")
     assert [pool.texts[int(row[0]) // 2] for row in found] == list(small.texts)
     about = read_json(tmp_path / "an1" / "raw_field.npy.json")
-    assert about == {"texts_sha256": texts_digest(small.texts), "done": len(small.texts), "shape": [len(small.texts), 2]}
+    assert about == {
+        "texts_sha256": texts_digest(small.texts),
+        "done": len(small.texts),
+        "shape": [len(small.texts), 2],
+    }
     write_json(lent.with_suffix(".npy.json"), state | {"done": 3})
     with pytest.raises(DatasetError, match="not the whole raw field of this recipe's texts"):
         an1.borrow(pool, small, lent, tmp_path / "other.npy")

@@ -31,8 +31,8 @@ def exported(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """The toy exported with both shipped recipes, and with every part in int8."""
     root = tmp_path_factory.mktemp("exported")
     shipped = (Path(recipe.__file__).parent / "recipes" / "cpu-int8.toml").read_text("utf-8")
-    assert shipped.count('tables = "int8"') == 1
-    (root / "all-int8.toml").write_text(shipped.replace('tables = "int8"', f"{ALL_INT8}  "), "utf-8")
+    precision = shipped[shipped.index("[precision]") : shipped.index("[buckets]")]
+    (root / "all-int8.toml").write_text(shipped.replace(precision, f"[precision]\n{ALL_INT8}\n\n"), "utf-8")
     recipes: dict[str, str | Path] = {
         "cpu-fp32": "cpu-fp32",
         "cpu-int8": "cpu-int8",
@@ -47,7 +47,7 @@ def test_a_recipe_exports_and_verifies(exported: dict[str, ExportReport], name: 
     bundle = Bundle.load(report.path)
     assert report.bytes == bundle.total_bytes()
     assert bundle.manifest.recipe["name"] == report.recipe == name
-    for engine in ("numpy", "onnxruntime"):
+    for engine in ("native", "numpy", "onnxruntime"):
         verified = fieldrun.verify(report.path, engine=engine)
         assert verified.passed, verified
         assert verified.texts >= 8
@@ -71,7 +71,7 @@ def test_every_bucket_is_measured_within_its_gate(exported: dict[str, ExportRepo
 
 def test_the_report_is_in_the_bundle(exported: dict[str, ExportReport], toy_checkpoint: Path) -> None:
     report = exported["all-int8"]
-    assert set(exported["cpu-int8"].passes[1].changed) == {"table"}
+    assert set(exported["cpu-int8"].passes[1].changed) == {"table", "hidden", "output", "pairs"}
     stored = read_json(report.path / "report.json")
     as_json = report.to_dict()
     for key in ("passes", "parity", "operators"):

@@ -31,11 +31,12 @@ IDS = [[2, 9, 10, 3], [2, 31, 3], [2, 8, 7, 6, 5, 11, 3]]
 
 @pytest.fixture(scope="module")
 def bundles(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> dict[str, Bundle]:
-    """The toy with small buckets, in both precisions."""
+    """The toy with small buckets, in every precision."""
     root, found = tmp_path_factory.mktemp("graphs"), {}
     for name, passes, precision in (
         ("fp32", '["fold"]', ""),
         ("int8", '["fold", "int8"]', ALL_INT8),
+        ("int8-weights", '["fold", "int8"]', ALL_INT8.replace('"int8"', '"int8-weights"').replace("-weights", "", 1)),
     ):
         recipe = root / f"{name}.toml"
         gate = {"min_cosine": 0.98, "max_abs": 0.5, "lengths": [8, 24]}
@@ -73,7 +74,7 @@ def evaluate(path: Path, feeds: dict[str, Array]) -> list[Array]:
     return [np.asarray(output) for output in evaluator.run(None, feeds)]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int8-weights"])
 def test_graphs_mean_the_same_to_the_onnx_reference(bundles: dict[str, Bundle], precision: str) -> None:
     bundle = bundles[precision]
     for bucket in bundle.manifest.buckets:
@@ -103,7 +104,7 @@ def test_float_graphs_are_the_numpy_reference(bundles: dict[str, Bundle], toy_ch
         np.testing.assert_allclose(open_session(graph).run(None, one)[0][0], expected[k], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int8-weights"])
 def test_external_data_points_at_the_right_bytes(bundles: dict[str, Bundle], precision: str) -> None:
     folder = bundles[precision].path
     tensors, offsets = read_tensors(folder / WEIGHTS_FILE), data_offsets(folder / WEIGHTS_FILE)

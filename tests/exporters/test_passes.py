@@ -191,9 +191,23 @@ def test_int8_reports_what_it_changed() -> None:
 def test_int8_of_the_tables_alone() -> None:
     result, report = int8(FOLDED[0], Precision(tables="int8"), {})
     assert list(report.changed) == ["table"]
-    assert not any(result.is_int8(layer) for layer in result.dense())
+    assert {result.precision(layer) for layer in result.dense()} == {"fp32"}
     assert result.tensors["mean.gain"].tolist() == [1]
     assert result.tensors["table.scale"].shape == (len(result.tensors["table"]),)
+
+
+def test_int8_weights_need_no_calibration_and_keep_eight_bits() -> None:
+    wanted = Precision(tables="int8", mixer="int8-weights", hidden="int8-weights", output="int8-weights")
+    result, report = int8(FOLDED[0], wanted, {})
+    assert {result.precision(layer) for layer in result.dense()} == {"int8-weights"}
+    assert not [name for name in result.tensors if name.endswith("input_scale")]
+    assert result.tensors["mean.gain"].tolist() == [1]
+    for layer in result.dense():
+        before, after = FOLDED[0].tensors[f"{layer}.weight"], result.tensors[f"{layer}.weight"]
+        scale = result.tensors[f"{layer}.weight_scale"]
+        assert (np.abs(after * scale - before) <= scale / 2 * (1 + 1e-4)).all()
+        assert (np.abs(after.astype(int)).max(0) == 127).all()
+        assert report.changed[layer]["bytes_after"] < report.changed[layer]["bytes_before"]
 
 
 def test_the_gain_goes_to_the_layer_that_takes_the_mean() -> None:

@@ -120,20 +120,24 @@ def test_every_length_in_every_bucket_is_the_reference(tmp_path: Path, student: 
                 assert (field.shape, logits.shape) == ((bucket.batch, 32), (bucket.batch, 6))
 
 
-def test_int8_layers_give_the_same_in_every_engine_and_bucket(toy_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layer", ["int8", "int8-weights"])
+def test_int8_layers_give_the_same_in_every_engine_and_bucket(toy_checkpoint: Path, tmp_path: Path, layer: str) -> None:
     recipe = tmp_path / "int8.toml"
     recipe.write_text(
         'schema = 1\npasses = ["fold", "int8"]\n'
-        '[precision]\ntables = "int8"\nmixer = "int8"\nhidden = "int8"\noutput = "int8"\n'
+        f'[precision]\ntables = "int8"\nmixer = "{layer}"\nhidden = "{layer}"\noutput = "{layer}"\n'
         "[buckets]\nbatches = [1, 4]\nlengths = [8, 24]\n[parity]\nmin_cosine = 0.98\nmax_abs = 0.5\n"
     )
     short = [text for text in TEXTS if len(text.split()) <= 20]
     path = fieldrun.export(toy_checkpoint, tmp_path / "b", recipe=recipe, calibration=short).path
-    with fieldrun.load(path, engine="numpy") as plain, fieldrun.load(path, engine="onnxruntime") as ort:
-        golden = read_json(path / "golden.json")["texts"]  # whose activations lie on no rounding boundary
-        a, b = plain.encode(golden), ort.encode(golden)
-        np.testing.assert_allclose(a.field, b.field, rtol=0, atol=1e-5)
-        np.testing.assert_allclose(a.logits, b.logits, rtol=0, atol=1e-5)
+    golden = read_json(path / "golden.json")["texts"]  # whose activations lie on no rounding boundary
+    found = []
+    for name in REAL:
+        with fieldrun.load(path, engine=name) as model:
+            found.append(model.encode(golden))
+    for other in found[1:]:
+        np.testing.assert_allclose(other.field, found[0].field, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(other.logits, found[0].logits, rtol=0, atol=1e-5)
 
 
 def test_the_null_engine_answers_zeros_in_the_right_shapes(toy_bundle: Path) -> None:

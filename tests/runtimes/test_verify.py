@@ -34,13 +34,13 @@ def tamper(toy_bundle: Path, tmp_path: Path) -> Callable[[Callable[[dict[str, An
     return call
 
 
-@pytest.mark.parametrize("engine", ["numpy", "onnxruntime", "auto"])
+@pytest.mark.parametrize("engine", ["native", "numpy", "onnxruntime", "auto"])
 def test_what_was_exported_verifies(toy_bundle: Path, engine: str) -> None:
     report = fieldrun.verify(toy_bundle, engine=engine)
     assert report.passed
     assert report.tokens_equal
     assert report.texts >= 8
-    assert report.engine in ("numpy", "onnxruntime")
+    assert report.engine == ("native" if engine == "auto" else engine)
     assert report.files == len(list(toy_bundle.iterdir()))
     assert max(report.max_abs_field, report.max_abs_scores) <= report.tolerance == 1e-5
     assert json.loads(json.dumps(report.to_dict()))["passed"] is True

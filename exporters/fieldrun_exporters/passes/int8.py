@@ -3,9 +3,10 @@
 This is the one int8 recipe that x86, aarch64 and the TensorRT parser all accept and that does not depend on the batch:
 explicit scales, zero points of 0, activation scales from calibration text.
 
-Dense weights keep to 7 bits, -63..63. On an x86 processor without VNNI, ONNX Runtime multiplies uint8 by int8 and adds
-two products in a saturating 16-bit integer: 2 * 255 * 127 does not fit it, 2 * 255 * 63 does. With 8 bits,
-the same bundle gave other answers on such a processor and failed its own verification.
+Where a layer's input is int8 too, its weights keep to 7 bits, -63..63. On an x86 processor without VNNI, ONNX Runtime
+multiplies uint8 by int8 and adds two products in a saturating 16-bit integer: 2 * 255 * 127 does not fit it,
+2 * 255 * 63 does. With 8 bits, the same bundle gave other answers on such a processor and failed its own verification.
+A layer in `int8-weights` is multiplied in float32; its weights have all 8 bits.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ def quantize_rows(table: Array, largest: int = 127) -> tuple[Array, Array]:
     return np.clip(np.rint(table / scale[:, None]), -largest, largest).astype(np.int8), scale
 
 
-def quantize_columns(weight: Array) -> tuple[Array, Array]:
-    """Return `weight (inputs, outputs)` as 7-bit int8 and the outputs' scales `(outputs,) float32`."""
-    quantized, scale = quantize_rows(weight.T, 63)
+def quantize_columns(weight: Array, largest: int = 63) -> tuple[Array, Array]:
+    """Return `weight (inputs, outputs)` as int8 within +-`largest` and the outputs' scales `(outputs,) float32`."""
+    quantized, scale = quantize_rows(weight.T, largest)
     return np.ascontiguousarray(quantized.T), scale
 
 
@@ -61,11 +62,15 @@ def int8(deployed: Deployed, precision: Precision, input_ranges: Mapping[str, fl
         tensors |= _equalize(deployed, pooled, input_ranges)
         changed["mean.gain"] = {"gain": float(tensors["mean.gain"][0])}
     for layer in deployed.dense():
+        weight = tensors[f"{layer}.weight"]
+        if precision.of(layer) == "int8-weights":
+            quantized, scale = quantize_columns(weight, 127)
+            tensors |= {f"{layer}.weight": quantized, f"{layer}.weight_scale": scale}
+            changed[layer] = _facts(weight, quantized, scale)
         if precision.of(layer) != "int8":
             continue
         if not input_ranges.get(layer, 0) > 0:
             raise ExportError(f"int8: the calibration text never reached the layer {layer!r}; give more text")
-        weight = tensors[f"{layer}.weight"]
         quantized, scale = quantize_columns(weight)
         tensors[f"{layer}.weight"] = quantized
         tensors[f"{layer}.weight_scale"] = scale
@@ -73,7 +78,7 @@ def int8(deployed: Deployed, precision: Precision, input_ranges: Mapping[str, fl
         changed[layer] = _facts(weight, quantized, scale) | {"input_range": float(input_ranges[layer])}
     result = Deployed(network=deployed.network, tensors=tensors)
     for name in changed:
-        if name != "mean.gain" and not result.is_int8(name):
+        if name != "mean.gain" and result.precision(name) == "fp32":
             raise ExportError(f"int8: {name!r} is still a float")
     report = PassReport(name="int8", bytes_before=deployed.nbytes(), bytes_after=result.nbytes(), changed=changed)
     if not changed or report.bytes_after >= report.bytes_before:

@@ -35,6 +35,7 @@ class _Layer(ctypes.Structure):
         ("inputs", ctypes.c_int32),
         ("outputs", ctypes.c_int32),
         ("weight", ctypes.c_void_p),
+        ("weight_q", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("output_scale", ctypes.c_void_p),
         ("input_scale", ctypes.c_float),
@@ -148,15 +149,23 @@ class NativeEngine:
         return int(kept.ctypes.data)
 
     def _layer(self, weights: Mapping[str, Array], name: str) -> _Layer:
-        weight = np.asarray(weights[f"{name}.weight"], np.float32)
+        weight = weights[f"{name}.weight"]
         inputs, outputs = weight.shape
+        layer = _Layer(inputs=inputs, outputs=outputs)
         if name == "mixer":
             weight = np.pad(weight, ((0, 0), (0, -outputs % _PANEL))).reshape(inputs, -1, _PANEL).transpose(1, 0, 2)
-        layer = _Layer(inputs=inputs, outputs=outputs, weight=self._keep(weight))
+            layer.weight = self._keep(weight, np.float32)
+        elif weight.dtype == np.int8:
+            layer.weight_q = self._keep(weight)
+        else:
+            layer.weight = self._keep(weight, np.float32)
         if f"{name}.bias" in weights:
             layer.bias = self._keep(weights[f"{name}.bias"], np.float32)
-        if weights[f"{name}.weight"].dtype == np.int8:
-            scale = weights[f"{name}.input_scale"]
-            layer.input_scale = float(scale[0])
-            layer.output_scale = self._keep(weights[f"{name}.weight_scale"] * scale, np.float32)
+        if weight.dtype == np.int8:
+            scale = weights[f"{name}.weight_scale"]
+            step = weights.get(f"{name}.input_scale")
+            if step is not None:
+                layer.input_scale = float(step[0])
+                scale = scale * step
+            layer.output_scale = self._keep(scale, np.float32)
         return layer

@@ -104,7 +104,9 @@ class _Dense:
         self._bias = None if name == "mixer" else weights[f"{name}.bias"]
         self._weight = weight.astype(np.float32)
         self._input_scale: Array | None = None
-        if weight.dtype == np.int8:
+        if weight.dtype == np.int8 and f"{name}.input_scale" not in weights:
+            self._weight *= weights[f"{name}.weight_scale"]
+        elif weight.dtype == np.int8:
             self._input_scale = weights[f"{name}.input_scale"]
             self._output_scale = weights[f"{name}.weight_scale"] * self._input_scale
 

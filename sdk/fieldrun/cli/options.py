@@ -66,7 +66,10 @@ def engine_options(function: F) -> F:
         "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of the engine."
     )(function)
     return click.option(
-        "--engine", default="auto", show_default=True, help="auto, native, onnxruntime, numpy, or null to measure the overhead."
+        "--engine",
+        default="auto",
+        show_default=True,
+        help="auto, native, onnxruntime, numpy, or null to measure the overhead.",
     )(function)
 
 
