@@ -55,7 +55,8 @@ class FakeModel:
         self.overflow = overflow
         self.calls: list[int] = []
         known = {task.name: task for task in TASKS}
-        self.manifest = SimpleNamespace(name="fake-1", task=lambda name: known[name])
+        network = SimpleNamespace(field_dim=256)
+        self.manifest = SimpleNamespace(name="fake-1", network=network, task=lambda name: known[name])
 
     def __enter__(self) -> FakeModel:
         return self
@@ -83,6 +84,9 @@ class FakeModel:
             logits[i, 4] = 2.0 if "film" in text else -2.0
         field = np.repeat(words[:, None], 256, axis=1).astype(np.float32)
         return FakeEncoding(list(texts), field, logits, np.minimum(words, 8), np.maximum(words - 8, 0))
+
+    def rejection_of(self, encoding: FakeEncoding, task: str, other: FakeEncoding | None = None) -> Any:
+        return np.full(len(encoding.texts), -0.5, np.float32)
 
     def scores_of(self, encoding: FakeEncoding, task: str, other: FakeEncoding | None = None) -> Any:
         if other is not None:
@@ -143,6 +147,7 @@ def test_run_json_lines(models: list[FakeModel]) -> None:
         "task": "mood",
         "label": "up",
         "scores": {"up": pytest.approx(0.880797), "down": pytest.approx(0.119203)},
+        "rejection": -0.5,
         "tokens": 8,
         "dropped": 2,
     }
@@ -242,6 +247,13 @@ def test_field_writes_an_array(models: list[FakeModel], tmp_path: Path) -> None:
     result = call("field", "b", "x", "-o", path, "--force", "--json")
     assert lines(result) == [{"path": str(path), "shape": [1, 256], "engine": "numpy", "dropped": 0}]
     assert np.load(path).shape == (1, 256)
+    call("field", "b", "one", "two words", "-o", path, "--force", "--dim", "64")
+    assert np.load(path)[:, 0].tolist() == [1.0, 2.0]
+    assert np.load(path).shape == (2, 64)
+    assert (
+        "--dim 257 is more than the 256"
+        in call("field", "b", "x", "-o", path, "--force", "--dim", "257", code=2).stderr
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["fields.npy"]
 
 

@@ -29,6 +29,8 @@ class Answers:
     """`(n, 256) float32`; None for pairs."""
     scores: dict[str, npt.NDArray[np.float32]]
     """Task -> probabilities `(n, labels) float32`."""
+    rejection: dict[str, npt.NDArray[np.float32]]
+    """Task -> how little a record looks like any of its labels, `(n,) float32`."""
     tokens: npt.NDArray[np.int64]
     """`(n,)`, tokens read; of a pair, those of both texts."""
     dropped: npt.NDArray[np.int64]
@@ -85,10 +87,12 @@ def _answer(model: FieldModel, records: Sequence[Record], tasks: Sequence[str]) 
     if isinstance(values[0], tuple):
         n = len(values)
         encoding = model.encode([a for a, _ in values] + [b for _, b in values])
+        first, second = encoding.part(0, n), encoding.part(n, 2 * n)
         return Answers(
             records=records,
             field=None,
-            scores={task: model.scores_of(encoding.part(0, n), task, encoding.part(n, 2 * n)) for task in tasks},
+            scores={task: model.scores_of(first, task, second) for task in tasks},
+            rejection={task: model.rejection_of(first, task, second) for task in tasks},
             tokens=encoding.tokens[:n] + encoding.tokens[n:],
             dropped=encoding.dropped[:n] + encoding.dropped[n:],
         )
@@ -97,6 +101,7 @@ def _answer(model: FieldModel, records: Sequence[Record], tasks: Sequence[str]) 
         records=records,
         field=encoding.field,
         scores={task: model.scores_of(encoding, task) for task in tasks},
+        rejection={task: model.rejection_of(encoding, task) for task in tasks},
         tokens=encoding.tokens,
         dropped=encoding.dropped,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from fieldrun.errors import UsageError
 from fieldrun.storage import write_bytes
 
 from .inputs import read_batches
@@ -23,6 +24,7 @@ __all__ = ["field"]
 @bundle_argument()
 @click.argument("texts", nargs=-1, metavar="[TEXT]...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .npy file to write.")
+@click.option("--dim", type=click.IntRange(min=1), help="Keep the first DIM numbers of each field.  [default: all]")
 @force_option
 @runtime_options
 @json_option
@@ -30,6 +32,7 @@ def field(
     bundle: str,
     texts: tuple[str, ...],
     output: Path,
+    dim: int | None,
     force: bool,
     engine: str,
     threads: int,
@@ -38,7 +41,8 @@ def field(
 ) -> None:
     """Write the meaning fields of texts to a .npy file, (texts, 256) float32, in the order of the texts.
 
-    The texts are the arguments TEXT, or the lines of stdin. The file is written whole or not at all.
+    A prefix is a field too, for a smaller index: --dim 64 writes (texts, 64). The texts are the arguments TEXT, or the
+    lines of stdin. The file is written whole or not at all.
     """
     import numpy as np
 
@@ -46,9 +50,12 @@ def field(
 
     check_output(output, force=force)
     with open_model(bundle, engine, threads, overflow) as model:
+        longest = model.manifest.network.field_dim
+        if dim is not None and dim > longest:
+            raise UsageError(f"--dim {dim} is more than the {longest} numbers of a field")
         parts = [part for batch in read_batches(texts, (), paired=False) for part in answer(model, batch, ())]
         used = model.engine
-    fields = np.concatenate([part.field for part in parts if part.field is not None])
+    fields = np.concatenate([part.field[:, :dim] for part in parts if part.field is not None])
     dropped = np.concatenate([part.dropped for part in parts])
     file = io.BytesIO()
     np.save(file, fields, allow_pickle=False)

@@ -48,7 +48,8 @@ def run(
 
     Prints label, probability and text; one forward pass serves all the tasks. For a pair task, give --pair A B, or
     lines 'a<TAB>b'. 'all' means every task that takes single texts, or with --pair every pair task. With --json, one
-    object per text and task: text, task, label, scores, tokens, dropped. A TEXT that begins with '-' goes after '--'.
+    object per text and task: text, task, label, scores, rejection (larger: less like any of the labels), tokens,
+    dropped. A TEXT that begins with '-' goes after '--'.
     """
     from .answers import answer, choose_tasks, note_dropped
 
@@ -81,6 +82,7 @@ def _put_json(answers: Answers, labels: dict[str, tuple[str, ...]], top: int | N
                 "task": task,
                 "label": best[0][0],
                 "scores": dict(best[:top]),
+                "rejection": float(str(answers.rejection[task][i])),
                 "tokens": int(answers.tokens[i]),
                 "dropped": int(answers.dropped[i]),
             }
