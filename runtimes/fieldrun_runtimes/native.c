@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifdef __x86_64__
+#if defined(__x86_64__) && !defined(FIELDRUN_PORTABLE)
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2,fma")))
 #endif
@@ -58,7 +58,7 @@ INLINE void tile(const float *x, int32_t ldx, int32_t inputs, const float *w, fl
     }
 }
 
-#ifdef __x86_64__
+#ifdef AVX2
 /* y (64) = the columns from `w` on of an int8 weight's rows `at`, each times its input: eight sums in registers, one
  * cache line a row. Compilers widen int8 in more steps than this. */
 AVX2 static void columns_64(const float *x, const int8_t *w, int32_t outputs, float *y, const int32_t *at, int32_t n) {
@@ -83,7 +83,7 @@ INLINE void one_row(const float *restrict x, const layer *l, float *restrict y, 
         at[n] = k;
         n += x[k] != 0;
     }
-#ifdef __x86_64__
+#ifdef AVX2
     if (avx2 && l->weight_q)
         for (; done + 64 <= outputs; done += 64) columns_64(x, l->weight_q + done, outputs, y + done, at, n);
 #endif
@@ -247,14 +247,14 @@ INLINE int run(const network *net, const int32_t *ids, int32_t batch, int32_t fr
     const network *net, const int32_t *ids, int32_t batch, int32_t framed, float *output, float *floats,              \
         uint32_t *integers
 
-#ifdef __x86_64__ /* compiled for any x86-64 and for those of the last ten years; the processor chooses */
+#ifdef AVX2 /* compiled for any x86-64 and for those of the last ten years; the processor chooses */
 AVX2 static int run_avx2(PARAMETERS) { return run(ARGUMENTS, 1); }
 static int run_plain(PARAMETERS) { return run(ARGUMENTS, 0); }
 #endif
 
 /* output (batch, outputs) of ids (batch, framed), each row a text after `left` positions of padding; 0 on success. */
 int fieldrun_run(PARAMETERS) {
-#ifdef __x86_64__
+#ifdef AVX2
     int fast = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     return fast ? run_avx2(ARGUMENTS) : run_plain(ARGUMENTS);
 #else

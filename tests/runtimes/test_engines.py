@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -241,6 +242,25 @@ def test_a_library_of_another_machine_is_no_engine(
     with pytest.raises(EngineError, match=r"cannot be loaded: .*; install fieldrun again"):
         fieldrun.load(toy_bundle, engine="native")
     assert choose_engine(Bundle.load(toy_bundle), "auto", 1).name in ("numpy", "onnxruntime")
+    native_engine.load_library.cache_clear()
+
+
+def test_the_library_for_any_processor_gives_the_same(
+    toy_bundle: Path, float_bundle: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler to make the library for other processors")
+    flags = ["-O2", "-std=gnu11", "-shared", "-fPIC", "-Wno-psabi", "-DFIELDRUN_PORTABLE"]
+    source = repository / "runtimes" / "fieldrun_runtimes" / "native.c"
+    subprocess.run([compiler, *flags, "-o", str(tmp_path / "any.so"), str(source), "-lm"], check=True)
+    here = [fieldrun.load(bundle, engine="native").encode(TEXTS) for bundle in (toy_bundle, float_bundle)]
+    monkeypatch.setattr(native_engine, "LIBRARY", tmp_path / "any.so")
+    native_engine.load_library.cache_clear()
+    for bundle, expected in zip((toy_bundle, float_bundle), here, strict=True):
+        found = fieldrun.load(bundle, engine="native").encode(TEXTS)
+        np.testing.assert_allclose(found.field, expected.field, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=1e-5)
     native_engine.load_library.cache_clear()
 
 
