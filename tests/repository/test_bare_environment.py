@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -108,6 +109,7 @@ def test_wheel_has_the_reference_bundle_and_no_checkpoint(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "fieldrun/data/reference/manifest.json" in names
     assert not [name for name in names if "checkpoint" in name.split("/")[0] or "/checkpoints/" in name]
+    assert ("fieldrun_runtimes/_native.so" in names) == (shutil.which("cc") is not None)
     roots = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert roots == {"fieldrun", "fieldrun_benchmarks", "fieldrun_exporters", "fieldrun_runtimes"}
     assert {f"{root}/py.typed" for root in roots} <= set(names)
@@ -119,7 +121,10 @@ def test_sdist_has_the_reference_checkpoint(repository: Path, tmp_path: Path) ->
     with tarfile.open(built) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     checkpoint = {f"sdk/checkpoints/reference/{name}" for name in ("student.json", "student.safetensors")}
-    assert checkpoint | {"LICENSE", "README.md", "pyproject.toml"} <= names
+    assert (
+        checkpoint | {"LICENSE", "README.md", "hatch_build.py", "pyproject.toml", "runtimes/fieldrun_runtimes/native.c"}
+        <= names
+    )
 
 
 def test_nothing_heavy_is_installed(bare: Path, home: Path) -> None:
@@ -158,11 +163,22 @@ def test_subcommands_are_read_from_help() -> None:
     assert _subcommands("Usage: fieldrun run\n\nOptions:\n  --json\n") == []
 
 
-def test_reference_runs_with_numpy_alone(bare: Path, home: Path) -> None:
+def test_reference_runs_without_an_extra(bare: Path, home: Path) -> None:
     labels = _run(bare / "python", "-c", "import fieldrun; print(*fieldrun.load().labels('sst2'))", home=home).split()
     answer = _run(bare / "fieldrun", "run", "reference", "--task", "sst2", "a great film", home=home)
     assert any(label in answer for label in labels), answer
-    assert _run(bare / "python", "-c", "import fieldrun; print(fieldrun.load().engine)", home=home).strip() == "numpy"
+    engine = "native" if shutil.which("cc") else "numpy"
+    assert _run(bare / "python", "-c", "import fieldrun; print(fieldrun.load().engine)", home=home).strip() == engine
+    again = _run(
+        bare / "fieldrun", "run", "reference", "--engine", "numpy", "--task", "sst2", "a great film", home=home
+    )
+    assert again == answer
+
+
+def test_plain_text_needs_no_tokenizers(bare: Path, home: Path) -> None:
+    script = "import fieldrun, sys; m = fieldrun.load(); m.predict_all([{!r}]); print('tokenizers' in sys.modules)"
+    assert _run(bare / "python", "-c", script.format("a great film"), home=home).strip() == "False"
+    assert _run(bare / "python", "-c", script.format("a great caf\u00e9"), home=home).strip() == "True"
 
 
 def test_asking_for_a_missing_engine_says_what_to_install(bare: Path, home: Path) -> None:

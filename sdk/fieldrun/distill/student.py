@@ -77,11 +77,14 @@ class Student(nn.Module):
         for offset, block in zip(config.offsets, blocks, strict=True):
             y = y + _shift(block, offset)
         if self.ngram is not None:
+            hashes = []
             for number, gram in enumerate(config.ngrams):
                 rows = torch.zeros_like(ids)
                 for i, offset in enumerate(gram):
                     rows = rows + _shift(ids, offset) * HASH_MULTIPLIERS[(i + number) % len(HASH_MULTIPLIERS)]
-                y = y + self.ngram(rows % config.ngram_buckets)
+                hashes.append(rows % config.ngram_buckets)
+            # one look-up: the backward pass of each fills a gradient as large as the table
+            y = y + self.ngram(torch.stack(hashes, dim=-1)).sum(-2)
         g = functional.relu(y) * mask
         if self.mixer is not None:
             together = torch.cat([_shift(g, k) for k in range(config.mixer_kernel)], dim=-1)
