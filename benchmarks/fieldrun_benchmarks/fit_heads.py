@@ -2,8 +2,7 @@
 
     python -m fieldrun_benchmarks.fit_heads --data DATA -o benchmarks/records/fit-heads.json
 
-IMDB (long reviews, sentiment) is a task that the student never saw labels of; BANKING77 and TREC are ones that it was
-trained on. Examples a label are drawn from the train file, several times where they are few, and both are scored on
+IMDB (long reviews, sentiment) is a task that the student never saw labels of; TREC is one that it was trained on. Examples a label are drawn from the train file, several times where they are few, and both are scored on
 the same rows of the test file. scikit-learn (`pip install scikit-learn`) chooses its penalty by cross-validated
 log-loss among nine. What it takes to learn 20 labels from 64 examples each is timed from the texts on.
 """
@@ -36,7 +35,7 @@ from .record import write_record  # noqa: E402
 
 __all__ = ["draw", "main"]
 
-_SETS = {"imdb": "test.tsv", "banking77": "test.tsv", "trec": "test.tsv"}
+_SETS = {"imdb": "test.tsv", "trec": "test.tsv"}
 _UNSEEN = ("imdb",)
 _PER_LABEL = {8: 5, 64: 3}  # examples a label -> draws
 _TEST_ROWS = 4000

@@ -20,6 +20,7 @@ from fieldrun.storage import sha256_bytes, write_json
 from fieldrun.student import Head, StudentConfig, check_tensors
 from fieldrun.tensors import Array
 
+from .align import align_field
 from .compressor import Compressed, TaskHeads, make_heads, pair_input, train_compressor
 from .finetune import finetune_teacher
 from .heads import finish_head, score, score_similarity
@@ -113,6 +114,7 @@ class _Run:
         compressed = self._timed("compressor", lambda: self._compress(pool, raw, config.field_dim))
         sequences = tokenize(tokenizer, pool.texts)
         student, heads, curve = self._timed("student", lambda: self._train(config, pool, sequences, compressed))
+        aligned = self._align(student, heads, pool, sequences)
         check_tensors(student.tensors(), config.shapes(), "the student")
         finished, results = self._finish(student, heads, pool, sequences, compressed)
         checkpoint = Checkpoint(
@@ -132,6 +134,7 @@ class _Run:
                 "results": results,
                 "texts": {"transfer": pool.n_transfer, "all": len(pool.texts), "corpus": dict(pool.corpus)},
                 "curves": {"compressor": compressed.curve, "student": curve},
+                "alignment": aligned,
                 "seconds": self.seconds,
                 "machine": _machine(recipe),
             },
@@ -230,6 +233,27 @@ class _Run:
             {task.name: task.repeat for task in self.recipe.tasks},
         )
         return student, heads, curve
+
+    def _align(
+        self, student: Student, heads: TaskHeads, pool: TextPool, sequences: Sequence[Sequence[int]]
+    ) -> dict[str, Any] | None:
+        """Align the field with the graded pairs; None without such a task."""
+        if not pool.similarities:
+            return None
+
+        def pairs(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+            fields, position = self._fields_of(student, sequences, [split])
+            rows = [position[int(row)] for row in split.rows.reshape(-1)]
+            return fields[rows], torch.from_numpy(split.labels)
+
+        return align_field(
+            student,
+            heads,
+            [pairs(task.train) for task in pool.similarities],
+            [pairs(task.held_out) for task in pool.similarities],
+            self.recipe.compressor.prefixes,
+            self.recipe.seed,
+        )
 
     def _finish(
         self,
