@@ -2,9 +2,10 @@
 
     python -m fieldrun_benchmarks.fit_heads --data DATA -o benchmarks/records/fit-heads.json
 
-IMDB (long reviews, sentiment) is a task that the student never saw labels of; TREC is one that it was trained on. Examples a label are drawn from the train file, several times where they are few, and both are scored on
-the same rows of the test file. scikit-learn (`pip install scikit-learn`) chooses its penalty by cross-validated
-log-loss among nine. What it takes to learn 20 labels from 64 examples each is timed from the texts on.
+IMDB (long reviews, sentiment) is a task that the student never saw labels of; TREC is one that it was trained on.
+Examples a label are drawn from the train file, several times where they are few, and both are scored on the same rows
+of the test file. scikit-learn (`pip install scikit-learn`) chooses its penalty by cross-validated log-loss among nine.
+What it takes to learn 20 labels from 64 examples each is timed from the texts on.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from .parity import open_session, run_bucket
 __all__ = ["golden_replies"]
 
 _COUNT = 32
-_STABLE = 1e-6
+_STABLE = 5e-6  # half of the tolerance that a device gets: rounding of sums, not of an int8 input
 
 
 def golden_replies(
