@@ -123,15 +123,11 @@ def _cgroups(root: Path, controller: str) -> list[Path]:
     return folders
 
 
-def _is_native(package: Path) -> bool:
-    return (package / "_native.so").is_file()
-
-
 def engines() -> list[dict[str, Any]]:
     """Return one `{name, ready, version, command}` per engine; `command` brings it when it is not ready."""
     ort = util.find_spec("onnxruntime") is not None
-    runtimes = util.find_spec("fieldrun_runtimes")
-    native = runtimes is not None and runtimes.origin is not None and _is_native(Path(runtimes.origin).parent)
+    runtimes = getattr(util.find_spec("fieldrun_runtimes"), "origin", None)
+    native = runtimes is not None and (Path(runtimes).parent / "_native.so").is_file()
     return [
         {
             "name": "native",

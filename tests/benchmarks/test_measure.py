@@ -56,7 +56,7 @@ def test_every_record_is_written(
     assert {(bucket["batch"], bucket["length"]) for bucket in latency["buckets"]} >= {(1, 8), (32, 256)}
     for task in TASKS:
         engines = latency["workloads"][task]["engines"]
-        assert set(engines) == {"onnxruntime", "numpy", "null"}
+        assert set(engines) == {"native", "onnxruntime", "numpy", "null"}
         assert engines["numpy"]["ratio_p50"] > 0
     cold = read_record(out / "cold-start.json", "cold-start")
     assert cold["programs"]["auto"]["ratio_to_imports"] == 1.0

@@ -201,7 +201,8 @@ def test_a_run_writes_one_record_and_its_table(
     for workload in record["workloads"].values():
         assert workload["latency"]["fake gte"]["every"] == 10
         assert set(workload["throughput"]) == {
-            BASELINE, "fieldrun onnxruntime, all labels", "fieldrun numpy, all labels", "fake model2vec"
+            BASELINE, *(f"fieldrun {engine}, all labels" for engine in ("native", "onnxruntime", "numpy")),
+            "fake model2vec",
         }  # fmt: skip
         assert workload["accuracy"]["fieldrun numpy, all labels"]["n"] == workload["texts"]
     profile = record["profile"]

@@ -145,7 +145,9 @@ def test_requirements_of_an_extra() -> None:
 
 def test_missing_engine_names_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(util, "find_spec", lambda _: None)
-    numpy, ort = doctor.engines()
+    native, numpy, ort = doctor.engines()
+    assert (native["name"], native["ready"], native["version"]) == ("native", False, None)
+    assert "install gcc" in native["command"]
     assert (numpy["name"], numpy["ready"], numpy["command"]) == ("numpy", True, None)
     assert (ort["name"], ort["ready"], ort["version"]) == ("onnxruntime", False, None)
     assert ort["command"] == "pip install 'fieldrun[ort]'"
