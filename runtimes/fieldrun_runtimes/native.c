@@ -18,12 +18,12 @@
 enum { LANES = 8, PANEL = 16, BLOCK = 32 };
 typedef float v8 __attribute__((vector_size(32), aligned(4)));
 
-/* A layer x @ weight + bias, weight (inputs, outputs) in float or in int8; that of the mixer is float and packed in
- * panels of 16 outputs, (panels, inputs, 16), the last filled with zeros. output_scale (outputs) are the steps of the
+/* A layer x @ weight + bias, weight (inputs, outputs) in float or in int8, for one row; `packed` are the same numbers in
+ * float, in panels of 16 outputs, (panels, inputs, 16), the last filled with zeros, for several rows. output_scale (outputs) are the steps of the
  * sums of an int8 weight; input_scale is the step of an int8 input, 0 where the input is float. */
 typedef struct {
     int32_t inputs, outputs;
-    const float *weight;
+    const float *weight, *packed;
     const int8_t *weight_q;
     const float *bias, *output_scale;
     float input_scale;
@@ -113,14 +113,15 @@ INLINE void finish(const layer *l, float *y, int relu) {
     for (int32_t i = 0; relu && i < l->outputs; i++) y[i] = y[i] > 0 ? y[i] : 0;
 }
 
-/* y (rows, outputs rounded up to 16) = relu(layer(x)), its weight packed. The rows of x overlap: they are `ldx` apart
- * and `inputs` long. */
-INLINE void mix(const layer *l, float *x, int32_t ldx, int32_t rows, float *y) {
-    int32_t panels = (l->outputs + PANEL - 1) / PANEL, ldy = panels * PANEL;
+INLINE int32_t padded(int32_t outputs) { return (outputs + PANEL - 1) / PANEL * PANEL; }
+
+/* y (rows, outputs rounded up to 16) = layer(x). The rows of x may overlap: they are `ldx` apart and `inputs` long. */
+INLINE void several(const layer *l, float *x, int32_t ldx, int32_t rows, float *y, int relu) {
+    int32_t ldy = padded(l->outputs), panels = ldy / PANEL;
     quantize(l, x, (int64_t)rows * ldx);
     for (int32_t r = 0; r < rows; r += 4)
         for (int32_t p = 0; p < panels; p++) {
-            const float *from = x + (int64_t)r * ldx, *w = l->weight + (int64_t)p * l->inputs * PANEL;
+            const float *from = x + (int64_t)r * ldx, *w = l->packed + (int64_t)p * l->inputs * PANEL;
             float *to = y + (int64_t)r * ldy + p * PANEL;
             switch (rows - r) {
             case 1: tile(from, ldx, l->inputs, w, to, ldy, 1); break;
@@ -129,7 +130,7 @@ INLINE void mix(const layer *l, float *x, int32_t ldx, int32_t rows, float *y) {
             default: tile(from, ldx, l->inputs, w, to, ldy, 4);
             }
         }
-    for (int32_t r = 0; r < rows; r++) finish(l, y + (int64_t)r * ldy, 1);
+    for (int32_t r = 0; r < rows; r++) finish(l, y + (int64_t)r * ldy, relu);
 }
 
 /* y (outputs) = layer(x), its weight as it is; x may be overwritten. */
@@ -187,58 +188,72 @@ INLINE void pool(const network *net, const float *g, int32_t steps, int32_t n, i
     for (int32_t i = 0; i < n; i++) pooled[i] /= share;
 }
 
-/* The floats and the integers of scratch that a text of `length` tokens needs. */
-int64_t fieldrun_scratch(const network *net, int32_t length, int64_t *integers) {
+/* The floats and the integers of scratch that `batch` texts of `length` tokens need. */
+int64_t fieldrun_scratch(const network *net, int32_t batch, int32_t length, int64_t *integers) {
     int64_t wide = 0;
     const layer *layers[] = {&net->mixer, &net->hidden, &net->output};
     for (int i = 0; i < 3; i++) wide += layers[i]->inputs + layers[i]->outputs + 2 * PANEL;
     *integers = (int64_t)length * net->blocks + wide;
     int64_t positions = (int64_t)(length + net->kernel) * net->width;
-    return positions + (int64_t)length * (net->mixer.outputs + PANEL) + 2 * net->width + wide;
+    return positions + (int64_t)length * (net->mixer.outputs + PANEL) + batch * (2 * net->width + wide);
+}
+
+/* pooled (2 n or n) of the `tokens` of a text, whose ids start at `text`. */
+INLINE void encode(const network *net, const int32_t *text, int32_t tokens, float *pooled, float *h, uint32_t *rows) {
+    int32_t blocks = net->blocks, width = net->width;
+    for (int32_t t = 0; t < tokens; t++)
+        for (int32_t j = 0; j < blocks; j++) {
+            uint32_t hash = 0; /* unsigned: a row is within its block whatever the ids are */
+            for (int32_t s = 0; s < net->shifts; s++)
+                hash += (uint32_t)text[t + net->shift[s]] * (uint32_t)net->coef[s * blocks + j];
+            uint32_t found = hash % (uint32_t)net->modulus[j] + (uint32_t)net->base[j];
+            rows[t * blocks + j] = found;
+            __builtin_prefetch(net->table_scale + found);
+            if (net->table_q)
+                for (int32_t c = 0; c < width; c += 64) __builtin_prefetch(net->table_q + (int64_t)found * width + c);
+        }
+    for (int32_t t = 0; t < tokens; t++) look_up(net, rows + t * blocks, h + (int64_t)t * width);
+    if (!net->mixer.outputs) {
+        pool(net, h, tokens, width, width, pooled);
+        return;
+    }
+    memset(h + (int64_t)tokens * width, 0, (int64_t)(net->kernel - 1) * width * sizeof(float));
+    float *g = h + (int64_t)(tokens + net->kernel - 1) * width;
+    several(&net->mixer, h, width, tokens, g, 1);
+    pool(net, g, tokens, net->mixer.outputs, padded(net->mixer.outputs), pooled);
 }
 
 INLINE int run(const network *net, const int32_t *ids, int32_t batch, int32_t framed, float *output, float *floats,
                uint32_t *integers, int avx2) {
     int32_t length = framed - net->left - net->right;
-    for (int32_t row = 0; row < batch; row++, ids += framed, output += net->output.outputs) {
-        const int32_t *text = ids + net->left;
+    const layer *hidden = &net->hidden, *last = &net->output;
+    int32_t n = hidden->outputs ? hidden->inputs : last->inputs;
+    int32_t *at = (int32_t *)(integers + (int64_t)length * net->blocks);
+    float *pooled = floats, *next = pooled + (int64_t)batch * n;
+    float *h = next + (int64_t)batch * (hidden->outputs ? padded(hidden->outputs) : 0);
+    for (int32_t row = 0; row < batch; row++) {
+        const int32_t *text = ids + (int64_t)row * framed + net->left;
         int32_t tokens = length;
         while (tokens > 0 && text[tokens - 1] == 0) tokens--;
         if (tokens < 1) return 1;
-        int32_t blocks = net->blocks, width = net->width;
-        uint32_t *rows = integers;
-        for (int32_t t = 0; t < tokens; t++)
-            for (int32_t j = 0; j < blocks; j++) {
-                uint32_t hash = 0; /* unsigned: a row is within its block whatever the ids are */
-                for (int32_t s = 0; s < net->shifts; s++)
-                    hash += (uint32_t)text[t + net->shift[s]] * (uint32_t)net->coef[s * blocks + j];
-                uint32_t found = hash % (uint32_t)net->modulus[j] + (uint32_t)net->base[j];
-                rows[t * blocks + j] = found;
-                __builtin_prefetch(net->table_scale + found);
-                if (net->table_q)
-                    for (int32_t c = 0; c < width; c += 64) __builtin_prefetch(net->table_q + (int64_t)found * width + c);
-            }
-        float *h = floats, *g = h;
-        for (int32_t t = 0; t < tokens; t++) look_up(net, rows + t * blocks, h + (int64_t)t * width);
-        memset(h + (int64_t)tokens * width, 0, (int64_t)(net->kernel - 1) * width * sizeof(float));
-        float *next = h + (int64_t)(tokens + net->kernel - 1) * width;
-        int32_t *at = (int32_t *)(integers + (int64_t)length * blocks);
-        int32_t n = width, ldg = width;
-        if (net->mixer.outputs) {
-            mix(&net->mixer, h, width, tokens, next);
-            g = next, n = net->mixer.outputs, ldg = (n + PANEL - 1) / PANEL * PANEL;
-            next += (int64_t)tokens * ldg;
-        }
-        float *pooled = next;
-        pool(net, g, tokens, n, ldg, pooled);
-        next = pooled + 2 * n;
-        if (net->hidden.outputs) {
-            dense(&net->hidden, pooled, next, at, 1, avx2);
-            pooled = next;
-            next += net->hidden.outputs;
-        }
-        dense(&net->output, pooled, output, at, 0, avx2);
+        encode(net, text, tokens, pooled + (int64_t)row * n, h, integers);
     }
+    if (batch == 1) {
+        if (hidden->outputs) {
+            dense(hidden, pooled, next, at, 1, avx2);
+            pooled = next;
+        }
+        dense(last, pooled, output, at, 0, avx2);
+        return 0;
+    }
+    if (hidden->outputs) { /* a batch reads a matrix once for four texts */
+        several(hidden, pooled, n, batch, next, 1);
+        pooled = next;
+        n = padded(hidden->outputs);
+    }
+    several(last, pooled, n, batch, h, 0);
+    for (int32_t row = 0; row < batch; row++)
+        memcpy(output + (int64_t)row * last->outputs, h + (int64_t)row * padded(last->outputs), last->outputs * sizeof(float));
     return 0;
 }
 

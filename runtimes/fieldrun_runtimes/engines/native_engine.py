@@ -35,6 +35,7 @@ class _Layer(ctypes.Structure):
         ("inputs", ctypes.c_int32),
         ("outputs", ctypes.c_int32),
         ("weight", ctypes.c_void_p),
+        ("packed", ctypes.c_void_p),
         ("weight_q", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("output_scale", ctypes.c_void_p),
@@ -69,7 +70,7 @@ def load_library() -> Any:
     try:
         library = ctypes.CDLL(str(LIBRARY))
         library.fieldrun_run.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int32] * 2 + [ctypes.c_void_p] * 3
-        library.fieldrun_scratch.argtypes = [ctypes.c_void_p, ctypes.c_int32, ctypes.POINTER(ctypes.c_int64)]
+        library.fieldrun_scratch.argtypes = [ctypes.c_void_p, *[ctypes.c_int32] * 2, ctypes.POINTER(ctypes.c_int64)]
         library.fieldrun_scratch.restype = ctypes.c_int64
     except (OSError, AttributeError) as error:
         raise EngineError(f"the native engine cannot be loaded: {error}; install fieldrun again") from error
@@ -112,6 +113,7 @@ class NativeEngine:
         self._outputs, self._dim = int(self._net.output.outputs), net.field_dim
         self._margins = sum(net.margins)
         self._longest = max(bucket.length for bucket in bundle.manifest.buckets)
+        self._largest = max(bucket.batch for bucket in bundle.manifest.buckets)
         self._local = threading.local()
 
     def run(self, ids: Array) -> tuple[Array, Array]:
@@ -121,8 +123,11 @@ class NativeEngine:
         except AttributeError:
             floats, integers = self._scratch()
         batch, framed = ids.shape
-        if framed - self._margins > self._longest:
-            raise EngineError(f"ids of {framed} positions; the largest bucket takes {self._longest} tokens")
+        if framed - self._margins > self._longest or batch > self._largest:
+            raise EngineError(
+                f"ids of shape {ids.shape}; the largest bucket takes {self._longest} tokens, the fullest "
+                f"{self._largest} texts"
+            )
         if ids.dtype != np.int32 or not ids.flags.c_contiguous:
             ids = np.ascontiguousarray(ids, np.int32)
         output = np.empty((batch, self._outputs), np.float32)
@@ -135,7 +140,9 @@ class NativeEngine:
     def _scratch(self) -> tuple[int, int]:
         """Make this thread's scratch and return the addresses of its floats and integers."""
         count = ctypes.c_int64()
-        floats = np.empty(self._library.fieldrun_scratch(self._address, self._longest, ctypes.byref(count)), np.float32)
+        floats = np.empty(
+            self._library.fieldrun_scratch(self._address, self._largest, self._longest, ctypes.byref(count)), np.float32
+        )
         integers = np.empty(count.value, np.uint32)
         self._local.kept = floats, integers
         self._local.scratch = floats.ctypes.data, integers.ctypes.data
@@ -152,10 +159,9 @@ class NativeEngine:
         weight = weights[f"{name}.weight"]
         inputs, outputs = weight.shape
         layer = _Layer(inputs=inputs, outputs=outputs)
-        if name == "mixer":
-            weight = np.pad(weight, ((0, 0), (0, -outputs % _PANEL))).reshape(inputs, -1, _PANEL).transpose(1, 0, 2)
-            layer.weight = self._keep(weight, np.float32)
-        elif weight.dtype == np.int8:
+        panels = np.pad(weight, ((0, 0), (0, -outputs % _PANEL))).reshape(inputs, -1, _PANEL).transpose(1, 0, 2)
+        layer.packed = self._keep(panels, np.float32)
+        if weight.dtype == np.int8:
             layer.weight_q = self._keep(weight)
         else:
             layer.weight = self._keep(weight, np.float32)
