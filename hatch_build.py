@@ -11,7 +11,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 SOURCE = "runtimes/fieldrun_runtimes/native.c"
-LIBRARY = "runtimes/fieldrun_runtimes/_native.so"
+LIBRARY = "runtimes/fieldrun_runtimes/native.so.1"
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno", "-Wno-psabi")
 
 
@@ -27,7 +27,7 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         if compiler is None:
             self.app.display_warning("no C compiler: fieldrun is installed without its native engine")
             return
-        partial = library.with_name("_native.partial.so")
+        partial = library.with_name("native.partial")
         command = [compiler, *FLAGS, "-o", str(partial), str(Path(self.root, SOURCE)), "-lm"]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode != 0:

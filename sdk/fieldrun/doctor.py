@@ -127,7 +127,7 @@ def engines() -> list[dict[str, Any]]:
     """Return one `{name, ready, version, command}` per engine; `command` brings it when it is not ready."""
     ort = util.find_spec("onnxruntime") is not None
     runtimes = getattr(util.find_spec("fieldrun_runtimes"), "origin", None)
-    native = runtimes is not None and (Path(runtimes).parent / "_native.so").is_file()
+    native = runtimes is not None and (Path(runtimes).parent / "native.so.1").is_file()
     return [
         {
             "name": "native",

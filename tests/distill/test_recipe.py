@@ -87,7 +87,7 @@ def test_a_section_of_fine_tuning_is_enough_to_fine_tune(tmp_path: Path) -> None
         ("schema = 1\nstudent.offsets = [0, [1]]", "offsets must be distinct integers within"),
         ("schema = 1\nstudent.ngrams = [[0]]", "ngrams must be lists of 2 to 4 distinct integers"),
         ("schema = 1\nstudent.ngrams = []", "ngrams and student.ngram_buckets must both be set"),
-        ("schema = 1\nstudent.mixer_kernel = 3", r"\[student\] has unknown keys: mixer_kernel"),
+        ("schema = 1\nstudent.mixer_stride = 3", r"\[student\] has unknown keys: mixer_stride"),
         ("schema = 1\nstudent.mixer_kernel = 2", "mixer_kernel and student.mixer_width must both be set"),
         ("schema = 1\nstudent.mean = 1", "mean must be true or false"),
         ("schema = 1\nstudent.hidden = -1", "hidden must be a whole number"),

@@ -109,7 +109,7 @@ def test_wheel_has_the_reference_bundle_and_no_checkpoint(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "fieldrun/data/reference/manifest.json" in names
     assert not [name for name in names if "checkpoint" in name.split("/")[0] or "/checkpoints/" in name]
-    assert ("fieldrun_runtimes/_native.so" in names) == (shutil.which("cc") is not None)
+    assert ("fieldrun_runtimes/native.so.1" in names) == (shutil.which("cc") is not None)
     roots = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert roots == {"fieldrun", "fieldrun_benchmarks", "fieldrun_exporters", "fieldrun_runtimes"}
     assert {f"{root}/py.typed" for root in roots} <= set(names)

@@ -66,7 +66,7 @@ def layer_of(module: str, contracts: frozenset[str]) -> str:
         if rest[0] in contracts or rest[0] == "__version__":
             return "contract"
         return "distill" if rest[0] == "distill" else "face"
-    if module in tuple(f"fieldrun_benchmarks.{name}" for name in ("demo", "peers")):
+    if module in tuple(f"fieldrun_benchmarks.{name}" for name in ("demo", "fit_heads", "peers")):
         return "demo"
     if module == "fieldrun_benchmarks.measure":  # it times the engines one by one
         return "measure"

@@ -24,7 +24,7 @@ from .numpy_engine import NumpyEngine
 
 __all__ = ["LIBRARY", "NativeEngine", "is_compiled", "load_library"]
 
-LIBRARY = Path(__file__).parent.parent / "_native.so"
+LIBRARY = Path(__file__).parent.parent / "native.so.1"
 """Where the installation puts the compiled library."""
 
 _PANEL = 16  # outputs that stand together in a packed weight, as in native.c
