@@ -1,7 +1,7 @@
 """Short trainings that compare shapes of the student: what the choice of the shipped one rests on.
 
     python -m fieldrun_benchmarks.trials --data DATA --teacher TEACHER --work WORK \
-        --trial 'stride 2={"mixer_kernel": 2, "mixer_width": 128}' -o benchmarks/records/student-trials.json
+        --trial 'kernel 2={"mixer_kernel": 2, "mixer_width": 128}' -o benchmarks/records/student-trials.json
 
 WORK is the work folder of a `fieldrun distill` run, whose compressed field the trials learn from. A trial trains on
 part of its texts: SST-2, 60,000 lines of reviews, TREC and its altered copies, BANKING77, and STS-B. It is measured on

@@ -296,7 +296,7 @@ class FieldModel:
             spec = task.spec
             if spec.kind != "single":
                 continue
-            if row is not None and task.head is None:  # one text: a third of the time
+            if row is not None and task.head is None:  # one text: its row as it is
                 found[name] = [spec.labels[row[spec.start : spec.start + len(spec.labels)].argmax()]]
             else:
                 found[name] = [spec.labels[i] for i in self._logits_of(encoding, task, None).argmax(1).tolist()]

@@ -39,7 +39,7 @@ class BucketPlan:
         return self._length_for[tokens]
 
     def one(self, sequence: Sequence[int]) -> Array:
-        """Return the ids of a call for one text alone: what `Network.frame` gives, in half of the time."""
+        """Return the ids of a call for one text alone: what `Network.frame` gives, from one list."""
         n = len(sequence)
         return np.array([[*self._before, *sequence, *self._after[self._length_for[n] - n]]], np.int32)
 

@@ -1,9 +1,10 @@
 """WordPiece for printable ASCII text: one look-up a word, where the Rust tokenizer takes two microseconds a token.
 
-At batch 1 tokenizing was half of a label's time. For most English text it needs no more than a dictionary: a word of
-BERT's uncased pre-tokenizer is a run of letters and digits or one punctuation mark, and a word's tokens do not depend
-on its neighbours. What this does not cover (other characters, control characters, the text of a special token, other
-kinds of tokenizer) the Rust tokenizer does; tests compare the two id by id.
+At batch 1 that tokenizer alone takes half as long as a whole label does now (benchmarks/records/peers.json). For most
+English text tokenizing needs no more than a dictionary: a word of BERT's uncased pre-tokenizer is a run of letters and
+digits or one punctuation mark, and a word's tokens do not depend on its neighbours. What this does not cover (other
+characters, control characters, the text of a special token, other kinds of tokenizer) the Rust tokenizer does; tests
+compare the two id by id.
 """
 
 from __future__ import annotations
