@@ -28,7 +28,7 @@ from fieldrun.student import Head
 from fieldrun.tensors import Array
 
 from .choose import choose_engine
-from .engines import Engine
+from .engines import Engine, UnpaddedEngine
 from .plan import BucketPlan
 from .tokenization import TextTokenizer, check_texts
 
@@ -212,16 +212,8 @@ class FieldModel:
                 field, logits = self._engine.run(self._plan.one(ids))
                 return Encoding(field=field, logits=logits, tokens=np.array((len(ids),)), dropped=np.array((0,)))
         tokenized = self._tokenize(checked)
-        n = len(tokenized.ids)
-        field = logits = np.zeros((0, 0), np.float32)
-        for chunk in self._plan.chunks(tokenized.ids):
-            part, part_logits = self._engine.run(chunk.ids)
-            if not len(field):
-                field = np.empty((n, part.shape[1]), np.float32)
-                logits = np.empty((n, part_logits.shape[1]), np.float32)
-            field[chunk.rows] = part[: len(chunk.rows)]
-            logits[chunk.rows] = part_logits[: len(chunk.rows)]
-        if n > len(checked):
+        field, logits = self._run(tokenized.ids)
+        if len(tokenized.ids) > len(checked):
             weights = [len(ids) for ids in tokenized.ids]
             field = _pool_windows(field, weights, tokenized.owners, len(checked))
             logits = _pool_windows(logits, weights, tokenized.owners, len(checked))
@@ -231,6 +223,20 @@ class FieldModel:
             tokens=np.array(tokenized.tokens, np.int64),
             dropped=np.array(tokenized.dropped, np.int64),
         )
+
+    def _run(self, sequences: Sequence[Sequence[int]]) -> tuple[Floats, Floats]:
+        """Return field and logits of token ids, in one call where the engine needs no buckets."""
+        if isinstance(self._engine, UnpaddedEngine):
+            return self._engine.run_unpadded(sequences)
+        field = logits = np.zeros((0, 0), np.float32)
+        for chunk in self._plan.chunks(sequences):
+            part, part_logits = self._engine.run(chunk.ids)
+            if not len(field):
+                field = np.empty((len(sequences), part.shape[1]), np.float32)
+                logits = np.empty((len(sequences), part_logits.shape[1]), np.float32)
+            field[chunk.rows] = part[: len(chunk.rows)]
+            logits[chunk.rows] = part_logits[: len(chunk.rows)]
+        return field, logits
 
     def scores_of(self, encoding: Encoding, task: str, other: Encoding | None = None) -> Floats:
         """Return the probabilities `(n, labels) float32` of `task` for texts that were encoded before.

@@ -12,11 +12,17 @@
 #if defined(__x86_64__) && !defined(FIELDRUN_PORTABLE)
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2,fma")))
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx2,fma,prefer-vector-width=512")))
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-enum { LANES = 8, PANEL = 16, BLOCK = 32 };
+/* What run is compiled for; every sum is made in the same order in all of them, so the answers are the same bits where
+ * a multiply-add is one instruction. */
+enum level { PLAIN, WITH_AVX2, WITH_AVX512 };
+enum { LANES = 8, PANEL = 16, BLOCK = 32, GROUP = 64, POSITIONS = 128 };
+typedef float v4 __attribute__((vector_size(16), aligned(4)));
 typedef float v8 __attribute__((vector_size(32), aligned(4)));
+typedef float v16 __attribute__((vector_size(64), aligned(4)));
 
 /* A layer x @ weight + bias, weight (inputs, outputs) in float or in int8, for one row; `packed` are the same numbers in
  * float, in panels of 16 outputs, (panels, inputs, 16), the last filled with zeros, for several rows. output_scale (outputs) are the steps of the
@@ -40,23 +46,43 @@ typedef struct {
 
 INLINE v8 load(const float *p) { return *(const v8 *)p; }
 
-/* y (rows, panels * 16) = x @ weight for up to 4 rows of x, `ldx` apart, one panel at a time. */
-INLINE void tile(const float *x, int32_t ldx, int32_t inputs, const float *w, float *y, int32_t ldy, int rows) {
-    v8 low[4], high[4];
-    for (int r = 0; r < rows; r++) low[r] = high[r] = (v8){0};
-    for (int32_t k = 0; k < inputs; k++, w += PANEL) {
-        v8 a = load(w), b = load(w + LANES);
-        for (int r = 0; r < rows; r++) {
-            float value = x[(int64_t)r * ldx + k];
-            low[r] += a * value;
-            high[r] += b * value;
-        }
+/* y (rows, 16) = x @ w, a panel (inputs, 16), for a few rows of x that are `ldx` apart: the sums stay in registers.
+ * A function of its own, so that the pointers stay in registers as well. */
+#define TILE(name, vector, target, most)                                                                               \
+    INLINE void name##_rows(const float *x, int32_t ldx, int32_t inputs, const float *w, float *y, int32_t ldy,        \
+                            int rows) {                                                                                \
+        enum { EACH = sizeof(vector) / sizeof(float), PARTS = PANEL / EACH };                                          \
+        vector sum[most][PARTS];                                                                                       \
+        for (int r = 0; r < rows; r++)                                                                                 \
+            for (int q = 0; q < PARTS; q++) sum[r][q] = (vector){0};                                                   \
+        for (int32_t k = 0; k < inputs; k++, w += PANEL)                                                               \
+            for (int r = 0; r < rows; r++)                                                                             \
+                for (int q = 0; q < PARTS; q++)                                                                        \
+                    sum[r][q] += *(const vector *)(w + q * EACH) * x[(int64_t)r * ldx + k];                            \
+        for (int r = 0; r < rows; r++)                                                                                 \
+            for (int q = 0; q < PARTS; q++) *(vector *)(y + (int64_t)r * ldy + q * EACH) = sum[r][q];                  \
+    }                                                                                                                  \
+    target static __attribute__((noinline)) void name(const float *x, int32_t ldx, int32_t inputs, const float *w,     \
+                                                      float *y, int32_t ldy, int rows) {                               \
+        switch (rows) {                                                                                                \
+        case 1: name##_rows(x, ldx, inputs, w, y, ldy, 1); break;                                                      \
+        case 2: name##_rows(x, ldx, inputs, w, y, ldy, 2); break;                                                      \
+        case 3: name##_rows(x, ldx, inputs, w, y, ldy, 3); break;                                                      \
+        case 4: name##_rows(x, ldx, inputs, w, y, ldy, 4); break;                                                      \
+        case 5: name##_rows(x, ldx, inputs, w, y, ldy, most < 5 ? 4 : 5); break;                                       \
+        case 6: name##_rows(x, ldx, inputs, w, y, ldy, most < 6 ? 4 : 6); break;                                       \
+        case 7: name##_rows(x, ldx, inputs, w, y, ldy, most < 7 ? 4 : 7); break;                                       \
+        default: name##_rows(x, ldx, inputs, w, y, ldy, most);                                                         \
+        }                                                                                                              \
     }
-    for (int r = 0; r < rows; r++) {
-        *(v8 *)(y + (int64_t)r * ldy) = low[r];
-        *(v8 *)(y + (int64_t)r * ldy + LANES) = high[r];
-    }
-}
+TILE(tile_4, v4, , 4)
+#ifdef AVX2
+TILE(tile_8, v8, AVX2, 6)
+TILE(tile_16, v16, AVX512, 8)
+#endif
+
+/* The rows that a tile may have: as many as there are registers for their sums. */
+INLINE int most_rows(enum level level) { return level == WITH_AVX512 ? 8 : level == WITH_AVX2 ? 6 : 4; }
 
 #ifdef AVX2
 /* y (64) = the columns from `w` on of an int8 weight's rows `at`, each times its input: eight sums in registers, one
@@ -74,17 +100,34 @@ AVX2 static void columns_64(const float *x, const int8_t *w, int32_t outputs, fl
     }
     for (int q = 0; q < 8; q++) _mm256_storeu_ps(y + q * LANES, sum[q]);
 }
+
+/* The same for 128 columns in registers of 16 lanes. */
+AVX512 static void columns_128(const float *x, const int8_t *w, int32_t outputs, float *y, const int32_t *at, int32_t n) {
+    __m512 sum[8];
+    for (int q = 0; q < 8; q++) sum[q] = _mm512_setzero_ps();
+    for (int32_t i = 0; i < n; i++) {
+        const int8_t *row = w + (int64_t)at[i] * outputs;
+        __m512 value = _mm512_set1_ps(x[at[i]]);
+        for (int q = 0; q < 8; q++) {
+            __m512i wide = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(row + q * PANEL)));
+            sum[q] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(wide), value, sum[q]);
+        }
+    }
+    for (int q = 0; q < 8; q++) _mm512_storeu_ps(y + q * PANEL, sum[q]);
+}
 #endif
 
 /* y (outputs) = x (inputs) @ weight for one row and its inputs that are not zero: after a ReLU half of them are. */
-INLINE void one_row(const float *restrict x, const layer *l, float *restrict y, int32_t *restrict at, int avx2) {
+INLINE void one_row(const float *restrict x, const layer *l, float *restrict y, int32_t *restrict at, enum level level) {
     int32_t n = 0, outputs = l->outputs, done = 0;
     for (int32_t k = 0; k < l->inputs; k++) {
         at[n] = k;
         n += x[k] != 0;
     }
 #ifdef AVX2
-    if (avx2 && l->weight_q)
+    if (level == WITH_AVX512 && l->weight_q)
+        for (; done + 128 <= outputs; done += 128) columns_128(x, l->weight_q + done, outputs, y + done, at, n);
+    if (level != PLAIN && l->weight_q)
         for (; done + 64 <= outputs; done += 64) columns_64(x, l->weight_q + done, outputs, y + done, at, n);
 #endif
     memset(y + done, 0, (outputs - done) * sizeof(float));
@@ -115,28 +158,35 @@ INLINE void finish(const layer *l, float *y, int relu) {
 
 INLINE int32_t padded(int32_t outputs) { return (outputs + PANEL - 1) / PANEL * PANEL; }
 
-/* y (rows, outputs rounded up to 16) = layer(x). The rows of x may overlap: they are `ldx` apart and `inputs` long. */
-INLINE void several(const layer *l, float *x, int32_t ldx, int32_t rows, float *y, int relu) {
-    int32_t ldy = padded(l->outputs), panels = ldy / PANEL;
+/* y (rows, outputs rounded up to 16) = layer(x). The rows of x may overlap: they are `ldx` apart and `inputs` long. They
+ * are cut evenly: a tile of one or two rows would wait for its sums. */
+INLINE void several(const layer *l, float *x, int32_t ldx, int32_t rows, float *y, int relu, enum level level) {
+    int32_t ldy = padded(l->outputs), panels = ldy / PANEL, most = most_rows(level);
+    int32_t tiles = (rows + most - 1) / most;
     quantize(l, x, (int64_t)rows * ldx);
-    for (int32_t r = 0; r < rows; r += 4)
+    for (int32_t i = 0, r = 0; i < tiles; i++) {
+        int32_t n = (rows - r) / (tiles - i);
         for (int32_t p = 0; p < panels; p++) {
             const float *from = x + (int64_t)r * ldx, *w = l->packed + (int64_t)p * l->inputs * PANEL;
             float *to = y + (int64_t)r * ldy + p * PANEL;
-            switch (rows - r) {
-            case 1: tile(from, ldx, l->inputs, w, to, ldy, 1); break;
-            case 2: tile(from, ldx, l->inputs, w, to, ldy, 2); break;
-            case 3: tile(from, ldx, l->inputs, w, to, ldy, 3); break;
-            default: tile(from, ldx, l->inputs, w, to, ldy, 4);
-            }
+#ifdef AVX2
+            if (level == WITH_AVX512)
+                tile_16(from, ldx, l->inputs, w, to, ldy, n);
+            else if (level == WITH_AVX2)
+                tile_8(from, ldx, l->inputs, w, to, ldy, n);
+            else
+#endif
+                tile_4(from, ldx, l->inputs, w, to, ldy, n);
         }
+        r += n;
+    }
     for (int32_t r = 0; r < rows; r++) finish(l, y + (int64_t)r * ldy, relu);
 }
 
 /* y (outputs) = layer(x), its weight as it is; x may be overwritten. */
-INLINE void dense(const layer *l, float *x, float *y, int32_t *at, int relu, int avx2) {
+INLINE void dense(const layer *l, float *x, float *y, int32_t *at, int relu, enum level level) {
     quantize(l, x, l->inputs);
-    one_row(x, l, y, at, avx2);
+    one_row(x, l, y, at, level);
     finish(l, y, relu);
 }
 
@@ -188,18 +238,22 @@ INLINE void pool(const network *net, const float *g, int32_t steps, int32_t n, i
     for (int32_t i = 0; i < n; i++) pooled[i] /= share;
 }
 
-/* The floats and the integers of scratch that `batch` texts of `length` tokens need. */
-int64_t fieldrun_scratch(const network *net, int32_t batch, int32_t length, int64_t *integers) {
-    int64_t wide = 0;
-    const layer *layers[] = {&net->mixer, &net->hidden, &net->output};
-    for (int i = 0; i < 3; i++) wide += layers[i]->inputs + layers[i]->outputs + 2 * PANEL;
-    *integers = (int64_t)length * net->blocks + wide;
-    int64_t positions = (int64_t)(length + net->kernel) * net->width;
-    return positions + (int64_t)length * (net->mixer.outputs + PANEL) + batch * (2 * net->width + wide);
+/* The positions of several texts that go through the mixer together. */
+INLINE int32_t together(const network *net, int32_t longest) {
+    return (longest > POSITIONS ? longest : POSITIONS) + net->kernel - 1;
 }
 
-/* pooled (2 n or n) of the `tokens` of a text, whose ids start at `text`. */
-INLINE void encode(const network *net, const int32_t *text, int32_t tokens, float *pooled, float *h, uint32_t *rows) {
+/* The floats and the integers of scratch that a call on texts of at most `longest` tokens needs. */
+int64_t fieldrun_scratch(const network *net, int32_t longest, int64_t *integers) {
+    int64_t wide = 0, positions = together(net, longest);
+    const layer *layers[] = {&net->mixer, &net->hidden, &net->output};
+    for (int i = 0; i < 3; i++) wide += layers[i]->inputs + layers[i]->outputs + 2 * PANEL;
+    *integers = (int64_t)longest * (net->blocks + 1) + net->left + net->right + wide;
+    return positions * (net->width + net->mixer.outputs + PANEL) + GROUP * (2 * net->width + wide);
+}
+
+/* h (tokens, width) of a text: all row numbers first, so that the memory is asked for before it is needed. */
+INLINE void encode(const network *net, const int32_t *text, int32_t tokens, float *h, uint32_t *rows) {
     int32_t blocks = net->blocks, width = net->width;
     for (int32_t t = 0; t < tokens; t++)
         for (int32_t j = 0; j < blocks; j++) {
@@ -213,66 +267,108 @@ INLINE void encode(const network *net, const int32_t *text, int32_t tokens, floa
                 for (int32_t c = 0; c < width; c += 64) __builtin_prefetch(net->table_q + (int64_t)found * width + c);
         }
     for (int32_t t = 0; t < tokens; t++) look_up(net, rows + t * blocks, h + (int64_t)t * width);
-    if (!net->mixer.outputs) {
-        pool(net, h, tokens, width, width, pooled);
-        return;
-    }
-    memset(h + (int64_t)tokens * width, 0, (int64_t)(net->kernel - 1) * width * sizeof(float));
-    float *g = h + (int64_t)(tokens + net->kernel - 1) * width;
-    several(&net->mixer, h, width, tokens, g, 1);
-    pool(net, g, tokens, net->mixer.outputs, padded(net->mixer.outputs), pooled);
 }
 
-INLINE int run(const network *net, const int32_t *ids, int32_t batch, int32_t framed, float *output, float *floats,
-               uint32_t *integers, int avx2) {
-    int32_t length = framed - net->left - net->right;
+/* pooled (n) of `texts` texts, whose h stand one after another with kernel - 1 rows of zeros after each. */
+INLINE void mix(const network *net, float *h, const int32_t *tokens, int32_t texts, float *g, float *pooled, int32_t n,
+                enum level level) {
+    int32_t positions = 0, gap = net->kernel - 1, ldg = net->width;
+    for (int32_t i = 0; i < texts; i++) positions += tokens[i] + gap;
+    if (net->mixer.outputs) {
+        several(&net->mixer, h, net->width, positions - gap, g, 1, level);
+        ldg = padded(net->mixer.outputs);
+    } else
+        g = h;
+    for (int32_t i = 0; i < texts; i++, pooled += n) {
+        pool(net, g, tokens[i], net->mixer.outputs ? net->mixer.outputs : net->width, ldg, pooled);
+        g += (int64_t)(tokens[i] + gap) * ldg;
+    }
+}
+
+/* output (count, outputs) of the pooled vectors of up to GROUP texts; `next`, `logits` and `at` are scratch. */
+INLINE void project(const network *net, float *pooled, int32_t count, float *output, float *next, float *logits,
+                    int32_t *at, enum level level) {
     const layer *hidden = &net->hidden, *last = &net->output;
     int32_t n = hidden->outputs ? hidden->inputs : last->inputs;
-    int32_t *at = (int32_t *)(integers + (int64_t)length * net->blocks);
-    float *pooled = floats, *next = pooled + (int64_t)batch * n;
-    float *h = next + (int64_t)batch * (hidden->outputs ? padded(hidden->outputs) : 0);
-    for (int32_t row = 0; row < batch; row++) {
-        const int32_t *text = ids + (int64_t)row * framed + net->left;
-        int32_t tokens = length;
-        while (tokens > 0 && text[tokens - 1] == 0) tokens--;
-        if (tokens < 1) return 1;
-        encode(net, text, tokens, pooled + (int64_t)row * n, h, integers);
-    }
-    if (batch == 1) {
+    if (count == 1) {
         if (hidden->outputs) {
-            dense(hidden, pooled, next, at, 1, avx2);
+            dense(hidden, pooled, next, at, 1, level);
             pooled = next;
         }
-        dense(last, pooled, output, at, 0, avx2);
-        return 0;
+        dense(last, pooled, output, at, 0, level);
+        return;
     }
-    if (hidden->outputs) { /* a batch reads a matrix once for four texts */
-        several(hidden, pooled, n, batch, next, 1);
+    if (hidden->outputs) { /* several texts read a matrix once for four or eight of them */
+        several(hidden, pooled, n, count, next, 1, level);
         pooled = next;
         n = padded(hidden->outputs);
     }
-    several(last, pooled, n, batch, h, 0);
-    for (int32_t row = 0; row < batch; row++)
-        memcpy(output + (int64_t)row * last->outputs, h + (int64_t)row * padded(last->outputs), last->outputs * sizeof(float));
+    several(last, pooled, n, count, logits, 0, level);
+    for (int32_t row = 0; row < count; row++)
+        memcpy(output + (int64_t)row * last->outputs, logits + (int64_t)row * padded(last->outputs), last->outputs * sizeof(float));
+}
+
+/* See fieldrun_run. */
+INLINE int run(const network *net, const int32_t *ids, const int64_t *starts, int32_t texts, int32_t longest,
+               float *output, float *floats, uint32_t *integers, enum level level) {
+    const layer *hidden = &net->hidden, *last = &net->output;
+    int32_t n = hidden->outputs ? hidden->inputs : last->inputs, left = net->left, gap = net->kernel - 1;
+    int32_t room = together(net, longest), tokens[GROUP];
+    int32_t *at = (int32_t *)(integers + (int64_t)longest * net->blocks);
+    int32_t *framed = at + (net->mixer.inputs + hidden->inputs + last->inputs);
+    float *pooled = floats, *next = pooled + (int64_t)GROUP * n;
+    float *logits = next + (int64_t)GROUP * (hidden->outputs ? padded(hidden->outputs) : 0);
+    float *h = logits + (int64_t)GROUP * padded(last->outputs), *g = h + (int64_t)room * net->width;
+    memset(framed, 0, left * sizeof(int32_t));
+    for (int32_t first = 0; first < texts; first += GROUP) {
+        int32_t count = texts - first < GROUP ? texts - first : GROUP, mixed = 0, used = 0;
+        for (int32_t row = 0; row < count; row++) {
+            const int32_t *text = ids + starts[first + row];
+            int64_t length = starts[first + row + 1] - starts[first + row];
+            while (length > 0 && text[length - 1] == 0) length--; /* padding */
+            if (length < 1 || length > longest) return 1;
+            tokens[row] = (int32_t)length;
+            if (used + tokens[row] + gap > room) {
+                mix(net, h, tokens + mixed, row - mixed, g, pooled + (int64_t)mixed * n, n, level);
+                mixed = row;
+                used = 0;
+            }
+            memcpy(framed + left, text, length * sizeof(int32_t));
+            memset(framed + left + length, 0, net->right * sizeof(int32_t));
+            encode(net, framed + left, tokens[row], h + (int64_t)used * net->width, integers);
+            used += tokens[row];
+            memset(h + (int64_t)used * net->width, 0, (int64_t)gap * net->width * sizeof(float));
+            used += gap;
+        }
+        mix(net, h, tokens + mixed, count - mixed, g, pooled + (int64_t)mixed * n, n, level);
+        project(net, pooled, count, output + (int64_t)first * last->outputs, next, logits, at, level);
+    }
     return 0;
 }
 
-#define ARGUMENTS net, ids, batch, framed, output, floats, integers
+#define ARGUMENTS net, ids, starts, texts, longest, output, floats, integers
 #define PARAMETERS                                                                                                    \
-    const network *net, const int32_t *ids, int32_t batch, int32_t framed, float *output, float *floats,              \
-        uint32_t *integers
+    const network *net, const int32_t *ids, const int64_t *starts, int32_t texts, int32_t longest, float *output,     \
+        float *floats, uint32_t *integers
 
-#ifdef AVX2 /* compiled for any x86-64 and for those of the last ten years; the processor chooses */
-AVX2 static int run_avx2(PARAMETERS) { return run(ARGUMENTS, 1); }
-static int run_plain(PARAMETERS) { return run(ARGUMENTS, 0); }
+#ifdef AVX2 /* compiled for any x86-64, for those of the last ten years, and for the widest; the processor chooses */
+AVX512 static int run_avx512(PARAMETERS) { return run(ARGUMENTS, WITH_AVX512); }
+AVX2 static int run_avx2(PARAMETERS) { return run(ARGUMENTS, WITH_AVX2); }
+static int run_plain(PARAMETERS) { return run(ARGUMENTS, PLAIN); }
 #endif
 
-/* output (batch, outputs) of ids (batch, framed), each row a text after `left` positions of padding; 0 on success. */
-int fieldrun_run(PARAMETERS) {
+/* output (texts, outputs) of texts whose ids start at ids[starts[i]] and end before ids[starts[i + 1]]; zeros at the end
+ * of a text are padding. 0 on success, 1 where a text has no token or more than `longest`. `widest` forbids what is
+ * above that level. */
+int fieldrun_run(PARAMETERS, int32_t widest) {
 #ifdef AVX2
+    __builtin_cpu_init();
     int fast = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    return fast ? run_avx2(ARGUMENTS) : run_plain(ARGUMENTS);
+    int wide = fast && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    if (wide && widest >= WITH_AVX512) return run_avx512(ARGUMENTS);
+    return fast && widest >= WITH_AVX2 ? run_avx2(ARGUMENTS) : run_plain(ARGUMENTS);
 #else
-    return run(ARGUMENTS, 0);
+    (void)widest;
+    return run(ARGUMENTS, PLAIN);
 #endif
 }

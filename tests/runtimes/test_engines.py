@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import fieldrun
 from fieldrun.bundle import Bundle
@@ -22,7 +24,7 @@ from fieldrun.reference import forward, head_logits, pad_ids, pair_features, sof
 from fieldrun.storage import read_json
 from fieldrun.tensors import Array
 from fieldrun_runtimes.choose import choose_engine
-from fieldrun_runtimes.engines import ENGINES, Engine, map_weights, native_engine, open_engine
+from fieldrun_runtimes.engines import ENGINES, Engine, UnpaddedEngine, map_weights, native_engine, open_engine
 from fieldrun_runtimes.engines import onnxruntime_engine as ort_engine
 from tests import toy
 from tests.toy import WORDS
@@ -264,6 +266,27 @@ def test_the_library_for_any_processor_gives_the_same(
     native_engine.load_library.cache_clear()
 
 
+@pytest.mark.parametrize("widest", [0, 1, 2])
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(1, 256), min_size=1, max_size=80), seed=st.integers(0, 99))
+def test_the_native_engine_gives_many_texts_what_each_gets_alone(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, widest: int, lengths: list[int], seed: int
+) -> None:
+    bundle, rng = Bundle.load(toy_bundle), np.random.default_rng(seed)
+    engine, frame = open_engine("native", bundle, 1), bundle.manifest.network.frame
+    assert isinstance(engine, UnpaddedEngine)
+    vocabulary = bundle.manifest.network.vocab_size
+    sequences = [rng.integers(1, vocabulary, length).tolist() for length in lengths]
+    reference = open_engine("numpy", bundle, 1).run(frame(sequences, len(sequences), 256))
+    monkeypatch.setattr(native_engine, "_WIDEST", widest)
+    together = engine.run_unpadded(sequences)
+    for row, ids in enumerate(sequences):
+        alone = engine.run(frame([ids], 1, 256))
+        for part, whole, expected in zip(alone, together, reference, strict=True):
+            np.testing.assert_array_equal(part[0], whole[row])
+            np.testing.assert_allclose(part[0], expected[row], atol=1e-5)
+
+
 def test_the_native_engine_stays_within_its_arrays(toy_bundle: Path) -> None:
     bundle = Bundle.load(toy_bundle)
     engine, frame = open_engine("native", bundle, 1), bundle.manifest.network.frame
@@ -273,6 +296,10 @@ def test_the_native_engine_stays_within_its_arrays(toy_bundle: Path) -> None:
         engine.run(frame([[0]], 1, 8))
     with pytest.raises(EngineError, match="the largest bucket takes 256 tokens"):
         engine.run(frame([[2, 3]], 1, 999))
+    assert isinstance(engine, UnpaddedEngine)
+    for wrong in ([[2, 9, 3], []], [[2, 9, 3], [5] * 257]):
+        with pytest.raises(EngineError, match="all padding, or longer than the largest bucket"):
+            engine.run_unpadded(wrong)
     wide = frame([[2, 9, 3]], 1, 8).astype(np.int64)
     np.testing.assert_array_equal(engine.run(wide)[0], engine.run(frame([[2, 9, 3]], 1, 8))[0])
 

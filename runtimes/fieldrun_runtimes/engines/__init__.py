@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 from fieldrun.bundle import Bundle
 from fieldrun.errors import BundleError, UnknownName
 from fieldrun.tensors import Array, read_tensors
 
-__all__ = ["ENGINES", "Engine", "map_weights", "open_engine"]
+__all__ = ["ENGINES", "Engine", "UnpaddedEngine", "map_weights", "open_engine"]
 
 ENGINES = {
     "native": "fieldrun_runtimes.engines.native_engine:NativeEngine",
@@ -32,6 +32,15 @@ class Engine(Protocol):
 
     def run_pairs(self, a: Array, b: Array) -> Array:
         """Return the logits of all pair tasks `(batch, labels) float32` for two fields `(batch, dim) float32`."""
+        ...
+
+
+@runtime_checkable
+class UnpaddedEngine(Engine, Protocol):
+    """An engine that needs no buckets: it takes many texts in one call, each as long as it is."""
+
+    def run_unpadded(self, sequences: Sequence[Sequence[int]]) -> tuple[Array, Array]:
+        """Return what `run` does, for token ids without frame or padding, none longer than the largest bucket."""
         ...
 
 

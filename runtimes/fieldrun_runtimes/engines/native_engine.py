@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ LIBRARY = Path(__file__).parent.parent / "native.so.1"
 """Where the installation puts the compiled library."""
 
 _PANEL = 16  # outputs that stand together in a packed weight, as in native.c
+_WIDEST = 2  # the widest instructions that a call may use: 0 plain, 1 AVX2, 2 AVX-512; the processor decides below it
 
 
 class _Layer(ctypes.Structure):
@@ -69,8 +71,9 @@ def load_library() -> Any:
         )
     try:
         library = ctypes.CDLL(str(LIBRARY))
-        library.fieldrun_run.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int32] * 2 + [ctypes.c_void_p] * 3
-        library.fieldrun_scratch.argtypes = [ctypes.c_void_p, *[ctypes.c_int32] * 2, ctypes.POINTER(ctypes.c_int64)]
+        pointer, number = ctypes.c_void_p, ctypes.c_int32
+        library.fieldrun_run.argtypes = [*[pointer] * 3, number, number, *[pointer] * 3, number]
+        library.fieldrun_scratch.argtypes = [pointer, number, ctypes.POINTER(ctypes.c_int64)]
         library.fieldrun_scratch.restype = ctypes.c_int64
     except (OSError, AttributeError) as error:
         raise EngineError(f"the native engine cannot be loaded: {error}; install fieldrun again") from error
@@ -111,37 +114,50 @@ class NativeEngine:
         )
         self._address = ctypes.addressof(self._net)
         self._outputs, self._dim = int(self._net.output.outputs), net.field_dim
-        self._margins = sum(net.margins)
+        self._left, self._margins = net.margins[0], sum(net.margins)
         self._longest = max(bucket.length for bucket in bundle.manifest.buckets)
-        self._largest = max(bucket.batch for bucket in bundle.manifest.buckets)
         self._local = threading.local()
 
     def run(self, ids: Array) -> tuple[Array, Array]:
         """Return field `(batch, dim)` and logits `(batch, labels)` of `ids`, framed as `Network.frame` says."""
+        batch, framed = ids.shape
+        if framed - self._margins > self._longest:
+            raise EngineError(f"ids of shape {ids.shape}; the largest bucket takes {self._longest} tokens")
+        if ids.dtype != np.int32 or not ids.flags.c_contiguous:
+            ids = np.ascontiguousarray(ids, np.int32)
+        if batch == 1:
+            starts = np.array((self._left, framed))
+        else:
+            starts = np.arange(self._left, (batch + 1) * framed + self._left, framed)
+            starts[-1] -= self._left  # a text ends at the next one's start, zeros left out; the last with the array
+        return self._run(ids, starts, batch)
+
+    def run_unpadded(self, sequences: Sequence[Sequence[int]]) -> tuple[Array, Array]:
+        """Return field `(n, dim)` and logits `(n, labels)` of `n` texts' token ids, each as long as it is."""
+        starts = np.zeros(len(sequences) + 1, np.int64)
+        np.cumsum([len(ids) for ids in sequences], out=starts[1:])
+        ids = np.fromiter(chain.from_iterable(sequences), np.int32, int(starts[-1]))
+        return self._run(ids, starts, len(sequences))
+
+    def _run(self, ids: Array, starts: Array, texts: int) -> tuple[Array, Array]:
         try:
             floats, integers = self._local.scratch
         except AttributeError:
             floats, integers = self._scratch()
-        batch, framed = ids.shape
-        if framed - self._margins > self._longest or batch > self._largest:
-            raise EngineError(
-                f"ids of shape {ids.shape}; the largest bucket takes {self._longest} tokens, the fullest "
-                f"{self._largest} texts"
-            )
-        if ids.dtype != np.int32 or not ids.flags.c_contiguous:
-            ids = np.ascontiguousarray(ids, np.int32)
-        output = np.empty((batch, self._outputs), np.float32)
+        output = np.empty((texts, self._outputs), np.float32)
         # an array's `ctypes` makes an object that costs more than the look-up of its address
-        start, end = ids.__array_interface__["data"][0], output.__array_interface__["data"][0]
-        if self._call(self._address, start, batch, framed, end, floats, integers):
-            raise EngineError("a row of ids is all padding")
+        addresses = [array.__array_interface__["data"][0] for array in (ids, starts, output)]
+        if self._call(
+            self._address, addresses[0], addresses[1], texts, self._longest, addresses[2], floats, integers, _WIDEST
+        ):
+            raise EngineError("a text is all padding, or longer than the largest bucket")
         return output[:, : self._dim], output[:, self._dim :]
 
     def _scratch(self) -> tuple[int, int]:
         """Make this thread's scratch and return the addresses of its floats and integers."""
         count = ctypes.c_int64()
         floats = np.empty(
-            self._library.fieldrun_scratch(self._address, self._largest, self._longest, ctypes.byref(count)), np.float32
+            self._library.fieldrun_scratch(self._address, self._longest, ctypes.byref(count)), np.float32
         )
         integers = np.empty(count.value, np.uint32)
         self._local.kept = floats, integers
