@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from fieldrun.checkpoint import Checkpoint
-from fieldrun.distill import heads
 from fieldrun.distill.pipeline import distill
 from tests.toy import toy_tokenizer
 
@@ -67,12 +66,9 @@ def sentence(rng: random.Random, words: str = "") -> str:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def small_and_alike() -> Iterator[None]:
+def small_and_alike() -> None:
     """Train with one thread, here and in child processes: sums come in the same order everywhere."""
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heads, "_STEPS", 40)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -166,7 +166,7 @@ class TrainingRecipe:
 
     `regression` (of the field), `distill` (the teacher heads' soft labels), `labels` and `geometry` (in-batch
     similarities) weigh the losses; `other_tasks` says how much the soft labels of other tasks count on a text; `pairs`
-    weighs the losses of `pair_rows` rows of the pair and similarity tasks that come with every batch; `held_out` is the
+    weighs the mean loss of the `pair_rows` rows of pair and similarity tasks that come with every batch; `held_out` is the
     share of every train file that is kept for choosing and calibrating. Embedding and n-gram table learn at
     `learning_rate * table_rate`.
     """
@@ -209,7 +209,8 @@ class TrainingRecipe:
 class TaskRecipe:
     """One task: a folder of the data with `train` files, and a `report` file that is only ever reported on.
 
-    `repeat` is how often an epoch of the student shows its train texts: more for a task with few rows among many.
+    `repeat` is how often an epoch of the student shows its train texts: more for a task with few rows among many. Of a
+    pair or similarity task it says how much more often one of its pairs is drawn than a pair of another task.
     `phrases` says that the rows are phrases of one another: only whole sentences are held out then, and their phrases
     are left out. `similarity` is the highest grade of a task whose labels grade the similarity of pairs from 0 on.
     `augment` is how many altered copies of every train text are added to the transfer text, for the teacher to label.

@@ -42,8 +42,9 @@ def arithmetic(dtype: str) -> str:
 
 
 def _epoch_rows(pool: TextPool, repeats: Mapping[str, int]) -> Array:
-    """Return the texts of an epoch: every transfer text once, and a task's train texts as often as it repeats."""
-    again = [np.tile(task.train.rows.reshape(-1), repeats.get(task.name, 1) - 1) for task in pool.tasks]
+    """Return the texts of an epoch: every transfer text once, a single task's train texts as often as it repeats."""
+    singles = [task for task in pool.tasks if task.kind == "single"]
+    again = [np.tile(task.train.rows, repeats.get(task.name, 1) - 1) for task in singles]
     return np.concatenate([np.arange(pool.n_transfer), *again]).astype(np.int64)
 
 
@@ -62,11 +63,18 @@ class _Targets:
     """What the student learns per text: the field, the soft labels of every single task, and labels where known."""
 
     def __init__(
-        self, pool: TextPool, compressed: Compressed, recipe: TrainingRecipe, native: Mapping[str, Sequence[str]]
+        self,
+        pool: TextPool,
+        compressed: Compressed,
+        recipe: TrainingRecipe,
+        native: Mapping[str, Sequence[str]],
+        repeats: Mapping[str, int],
     ) -> None:
         self.field, self.heads, self.recipe = torch.from_numpy(compressed.field), compressed.heads, recipe
         self.tasks = [task for task in pool.tasks if task.kind == "single"]
         self.pairs = [task for task in (*pool.tasks, *pool.similarities) if task.kind != "single"]
+        often = [len(task.train) * repeats.get(task.name, 1) for task in self.pairs]
+        self.shares = [max(1, round(recipe.pair_rows * n / sum(often))) if recipe.pair_rows else 0 for n in often]
         self.labels = {task.name: np.full(pool.n_transfer, -1, np.int64) for task in self.tasks}
         self.weights = {task.name: np.full(pool.n_transfer, recipe.other_tasks, np.float32) for task in self.tasks}
         for task in self.tasks:
@@ -97,8 +105,8 @@ class _Targets:
 
     def draw_pairs(self, rng: np.random.Generator) -> list[tuple[TaskData, Array]]:
         """Return the rows of every pair and similarity task that come with a batch: task, numbers of train rows."""
-        share = self.recipe.pair_rows // max(1, len(self.pairs))
-        return [(task, rng.integers(0, len(task.train), share)) for task in self.pairs if share]
+        drawn = zip(self.pairs, self.shares, strict=True)
+        return [(task, rng.integers(0, len(task.train), share)) for task, share in drawn if share]
 
     def pair_loss(self, field: torch.Tensor, heads: TaskHeads, task: TaskData, pick: Array) -> torch.Tensor:
         """Return the loss of `pick` rows of a pair or similarity task, whose texts' fields alternate in `field`."""
@@ -145,7 +153,8 @@ def train_student(
         seed: of the batches and of dropout.
         work: folder of the state file.
         progress: called with (steps done, steps in all).
-        repeats: task -> how often its train texts come in an epoch, once when None; for tasks with few rows.
+        repeats: task -> how often its train texts come in an epoch, once when None, for tasks with few rows; of a pair
+            or similarity task, how much more often one of its pairs is drawn than one of another.
         rows: the texts of an epoch, in place of all of them, for short trials.
 
     Raises:
@@ -156,7 +165,7 @@ def train_student(
     student.to(device).train()
     heads.to(device)
     compressed.heads.to(device)
-    targets = _Targets(pool, compressed, recipe, native)
+    targets = _Targets(pool, compressed, recipe, native, repeats or {})
     tables = [p for n, p in student.named_parameters() if n in ("embedding.weight", "ngram.weight")]
     rest = [p for n, p in student.named_parameters() if n not in ("embedding.weight", "ngram.weight")]
     head_parameters = list(heads.parameters())
@@ -200,8 +209,10 @@ def train_student(
             loss = targets.loss(fields(rows), heads, rows)
             if len(texts):
                 parts = torch.split(fields(texts), [2 * len(pick) for _, pick in pairs])
-                losses = (targets.pair_loss(f, heads, *pair) for f, pair in zip(parts, pairs, strict=True))
-                loss = loss + recipe.pairs * sum_of(losses)
+                # a mean over all pairs, not over tasks: a few thousand pairs that weigh as much as a hundred thousand
+                # texts are learnt by heart, and a head fitted on them does not hold for others
+                losses = (len(p[1]) * targets.pair_loss(f, heads, *p) for f, p in zip(parts, pairs, strict=True))
+                loss = loss + recipe.pairs * sum_of(losses) / (len(texts) // 2)
             if not torch.isfinite(loss):
                 raise TrainingError(f"the loss is not finite at step {step}; lower training.learning_rate")
             optimizer.zero_grad()
