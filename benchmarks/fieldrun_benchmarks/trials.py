@@ -39,7 +39,7 @@ from fieldrun_exporters.graph import WEIGHTS_FILE, field_graph
 from fieldrun_exporters.parity import open_session
 from fieldrun_exporters.passes.fold import fold
 from fieldrun_exporters.passes.int8 import int8
-from fieldrun_exporters.recipe import Precision
+from fieldrun_exporters.precision import Precision
 
 from .record import read_record, write_record
 
@@ -161,7 +161,7 @@ class _Bench:
 
 def _engine(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the bytes of the int8 weights, and the median microseconds of a run per length."""
-    deployed, _ = int8(fold(checkpoint)[0], Precision(tables="int8"), {})
+    deployed, _ = int8(fold(checkpoint)[0], Precision({"tables": "int8"}), {})
     weights = write_tensors(deployed.tensors)
     medians = {}
     with tempfile.TemporaryDirectory() as scratch:

@@ -2,10 +2,10 @@
 
 | Tensor | Shape, type |
 |---|---|
-| `table` | `(rows, width)` float32 or int8: one block of rows per window offset and one of hashed n-grams |
+| `table` | `(rows, width)` float32, float16 or int8: one block of rows per window offset and one of hashed n-grams |
 | `table.scale` | `(rows,) float32`: every row is multiplied by its scale; ones for a float table |
 | `rows.coef`, `rows.modulus`, `rows.base` | `(shifts, J)`, `(J,)`, `(J,)` int32; see below |
-| `<layer>.weight` | `(inputs, outputs)` float32 or int8 |
+| `<layer>.weight` | `(inputs, outputs)` float32, float16 or int8 |
 | `<layer>.bias` | `(outputs,) float32`; the mixer has none |
 | `<layer>.weight_scale` | `(outputs,) float32`, only with an int8 weight |
 | `<layer>.input_scale` | `(1,) float32`, only where the layer's input is int8 too |
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from fieldrun.bundle import Network
+from fieldrun.packing import packed_names
 from fieldrun.tensors import Array
 
 __all__ = ["Deployed", "PassReport"]
@@ -39,20 +40,36 @@ class Deployed:
 
     network: Network
     tensors: Mapping[str, Array]
+    blocks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Every block of the table: its first row and the one after its last."""
+    packed: Mapping[str, Array] = field(default_factory=dict)
+    """What is stored in place of the int8 matrices that are palettes (`fieldrun.packing`)."""
 
     def dense(self) -> tuple[str, ...]:
         """Return the names of the layers `x @ weight + bias` that there are."""
         return tuple(name for name in _LAYERS if f"{name}.weight" in self.tensors)
 
     def precision(self, part: str) -> str:
-        """Return the type of `part`, a layer or `"table"`, as a recipe names it: fp32, int8 or int8-weights."""
-        if self.tensors[part if part == "table" else f"{part}.weight"].dtype != np.int8:
-            return "fp32"
+        """Return what `part`, a layer or `"table"`, is computed in: fp32, fp16, int8 or int8-weights."""
+        dtype = self.tensors[part if part == "table" else f"{part}.weight"].dtype
+        if dtype != np.int8:
+            return "fp16" if dtype == np.float16 else "fp32"
         return "int8" if part == "table" or f"{part}.input_scale" in self.tensors else "int8-weights"
 
+    def stored(self) -> dict[str, Array]:
+        """Return the tensors as a bundle holds them: palettes packed, with float16 scales."""
+        names = packed_names(self.packed)
+        scales = {"table.scale" if name == "table" else f"{name}_scale" for name in names}
+        kept = {
+            name: tensor.astype(np.float16) if name in scales else tensor
+            for name, tensor in self.tensors.items()
+            if name not in names
+        }
+        return kept | dict(self.packed)
+
     def nbytes(self) -> int:
-        """Return the bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        """Return the bytes of all tensors as they are stored."""
+        return sum(tensor.nbytes for tensor in self.stored().values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

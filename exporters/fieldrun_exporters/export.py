@@ -34,8 +34,11 @@ from .golden import golden_replies
 from .graph import WEIGHTS_FILE, field_graph, op_histogram, pair_graph
 from .parity import BucketParity, check_pairs, check_parity, open_session
 from .passes.fold import fold
+from .passes.fp16 import fp16
 from .passes.int8 import int8
-from .recipe import Precision, Recipe, load_recipe
+from .passes.palettize import palettize
+from .precision import Palette, Precision
+from .recipe import Recipe, load_recipe
 
 __all__ = ["GOLDEN_TOLERANCE", "ExportReport", "export"]
 
@@ -115,9 +118,16 @@ def _silent(phase: str, done: int, total: int) -> None:
 def _passes(source: Checkpoint, plan: Recipe, sequences: Sequence[Sequence[int]]) -> tuple[Deployed, list[PassReport]]:
     deployed, report = fold(source)
     reports = [report]
-    if "int8" in plan.passes:
-        ranges = input_ranges(source, sequences, plan.calibration.percentile)
-        deployed, report = int8(deployed, plan.precision, ranges)
+    folded = deployed
+    plan.precision.check_parts(deployed.blocks, deployed.dense())
+    for name in plan.passes[1:]:
+        if name == "int8":
+            ranges = input_ranges(source, sequences, plan.calibration.percentile)
+            deployed, report = int8(deployed, plan.precision, ranges)
+        elif name == "fp16":
+            deployed, report = fp16(deployed, plan.precision)
+        else:
+            deployed, report = palettize(deployed, folded, plan.precision)
         reports.append(report)
     return deployed, reports
 
@@ -150,7 +160,7 @@ def _write(
     report: Callable[[str, int, int], None],
 ) -> tuple[Manifest, list[BucketParity], dict[str, dict[str, int]]]:
     tasks = _tasks(source)
-    weights = write_tensors(deployed.tensors)
+    weights = write_tensors(deployed.stored())
     write_bytes(folder / WEIGHTS_FILE, weights)
     write_bytes(folder / "tokenizer.json", source.tokenizer)
     write_bytes(folder / "CARD.md", render_card(source, plan.name, len(weights)).encode("utf-8"))
@@ -236,7 +246,12 @@ def _check_optimised(
 
     What must be int8 is taken from the recipe, not from what the passes left.
     """
-    wants = {part: precision.of(part) for part in ("table", *deployed.dense())}
+    blocks = {precision.of(block) for block in deployed.blocks}
+    types = {"table": blocks.pop() if len(blocks) == 1 else "int8"} | {n: precision.of(n) for n in deployed.dense()}
+    wants = {
+        part: ("int8" if part == "table" else "int8-weights") if Palette.of(value) else value
+        for part, value in types.items()
+    }
     wrong = [name for name, want in wants.items() if deployed.precision(name) != want]
     if wrong:
         raise ExportError(f"the recipe wants {wrong[0]!r} in {wants[wrong[0]]}, but the passes left it otherwise")

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from fieldrun.packing import code_bits
 from fieldrun.student import SCORE_FLOOR
 from fieldrun.tensors import Array
 
@@ -26,14 +27,20 @@ __all__ = ["OPSET", "WEIGHTS_FILE", "field_graph", "op_histogram", "pair_graph"]
 OPSET = 17
 _IR_VERSION = 8
 WEIGHTS_FILE = "weights.safetensors"
-_TYPES = {np.dtype("f4"): TensorProto.FLOAT, np.dtype("i1"): TensorProto.INT8, np.dtype("i4"): TensorProto.INT32}
+_TYPES = {
+    np.dtype("f4"): TensorProto.FLOAT,
+    np.dtype("f2"): TensorProto.FLOAT16,
+    np.dtype("i1"): TensorProto.INT8,
+    np.dtype("u1"): TensorProto.UINT8,
+    np.dtype("i4"): TensorProto.INT32,
+}
 
 
 class _Builder:
     """Collects nodes, inline constants and references to external weights."""
 
     def __init__(self, deployed: Deployed, offsets: Mapping[str, tuple[int, int]]) -> None:
-        self.deployed, self.offsets = deployed, offsets
+        self.deployed, self.offsets, self.stored = deployed, offsets, deployed.stored()
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
 
@@ -46,7 +53,7 @@ class _Builder:
         return name
 
     def weight(self, name: str) -> str:
-        tensor, (offset, length) = self.deployed.tensors[name], self.offsets[name]
+        tensor, (offset, length) = self.stored[name], self.offsets[name]
         proto = TensorProto(name=name, data_type=_TYPES[tensor.dtype], dims=tensor.shape)
         proto.data_location = TensorProto.EXTERNAL
         for key, value in (("location", WEIGHTS_FILE), ("offset", str(offset)), ("length", str(length))):
@@ -54,13 +61,55 @@ class _Builder:
         self.initializers[name] = proto
         return name
 
+    def floats(self, name: str) -> str:
+        """A float weight, in float32 whatever it is stored as."""
+        if self.stored[name].dtype != np.float16:
+            return self.weight(name)
+        return self.op("Cast", [self.weight(name)], f"{name}.floats", to=TensorProto.FLOAT)
+
+    def palette(self, name: str) -> str:
+        """The int8 matrix `name (inputs, outputs)` from its codes: constants, so that an engine makes it once.
+
+        The bytes of a row are cut into bits, these put together to codes, and each code looked up.
+        """
+        codes, codebook = self.stored[f"{name}.codes.0"], self.stored[f"{name}.codebook.0"]
+        rows, bits, width = len(codes), code_bits(len(codebook)), int(self.stored[f"{name}.width"][0])
+        wide = self.op("Cast", [self.weight(f"{name}.codes.0")], f"{name}.bytes", to=TensorProto.INT32)
+        shape = self.constant(f"{name}.bytes.shape", np.array([rows, codes.shape[1], 1], np.int64))
+        each = self.op("Reshape", [wide, shape], f"{name}.each")
+        each = self.op(
+            "Div", [each, self.constant(f"{name}.powers", 2 ** np.arange(8, dtype=np.int32))], f"{name}.shifted"
+        )
+        each = self.op("Mod", [each, self.constant(f"{name}.two", np.array(2, np.int32))], f"{name}.bits")
+        shape = self.constant(f"{name}.bits.shape", np.array([rows, codes.shape[1] * 8 // bits, bits], np.int64))
+        each = self.op(
+            "Mul",
+            [
+                self.op("Reshape", [each, shape], f"{name}.digits"),
+                self.constant(f"{name}.weights", 2 ** np.arange(bits, dtype=np.int32)),
+            ],
+            f"{name}.terms",
+        )
+        index = self.op(
+            "ReduceSum", [each, self.constant(f"{name}.axis", np.array([2], np.int64))], f"{name}.codes", keepdims=0
+        )
+        values = self.op("Gather", [self.weight(f"{name}.codebook.0"), index], f"{name}.values", axis=0)
+        shape = self.constant(f"{name}.values.shape", np.array([rows, -1], np.int64))
+        values = self.op("Reshape", [values, shape], f"{name}.rows")
+        ends = [
+            self.constant(f"{name}.{end}", np.array([n], np.int64))
+            for end, n in (("from", 0), ("to", width), ("along", 1))
+        ]
+        return self.op("Transpose", [self.op("Slice", [values, *ends], f"{name}.cut")], name, perm=[1, 0])
+
     def dense(self, layer: str, x: str, *, relu: bool = False) -> str:
         """`x @ weight + bias` of `x (rows, inputs)`, quantized where the layer is int8.
 
         Nothing may stand between a Q and its DQ: ONNX Runtime on x86 turns the pair into uint8, or else the layer
         into float.
         """
-        weight, tensors = self.weight(f"{layer}.weight"), self.deployed.tensors
+        tensors, name = self.deployed.tensors, f"{layer}.weight"
+        weight = self.weight(name) if name in self.stored else self.palette(name)
         bias = f"{layer}.bias" in tensors
         if self.deployed.precision(layer) == "int8":
             # a scalar: TensorRT and ONNX Runtime both want per-tensor scales without a shape
@@ -82,7 +131,9 @@ class _Builder:
                 # Constants that ONNX Runtime folds when it opens the graph. Of a DequantizeLinear before a product it
                 # makes MatMulNBits, which rounds the input to int8 as well.
                 weight = self.op("Cast", [weight], f"{layer}.w_steps", to=TensorProto.FLOAT)
-                weight = self.op("Mul", [weight, self.weight(f"{layer}.weight_scale")], f"{layer}.w")
+                weight = self.op("Mul", [weight, self.floats(f"{layer}.weight_scale")], f"{layer}.w")
+            elif self.deployed.precision(layer) == "fp16":
+                weight = self.op("Cast", [weight], f"{layer}.w", to=TensorProto.FLOAT)
             inputs = [x, weight, *([self.weight(f"{layer}.bias")] if bias else [])]
             total = self.op("Gemm", inputs, f"{layer}.sum")
         return self.op("Relu", [total], f"{layer}.relu") if relu else total
@@ -107,7 +158,8 @@ def field_graph(
     """Return the graph ids `(batch, left + length + right) int32` -> output `(batch, dim + labels) float32`.
 
     The ids are framed as `Network.frame` says; the output is the field and, after it, the logits of all single tasks.
-    `offsets` gives every tensor's byte offset and length in `WEIGHTS_FILE`.
+    `offsets` gives every tensor's byte offset and length in `WEIGHTS_FILE`. A packed table is a second input, `table
+    (rows, width) int8`: who opens the bundle expands it (`fieldrun.packing`).
     """
     b, net = _Builder(deployed, offsets), deployed.network
     left, right = net.margins
@@ -118,10 +170,13 @@ def field_graph(
     rows = b.op("Mod", [hashes, b.weight("rows.modulus")], "buckets")
     rows = b.op("Add", [rows, b.weight("rows.base")], "rows")
 
-    values = b.op("Gather", [b.weight("table"), rows], "values", axis=0)
-    if deployed.precision("table") == "int8":
+    packed = "table.width" in deployed.packed
+    values = b.op("Gather", ["table" if packed else b.weight("table"), rows], "values", axis=0)
+    if deployed.precision("table") != "fp32":
         values = b.op("Cast", [values], "cast", to=TensorProto.FLOAT)
     scales = b.op("Gather", [b.weight("table.scale"), rows], "scales", axis=0)
+    if packed:
+        scales = b.op("Cast", [scales], "scales.floats", to=TensorProto.FLOAT)
     shape = np.array([batch, length + extra, 1, len(deployed.tensors["rows.base"])], np.int64)
     y = b.op("MatMul", [b.op("Reshape", [scales, b.constant("scales.shape", shape)], "scales.row"), values], "y")
     width = net.width
@@ -147,7 +202,10 @@ def field_graph(
     ids = helper.make_tensor_value_info("ids", TensorProto.INT32, [batch, left + length + right])
     columns = deployed.tensors["output.bias"].size
     output = helper.make_tensor_value_info("output", TensorProto.FLOAT, [batch, columns])
-    return b.model([ids], [output], f"field-b{batch}-l{length}", metadata)
+    inputs = [ids]
+    if packed:
+        inputs.append(helper.make_tensor_value_info("table", TensorProto.INT8, deployed.tensors["table"].shape))
+    return b.model(inputs, [output], f"field-b{batch}-l{length}", metadata)
 
 
 def _mean(b: _Builder, g: str, texts: str, batch: int, steps: int) -> str:

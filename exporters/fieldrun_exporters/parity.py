@@ -12,9 +12,10 @@ import numpy as np
 
 from fieldrun.bundle import Bucket, Network
 from fieldrun.errors import MissingDependency, ParityError
+from fieldrun.packing import expand
 from fieldrun.reference import head_logits, pair_features
 from fieldrun.student import Head
-from fieldrun.tensors import Array
+from fieldrun.tensors import Array, read_tensors
 
 from .recipe import Parity
 
@@ -63,7 +64,21 @@ def open_session(graph: Path, *, optimise: bool = True, optimised: Path | None =
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
-    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    if not any(each.name == "table" for each in session.get_inputs()):
+        return session
+    return _WithTable(session, expand(read_tensors(graph.parent / "weights.safetensors"))["table"])
+
+
+class _WithTable:
+    """A session of a graph whose table is packed, which is handed over with every run."""
+
+    def __init__(self, session: Any, table: Array) -> None:
+        self._session, self._table = session, table
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
+        found: list[Array] = self._session.run(outputs, {**inputs, "table": self._table})
+        return found
 
 
 def run_bucket(

@@ -15,36 +15,13 @@ from fieldrun.errors import RecipeError, UnknownName
 from fieldrun.student import from_mapping
 from fieldrun.toml import read_toml
 
-__all__ = ["Buckets", "Calibration", "Parity", "Precision", "Recipe", "load_recipe", "recipe_names"]
+from .precision import Precision
+
+__all__ = ["Buckets", "Calibration", "Parity", "Recipe", "load_recipe", "recipe_names"]
 
 SCHEMA = 1
 _RECIPES = Path(__file__).parent / "recipes"
-_PASSES = ("fold", "int8")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Precision:
-    """What is stored and computed in which type.
-
-    `tables` are the look-ups, `mixer` and `hidden` the student's matrices, `output` the field's and the heads'. A
-    matrix in `"int8"` multiplies int8 by int8; in `"int8-weights"` it is stored as int8 and multiplied in float32.
-    """
-
-    tables: str = "fp32"
-    mixer: str = "fp32"
-    hidden: str = "fp32"
-    output: str = "fp32"
-
-    def of(self, part: str) -> str:
-        """Return the type of `part`: `"table"` or the name of a layer; pair heads are of the output."""
-        types = {"table": self.tables, "mixer": self.mixer, "hidden": self.hidden}
-        return types.get(part, self.output)
-
-    def __post_init__(self) -> None:
-        for name in ("tables", "mixer", "hidden", "output"):
-            known = ("fp32", "int8") if name == "tables" else ("fp32", "int8", "int8-weights")
-            if getattr(self, name) not in known:
-                raise RecipeError(f"precision.{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+_PASSES = ("fold", "int8", "fp16", "palettize")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,13 +100,17 @@ class Recipe:
             raise RecipeError(
                 "passes must be distinct and begin with 'fold', which makes the form that graphs are built from"
             )
-        wants_int8 = "int8" in asdict(self.precision).values()
-        if wants_int8 != ("int8" in self.passes):
-            raise RecipeError("precision and passes conflict: list the pass 'int8' exactly when something is int8")
+        wanted = self.precision.wants(self.precision.rules)
+        for name in _PASSES[1:]:
+            if (name in wanted) != (name in self.passes):
+                raise RecipeError(
+                    f"precision and passes conflict: list the pass {name!r} exactly when a part's precision needs it"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON."""
-        return asdict(self)
+        sections = {name: asdict(getattr(self, name)) for name in ("buckets", "calibration", "parity")}
+        return {"name": self.name, "passes": self.passes, "precision": dict(self.precision.rules), **sections}
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -153,8 +134,11 @@ def load_recipe(recipe: str | Path) -> Recipe:
     schema = value.pop("schema", None)
     if schema != SCHEMA:
         raise RecipeError(f"{path} has schema {schema!r}; this fieldrun reads schema {SCHEMA}")
+    rules = value.get("precision", {})
+    if not isinstance(rules, Mapping):
+        raise RecipeError(f"{path}: [precision] must be an object, not {type(rules).__name__}")
+    value["precision"] = Precision(rules)
     sections: Mapping[str, type] = {
-        "precision": Precision,
         "buckets": Buckets,
         "calibration": Calibration,
         "parity": Parity,

@@ -19,7 +19,7 @@ from fieldrun_exporters.deployed import Deployed
 from fieldrun_exporters.passes import int8 as module
 from fieldrun_exporters.passes.fold import fold
 from fieldrun_exporters.passes.int8 import int8, quantize_columns, quantize_rows
-from fieldrun_exporters.recipe import Precision
+from fieldrun_exporters.precision import Precision
 from tests.toy import toy_checkpoint
 
 NO_MIXER: dict[str, Any] = {"mixer_kernel": 0, "mixer_width": 0}
@@ -33,7 +33,7 @@ SHAPES: list[dict[str, Any]] = [
 CHECKPOINTS = [toy_checkpoint(seed, **changes) for seed, changes in enumerate(SHAPES)]
 FOLDED = [fold(checkpoint)[0] for checkpoint in CHECKPOINTS]
 IDS = st.lists(st.integers(1, CHECKPOINTS[0].config.vocab_size - 1), min_size=1, max_size=9)
-INT8 = Precision(tables="int8", mixer="int8", hidden="int8", output="int8")
+INT8 = Precision({"tables": "int8", "dense": "int8"})
 
 
 def deployed_y(deployed: Deployed, ids: list[int], t: int) -> Array:
@@ -67,7 +67,7 @@ def test_folding_keeps_the_first_layer(index: int, ids: list[int]) -> None:
 def test_padding_is_negative_whatever_stands_around_it(index: int, tables: str, ids: list[int]) -> None:
     deployed = FOLDED[index]
     if tables == "int8":
-        deployed = int8(deployed, Precision(tables="int8"), {})[0]
+        deployed = int8(deployed, Precision({"tables": "int8"}), {})[0]
     left, right = deployed.network.margins
     for t in range(len(ids), len(ids) + max(left, right) + 3):
         assert deployed_y(deployed, ids, t).max() < 0
@@ -85,7 +85,7 @@ def test_no_weights_make_padding_positive(ngram: Array, bias: Array) -> None:
     embedding = rng.choice([-6e4, 6e4], toy.tensors["embedding"].shape)
     changed = dict(toy.tensors) | {"embedding": embedding, "ngram": ngram, "window.bias": bias}
     folded, _ = fold(dataclasses.replace(toy, tensors=changed))
-    for deployed in (folded, int8(folded, Precision(tables="int8"), {})[0]):
+    for deployed in (folded, int8(folded, Precision({"tables": "int8"}), {})[0]):
         for ids in ([1], [0], [7, 8, 9, 10]):
             for t in (len(ids), len(ids) + 1, len(ids) + 4):
                 assert deployed_y(deployed, ids, t).max() < 0
@@ -189,7 +189,7 @@ def test_int8_reports_what_it_changed() -> None:
 
 
 def test_int8_of_the_tables_alone() -> None:
-    result, report = int8(FOLDED[0], Precision(tables="int8"), {})
+    result, report = int8(FOLDED[0], Precision({"tables": "int8"}), {})
     assert list(report.changed) == ["table"]
     assert {result.precision(layer) for layer in result.dense()} == {"fp32"}
     assert result.tensors["mean.gain"].tolist() == [1]
@@ -197,7 +197,7 @@ def test_int8_of_the_tables_alone() -> None:
 
 
 def test_int8_weights_need_no_calibration_and_keep_eight_bits() -> None:
-    wanted = Precision(tables="int8", mixer="int8-weights", hidden="int8-weights", output="int8-weights")
+    wanted = Precision({"tables": "int8", "dense": "int8-weights"})
     result, report = int8(FOLDED[0], wanted, {})
     assert {result.precision(layer) for layer in result.dense()} == {"int8-weights"}
     assert not [name for name in result.tensors if name.endswith("input_scale")]

@@ -23,14 +23,14 @@ max_abs = 0.1
 
 
 def test_the_shipped_recipes(tmp_path: Path) -> None:
-    assert recipe_names() == ("cpu-fp32", "cpu-int8")
+    assert recipe_names() == ("cpu-fp32", "cpu-int8", "cpu-small")
     for name in recipe_names():
         recipe = load_recipe(name)
         assert recipe.name == name
         assert recipe.buckets.batches[0] == 1
         write_json(tmp_path / "recipe.json", recipe.to_dict())  # it goes into the manifest
-    assert load_recipe("cpu-int8").precision.tables == "int8"
-    assert load_recipe("cpu-fp32").precision.tables == "fp32"
+    assert load_recipe("cpu-int8").precision.of("ngrams") == "int8"
+    assert load_recipe("cpu-fp32").precision.of("offset0") == "fp32"
 
 
 def test_a_recipe_of_ones_own(tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
@@ -38,7 +38,7 @@ def test_a_recipe_of_ones_own(tmp_path: Path, write_recipe: Callable[..., Path])
     path.write_text(MINIMAL.replace("batches = [1]", "batches = [8, 1, 8]"))
     recipe = load_recipe(str(path))
     assert (recipe.name, recipe.passes, recipe.buckets.batches) == ("mine", ("fold",), (1, 8))
-    assert (recipe.precision.tables, recipe.calibration.texts) == ("fp32", 512)
+    assert (recipe.precision.of("tables"), recipe.calibration.texts) == ("fp32", 512)
     path.write_text('name = "edge"\n' + MINIMAL)
     assert load_recipe(path).name == "edge"
     assert load_recipe(write_recipe()).passes == ("fold", "int8")
@@ -46,7 +46,9 @@ def test_a_recipe_of_ones_own(tmp_path: Path, write_recipe: Callable[..., Path])
 
 @pytest.mark.parametrize("name", ["cpu-int4", "", "../recipes/cpu-int8", "CPU-INT8"])
 def test_an_unknown_recipe_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(UnknownName, match=r"known: cpu-fp32, cpu-int8, or the path of a \.toml file") as caught:
+    with pytest.raises(
+        UnknownName, match=r"known: cpu-fp32, cpu-int8, cpu-small, or the path of a \.toml file"
+    ) as caught:
         load_recipe(name)
     assert caught.value.exit_code == 2
 
@@ -64,15 +66,19 @@ def test_an_unknown_recipe_lists_the_known_ones(name: str) -> None:
         ("max_abs = 0.1", "max_abs = 0", "max_abs must be a positive number"),
         ("max_abs = 0.1", 'max_abs = "small"', "max_abs must be a positive number"),
         ("max_abs = 0.1", "max_abs = nan", "max_abs must be a positive number"),
-        ("max_abs = 0.1", "max_abs = 1\n[precision]\nwidth = 1", "unknown keys: width"),
-        ("max_abs = 0.1", 'max_abs = 1\n[precision]\ntables = "int4"', "one of fp32, int8, not 'int4'"),
-        ("max_abs = 0.1", 'max_abs = 1\n[precision]\ntables = "int8-weights"', "one of fp32, int8, not 'int8-weights'"),
-        ("max_abs = 0.1", 'max_abs = 1\n[precision]\nhidden = "fp16"', "one of fp32, int8, int8-weights, not 'fp16'"),
+        ("max_abs = 0.1", "max_abs = 1\n[precision]\nwidth = 1", "unknown part 'width'"),
+        ("max_abs = 0.1", 'max_abs = 1\n[precision]\ntables = "int2"', "or palette<K>, not 'int2'"),
+        (
+            "max_abs = 0.1",
+            'max_abs = 1\n[precision]\ntables = "int8-weights"',
+            "int4 or palette<K>, not 'int8-weights'",
+        ),
+        ("max_abs = 0.1", 'max_abs = 1\n[precision]\nhidden = "fp16"', "list the pass 'fp16' exactly when"),
         ("max_abs = 0.1", 'max_abs = 1\n[precision]\ntables = "int8"', "precision and passes conflict"),
         ("max_abs = 0.1", "max_abs = 1\n[calibration]\npercentile = 50", "within 90..100"),
         ("max_abs = 0.1", "max_abs = 1\n[calibration]\ntexts = 15", "at least 16"),
         ('["fold"]', '["fold", "int8"]', "precision and passes conflict"),
-        ('["fold"]', '["fold", "prune"]', "unknown pass 'prune'; known: fold, int8"),
+        ('["fold"]', '["fold", "prune"]', "unknown pass 'prune'; known: fold, int8, fp16, palettize"),
         ('["fold"]', '["int8"]', "begin with 'fold'"),
         ('["fold"]', '["fold", "fold"]', "distinct"),
         ('["fold"]', "[]", "begin with 'fold'"),

@@ -36,6 +36,7 @@ def fold(checkpoint: Checkpoint) -> tuple[Deployed, PassReport]:
     modulus: list[int] = []
     base: list[int] = []
     rows = 0
+    names: dict[str, tuple[int, int]] = {}
     embedding = weights["embedding"].astype(np.float64)
     for offset, matrix in zip(config.offsets, weights["window.weight"].astype(np.float64), strict=True):
         block = embedding @ matrix
@@ -45,6 +46,7 @@ def fold(checkpoint: Checkpoint) -> tuple[Deployed, PassReport]:
         coef.append([int(shift == offset) for shift in shifts])
         modulus.append(config.vocab_size)
         base.append(rows)
+        names[f"offset{offset}"] = (rows, rows + config.vocab_size)
         rows += config.vocab_size
     for number, gram in enumerate(config.ngrams):
         factor = {o: HASH_MULTIPLIERS[(i + number) % len(HASH_MULTIPLIERS)] for i, o in enumerate(gram)}
@@ -53,6 +55,7 @@ def fold(checkpoint: Checkpoint) -> tuple[Deployed, PassReport]:
         base.append(rows)
     if config.ngrams:
         blocks.append(weights["ngram"].astype(np.float32))
+        names["ngrams"] = (rows, rows + config.ngram_buckets)
         rows += config.ngram_buckets
     table = np.concatenate(blocks)
     if len(table) != rows:
@@ -97,7 +100,7 @@ def fold(checkpoint: Checkpoint) -> tuple[Deployed, PassReport]:
         parameters=checkpoint.parameters(),
     )
     before = sum(t.nbytes for t in weights.values()) + sum(h.weight.nbytes + h.bias.nbytes for h in checkpoint.heads)
-    deployed = Deployed(network=network, tensors=tensors)
+    deployed = Deployed(network=network, tensors=tensors, blocks=names)
     changed = {
         "table": {"rows": rows, "width": config.width, "blocks": len(blocks)},
         "output": {"columns": tensors["output.weight"].shape[1], "heads": len(singles)},

@@ -12,6 +12,7 @@ A layer in `int8-weights` is multiplied in float32; its weights have all 8 bits.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,9 @@ from fieldrun.errors import ExportError
 from fieldrun.tensors import Array
 
 from ..deployed import Deployed, PassReport
-from ..recipe import Precision
+from ..precision import Precision
 
-__all__ = ["int8", "quantize_columns", "quantize_rows"]
+__all__ = ["facts", "int8", "quantize_columns", "quantize_rows"]
 
 
 def quantize_rows(table: Array, largest: int = 127) -> tuple[Array, Array]:
@@ -52,11 +53,12 @@ def int8(deployed: Deployed, precision: Precision, input_ranges: Mapping[str, fl
     """
     tensors = dict(deployed.tensors)
     changed: dict[str, dict[str, Any]] = {}
-    if precision.tables == "int8":
+    blocks = [precision.of(block) == "int8" for block in deployed.blocks]
+    if all(blocks):
         table = tensors["table"]
         quantized, scale = quantize_rows(table)
         tensors |= {"table": quantized, "table.scale": scale}
-        changed["table"] = _facts(table, quantized, scale[:, None])
+        changed["table"] = facts(table, quantized, scale[:, None])
     pooled = "hidden" if "hidden.weight" in tensors else "output"
     if precision.of(pooled) == "int8" and deployed.network.mean:
         tensors |= _equalize(deployed, pooled, input_ranges)
@@ -66,7 +68,7 @@ def int8(deployed: Deployed, precision: Precision, input_ranges: Mapping[str, fl
         if precision.of(layer) == "int8-weights":
             quantized, scale = quantize_columns(weight, 127)
             tensors |= {f"{layer}.weight": quantized, f"{layer}.weight_scale": scale}
-            changed[layer] = _facts(weight, quantized, scale)
+            changed[layer] = facts(weight, quantized, scale)
         if precision.of(layer) != "int8":
             continue
         if not input_ranges.get(layer, 0) > 0:
@@ -75,12 +77,14 @@ def int8(deployed: Deployed, precision: Precision, input_ranges: Mapping[str, fl
         tensors[f"{layer}.weight"] = quantized
         tensors[f"{layer}.weight_scale"] = scale
         tensors[f"{layer}.input_scale"] = np.array([input_ranges[layer] / 127], np.float32)
-        changed[layer] = _facts(weight, quantized, scale) | {"input_range": float(input_ranges[layer])}
-    result = Deployed(network=deployed.network, tensors=tensors)
+        changed[layer] = facts(weight, quantized, scale) | {"input_range": float(input_ranges[layer])}
+    result = replace(deployed, tensors=tensors)
     for name in changed:
         if name != "mean.gain" and result.precision(name) == "fp32":
             raise ExportError(f"int8: {name!r} is still a float")
     report = PassReport(name="int8", bytes_before=deployed.nbytes(), bytes_after=result.nbytes(), changed=changed)
+    if any(blocks) and not all(blocks) and not changed:
+        return result, report  # the palettize pass makes a table whole, with its int8 blocks
     if not changed or report.bytes_after >= report.bytes_before:
         raise ExportError("int8: nothing was quantized; check the recipe's precision")
     return result, report
@@ -100,7 +104,8 @@ def _equalize(deployed: Deployed, layer: str, input_ranges: Mapping[str, float])
     return {"mean.gain": np.array([gain], np.float32), f"{layer}.weight": weight}
 
 
-def _facts(before: Array, after: Array, scale: Array) -> dict[str, Any]:
+def facts(before: Array, after: Array, scale: Array) -> dict[str, Any]:
+    """Return the facts of a matrix that became `after * scale`: bytes, and its error over its norm."""
     step = after.astype(np.float32) * scale
     error = float(np.sqrt(np.square(step - before).sum(dtype=np.float64)))
     norm = float(np.sqrt(np.square(before).sum(dtype=np.float64)))

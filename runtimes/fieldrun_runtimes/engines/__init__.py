@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from fieldrun.bundle import Bundle
 from fieldrun.errors import BundleError, UnknownName
+from fieldrun.packing import expand
 from fieldrun.tensors import Array, read_tensors
 
 __all__ = ["ENGINES", "Engine", "UnpaddedEngine", "map_weights", "open_engine"]
@@ -64,8 +65,8 @@ def open_engine(name: str, bundle: Bundle, threads: int, weights: Mapping[str, A
 
 
 def map_weights(bundle: Bundle) -> dict[str, Array]:
-    """Map `weights.safetensors` of `bundle`; `BundleError` when it is not a safetensors file."""
+    """Map `weights.safetensors` of `bundle` and expand what is packed; `BundleError` when it is not what it says."""
     try:
-        return read_tensors(bundle.path / "weights.safetensors")
+        return expand(read_tensors(bundle.path / "weights.safetensors"))
     except ValueError as error:
         raise BundleError(f"{bundle.path}: weights.safetensors cannot be used ({error}); copy it again") from error

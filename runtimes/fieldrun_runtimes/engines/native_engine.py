@@ -156,9 +156,7 @@ class NativeEngine:
     def _scratch(self) -> tuple[int, int]:
         """Make this thread's scratch and return the addresses of its floats and integers."""
         count = ctypes.c_int64()
-        floats = np.empty(
-            self._library.fieldrun_scratch(self._address, self._longest, ctypes.byref(count)), np.float32
-        )
+        floats = np.empty(self._library.fieldrun_scratch(self._address, self._longest, ctypes.byref(count)), np.float32)
         integers = np.empty(count.value, np.uint32)
         self._local.kept = floats, integers
         self._local.scratch = floats.ctypes.data, integers.ctypes.data

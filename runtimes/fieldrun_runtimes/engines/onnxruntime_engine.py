@@ -13,7 +13,7 @@ from typing import Any
 
 from fieldrun.bundle import Bundle
 from fieldrun.errors import BundleError, EngineError, MissingDependency
-from fieldrun.tensors import Array
+from fieldrun.tensors import Array, read_tensors
 
 __all__ = ["PROVIDER", "OnnxRuntimeEngine", "import_onnxruntime"]
 
@@ -48,8 +48,10 @@ class OnnxRuntimeEngine:
         # one mapping of the table for all sessions: each would map it again, and resident memory would count it again
         if "table" not in weights:
             raise BundleError(f"{bundle.path}: weights.safetensors has no table; copy it again")
-        self._table = self._ort.OrtValue.ortvalue_from_numpy(weights["table"])
+        self._rows = weights["table"]
+        self._table = self._ort.OrtValue.ortvalue_from_numpy(self._rows)
         self._small = {b.graph for b in bundle.manifest.buckets if b.batch == 1}
+        self._packed = "table.width" in read_tensors(bundle.path / "weights.safetensors")
         self._sessions: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -73,6 +75,8 @@ class OnnxRuntimeEngine:
     def _run(self, graph: str, outputs: tuple[str, ...], inputs: dict[str, Array]) -> Array:
         session = self._sessions.get(graph) or self._open(graph)
         try:
+            if self._packed and graph not in self._pairs:  # a graph of a packed table is handed it with every run
+                inputs = {**inputs, "table": self._rows}
             values: Array = session.run(outputs, inputs)[0]
         except Exception as error:  # as in _open
             raise EngineError(f"ONNX Runtime cannot run {graph}: {error}; copy the bundle again") from error
@@ -88,7 +92,7 @@ class OnnxRuntimeEngine:
             options.log_severity_level = 3
             # a batch's buffers are large and its calls rare: give them back instead of keeping an arena per bucket
             options.enable_cpu_mem_arena = graph in self._small
-            if graph not in self._pairs:
+            if graph not in self._pairs and not self._packed:
                 options.add_initializer("table", self._table)
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             try:

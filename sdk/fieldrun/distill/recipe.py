@@ -166,8 +166,8 @@ class TrainingRecipe:
 
     `regression` (of the field), `distill` (the teacher heads' soft labels), `labels` and `geometry` (in-batch
     similarities) weigh the losses; `other_tasks` says how much the soft labels of other tasks count on a text; `pairs`
-    weighs the mean loss of the `pair_rows` rows of pair and similarity tasks that come with every batch; `held_out` is the
-    share of every train file that is kept for choosing and calibrating. Embedding and n-gram table learn at
+    weighs the mean loss of the `pair_rows` rows of pair and similarity tasks that come with every batch; `held_out` is
+    the share of every train file that is kept for choosing and calibrating. Embedding and n-gram table learn at
     `learning_rate * table_rate`.
     """
 

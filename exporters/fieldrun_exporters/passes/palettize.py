@@ -1,0 +1,265 @@
+"""Palettize: k-means clustering of weights, so that a matrix is codes into a small codebook (arXiv 2603.17917).
+
+A row (a column, of a dense matrix) has a scale of its own, and what is clustered is the row over its scale: outlier
+rows would spoil a codebook that all rows share. `palette16` clusters single numbers; `palette256x4` clusters runs of
+four neighbouring numbers, which is worth more at two bits a number than any choice of four single values (product
+quantization, Jegou et al. 2011). `int4` is the palette of the 15 evenly spaced values -7..7.
+
+The codebook's entries are rounded to int8, so that the matrix is an int8 matrix with one scale a row and stays exactly
+that when a bundle is opened: the graphs and the kernels of the int8 recipe run it as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from fieldrun.errors import ExportError
+from fieldrun.packing import code_bits, expand, pack_codes, unpack_codes
+from fieldrun.tensors import Array
+
+from ..deployed import Deployed, PassReport
+from ..precision import Palette, Precision
+
+__all__ = ["Clustered", "cluster", "kmeans", "lloyd", "palettize"]
+
+_SAMPLE = 1_000_000  # numbers that a codebook is made from
+_STEPS = 15
+_LLOYD_STEPS = 2000  # on sorted numbers a step costs as much as there are centroids; from the quantiles it needs many
+_ROUNDS = 3  # of codes, then scales
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Clustered:
+    """`codes (rows, n) uint8`, `codebook (K, d) int8` and `scale (rows,) float16` of a matrix `(rows, width)`."""
+
+    codes: Array
+    codebook: Array
+    scale: Array
+    width: int
+
+    def packed(self) -> Array:
+        """Return the codes as they are stored."""
+        return pack_codes(self.codes, code_bits(len(self.codebook)))
+
+    def steps(self) -> Array:
+        """Return the int8 matrix `(rows, width)`, by the way that opening a bundle takes."""
+        return unpack_codes(self.packed(), self.codebook, self.width)
+
+    def values(self) -> Array:
+        """Return the matrix `(rows, width) float32`."""
+        values: Array = self.steps() * self.scale.astype(np.float32)[:, None]
+        return values
+
+
+def palettize(deployed: Deployed, folded: Deployed, precision: Precision, seed: int = 0) -> tuple[Deployed, PassReport]:
+    """Put palettes in place of the parts that `precision` says.
+
+    Args:
+        deployed: the deployed form, what is int8 or float16 already so.
+        folded: the same in float32, whose numbers are clustered.
+        precision: which parts become palettes. The table's other blocks are int8 then.
+        seed: of the samples that codebooks are made from.
+
+    Raises:
+        ExportError: a scale is beyond float16, or nothing became a palette although something should.
+    """
+    tensors = dict(deployed.tensors)
+    packed: dict[str, Array] = {}
+    changed: dict[str, Mapping[str, Any]] = {}
+    palettes = {part: Palette.of(precision.of(part)) for part in (*deployed.blocks, *deployed.dense())}
+    if any(palettes[block] for block in deployed.blocks):
+        table, scale = folded.tensors["table"], np.empty(len(folded.tensors["table"]), np.float16)
+        steps = np.empty(table.shape, np.int8)
+        stored: dict[str, Array] = {"table.width": np.array([table.shape[1]], np.int32)}
+        padding = int(folded.tensors["rows.base"][list(deployed.blocks).index("offset0")])
+        for number, (block, (start, stop)) in enumerate(deployed.blocks.items()):
+            palette, rows = palettes[block], table[start:stop]
+            if palette is None:
+                steps[start:stop], scale[start:stop] = _int8_rows(rows)
+                stored[f"table.rows.{number}"] = steps[start:stop]
+            else:
+                found = cluster(rows, palette, seed, padding - start if start <= padding < stop else None)
+                stored[f"table.codes.{number}"], stored[f"table.codebook.{number}"] = found.packed(), found.codebook
+                steps[start:stop], scale[start:stop] = found.steps(), found.scale
+            changed[block] = _facts(block, rows, steps[start:stop], scale[start:stop], palette, stored, number)
+        tensors |= {"table": steps, "table.scale": scale.astype(np.float32)}
+        packed |= stored
+    for layer in deployed.dense():
+        palette, name = palettes[layer], f"{layer}.weight"
+        if palette is not None:
+            weight = np.ascontiguousarray(folded.tensors[name].T)
+            found = cluster(weight, palette, seed)
+            stored = {f"{name}.codes.0": found.packed(), f"{name}.codebook.0": found.codebook}
+            changed[layer] = _facts(layer, weight, found.steps(), found.scale, palette, stored, 0)
+            tensors |= {
+                name: np.ascontiguousarray(found.steps().T),
+                f"{name}_scale": found.scale.astype(np.float32),
+            }
+            packed |= stored | {f"{name}.width": np.array([weight.shape[1]], np.int32)}
+    result = replace(deployed, tensors=tensors, packed=packed)
+    if not any(palettes.values()) or result.nbytes() >= folded.nbytes():
+        raise ExportError("palettize: nothing became a palette; check the recipe's precision")
+    opened = expand(result.stored())
+    wrong = [name for name in tensors if not np.array_equal(opened[name], tensors[name])]
+    if wrong:
+        raise ExportError(f"palettize: {wrong[0]!r} is not what the packed form opens to")
+    return result, PassReport(
+        name="palettize", bytes_before=deployed.nbytes(), bytes_after=result.nbytes(), changed=changed
+    )
+
+
+def _int8_rows(rows: Array) -> tuple[Array, Array]:
+    """Return `rows` as int8 steps of scales that float16 holds."""
+    scale = _half(np.abs(rows).max(1) / 127).astype(np.float32)
+    steps = np.clip(np.rint(rows / np.where(scale > 0, scale, 1)[:, None]), -127, 127)
+    return steps.astype(np.int8), _half(scale)
+
+
+def _facts(
+    name: str,
+    before: Array,
+    steps: Array,
+    scale: Array,
+    palette: Palette | None,
+    stored: Mapping[str, Array],
+    number: int,
+) -> dict[str, Any]:
+    """Return bytes and error of a part, and prove that a palette is one: as many values as its codebook has."""
+    if not np.isfinite(scale).all():
+        raise ExportError(f"palettize: a row of {name!r} needs a scale beyond float16; keep it in fp32 or int8")
+    own = [tensor for key, tensor in stored.items() if key.endswith(f".{number}")]
+    facts: dict[str, Any] = {
+        "weights": int(before.size),
+        "bytes_before": before.nbytes,
+        "bytes_after": sum(tensor.nbytes for tensor in own) + scale.nbytes,
+    }
+    error = norm = 0.0
+    for start in range(0, len(before), _CHUNK // 8):
+        part = slice(start, start + _CHUNK // 8)
+        values = steps[part] * scale[part].astype(np.float32)[:, None]
+        error += float(np.square(values - before[part]).sum(dtype=np.float64))
+        norm += float(np.square(before[part]).sum(dtype=np.float64))
+    facts["relative_error"] = float(np.sqrt(error / norm)) if norm else 0.0
+    if palette is not None:
+        facts |= {"entries": palette.entries, "dims": palette.dims, "bits": code_bits(palette.entries) / palette.dims}
+        if palette.dims == 1 and len(np.unique(steps)) > palette.entries:
+            raise ExportError(f"palettize: {name!r} has more values than its palette")
+    return facts
+
+
+def cluster(matrix: Array, palette: Palette, seed: int = 0, even: int | None = None) -> Clustered:
+    """Return `matrix (rows, width) float32` clustered into `palette`; its width need not divide by `palette.dims`.
+
+    Codes and scales are found in turns: the nearest entry, then the scale of least squared error. `even` is the number
+    of a row of one negative number, that of the padding, which the codebook must be able to say exactly.
+    """
+    d = palette.dims
+    width = matrix.shape[1]
+    rows = np.pad(matrix, ((0, 0), (0, -width % d))).astype(np.float32, copy=False)
+    peak = np.abs(rows).max(1)
+    if palette.linear:
+        half = (palette.entries - 2) // 2
+        codebook = np.arange(-half, half + 1, dtype=np.float32)[:, None] * (127 // half)
+        scale = peak / (half * (127 // half))
+    else:
+        scale = np.sqrt(np.square(rows, dtype=np.float64).mean(1)).astype(np.float32)
+        codebook = _codebook(rows, scale, palette, seed)
+        largest = np.abs(codebook).max() or np.float32(1)
+        codebook = np.rint(codebook * (127 / largest))
+        if even is not None and palette.dims > 1:
+            codebook[-1] = -127
+        scale = scale * (largest / 127)
+    codes = np.zeros((len(rows), rows.shape[1] // d), np.uint8)
+    for _ in range(_ROUNDS):
+        scale = _stored(scale)
+        for start in range(0, len(rows), _CHUNK // 8):
+            part = slice(start, start + _CHUNK // 8)
+            safe = np.where(scale[part] > 0, scale[part], 1)[:, None]
+            vectors = (rows[part] / safe).reshape(-1, d)
+            codes[part] = _nearest(vectors, codebook).reshape(-1, codes.shape[1])
+        scale = _best_scale(rows, codes, codebook)
+    if even is not None:
+        entry = int(codebook.max(1).argmin())
+        codes[even], scale[even] = entry, rows[even, 0] / codebook[entry, 0]
+    return Clustered(codes=codes, codebook=codebook.astype(np.int8), scale=_half(scale), width=width)
+
+
+def _half(scale: Array) -> Array:
+    """Return `scale` in float16: zero if too small for it, infinity, which `_facts` refuses, if too large."""
+    with np.errstate(over="ignore"):
+        return scale.astype(np.float16)
+
+
+def _stored(scale: Array) -> Array:
+    """Return `scale` in float32 as float16 holds it, what it cannot hold as zero."""
+    stored = _half(scale).astype(np.float32)
+    return np.where(np.isfinite(stored), stored, 0)
+
+
+def _best_scale(rows: Array, codes: Array, codebook: Array) -> Array:
+    out = np.zeros(len(rows), np.float32)
+    for start in range(0, len(rows), _CHUNK // 8):
+        part = slice(start, start + _CHUNK // 8)
+        steps = codebook[codes[part]].reshape(rows[part].shape)
+        squares = np.einsum("ij,ij->i", steps, steps)
+        out[part] = np.einsum("ij,ij->i", rows[part], steps) / np.where(squares > 0, squares, 1)
+    return np.maximum(out, 0)
+
+
+def _codebook(rows: Array, scale: Array, palette: Palette, seed: int) -> Array:
+    """Return the codebook `(K, d) float32` of a sample of the scaled rows."""
+    rng = np.random.default_rng(seed)
+    wanted = min(len(rows), -(-_SAMPLE // rows.shape[1]))
+    chosen = np.sort(rng.choice(len(rows), wanted, replace=False))
+    chosen = chosen[scale[chosen] > 0] if (scale[chosen] > 0).any() else chosen
+    vectors = (rows[chosen] / np.where(scale[chosen] > 0, scale[chosen], 1)[:, None]).reshape(-1, palette.dims)
+    if palette.dims == 1:
+        return lloyd(vectors[:, 0], palette.entries)[:, None]
+    return kmeans(vectors, palette.entries, rng)
+
+
+def lloyd(values: Array, entries: int) -> Array:
+    """Return the `(entries,) float32` centroids of `values (n,)`, sorted: Lloyd's algorithm from their quantiles."""
+    ordered = np.sort(values.astype(np.float64))
+    sums = np.concatenate([[0.0], np.cumsum(ordered)])
+    centroids = np.quantile(ordered, (np.arange(entries) + 0.5) / entries)
+    for _ in range(_LLOYD_STEPS):
+        edges = np.searchsorted(ordered, (centroids[1:] + centroids[:-1]) / 2)
+        edges = np.concatenate([[0], edges, [len(ordered)]])
+        counts = np.diff(edges)
+        means = np.diff(sums[edges]) / np.maximum(counts, 1)
+        before, centroids = centroids, np.where(counts > 0, means, centroids)
+        if np.abs(centroids - before).max() < 1e-5 * ordered.std():
+            break
+    return centroids.astype(np.float32)
+
+
+def kmeans(vectors: Array, entries: int, rng: np.random.Generator) -> Array:
+    """Return the `(entries, d) float32` centroids of `vectors (n, d)`; an entry that nothing is near starts anew."""
+    centroids = vectors[rng.choice(len(vectors), entries, replace=len(vectors) < entries)].astype(np.float32)
+    for _ in range(_STEPS):
+        nearest = _nearest(vectors, centroids)
+        counts = np.bincount(nearest, minlength=entries)
+        sums = np.stack([np.bincount(nearest, weights=column, minlength=entries) for column in vectors.T], axis=1)
+        anew = vectors[rng.integers(0, len(vectors), entries)]
+        centroids = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], anew).astype(np.float32)
+    return centroids
+
+
+def _nearest(vectors: Array, centroids: Array) -> Array:
+    """Return the number of the centroid `(entries, d)` that is nearest to each of `vectors (n, d)`, `(n,) uint8`."""
+    if centroids.shape[1] == 1:
+        order = np.argsort(centroids[:, 0], kind="stable")
+        ordered = centroids[order, 0]
+        return order.astype(np.uint8)[np.searchsorted((ordered[1:] + ordered[:-1]) / 2, vectors[:, 0])]
+    half = np.square(centroids).sum(1) / 2
+    out = np.empty(len(vectors), np.uint8)
+    for start in range(0, len(vectors), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        out[part] = (vectors[part] @ centroids.T - half).argmax(1)
+    return out

@@ -1,0 +1,116 @@
+"""Precision: which part of a student is stored and computed in which type, and what the types are.
+
+Parts are the blocks of the table, `offset<k>` for every window offset (`offset-1`, `offset0`, ...) and `ngrams`, and
+the dense layers `mixer`, `hidden`, `output` (the field and all single heads) and `pairs`. A rule for a part goes before
+one for its kind, `tables` or `dense`, and that before `default`. `pairs` goes with `output` unless it has its own rule.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from fieldrun.errors import RecipeError
+
+__all__ = ["Palette", "Precision"]
+
+_TABLES = ("fp32", "fp16", "int8", "int4")
+_DENSE = ("fp32", "fp16", "int8", "int8-weights", "int4")
+_KINDS = {"tables": _TABLES, "dense": _DENSE}
+_LAYERS = ("mixer", "hidden", "output", "pairs")
+_BLOCK = re.compile(r"offset(0|-?[1-9][0-9]?)|ngrams")
+_PALETTE = re.compile(r"palette([0-9]+)(?:x([0-9]+))?")
+_DIMS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Palette:
+    """A codebook of `entries` for every `dims` neighbouring numbers; `linear`: evenly spaced ones."""
+
+    entries: int
+    dims: int = 1
+    linear: bool = False
+
+    @classmethod
+    def of(cls, value: str) -> Palette | None:
+        """Return the palette that a precision names, None for one without a codebook; `RecipeError` for a wrong one."""
+        if value == "int4":
+            return cls(entries=16, linear=True)
+        found = _PALETTE.fullmatch(value)
+        if found is None:
+            return None
+        entries, dims = int(found[1]), int(found[2] or 1)
+        if not 2 <= entries <= 256 or dims not in _DIMS:
+            raise RecipeError(
+                f"{value!r}: a palette has 2 to 256 entries of {', '.join(map(str, _DIMS))} numbers, as in palette16 "
+                "or palette256x4"
+            )
+        return cls(entries=entries, dims=dims)
+
+
+class Precision:
+    """The rules of a recipe's `[precision]`, checked: `Precision({"tables": "int8", "offset0": "palette16"})`."""
+
+    def __init__(self, rules: Mapping[str, object] | None = None) -> None:
+        self.rules: dict[str, str] = {}
+        for name, value in (rules or {}).items():
+            if name not in ("default", *_KINDS, *_LAYERS) and not _BLOCK.fullmatch(name):
+                known = ", ".join(("default", *_KINDS, *_LAYERS))
+                raise RecipeError(f"precision has the unknown part {name!r}; known: {known}, offset<k>, ngrams")
+            if not isinstance(value, str):
+                raise RecipeError(f"precision.{name} must be a string, not {value!r}")
+            _check(name, value)
+            self.rules[name] = value
+
+    def of(self, part: str) -> str:
+        """Return the type of `part`, a block of the table or a dense layer."""
+        kind = "dense" if part in _LAYERS else "tables"
+        names = (part, *(["output"] if part == "pairs" else []), kind, "default")
+        return next((self.rules[name] for name in names if name in self.rules), "fp32")
+
+    def check_parts(self, blocks: Iterable[str], layers: Iterable[str]) -> None:
+        """Check the rules against a student's blocks and layers.
+
+        Raises:
+            RecipeError: a rule is for a part that it has not, or its blocks' types cannot stand in one table.
+        """
+        blocks, layers = tuple(blocks), tuple(layers)
+        missing = [n for n in self.rules if n not in ("default", *_KINDS, *_LAYERS, *blocks)]
+        if missing:
+            raise RecipeError(f"precision.{missing[0]}: the student has no such block; it has {', '.join(blocks)}")
+        types = {block: self.of(block) for block in blocks}
+        floats = {value for value in types.values() if value in ("fp32", "fp16")}
+        if floats and len(set(types.values())) > 1:
+            block = next(b for b in blocks if types[b] in floats)
+            other = next(b for b in blocks if types[b] != types[block])
+            raise RecipeError(
+                f"precision.{block} is {types[block]} and precision.{other} {types[other]}: "
+                f"a table is all {types[block]} or has no block in it"
+            )
+
+    def wants(self, parts: Iterable[str]) -> set[str]:
+        """Return the passes that these parts need."""
+        values = [self.of(part) for part in parts]
+        needed = {"int8"} if any(v in ("int8", "int8-weights") for v in values) else set()
+        needed |= {"fp16"} if "fp16" in values else set()
+        return needed | ({"palettize"} if any(Palette.of(v) for v in values) else set())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Precision) and other.rules == self.rules
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self.rules.items())))
+
+    def __repr__(self) -> str:
+        return f"Precision({self.rules!r})"
+
+
+def _check(name: str, value: str) -> None:
+    """Refuse a value that `name`, a part, a kind or the default, cannot have."""
+    if Palette.of(value) is not None:
+        return
+    kind = "dense" if name in _LAYERS else name if name in _KINDS else "tables"
+    known = tuple(v for v in _TABLES if v in _DENSE) if name == "default" else _KINDS[kind]
+    if value not in known:
+        raise RecipeError(f"precision.{name} must be one of {', '.join(known)} or palette<K>, not {value!r}")

@@ -1,0 +1,131 @@
+"""Packed tensors: int8 matrices that take few different values, stored as codes into a codebook.
+
+A matrix `NAME (rows, width) int8` may stand in a bundle's weights in consecutive parts, numbered from 0, each either
+
+| Tensor | Shape, type | Holds |
+|---|---|---|
+| `NAME.rows.<i>` | `(rows_i, width) int8` | the part as it is |
+| `NAME.codes.<i>` | `(rows_i, bytes) uint8` | a code for every d neighbouring numbers of a row |
+| `NAME.codebook.<i>` | `(K, d) int8` | the numbers that a code stands for |
+| `NAME.width` | `(1,) int32` | the matrix's width |
+
+A dense `<layer>.weight` stands transposed, a row for each output. A code has ceil(log2 K) bits; a row's codes, their
+number rounded up to a multiple of 8, stand in its bytes from the lowest bit on. What is packed is expanded when a
+bundle is opened, to the very numbers that were exported: engines see `NAME` alone, and are as fast as without packing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .tensors import Array
+
+__all__ = ["code_bits", "expand", "pack_codes", "packed_names", "unpack_codes"]
+
+_UNIT = {1: 8, 2: 8, 3: 12, 4: 8, 5: 10, 6: 12, 7: 14, 8: 8}  # bits that are looked up together, whole codes
+_ROWS = 32768  # packed or expanded at once
+
+
+def code_bits(entries: int) -> int:
+    """Return the bits of a code into a codebook of `entries`, 1 to 256; `ValueError` for any other number."""
+    if not 1 <= entries <= 256:
+        raise ValueError(f"a codebook has 1 to 256 entries, not {entries}")
+    return max(1, (entries - 1).bit_length())
+
+
+def pack_codes(codes: Array, bits: int) -> Array:
+    """Return `codes (rows, n) uint8`, each below `2**bits`, as `(rows, bytes) uint8`."""
+    padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % 8)))
+    out = np.empty((len(codes), padded.shape[1] * bits // 8), np.uint8)
+    for start in range(0, len(codes), _ROWS):
+        part = padded[start : start + _ROWS]
+        each = np.unpackbits(part[:, :, None], axis=2, count=bits, bitorder="little")
+        out[start : start + _ROWS] = np.packbits(each.reshape(len(part), -1), axis=1, bitorder="little")
+    return out
+
+
+def unpack_codes(packed: Array, codebook: Array, width: int) -> Array:
+    """Return the matrix `(rows, width) int8` of `packed (rows, bytes) uint8` and `codebook (K, d) int8`.
+
+    Some codes at once are looked up in a table of all their combinations, so that it takes tens of milliseconds.
+
+    Raises:
+        ValueError: the bytes of a row are not those of `width` numbers, or a code is beyond the codebook.
+    """
+    entries, each = codebook.shape
+    bits = code_bits(entries)
+    codes = -(-width // each)
+    groups = -(-codes // 8)
+    if packed.ndim != 2 or packed.shape[1] != groups * bits:
+        raise ValueError(f"rows of {width} numbers take {groups * bits} bytes, not {packed.shape[1:]}")
+    unit = _UNIT[bits]
+    together = unit // bits
+    digits = np.arange(1 << unit)[:, None] >> (bits * np.arange(together)) & ((1 << bits) - 1)
+    known = (digits < entries).all(1)
+    table = np.ascontiguousarray(codebook[np.minimum(digits, entries - 1)].reshape(len(digits), together * each))
+    looked_up = table.view(np.dtype((np.void, table.shape[1])))[:, 0]
+    out = np.empty((len(packed), width), np.int8)
+    for start in range(0, len(packed), _ROWS):
+        values = _units(packed[start : start + _ROWS].reshape(-1, groups, bits), bits, unit)
+        if not known.all() and not known[values].all():
+            raise ValueError(f"a code is beyond the codebook of {entries} entries")
+        rows = looked_up[values].view(np.int8).reshape(len(values), -1)
+        out[start : start + _ROWS] = rows[:, :width]
+    return out
+
+
+def _units(groups: Array, bits: int, unit: int) -> Array:
+    """Return the numbers of `unit` bits that stand in `groups (rows, groups, bits) uint8`, `(rows, groups, units)`."""
+    if unit == 8:
+        return groups
+    count = 8 * bits // unit
+    out = np.empty((*groups.shape[:2], count), np.uint16)
+    for k in range(count):
+        first, shift = divmod(k * unit, 8)
+        value = groups[:, :, first].astype(np.uint32) >> shift
+        for more in range(1, (shift + unit + 7) // 8):
+            value |= groups[:, :, first + more].astype(np.uint32) << (8 * more - shift)
+        out[:, :, k] = value & ((1 << unit) - 1)
+    return out
+
+
+def packed_names(tensors: Mapping[str, Array]) -> tuple[str, ...]:
+    """Return the names of the matrices that `tensors` holds in packed form."""
+    names = [name.removesuffix(".width") for name in tensors if name.endswith(".width")]
+    return tuple(name for name in names if f"{name}.codes.0" in tensors or f"{name}.rows.0" in tensors)
+
+
+def expand(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Return `tensors` with every packed matrix in place of its parts, and float16 scales as float32.
+
+    Raises:
+        ValueError: a part is missing or does not fit.
+    """
+    out = dict(tensors)
+    for name in packed_names(tensors):
+        width = int(out.pop(f"{name}.width")[0])
+        whole = np.concatenate(_parts(name, width, out)) if width > 0 else np.zeros((0, 0), np.int8)
+        out[name] = np.ascontiguousarray(whole.T) if name.endswith(".weight") else whole
+    return {
+        name: t.astype(np.float32) if name.endswith("scale") and t.dtype == np.float16 else t for name, t in out.items()
+    }
+
+
+def _parts(name: str, width: int, tensors: dict[str, Array]) -> Sequence[Array]:
+    parts: list[Array] = []
+    while True:
+        rows = tensors.pop(f"{name}.rows.{len(parts)}", None)
+        codes = tensors.pop(f"{name}.codes.{len(parts)}", None)
+        if rows is not None:
+            if rows.dtype != np.int8 or rows.ndim != 2 or rows.shape[1] != width:
+                raise ValueError(f"{name}.rows.{len(parts)} is not (rows, {width}) int8")
+            parts.append(rows)
+        elif codes is not None:
+            codebook = tensors.pop(f"{name}.codebook.{len(parts)}", np.zeros(0))
+            if codebook.dtype != np.int8 or codebook.ndim != 2 or codes.dtype != np.uint8:
+                raise ValueError(f"{name}.codes.{len(parts)} has no codebook (K, d) int8")
+            parts.append(unpack_codes(codes, codebook, width))
+        else:
+            return parts
