@@ -22,7 +22,8 @@ from fieldrun import __version__
 from fieldrun.bundle import MANIFEST, SCHEMA, Bucket, Manifest, TaskSpec
 from fieldrun.card import render_card
 from fieldrun.checkpoint import Checkpoint
-from fieldrun.errors import ExportError, OutputExists
+from fieldrun.dataset import Dataset
+from fieldrun.errors import ExportError, OutputExists, UsageError
 from fieldrun.integrity import entry_of
 from fieldrun.reference import forward, head_logits, pad_ids
 from fieldrun.storage import new_folder, sha256_bytes, write_bytes, write_json
@@ -30,6 +31,7 @@ from fieldrun.tensors import Array, data_offsets, write_tensors
 
 from .calibrate import choose_texts, input_ranges, tokenize
 from .deployed import Deployed, PassReport
+from .drop import accuracy_drop, check_drop, check_tasks
 from .golden import golden_replies
 from .graph import WEIGHTS_FILE, field_graph, op_histogram, pair_graph
 from .parity import BucketParity, check_pairs, check_parity, open_session
@@ -39,6 +41,7 @@ from .passes.int8 import int8
 from .passes.palettize import palettize
 from .precision import Palette, Precision
 from .recipe import Recipe, load_recipe
+from .simulate import field_errors, tensor_errors
 
 __all__ = ["GOLDEN_TOLERANCE", "ExportReport", "export"]
 
@@ -56,6 +59,8 @@ class ExportReport:
     passes: tuple[PassReport, ...]
     parity: tuple[BucketParity, ...]
     operators: Mapping[str, Mapping[str, int]]
+    proof: Mapping[str, Any]
+    """`field`: how far all fields are from the reference's; `parts`: what each part alone does to them; `accuracy`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON."""
@@ -66,6 +71,7 @@ class ExportReport:
             "passes": [p.to_dict() for p in self.passes],
             "parity": [p.to_dict() for p in self.parity],
             "operators": {name: dict(counts) for name, counts in self.operators.items()},
+            "proof": dict(self.proof),
         }
 
 
@@ -75,6 +81,8 @@ def export(
     *,
     recipe: str | Path = "cpu-int8",
     calibration: Sequence[str] | None = None,
+    data: Mapping[str, Dataset] | None = None,
+    max_drop: float | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> ExportReport:
     """Export a checkpoint as a bundle and prove it.
@@ -84,11 +92,15 @@ def export(
         out: the bundle folder to write; must not exist.
         recipe: a shipped recipe's name or the path of a `.toml` file.
         calibration: real texts, at least 16, to calibrate and compare on; a shipped sample when None.
+        data: task -> labelled rows that no pass has seen; how accuracy changes on them goes into `report.json`.
+        max_drop: points of accuracy, as the mean over the tasks of `data`, that the passes may cost.
         progress: called with (phase, done, total).
 
     Raises:
         CheckpointError, RecipeError, UnknownName, InputTextError: an input is wrong.
-        ParityError, ExportError: a graph differs from the reference, or a pass did not do what it says.
+        ParityError, ExportError: a graph differs from the reference, a pass did not do what it says, or accuracy falls
+            by more than `max_drop`.
+        UsageError, DatasetError: `max_drop` without `data` or not a number, or rows that do not fit their task.
         OutputExists, StorageError: `out` is taken or cannot be written.
     """
     report = progress or _silent
@@ -101,13 +113,30 @@ def export(
     texts = choose_texts(calibration, plan.calibration.texts)
     sequences = tokenize(source, texts, plan.buckets.lengths[-1])
     report("passes", 0, len(plan.passes))
-    deployed, reports = _passes(source, plan, sequences)
+    tasks = _tasks(source)
+    check_tasks(tasks, data or {})
+    if max_drop is not None and (not data or not isinstance(max_drop, int | float) or not max_drop >= 0):
+        raise UsageError(f"max_drop is a number of points from 0 on, of accuracy on `data`; not {max_drop!r}")
+    folded, deployed, reports = _passes(source, plan, sequences)
+    proof: dict[str, Any] = {"parts": tensor_errors(folded, deployed, sequences)}
+    if data:
+        report("accuracy", 0, 1)
+        proof["accuracy"] = accuracy_drop(source, folded, deployed, tasks, data, plan.buckets.lengths[-1])
+        report("accuracy", 1, 1)
+        if max_drop is not None:
+            check_drop(proof["accuracy"], max_drop, proof["parts"])
     with new_folder(out) as folder:
-        manifest, parity, operators = _write(folder, source, plan, deployed, reports, texts, sequences, report)
+        manifest, parity, operators = _write(folder, source, plan, deployed, reports, texts, sequences, proof, report)
         write_json(folder / MANIFEST, manifest.to_dict())
         total = sum(entry.bytes for entry in manifest.files.values()) + (folder / MANIFEST).stat().st_size
     return ExportReport(
-        path=out, recipe=plan.name, bytes=total, passes=tuple(reports), parity=tuple(parity), operators=operators
+        path=out,
+        recipe=plan.name,
+        bytes=total,
+        passes=tuple(reports),
+        parity=tuple(parity),
+        operators=operators,
+        proof=proof,
     )
 
 
@@ -115,7 +144,10 @@ def _silent(phase: str, done: int, total: int) -> None:
     del phase, done, total
 
 
-def _passes(source: Checkpoint, plan: Recipe, sequences: Sequence[Sequence[int]]) -> tuple[Deployed, list[PassReport]]:
+def _passes(
+    source: Checkpoint, plan: Recipe, sequences: Sequence[Sequence[int]]
+) -> tuple[Deployed, Deployed, list[PassReport]]:
+    """Return the student in float32, after all passes, and what each of them reports."""
     deployed, report = fold(source)
     reports = [report]
     folded = deployed
@@ -129,7 +161,7 @@ def _passes(source: Checkpoint, plan: Recipe, sequences: Sequence[Sequence[int]]
         else:
             deployed, report = palettize(deployed, folded, plan.precision)
         reports.append(report)
-    return deployed, reports
+    return folded, deployed, reports
 
 
 def _tasks(source: Checkpoint) -> tuple[TaskSpec, ...]:
@@ -157,6 +189,7 @@ def _write(
     reports: Sequence[PassReport],
     texts: Sequence[str],
     sequences: Sequence[Sequence[int]],
+    proof: dict[str, Any],
     report: Callable[[str, int, int], None],
 ) -> tuple[Manifest, list[BucketParity], dict[str, dict[str, int]]]:
     tasks = _tasks(source)
@@ -194,7 +227,8 @@ def _write(
         [head_logits(h, expected) for h in singles] or [np.zeros((len(expected), 0), np.float32)], axis=1
     )
     spans = {t.name: (t.start, t.start + len(t.labels)) for t in tasks if t.kind == "single"}
-    parity = check_parity(folder, deployed.network, buckets, sequences, expected, logits, spans, plan.parity)
+    parity, fields = check_parity(folder, deployed.network, buckets, sequences, expected, logits, spans, plan.parity)
+    proof["field"] = field_errors(expected, fields)
     pair_heads = [head for head in source.heads if head.kind == "pair"]
     pair_parity = check_pairs(folder, pairs, expected, pair_heads, plan.parity)
     report("parity", len(buckets), len(buckets))
@@ -209,6 +243,7 @@ def _write(
             "parity": [p.to_dict() for p in parity],
             "pair_parity": pair_parity,
             "operators": operators,
+            "proof": proof,
             "calibration": {"texts": len(texts), "sha256": sha256_bytes("\n".join(texts).encode("utf-8"))},
             "libraries": {name: version(name) for name in ("onnx", "onnxruntime", "numpy", "tokenizers")},
         },

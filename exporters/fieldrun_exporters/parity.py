@@ -103,7 +103,7 @@ def check_parity(
     expected_logits: Array,
     spans: Mapping[str, tuple[int, int]],
     gate: Parity,
-) -> list[BucketParity]:
+) -> tuple[list[BucketParity], Array]:
     """Measure every bucket and refuse what the gate does not allow.
 
     Args:
@@ -115,6 +115,9 @@ def check_parity(
         expected_logits: the reference's logits of every sequence, `(n, labels)`.
         spans: task -> first and last logit, for the agreement of the best label.
         gate: the tolerances.
+
+    Returns:
+        What was measured, and the field of every sequence from the first bucket that fits it, `(n, dim)`.
 
     Raises:
         ParityError: names the bucket, the measure, its value and its limit.
@@ -143,7 +146,7 @@ def check_parity(
         )
         _gate(result, gate)
         results.append(result)
-    return results
+    return results, np.stack([first[i] for i in range(len(sequences))])
 
 
 def check_pairs(

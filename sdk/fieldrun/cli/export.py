@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,9 @@ from fieldrun.errors import DatasetError
 
 from .options import examples, json_option
 from .output import progress, put, put_json
+
+if TYPE_CHECKING:
+    from fieldrun.dataset import Dataset
 
 __all__ = ["export"]
 
@@ -39,24 +43,61 @@ class _Command(click.Command):
     type=click.Path(path_type=Path),
     help="Real texts to calibrate and compare on: one per line, or a .tsv file with labels.  [default: shipped texts]",
 )
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="TASK=FILE",
+    help="Labelled rows of a task, a .tsv file; once per task. How accuracy changes goes into the report.",
+)
+@click.option("--max-drop", type=click.FloatRange(min=0), help="Points of accuracy on --data that the recipe may cost.")
 @json_option
-def export(checkpoint: str, output: Path, recipe: str, calibration: Path | None, as_json: bool) -> None:
+def export(
+    checkpoint: str,
+    output: Path,
+    recipe: str,
+    calibration: Path | None,
+    data: tuple[str, ...],
+    max_drop: float | None,
+    as_json: bool,
+) -> None:
     """Export the folder CHECKPOINT to a bundle, and prove it equal to its reference first.
 
     'reference' is the checkpoint of the repository. A bundle that fails its comparison is not written.
     """
     import fieldrun
 
+    if max_drop is not None and not data:
+        raise click.UsageError("--max-drop is measured on labelled rows; give --data TASK=FILE")
+    rows = dict(_labelled(each) for each in data)
     texts = None if calibration is None else _texts(calibration)
     with progress() as step:
-        report = fieldrun.export(checkpoint, output, recipe=recipe, calibration=texts, progress=step)
+        report = fieldrun.export(
+            checkpoint, output, recipe=recipe, calibration=texts, data=rows, max_drop=max_drop, progress=step
+        )
     value = report.to_dict()
     if as_json:
         put_json(value)
         return
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     put(f"{output}: {size / 1e6:.1f} MB, recipe {recipe}, equal to its reference")
+    found = report.proof.get("accuracy")
+    if found is not None:
+        for name, task in found["tasks"].items():
+            low, high = task["ci95"]
+            put(f"  {name}: {100 * task['accuracy']:.1f} %, {-task['drop']:+.2f} points ({-high:+.2f} to {-low:+.2f})")
+        low, high = found["ci95"]
+        put(f"  mean: {-found['mean_drop']:+.2f} points ({-high:+.2f} to {-low:+.2f})")
     put(f"next: fieldrun verify {output}")
+
+
+def _labelled(value: str) -> tuple[str, Dataset]:
+    """Read the rows of one TASK=FILE."""
+    from fieldrun.dataset import read_tsv
+
+    task, _, path = value.partition("=")
+    if not task or not path:
+        raise click.UsageError(f"--data {value!r}: write TASK=FILE, as in sst2=dev.tsv")
+    return task, read_tsv(path)
 
 
 def _texts(path: Path) -> list[str]:

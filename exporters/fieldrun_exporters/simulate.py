@@ -1,0 +1,123 @@
+"""The deployed form in NumPy, for measuring what a pass does to a student's answers before a graph is built.
+
+It follows the words of `fieldrun_exporters.deployed`, in float32, on texts of similar length together. Bundles are
+proven on their graphs (`fieldrun_exporters.parity`); this is for comparing one form with another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fieldrun.reference import pad_ids
+from fieldrun.student import SCORE_FLOOR
+from fieldrun.tensors import Array
+
+from .deployed import Deployed
+
+__all__ = ["dense", "field_errors", "outputs", "tensor_errors"]
+
+_TEXTS = 64  # simulated together
+
+
+def outputs(deployed: Deployed, sequences: Sequence[Sequence[int]]) -> Array:
+    """Return field and logits of every sequence of token ids, `(n, dim + labels) float32`."""
+    order = np.argsort([len(ids) for ids in sequences], kind="stable")
+    out = np.empty((len(sequences), len(deployed.tensors["output.bias"])), np.float32)
+    for start in range(0, len(order), _TEXTS):
+        rows = order[start : start + _TEXTS]
+        out[rows] = _run(deployed, pad_ids([sequences[i] for i in rows]))
+    return out
+
+
+def _run(deployed: Deployed, ids: Array) -> Array:
+    net, tensors = deployed.network, deployed.tensors
+    (left, right), length = net.margins, ids.shape[1]
+    framed = np.pad(ids, ((0, 0), (left, right))).astype(np.int32)
+    positions = length + max(1, net.mixer_kernel) - 1
+    window = np.stack([framed[:, left + s : left + s + positions] for s in net.shifts], axis=-1)
+    rows = (window @ tensors["rows.coef"]) % tensors["rows.modulus"] + tensors["rows.base"]
+    y = np.zeros((*rows.shape[:2], net.width), np.float32)
+    for j in range(rows.shape[2]):
+        y += tensors["table"][rows[:, :, j]] * tensors["table.scale"][rows[:, :, j]][:, :, None]
+    g = np.maximum(y, 0)
+    if net.mixer_kernel:
+        g = np.concatenate([g[:, k : k + length] for k in range(net.mixer_kernel)], axis=-1)
+        g = np.maximum(dense(tensors, "mixer", g), 0)
+    pooled = g.max(1)
+    if net.mean:
+        a = g @ tensors["score.weight"]
+        mean = (a * g).sum(1) / (a.sum(1) + SCORE_FLOOR) * tensors["mean.gain"]
+        pooled = np.concatenate([mean, pooled], axis=-1)
+    if net.hidden:
+        pooled = np.maximum(dense(tensors, "hidden", pooled), 0)
+    return dense(tensors, "output", pooled)
+
+
+def dense(tensors: Mapping[str, Array], layer: str, x: Array) -> Array:
+    """Return `x @ weight + bias` of a layer, as its precision says."""
+    weight = tensors[f"{layer}.weight"].astype(np.float32)
+    if f"{layer}.weight_scale" in tensors:
+        weight = weight * tensors[f"{layer}.weight_scale"]
+    step = tensors.get(f"{layer}.input_scale")
+    if step is not None:
+        x = np.clip(np.rint(x / step), -128, 127) * step
+    y: Array = x @ weight
+    bias = tensors.get(f"{layer}.bias")
+    return y if bias is None else y + bias
+
+
+def field_errors(expected: Array, found: Array) -> dict[str, float]:
+    """Return how far fields `(n, dim)` are from those expected: cosine (mean, 1st percentile, least) and ranks.
+
+    Rank agreement is the share of texts whose nearest other text, by the fields' cosine, is the same one.
+    """
+    a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (expected, found))
+    cosine = (a * b).sum(1)
+    nearest = [(x @ x.T - 2 * np.eye(len(x))).argmax(1) for x in (a, b)]
+    return {
+        "mean_cosine": float(cosine.mean()),
+        "p1_cosine": float(np.percentile(cosine, 1)),
+        "min_cosine": float(cosine.min()),
+        "rank_agreement": float((nearest[0] == nearest[1]).mean()),
+    }
+
+
+def tensor_errors(
+    folded: Deployed, deployed: Deployed, sequences: Sequence[Sequence[int]]
+) -> dict[str, dict[str, float]]:
+    """Return, for every part that the passes changed, what that part alone does to the fields of `sequences`.
+
+    Args:
+        folded: the student in float32.
+        deployed: the same after its passes; a block of the table and a layer are taken from it one at a time.
+        sequences: token ids of real texts.
+
+    Returns:
+        Per part, in the order of the student, `field_errors` against `folded`. Pair heads see fields and change none.
+    """
+    dim = folded.network.field_dim
+    expected = outputs(folded, sequences)[:, :dim]
+    errors = {}
+    for name, tensors in _one_at_a_time(folded, deployed):
+        found = outputs(replace(folded, tensors=tensors, packed={}), sequences)[:, :dim]
+        errors[name] = field_errors(expected, found)
+    return errors
+
+
+def _one_at_a_time(folded: Deployed, deployed: Deployed) -> list[tuple[str, dict[str, Array]]]:
+    before, after = folded.tensors, deployed.tensors
+    found: list[tuple[str, dict[str, Array]]] = []
+    if after["table"].dtype != before["table"].dtype:
+        for block, (start, stop) in deployed.blocks.items():
+            table = before["table"].copy()
+            table[start:stop] = after["table"][start:stop] * after["table.scale"][start:stop, None]
+            found.append((block, {**before, "table": table}))
+    for layer in deployed.dense():
+        own = {name: tensor for name, tensor in after.items() if name.startswith(f"{layer}.")}
+        if layer != "pairs" and own[f"{layer}.weight"].dtype != before[f"{layer}.weight"].dtype:
+            gain = {"mean.gain": after["mean.gain"]} if f"{layer}.input_scale" in own else {}
+            found.append((layer, {**before, **own, **gain}))
+    return found
