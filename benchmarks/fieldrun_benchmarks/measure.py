@@ -41,7 +41,7 @@ from .cold_start import cold_starts  # noqa: E402
 from .latency import interleave  # noqa: E402
 from .record import write_record  # noqa: E402
 
-__all__ = ["main"]
+__all__ = ["main", "report_sets"]
 
 _RECIPES = ("cpu-fp32", "cpu-int8")
 _SPEED_TASKS = ("sst2", "trec")
@@ -71,7 +71,7 @@ def main(data: Path, output: Path) -> None:
         paths = {recipe: Path(scratch) / recipe for recipe in _RECIPES}
         for recipe, path in paths.items():
             fieldrun.export("reference", path, recipe=recipe)
-        sets = _report_sets(paths["cpu-int8"], data)
+        sets = report_sets(paths["cpu-int8"], data)
         for recipe, path in paths.items():
             click.echo(f"accuracy of {recipe}", err=True)
             write_record(output / f"accuracy-{recipe}.json", "accuracy", command, _accuracy(path, sets, data))
@@ -81,7 +81,8 @@ def main(data: Path, output: Path) -> None:
         write_record(output / "cold-start.json", "cold-start", command, _cold("reference"))
 
 
-def _report_sets(bundle: Path, data: Path) -> dict[str, Dataset]:
+def report_sets(bundle: Path, data: Path) -> dict[str, Dataset]:
+    """Return the report file of every task of `bundle`; `DatasetError` where `data` lacks one."""
     sets = {}
     for task in Bundle.load(bundle).manifest.tasks:
         found = [data / task.name / name for name in ("dev.tsv", "test.tsv") if (data / task.name / name).is_file()]

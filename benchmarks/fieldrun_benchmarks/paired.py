@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fieldrun.metrics import wilson_interval
 
-__all__ = ["COMPARED", "Hits", "compare", "published", "scored"]
+__all__ = ["COMPARED", "Hits", "compare", "difference", "published", "scored"]
 
 _Z95 = 1.959963984540054
 COMPARED = (
@@ -89,8 +89,8 @@ def compare(
         if first not in hits or second not in hits:
             continue
         rows = {task: hits[first][task].rows - hits[second][task].rows for task in kinds}
-        entry = {"tasks": {task: _difference([values]) for task, values in rows.items()}}
-        entry |= {group: _difference([rows[task] for task in names]) for group, names in _groups(kinds).items()}
+        entry = {"tasks": {task: difference([values]) for task, values in rows.items()}}
+        entry |= {group: difference([rows[task] for task in names]) for group, names in _groups(kinds).items()}
         result[f"{first} - {second}"] = entry
     return result
 
@@ -107,7 +107,8 @@ def _mean(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"tasks": len(entries), "accuracy": _r(value), "ci95": [_r(value - half), _r(value + half)]}
 
 
-def _difference(tasks: Sequence[npt.NDArray[np.float64]]) -> dict[str, Any]:
+def difference(tasks: Sequence[npt.NDArray[np.float64]]) -> dict[str, Any]:
+    """Return the mean of row-wise differences, one array a task, and its 95 % interval, +- 1.96 standard errors."""
     value = math.fsum(float(rows.mean()) for rows in tasks) / len(tasks)
     half = _Z95 * math.sqrt(math.fsum(float(rows.var()) / len(rows) for rows in tasks)) / len(tasks)
     return {"difference": _r(value), "ci95": [_r(value - half), _r(value + half)]}

@@ -39,6 +39,7 @@ from .passes.fold import fold
 from .passes.fp16 import fp16
 from .passes.int8 import int8
 from .passes.palettize import palettize
+from .passes.recover import recover
 from .precision import Palette, Precision
 from .recipe import Recipe, load_recipe
 from .simulate import field_errors, tensor_errors
@@ -117,7 +118,7 @@ def export(
     check_tasks(tasks, data or {})
     if max_drop is not None and (not data or not isinstance(max_drop, int | float) or not max_drop >= 0):
         raise UsageError(f"max_drop is a number of points from 0 on, of accuracy on `data`; not {max_drop!r}")
-    folded, deployed, reports = _passes(source, plan, sequences)
+    folded, deployed, reports = _passes(source, plan, sequences, calibration, report)
     proof: dict[str, Any] = {"parts": tensor_errors(folded, deployed, sequences)}
     if data:
         report("accuracy", 0, 1)
@@ -145,7 +146,11 @@ def _silent(phase: str, done: int, total: int) -> None:
 
 
 def _passes(
-    source: Checkpoint, plan: Recipe, sequences: Sequence[Sequence[int]]
+    source: Checkpoint,
+    plan: Recipe,
+    sequences: Sequence[Sequence[int]],
+    calibration: Sequence[str] | None,
+    progress: Callable[[str, int, int], None],
 ) -> tuple[Deployed, Deployed, list[PassReport]]:
     """Return the student in float32, after all passes, and what each of them reports."""
     deployed, report = fold(source)
@@ -158,8 +163,13 @@ def _passes(
             deployed, report = int8(deployed, plan.precision, ranges)
         elif name == "fp16":
             deployed, report = fp16(deployed, plan.precision)
-        else:
+        elif name == "palettize":
             deployed, report = palettize(deployed, folded, plan.precision)
+        else:
+            texts = tokenize(source, choose_texts(calibration, plan.recover.texts), plan.buckets.lengths[-1])
+            deployed, report = recover(
+                deployed, folded, texts, plan.recover, lambda done, total: progress("recover", done, total)
+            )
         reports.append(report)
     return folded, deployed, reports
 

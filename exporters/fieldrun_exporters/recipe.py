@@ -17,11 +17,11 @@ from fieldrun.toml import read_toml
 
 from .precision import Precision
 
-__all__ = ["Buckets", "Calibration", "Parity", "Recipe", "load_recipe", "recipe_names"]
+__all__ = ["Buckets", "Calibration", "Parity", "Recipe", "Recover", "load_recipe", "recipe_names"]
 
 SCHEMA = 1
 _RECIPES = Path(__file__).parent / "recipes"
-_PASSES = ("fold", "int8", "fp16", "palettize")
+_PASSES = ("fold", "int8", "fp16", "palettize", "recover")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +77,25 @@ class Parity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recover:
+    """How codebooks are tuned: `steps` of `batch` texts, of at most `texts` of the calibration texts."""
+
+    steps: int = 600
+    batch: int = 64
+    learning_rate: float = 0.3
+    texts: int = 20000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch", 2), ("texts", 256), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise RecipeError(f"recover.{name} must be an integer of at least {least}, not {value!r}")
+        if not isinstance(self.learning_rate, int | float) or not 0 < self.learning_rate <= 100:
+            raise RecipeError(f"recover.learning_rate must be within 0..100, not {self.learning_rate!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """How to export for one target."""
 
@@ -86,6 +105,7 @@ class Recipe:
     buckets: Buckets
     calibration: Calibration
     parity: Parity
+    recover: Recover
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -101,7 +121,9 @@ class Recipe:
                 "passes must be distinct and begin with 'fold', which makes the form that graphs are built from"
             )
         wanted = self.precision.wants(self.precision.rules)
-        for name in _PASSES[1:]:
+        if "recover" in self.passes and self.passes[-1] != "recover":
+            raise RecipeError("the pass 'recover' comes last: it tunes what the others left")
+        for name in _PASSES[1:-1]:
             if (name in wanted) != (name in self.passes):
                 raise RecipeError(
                     f"precision and passes conflict: list the pass {name!r} exactly when a part's precision needs it"
@@ -109,7 +131,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON."""
-        sections = {name: asdict(getattr(self, name)) for name in ("buckets", "calibration", "parity")}
+        sections = {name: asdict(getattr(self, name)) for name in ("buckets", "calibration", "parity", "recover")}
         return {"name": self.name, "passes": self.passes, "precision": dict(self.precision.rules), **sections}
 
 
@@ -142,6 +164,7 @@ def load_recipe(recipe: str | Path) -> Recipe:
         "buckets": Buckets,
         "calibration": Calibration,
         "parity": Parity,
+        "recover": Recover,
     }
     for section, cls in sections.items():
         value[section] = from_mapping(cls, value.get(section, {}), f"{path}: [{section}]", RecipeError)

@@ -65,7 +65,7 @@ def test_every_record_is_written(
 def test_a_missing_report_file_is_named(suite: Path, toy_bundle: Path) -> None:
     shutil.rmtree(suite / PAIR_TASK)
     with pytest.raises(DatasetError, match=f"{PAIR_TASK} has neither"):
-        measure._report_sets(toy_bundle, suite)
+        measure.report_sets(toy_bundle, suite)
 
 
 class _Cold:

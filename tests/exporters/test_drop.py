@@ -54,7 +54,7 @@ def test_the_numpy_form_is_what_engines_run(toy_checkpoint: Path, tmp_path: Path
     report = fieldrun.export(toy_checkpoint, tmp_path / "bundle", recipe=path)
     source = Checkpoint.load(toy_checkpoint)
     ids = tokenize(source, choose_texts(None, 512), 24)
-    _, deployed, _ = _passes(source, load_recipe(path), ids)
+    _, deployed, _ = _passes(source, load_recipe(path), ids, None, lambda *_: None)
     with fieldrun.load(report.path, engine="numpy") as model:
         encoding = model.encode(choose_texts(None, 512)[:40])
     found = outputs(deployed, ids[:40])

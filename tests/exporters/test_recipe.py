@@ -23,7 +23,7 @@ max_abs = 0.1
 
 
 def test_the_shipped_recipes(tmp_path: Path) -> None:
-    assert recipe_names() == ("cpu-fp32", "cpu-int8", "cpu-small")
+    assert recipe_names() == ("cpu-fp32", "cpu-int8", "cpu-small", "cpu-tiny")
     for name in recipe_names():
         recipe = load_recipe(name)
         assert recipe.name == name
@@ -47,7 +47,7 @@ def test_a_recipe_of_ones_own(tmp_path: Path, write_recipe: Callable[..., Path])
 @pytest.mark.parametrize("name", ["cpu-int4", "", "../recipes/cpu-int8", "CPU-INT8"])
 def test_an_unknown_recipe_lists_the_known_ones(name: str) -> None:
     with pytest.raises(
-        UnknownName, match=r"known: cpu-fp32, cpu-int8, cpu-small, or the path of a \.toml file"
+        UnknownName, match=r"known: cpu-fp32, cpu-int8, cpu-small, cpu-tiny, or the path of a \.toml file"
     ) as caught:
         load_recipe(name)
     assert caught.value.exit_code == 2
@@ -78,7 +78,7 @@ def test_an_unknown_recipe_lists_the_known_ones(name: str) -> None:
         ("max_abs = 0.1", "max_abs = 1\n[calibration]\npercentile = 50", "within 90..100"),
         ("max_abs = 0.1", "max_abs = 1\n[calibration]\ntexts = 15", "at least 16"),
         ('["fold"]', '["fold", "int8"]', "precision and passes conflict"),
-        ('["fold"]', '["fold", "prune"]', "unknown pass 'prune'; known: fold, int8, fp16, palettize"),
+        ('["fold"]', '["fold", "prune"]', "unknown pass 'prune'; known: fold, int8, fp16, palettize, recover"),
         ('["fold"]', '["int8"]', "begin with 'fold'"),
         ('["fold"]', '["fold", "fold"]', "distinct"),
         ('["fold"]', "[]", "begin with 'fold'"),

@@ -1,0 +1,218 @@
+"""Recover: tune the codebooks of palettes so that the fields come back, codes left as they are.
+
+Only centroids move (arXiv 2603.17917, section on centroid tuning): the gradient of an entry is the sum over the weights
+that share it. The loss is the field regression of the distillation, against the fields of the same student in float32,
+on real texts without labels. Entries are int8 steps; they are rounded in every step, and the gradient passes through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fieldrun.errors import ExportError, MissingDependency
+from fieldrun.packing import code_bits, expand
+from fieldrun.reference import pad_ids
+from fieldrun.student import SCORE_FLOOR
+from fieldrun.tensors import Array
+
+from ..deployed import Deployed, PassReport
+from ..simulate import field_errors, outputs
+
+if TYPE_CHECKING:
+    from ..recipe import Recover
+
+__all__ = ["recover"]
+
+_LEAST_TEXTS = 256
+_HELD_OUT = 128  # texts that tell what was won, and are not learnt from
+
+
+def recover(
+    deployed: Deployed,
+    folded: Deployed,
+    sequences: Sequence[Sequence[int]],
+    plan: Recover,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Deployed, PassReport]:
+    """Return `deployed` with tuned codebooks, and what the fields of held-out texts gained.
+
+    Args:
+        deployed: with at least one palette.
+        folded: the student in float32, whose fields are the target.
+        sequences: token ids of real texts, `_LEAST_TEXTS` or more; the last ones are held out.
+        plan: steps, texts a step, rate, seed.
+        progress: called with (steps done, steps in all).
+
+    Raises:
+        MissingDependency: torch is not installed.
+        ExportError: there is no palette, there are too few texts, or the fields are no nearer than before.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingDependency("torch", "distill") from error
+    if not deployed.packed:
+        raise ExportError("recover: there is no palette to tune; list 'palettize' before it, or leave it out")
+    if len(sequences) < _LEAST_TEXTS:
+        raise ExportError(
+            f"recover: {len(sequences)} texts are too few; give at least {_LEAST_TEXTS}, better thousands"
+        )
+    dim = folded.network.field_dim
+    target = outputs(folded, sequences)[:, :dim]
+    train, held = sequences[:-_HELD_OUT], sequences[-_HELD_OUT:]
+    before = field_errors(target[-_HELD_OUT:], outputs(deployed, held)[:, :dim])
+    network = _Network(torch, deployed)
+    optimizer = torch.optim.Adam(list(network.codebooks.values()), lr=plan.learning_rate)
+    spread = float(target.std()) ** 2
+    rng = np.random.default_rng(plan.seed)
+    lengths = np.array([len(ids) for ids in train])
+    for step in range(plan.steps):
+        near = np.sort(rng.integers(0, len(train), 8 * plan.batch))
+        near = near[
+            np.argsort(lengths[near], kind="stable")
+        ]  # texts of similar length, of a random part of all lengths
+        start = int(rng.integers(0, len(near) - plan.batch + 1))
+        rows = near[start : start + plan.batch]
+        wanted = torch.from_numpy(target[rows])
+        field = network.field(pad_ids([train[i] for i in rows]))
+        cosine = torch.nn.functional.cosine_similarity(field, wanted)
+        loss = torch.nn.functional.mse_loss(field, wanted) / spread + (1 - cosine).mean()
+        rate = 0.5 * (1 + np.cos(np.pi * step / plan.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = plan.learning_rate * max(rate, 1e-2)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        if progress is not None:
+            progress(step + 1, plan.steps)
+    packed = dict(deployed.packed) | network.tuned()
+    result = _opened(replace(deployed, packed=packed))
+    after = field_errors(target[-_HELD_OUT:], outputs(result, held)[:, :dim])
+    if not after["mean_cosine"] > before["mean_cosine"]:
+        raise ExportError(
+            f"recover: the fields are no nearer (cosine {before['mean_cosine']:.4f} before, {after['mean_cosine']:.4f} "
+            "after); give more texts, another recover.learning_rate, or leave it out"
+        )
+    gap = 1 - before["mean_cosine"]
+    changed: dict[str, Mapping[str, Any]] = {
+        "field": {
+            "before": before,
+            "after": after,
+            "recovered": (after["mean_cosine"] - before["mean_cosine"]) / gap,
+            "texts": len(train),
+            "held_out": len(held),
+        }
+    }
+    return result, PassReport(
+        name="recover", bytes_before=deployed.nbytes(), bytes_after=result.nbytes(), changed=changed
+    )
+
+
+def _opened(deployed: Deployed) -> Deployed:
+    """Return `deployed` with the matrices that its packed form opens to."""
+    opened = expand(deployed.stored())
+    return replace(deployed, tensors={name: opened[name] for name in deployed.tensors})
+
+
+class _Network:
+    """The deployed form in torch, with the codebooks as parameters."""
+
+    def __init__(self, torch: Any, deployed: Deployed) -> None:
+        self.torch, self.net = torch, deployed.network
+        self.tensors = {
+            name: torch.from_numpy(np.ascontiguousarray(tensor.astype(np.float32)))
+            for name, tensor in deployed.tensors.items()
+            if name != "table"
+        }
+        self.rows = {name: deployed.tensors[name] for name in ("rows.coef", "rows.modulus", "rows.base")}
+        self.codebooks: dict[str, Any] = {}
+        self.codes: dict[str, Array] = {}
+        for name, tensor in deployed.packed.items():
+            if ".codebook." in name:
+                self.codebooks[name] = torch.tensor(tensor.astype(np.float32), requires_grad=True)
+                stored = name.replace(".codebook.", ".codes.")
+                self.codes[name] = _numbers(deployed.packed[stored], code_bits(len(tensor)))
+        self.table = deployed.tensors["table"]
+        self.parts = [
+            (start, stop, f"table.codebook.{number}") for number, (start, stop) in enumerate(deployed.blocks.values())
+        ]
+
+    def _look_up(self, rows: Array) -> Any:
+        """Return the float rows of the table numbered `rows (n,)`, `(n, width)`."""
+        torch = self.torch
+        different, place = np.unique(rows, return_inverse=True)
+        parts = []
+        for start, stop, name in self.parts:
+            own = different[(different >= start) & (different < stop)]
+            if name in self.codebooks:
+                codes = torch.from_numpy(self.codes[name][own - start].astype(np.int64))
+                values = self._steps(name)[codes].reshape(len(own), -1)[:, : self.net.width]
+            else:
+                values = torch.from_numpy(np.asarray(self.table[own], np.float32))
+            parts.append(values)
+        scale = self.tensors["table.scale"][torch.from_numpy(different)]
+        return (torch.cat(parts) * scale[:, None])[torch.from_numpy(place.reshape(-1))]
+
+    def _steps(self, name: str) -> Any:
+        """Return a codebook as it will be stored, with the gradient of what it was before it was rounded."""
+        book = self.codebooks[name]
+        return book + (self.torch.clamp(self.torch.round(book), -127, 127) - book).detach()
+
+    def _weight(self, layer: str) -> Any:
+        name = f"{layer}.weight"
+        book = f"{name}.codebook.0"
+        weight = self.tensors[name]
+        if book in self.codebooks:
+            codes = self.torch.from_numpy(self.codes[book].astype(np.int64))
+            weight = self._steps(book)[codes].reshape(len(codes), -1)[:, : weight.shape[0]].T
+        scale = self.tensors.get(f"{name}_scale")
+        return weight if scale is None else weight * scale
+
+    def _dense(self, layer: str, x: Any) -> Any:
+        y = x @ self._weight(layer)
+        bias = self.tensors.get(f"{layer}.bias")
+        return y if bias is None else y + bias
+
+    def field(self, ids: Array) -> Any:
+        """Return the fields of `ids (batch, length)`, as `fieldrun_exporters.simulate` does."""
+        torch, net = self.torch, self.net
+        (left, right), length = net.margins, ids.shape[1]
+        framed = np.pad(ids, ((0, 0), (left, right))).astype(np.int32)
+        positions = length + max(1, net.mixer_kernel) - 1
+        window = np.stack([framed[:, left + s : left + s + positions] for s in net.shifts], axis=-1)
+        rows = (window @ self.rows["rows.coef"]) % self.rows["rows.modulus"] + self.rows["rows.base"]
+        values = self._look_up(rows.reshape(-1)).reshape(*rows.shape, net.width)
+        g = torch.relu(values.sum(2))
+        if net.mixer_kernel:
+            g = torch.cat([g[:, k : k + length] for k in range(net.mixer_kernel)], dim=-1)
+            g = torch.relu(self._dense("mixer", g))
+        pooled = g.amax(1)
+        if net.mean:
+            a = g @ self.tensors["score.weight"]
+            mean = (a * g).sum(1) / (a.sum(1) + SCORE_FLOOR) * self.tensors["mean.gain"]
+            pooled = torch.cat([mean, pooled], dim=-1)
+        if net.hidden:
+            pooled = torch.relu(self._dense("hidden", pooled))
+        return self._dense("output", pooled)[:, : net.field_dim]
+
+    def tuned(self) -> dict[str, Array]:
+        """Return the codebooks as they are stored."""
+        return {
+            name: np.clip(np.rint(book.detach().numpy()), -127, 127).astype(np.int8)
+            for name, book in self.codebooks.items()
+        }
+
+
+def _numbers(packed: Array, bits: int) -> Array:
+    """Return the codes in `packed (rows, bytes) uint8`, `(rows, n) uint8`, those of the padding too."""
+    out = np.empty((len(packed), packed.shape[1] * 8 // bits), np.uint8)
+    for start in range(0, len(packed), 1 << 14):
+        each = np.unpackbits(packed[start : start + (1 << 14)], axis=1, bitorder="little")
+        out[start : start + (1 << 14)] = np.packbits(each.reshape(len(each), -1, bits), axis=2, bitorder="little")[
+            :, :, 0
+        ]
+    return out

@@ -1,0 +1,111 @@
+"""Recovery: tuned codebooks bring the fields of unseen texts nearer, codes stay, and no gain is claimed without one."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fieldrun
+from fieldrun.bundle import Bundle
+from fieldrun.errors import ExportError, MissingDependency, RecipeError
+from fieldrun.reference import pad_ids
+from fieldrun.tensors import read_tensors
+from fieldrun_exporters.passes import recover as module
+from fieldrun_exporters.passes.recover import recover
+from fieldrun_exporters.recipe import Recover, load_recipe
+from fieldrun_exporters.simulate import field_errors, outputs
+from tests.exporters.test_drop import sequences
+from tests.exporters.test_palettize import RECIPE, made
+from tests.exporters.test_passes import FOLDED, SHAPES
+
+torch = pytest.importorskip("torch")
+PLAN = Recover(steps=60, batch=32, learning_rate=1.0, texts=400)
+RULES = {"tables": "palette4", "offset0": "palette16x4", "hidden": "palette4"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("index", range(len(SHAPES)))
+def test_the_torch_form_is_the_numpy_form(index: int) -> None:
+    deployed = made(index, {"tables": "palette16x2", "output": "palette16"})
+    ids = [s for s in sequences(5) if len(s) == 7] + [list(range(1, 8))]
+    with torch.no_grad():
+        field = module._Network(torch, deployed).field(pad_ids(ids)).numpy()
+    np.testing.assert_allclose(field, outputs(deployed, ids)[:, : deployed.network.field_dim], atol=1e-5)
+
+
+def test_unseen_texts_come_nearer() -> None:
+    folded, deployed = FOLDED[0], made(0, RULES)
+    steps: list[tuple[int, int]] = []
+    result, report = recover(deployed, folded, sequences(1, 600), PLAN, lambda *step: steps.append(step))
+    assert steps[-1] == (60, 60)
+    unseen, dim = sequences(2, 200), folded.network.field_dim
+    expected = outputs(folded, unseen)[:, :dim]
+    before, after = (field_errors(expected, outputs(form, unseen)[:, :dim]) for form in (deployed, result))
+    assert 1 - after["mean_cosine"] < 0.9 * (1 - before["mean_cosine"])
+    facts = report.changed["field"]
+    assert facts["after"]["mean_cosine"] > facts["before"]["mean_cosine"]
+    assert 0 < facts["recovered"] < 1
+    assert report.bytes_after == report.bytes_before == deployed.nbytes()
+    assert result.packed.keys() == deployed.packed.keys()
+    for name, tensor in deployed.packed.items():
+        same = np.array_equal(tensor, result.packed[name])
+        assert same == (".codebook." not in name), name
+    again, _ = recover(deployed, folded, sequences(1, 600), PLAN)
+    for name, tensor in result.packed.items():
+        np.testing.assert_array_equal(tensor, again.packed[name])
+
+
+def test_what_cannot_be_recovered_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    deployed = made(0, RULES)
+    with pytest.raises(ExportError, match="there is no palette to tune"):
+        recover(FOLDED[0], FOLDED[0], sequences(1, 600), PLAN)
+    with pytest.raises(ExportError, match="255 texts are too few; give at least 256"):
+        recover(deployed, FOLDED[0], sequences(1, 255), PLAN)
+    with pytest.raises(ExportError, match="the fields are no nearer"):
+        recover(deployed, FOLDED[0], sequences(1, 300), dataclasses.replace(PLAN, steps=1, learning_rate=1e-6))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingDependency, match=r"pip install 'fieldrun\[distill\]'"):
+        recover(deployed, FOLDED[0], sequences(1, 600), PLAN)
+
+
+def test_an_export_with_recovery_verifies(toy_checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    text = RECIPE.format(passes='["fold", "palettize", "recover"]', precision='tables = "palette4"')
+    path.write_text(text + "[recover]\nsteps = 40\nbatch = 32\nlearning_rate = 1.0\ntexts = 400\n")
+    report = fieldrun.export(toy_checkpoint, tmp_path / "bundle", recipe=path)
+    assert [p.name for p in report.passes] == ["fold", "palettize", "recover"]
+    for engine in ("native", "numpy", "onnxruntime"):
+        assert fieldrun.verify(report.path, engine=engine).passed
+    plain = tmp_path / "plain.toml"
+    plain.write_text(RECIPE.format(passes='["fold", "palettize"]', precision='tables = "palette4"'))
+    without = fieldrun.export(toy_checkpoint, tmp_path / "without", recipe=plain)
+    assert report.proof["field"]["mean_cosine"] > without.proof["field"]["mean_cosine"]
+    weights = [read_tensors(Bundle.load(p.path).path / "weights.safetensors") for p in (report, without)]
+    np.testing.assert_array_equal(weights[0]["table.codes.1"], weights[1]["table.codes.1"])
+    assert not np.array_equal(weights[0]["table.codebook.1"], weights[1]["table.codebook.1"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("steps = 9", "steps = 0", "recover.steps must be an integer of at least 1"),
+        ("steps = 9", "texts = 255", "recover.texts must be an integer of at least 256"),
+        ("steps = 9", "learning_rate = 0", "recover.learning_rate must be within"),
+        ("steps = 9", "epochs = 2", "unknown keys: epochs"),
+        ('"palettize", "recover"', '"recover", "palettize"', "'recover' comes last"),
+    ],
+)
+def test_a_recovery_that_makes_no_sense_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "mine.toml"
+    text = RECIPE.format(passes='["fold", "palettize", "recover"]', precision='tables = "palette4"')
+    path.write_text((text + "[recover]\nsteps = 9\n").replace(old, new))
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path)
