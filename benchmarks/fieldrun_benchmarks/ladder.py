@@ -32,9 +32,9 @@ from fieldrun_exporters.recipe import load_recipe  # noqa: E402
 
 from .cold_start import cold_starts  # noqa: E402
 from .latency import summary, time_in_turns  # noqa: E402
-from .measure import report_sets  # noqa: E402
 from .paired import difference, scored  # noqa: E402
 from .record import write_record  # noqa: E402
+from .suite import report_sets  # noqa: E402
 
 __all__ = ["LADDER", "main", "recipe_text"]
 

@@ -26,7 +26,6 @@ import numpy as np  # noqa: E402
 import fieldrun  # noqa: E402
 from fieldrun.bundle import Bundle  # noqa: E402
 from fieldrun.dataset import Dataset, read_tsv  # noqa: E402
-from fieldrun.errors import DatasetError  # noqa: E402
 from fieldrun.metrics import (  # noqa: E402
     auroc,
     expected_calibration_error,
@@ -40,8 +39,9 @@ from fieldrun_runtimes.engines import Engine, open_engine  # noqa: E402
 from .cold_start import cold_starts  # noqa: E402
 from .latency import interleave  # noqa: E402
 from .record import write_record  # noqa: E402
+from .suite import report_sets  # noqa: E402
 
-__all__ = ["main", "report_sets"]
+__all__ = ["main"]
 
 _RECIPES = ("cpu-fp32", "cpu-int8")
 _SPEED_TASKS = ("sst2", "trec")
@@ -79,17 +79,6 @@ def main(data: Path, output: Path) -> None:
         write_record(output / "latency.json", "latency", command, _latency(paths["cpu-int8"], sets))
         click.echo("cold start", err=True)
         write_record(output / "cold-start.json", "cold-start", command, _cold("reference"))
-
-
-def report_sets(bundle: Path, data: Path) -> dict[str, Dataset]:
-    """Return the report file of every task of `bundle`; `DatasetError` where `data` lacks one."""
-    sets = {}
-    for task in Bundle.load(bundle).manifest.tasks:
-        found = [data / task.name / name for name in ("dev.tsv", "test.tsv") if (data / task.name / name).is_file()]
-        if not found:
-            raise DatasetError(f"{data / task.name} has neither dev.tsv nor test.tsv")
-        sets[task.name] = read_tsv(found[0])
-    return sets
 
 
 def _artifact(bundle: Bundle) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from fieldrun.errors import FieldrunError, SchemaTooNew
 from fieldrun.storage import read_json, write_json
 
-__all__ = ["SCHEMA", "THREAD_SETTINGS", "conditions", "read_record", "write_record"]
+__all__ = ["SCHEMA", "THREAD_SETTINGS", "conditions", "read_record", "where", "write_record"]
 
 SCHEMA = 1
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKENIZERS_PARALLELISM")
@@ -74,3 +74,13 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def where(record: Mapping[str, Any]) -> str:
+    """Return the line that says on which machine and with which versions a record was measured."""
+    about = record["conditions"]
+    return (
+        f"({about['date']}, {about['cores_allowed']} shared cores of {about['processor']}, {about['system']}, Python "
+        f"{about['python']}, onnxruntime {about['packages']['onnxruntime']}, numpy {about['packages']['numpy']}; a "
+        "shared machine: read the ratios)"
+    )

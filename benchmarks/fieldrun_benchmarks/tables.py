@@ -10,15 +10,14 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
 from fieldrun.errors import FieldrunError
 from fieldrun.storage import write_bytes
 
-from . import an1_report, peers_report
-from .record import read_record
+from . import an1_report, ladder_report, peers_report
+from .record import read_record, where
 
 __all__ = ["main", "render"]
 
@@ -69,7 +68,7 @@ def _latency_table(records: Path) -> str:
                 f"| {task}, `{engine}` | {workload['mean_tokens']:.0f} | {values['tokenizer']['p50_us']:.0f} us "
                 f"| {whole['p50_us']:.0f} us | {whole['p90_us']:.0f} us | {values['ratio_p50']:.1f} |"
             )
-    return "\n".join([*lines, "", _where(record)])
+    return "\n".join([*lines, "", where(record)])
 
 
 def _cold_table(records: Path) -> str:
@@ -82,7 +81,7 @@ def _cold_table(records: Path) -> str:
         }.get(name, f"first label, engine `{name}`")
         wall, ratio, peak = (values[key] for key in ("wall_s", "ratio_to_imports", "peak_rss_mib"))
         lines.append(f"| {label} | {wall:.2f} | {ratio:.2f} | {peak:.0f} MiB |")
-    return "\n".join([*lines, "", _where(record)])
+    return "\n".join([*lines, "", where(record)])
 
 
 def _trials_table(records: Path) -> str:
@@ -98,7 +97,7 @@ def _trials_table(records: Path) -> str:
             f"| {trial['name']} | {trial['loss']:.2f} | {accuracy} | {trial['stsb']['spearman']:.2f} "
             f"| {trial['weights_bytes'] / 1e6:.1f} | {short}, {long} us |"
         )
-    return "\n".join([*lines, "", _where(record)])
+    return "\n".join([*lines, "", where(record)])
 
 
 def _fit_heads_table(records: Path) -> str:
@@ -123,18 +122,9 @@ def _fit_heads_table(records: Path) -> str:
         "",
         f"{timed['labels']} labels from {timed['rows']:,} texts: {timed['median_s']:.2f} s, texts to head, one thread.",
         "",
-        _where(record),
+        where(record),
     ]
     return "\n".join(lines)
-
-
-def _where(record: dict[str, Any]) -> str:
-    about = record["conditions"]
-    return (
-        f"({about['date']}, {about['cores_allowed']} shared cores of {about['processor']}, {about['system']}, Python "
-        f"{about['python']}, onnxruntime {about['packages']['onnxruntime']}, numpy {about['packages']['numpy']}; a "
-        "shared machine: read the ratios)"
-    )
 
 
 _TABLES: dict[str, Callable[[Path], str]] = {
@@ -144,6 +134,7 @@ _TABLES: dict[str, Callable[[Path], str]] = {
     "student-trials": _trials_table,
     "fit-heads": _fit_heads_table,
     **an1_report.TABLES,
+    **ladder_report.TABLES,
     **peers_report.TABLES,
 }
 

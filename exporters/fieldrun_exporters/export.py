@@ -44,7 +44,7 @@ from .precision import Palette, Precision
 from .recipe import Recipe, load_recipe
 from .simulate import field_errors, tensor_errors
 
-__all__ = ["GOLDEN_TOLERANCE", "ExportReport", "export"]
+__all__ = ["GOLDEN_TOLERANCE", "ExportReport", "export", "task_specs"]
 
 GOLDEN_TOLERANCE = 1e-5
 """Largest absolute difference of a golden field or score when it is replayed by the engine that measured it."""
@@ -114,7 +114,7 @@ def export(
     texts = choose_texts(calibration, plan.calibration.texts)
     sequences = tokenize(source, texts, plan.buckets.lengths[-1])
     report("passes", 0, len(plan.passes))
-    tasks = _tasks(source)
+    tasks = task_specs(source)
     check_tasks(tasks, data or {})
     if max_drop is not None and (not data or not isinstance(max_drop, int | float) or not max_drop >= 0):
         raise UsageError(f"max_drop is a number of points from 0 on, of accuracy on `data`; not {max_drop!r}")
@@ -174,7 +174,8 @@ def _passes(
     return folded, deployed, reports
 
 
-def _tasks(source: Checkpoint) -> tuple[TaskSpec, ...]:
+def task_specs(source: Checkpoint) -> tuple[TaskSpec, ...]:
+    """Return where the logits of every head of `source` are in the deployed form."""
     start = {"single": 0, "pair": 0}
     tasks = []
     for head in source.heads:
@@ -202,7 +203,7 @@ def _write(
     proof: dict[str, Any],
     report: Callable[[str, int, int], None],
 ) -> tuple[Manifest, list[BucketParity], dict[str, dict[str, int]]]:
-    tasks = _tasks(source)
+    tasks = task_specs(source)
     weights = write_tensors(deployed.stored())
     write_bytes(folder / WEIGHTS_FILE, weights)
     write_bytes(folder / "tokenizer.json", source.tokenizer)

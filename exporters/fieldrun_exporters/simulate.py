@@ -11,13 +11,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from fieldrun.bundle import Network
 from fieldrun.reference import pad_ids
 from fieldrun.student import SCORE_FLOOR
 from fieldrun.tensors import Array
 
 from .deployed import Deployed
 
-__all__ = ["dense", "field_errors", "outputs", "tensor_errors"]
+__all__ = ["dense", "field_errors", "finish", "outputs", "row_numbers", "tensor_errors"]
 
 _TEXTS = 64  # simulated together
 
@@ -32,28 +33,43 @@ def outputs(deployed: Deployed, sequences: Sequence[Sequence[int]]) -> Array:
     return out
 
 
-def _run(deployed: Deployed, ids: Array) -> Array:
+def row_numbers(deployed: Deployed, ids: Array) -> Array:
+    """Return the table's rows of `ids (batch, length)`, padded at the end with id 0, `(batch, positions, J) int32`.
+
+    There are as many positions as tokens, and after them those that the mixer looks at.
+    """
     net, tensors = deployed.network, deployed.tensors
-    (left, right), length = net.margins, ids.shape[1]
+    left, right = net.margins
     framed = np.pad(ids, ((0, 0), (left, right))).astype(np.int32)
-    positions = length + max(1, net.mixer_kernel) - 1
+    positions = ids.shape[1] + max(1, net.mixer_kernel) - 1
     window = np.stack([framed[:, left + s : left + s + positions] for s in net.shifts], axis=-1)
-    rows = (window @ tensors["rows.coef"]) % tensors["rows.modulus"] + tensors["rows.base"]
-    y = np.zeros((*rows.shape[:2], net.width), np.float32)
-    for j in range(rows.shape[2]):
-        y += tensors["table"][rows[:, :, j]] * tensors["table.scale"][rows[:, :, j]][:, :, None]
+    rows: Array = (window @ tensors["rows.coef"]) % tensors["rows.modulus"] + tensors["rows.base"]
+    return rows
+
+
+def finish(network: Network, tensors: Mapping[str, Array], y: Array) -> Array:
+    """Return field and logits, `(batch, dim + labels)`, of the sums `y (batch, positions, width)` of table rows."""
+    length = y.shape[1] - max(1, network.mixer_kernel) + 1
     g = np.maximum(y, 0)
-    if net.mixer_kernel:
-        g = np.concatenate([g[:, k : k + length] for k in range(net.mixer_kernel)], axis=-1)
+    if network.mixer_kernel:
+        g = np.concatenate([g[:, k : k + length] for k in range(network.mixer_kernel)], axis=-1)
         g = np.maximum(dense(tensors, "mixer", g), 0)
     pooled = g.max(1)
-    if net.mean:
+    if network.mean:
         a = g @ tensors["score.weight"]
         mean = (a * g).sum(1) / (a.sum(1) + SCORE_FLOOR) * tensors["mean.gain"]
         pooled = np.concatenate([mean, pooled], axis=-1)
-    if net.hidden:
+    if network.hidden:
         pooled = np.maximum(dense(tensors, "hidden", pooled), 0)
     return dense(tensors, "output", pooled)
+
+
+def _run(deployed: Deployed, ids: Array) -> Array:
+    rows = row_numbers(deployed, ids)
+    y = np.zeros((*rows.shape[:2], deployed.network.width), np.float32)
+    for j in range(rows.shape[2]):
+        y += deployed.tensors["table"][rows[:, :, j]] * deployed.tensors["table.scale"][rows[:, :, j]][:, :, None]
+    return finish(deployed.network, deployed.tensors, y)
 
 
 def dense(tensors: Mapping[str, Array], layer: str, x: Array) -> Array:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fieldrun_exporters.export import ExportReport, export
+    from fieldrun_exporters.search import SearchReport, search
     from fieldrun_runtimes.model import FieldModel, load
     from fieldrun_runtimes.verify import VerifyReport, verify
 
@@ -28,11 +29,13 @@ __all__ = [
     "FieldrunError",
     "Head",
     "HeadTrainer",
+    "SearchReport",
     "VerifyReport",
     "__version__",
     "export",
     "fit_head",
     "load",
+    "search",
     "verify",
 ]
 
@@ -44,10 +47,12 @@ _HOMES = {
     "FieldrunError": "fieldrun.errors",
     "Head": "fieldrun.student",
     "HeadTrainer": "fieldrun.fit",
+    "SearchReport": "fieldrun_exporters.search",
     "VerifyReport": "fieldrun_runtimes.verify",
     "export": "fieldrun_exporters.export",
     "fit_head": "fieldrun.fit",
     "load": "fieldrun_runtimes.model",
+    "search": "fieldrun_exporters.search",
     "verify": "fieldrun_runtimes.verify",
 }
 

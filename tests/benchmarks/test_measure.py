@@ -12,6 +12,7 @@ import fieldrun
 from fieldrun.errors import DatasetError
 from fieldrun_benchmarks import measure
 from fieldrun_benchmarks.record import read_record
+from fieldrun_benchmarks.suite import report_sets
 from tests.toy import PAIR_TASK, TASKS
 
 
@@ -65,7 +66,7 @@ def test_every_record_is_written(
 def test_a_missing_report_file_is_named(suite: Path, toy_bundle: Path) -> None:
     shutil.rmtree(suite / PAIR_TASK)
     with pytest.raises(DatasetError, match=f"{PAIR_TASK} has neither"):
-        measure.report_sets(toy_bundle, suite)
+        report_sets(toy_bundle, suite)
 
 
 class _Cold:

@@ -41,7 +41,7 @@ LAYERS = {
     "contract": _layer("contract numpy tokenizers tomli"),
     "face": _layer("contract face numpy tokenizers click", "distill exporters runtimes benchmarks rich"),
     "distill": _layer("contract distill numpy tokenizers tomli torch transformers", "rich"),
-    "exporters": _layer("contract exporters numpy tokenizers tomli onnx", "onnxruntime rich"),
+    "exporters": _layer("contract exporters numpy tokenizers tomli onnx", "onnxruntime rich torch"),
     "runtimes": _layer("contract runtimes numpy tokenizers", "onnxruntime"),
     "benchmarks": _layer("contract benchmarks numpy tokenizers click", "rich"),
     "demo": _layer("contract benchmarks demo face numpy tokenizers click", "rich"),
@@ -72,8 +72,9 @@ def layer_of(module: str, contracts: frozenset[str]) -> str:
         return "measure"
     if module in (
         "fieldrun_benchmarks.an1",
+        "fieldrun_benchmarks.ladder",
         "fieldrun_benchmarks.trials",
-    ):  # they train, so they need what training does
+    ):  # they train or export, so they need what that does
         return "study"
     return root.removeprefix("fieldrun_")
 

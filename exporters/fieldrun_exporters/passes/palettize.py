@@ -24,7 +24,7 @@ from fieldrun.tensors import Array
 from ..deployed import Deployed, PassReport
 from ..precision import Palette, Precision
 
-__all__ = ["Clustered", "cluster", "kmeans", "lloyd", "palettize"]
+__all__ = ["Clustered", "cluster", "int8_rows", "kmeans", "lloyd", "palettize"]
 
 _SAMPLE = 1_000_000  # numbers that a codebook is made from
 _STEPS = 15
@@ -80,7 +80,7 @@ def palettize(deployed: Deployed, folded: Deployed, precision: Precision, seed: 
         for number, (block, (start, stop)) in enumerate(deployed.blocks.items()):
             palette, rows = palettes[block], table[start:stop]
             if palette is None:
-                steps[start:stop], scale[start:stop] = _int8_rows(rows)
+                steps[start:stop], scale[start:stop] = int8_rows(rows)
                 stored[f"table.rows.{number}"] = steps[start:stop]
             else:
                 found = cluster(rows, palette, seed, padding - start if start <= padding < stop else None)
@@ -113,7 +113,7 @@ def palettize(deployed: Deployed, folded: Deployed, precision: Precision, seed: 
     )
 
 
-def _int8_rows(rows: Array) -> tuple[Array, Array]:
+def int8_rows(rows: Array) -> tuple[Array, Array]:
     """Return `rows` as int8 steps of scales that float16 holds."""
     scale = _half(np.abs(rows).max(1) / 127).astype(np.float32)
     steps = np.clip(np.rint(rows / np.where(scale > 0, scale, 1)[:, None]), -127, 127)

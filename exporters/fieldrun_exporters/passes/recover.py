@@ -20,7 +20,7 @@ from fieldrun.student import SCORE_FLOOR
 from fieldrun.tensors import Array
 
 from ..deployed import Deployed, PassReport
-from ..simulate import field_errors, outputs
+from ..simulate import field_errors, outputs, row_numbers
 
 if TYPE_CHECKING:
     from ..recipe import Recover
@@ -122,13 +122,12 @@ class _Network:
     """The deployed form in torch, with the codebooks as parameters."""
 
     def __init__(self, torch: Any, deployed: Deployed) -> None:
-        self.torch, self.net = torch, deployed.network
+        self.torch, self.net, self.deployed = torch, deployed.network, deployed
         self.tensors = {
             name: torch.from_numpy(np.ascontiguousarray(tensor.astype(np.float32)))
             for name, tensor in deployed.tensors.items()
             if name != "table"
         }
-        self.rows = {name: deployed.tensors[name] for name in ("rows.coef", "rows.modulus", "rows.base")}
         self.codebooks: dict[str, Any] = {}
         self.codes: dict[str, Array] = {}
         for name, tensor in deployed.packed.items():
@@ -179,12 +178,8 @@ class _Network:
 
     def field(self, ids: Array) -> Any:
         """Return the fields of `ids (batch, length)`, as `fieldrun_exporters.simulate` does."""
-        torch, net = self.torch, self.net
-        (left, right), length = net.margins, ids.shape[1]
-        framed = np.pad(ids, ((0, 0), (left, right))).astype(np.int32)
-        positions = length + max(1, net.mixer_kernel) - 1
-        window = np.stack([framed[:, left + s : left + s + positions] for s in net.shifts], axis=-1)
-        rows = (window @ self.rows["rows.coef"]) % self.rows["rows.modulus"] + self.rows["rows.base"]
+        torch, net, length = self.torch, self.net, ids.shape[1]
+        rows = row_numbers(self.deployed, ids)
         values = self._look_up(rows.reshape(-1)).reshape(*rows.shape, net.width)
         g = torch.relu(values.sum(2))
         if net.mixer_kernel:

@@ -16,7 +16,7 @@ from .output import progress, put, put_json
 if TYPE_CHECKING:
     from fieldrun.dataset import Dataset
 
-__all__ = ["export"]
+__all__ = ["export", "labelled", "read_texts"]
 
 
 class _Command(click.Command):
@@ -68,8 +68,8 @@ def export(
 
     if max_drop is not None and not data:
         raise click.UsageError("--max-drop is measured on labelled rows; give --data TASK=FILE")
-    rows = dict(_labelled(each) for each in data)
-    texts = None if calibration is None else _texts(calibration)
+    rows = dict(labelled(each) for each in data)
+    texts = None if calibration is None else read_texts(calibration)
     with progress() as step:
         report = fieldrun.export(
             checkpoint, output, recipe=recipe, calibration=texts, data=rows, max_drop=max_drop, progress=step
@@ -90,7 +90,7 @@ def export(
     put(f"next: fieldrun verify {output}")
 
 
-def _labelled(value: str) -> tuple[str, Dataset]:
+def labelled(value: str) -> tuple[str, Dataset]:
     """Read the rows of one TASK=FILE."""
     from fieldrun.dataset import read_tsv
 
@@ -100,7 +100,7 @@ def _labelled(value: str) -> tuple[str, Dataset]:
     return task, read_tsv(path)
 
 
-def _texts(path: Path) -> list[str]:
+def read_texts(path: Path) -> list[str]:
     """Read the texts of a calibration file; a pair counts as two texts."""
     if path.suffix == ".tsv":
         from fieldrun.dataset import read_tsv

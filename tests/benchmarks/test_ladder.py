@@ -1,0 +1,64 @@
+"""The ladder of recipes, on the toy: every rung is exported, measured on the same rows, and compared with float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import fieldrun
+from fieldrun.bundle import Bundle
+from fieldrun_benchmarks import ladder, ladder_report
+from fieldrun_benchmarks.record import read_record
+from fieldrun_exporters.recipe import load_recipe
+from tests.benchmarks.test_measure import _Cold, suite
+from tests.toy import TASKS
+
+__all__ = ["suite"]
+
+
+@pytest.mark.parametrize("name", [name for name in ladder.LADDER if not name.startswith("cpu-")])
+def test_every_rung_is_a_recipe(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "rung.toml"
+    path.write_text(ladder.recipe_text(ladder.LADDER[name]))
+    recipe = load_recipe(path)
+    assert recipe.precision.rules == ladder.LADDER[name]
+    assert recipe.buckets == load_recipe("cpu-int8").buckets
+
+
+def test_the_record_and_its_table(
+    suite: Path, tmp_path: Path, toy_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ladder, "_SPEED_TASKS", tuple(TASKS))
+    monkeypatch.setattr(ladder, "cold_starts", lambda programs, runs: {name: _Cold() for name in programs})
+    monkeypatch.setattr(ladder_report, "WORKLOADS", tuple(TASKS))
+    arguments = ["--data", suite, "--work", tmp_path / "work", "--checkpoint", toy_checkpoint, "--rounds", 3]
+    record = tmp_path / "ladder.json"
+    options = [str(a) for a in (*arguments, "-o", record, "--only", "palette16", "--only", "int4 everywhere")]
+    result = CliRunner().invoke(ladder.main, options, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    rungs = read_record(record, "ladder")["rungs"]
+    assert list(rungs) == ["fp32", "int8", "int4 everywhere", "palette16"]
+    assert rungs["fp32"]["drop"]["mean"]["difference"] == 0
+    for name, rung in rungs.items():
+        bundle = Bundle.load(tmp_path / "work" / name.replace(" ", "-"))
+        assert rung["bytes"] == bundle.total_bytes()
+        assert rung["precision"] == ladder.LADDER[name]
+        for task, entry in rung["tasks"].items():
+            lost = rungs["fp32"]["tasks"][task]["accuracy"] - entry["accuracy"]
+            assert rung["drop"]["tasks"][task]["difference"] == pytest.approx(lost, abs=1e-5)
+        mean = np.mean([entry["accuracy"] for entry in rung["tasks"].values()])
+        assert rung["mean_accuracy"] == pytest.approx(mean)
+        assert set(rung["latency"]) == set(TASKS)
+    assert rungs["int8"]["latency"]["mood"]["to_int8"] == 1
+    monkeypatch.setattr(fieldrun, "export", lambda *_, **__: pytest.fail("a bundle that is there was exported again"))
+    assert CliRunner().invoke(ladder.main, options, catch_exceptions=False).exit_code == 0
+    lines = ladder_report.TABLES["ladder"](tmp_path).split("\n")
+    assert [line.split("|")[1].strip() for line in lines[2:6]] == [
+        "`fp32`",
+        "`int8`",
+        "`int4 everywhere`",
+        "`palette16`",
+    ]

@@ -1,0 +1,180 @@
+"""The search: what it says of a candidate is what an export makes of it, limits hold, and a killed one goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import fieldrun
+from fieldrun.bundle import Bundle
+from fieldrun.cli import main
+from fieldrun.dataset import Dataset
+from fieldrun.errors import ExportError, OutputExists, UsageError
+from fieldrun.storage import read_json
+from fieldrun_exporters import search as module
+from fieldrun_exporters.passes.int8 import int8
+from fieldrun_exporters.passes.palettize import palettize
+from fieldrun_exporters.precision import Precision
+from fieldrun_exporters.search import search
+from fieldrun_exporters.simulate import field_errors, outputs
+from tests.exporters.test_drop import rows, sequences
+from tests.exporters.test_passes import FOLDED
+from tests.toy import toy_checkpoint as make_toy
+
+__all__ = ["rows"]
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CHILDREN", 4)
+    monkeypatch.setattr(module, "_GENERATIONS", 3)
+    monkeypatch.setattr(module, "_BUDGETS", 3)
+
+
+def space(tmp_path: Path, index: int = 0) -> Any:
+    state = module._State(tmp_path, {"test": index})
+    return module._Space(FOLDED[index], sequences(4), state, lambda *_: None)
+
+
+def built(index: int, rules: dict[str, str]) -> Any:
+    precision, deployed = Precision(rules), FOLDED[index]
+    wanted = precision.wants(rules)
+    if "int8" in wanted:
+        deployed, _ = int8(deployed, precision, {})
+    return palettize(deployed, FOLDED[index], precision)[0] if "palettize" in wanted else deployed
+
+
+@pytest.mark.parametrize("index", [0, 1, 3])
+def test_a_candidate_is_what_the_passes_make(tmp_path: Path, index: int) -> None:
+    found, rng = space(tmp_path, index), np.random.default_rng(index)
+    ids, dim = sequences(4), FOLDED[index].network.field_dim
+    expected = outputs(FOLDED[index], ids)[:, :dim]
+    for _ in range(4):
+        levels = tuple(int(rng.integers(len(found.levels[part]))) for part in found.parts)
+        rules = found.rules(levels)
+        deployed = built(index, rules)
+        assert found.size(levels) == deployed.nbytes(), rules
+        error = 1 - field_errors(expected, outputs(deployed, ids)[:, :dim])["mean_cosine"]
+        assert found.error(levels) == pytest.approx(error, abs=2e-4), rules
+
+
+def test_the_front_is_one(tmp_path: Path) -> None:
+    found = space(tmp_path)
+    front = module._evolve(found, module._State(tmp_path, {"test": 0}), 0, lambda *_: None)
+    sizes, errors = [found.size(levels) for levels, _ in front], [error for _, error in front]
+    assert sizes == sorted(sizes)
+    assert errors == sorted(errors, reverse=True)
+    assert len(set(sizes)) == len(sizes)
+    uniform = [tuple(min(k, len(found.levels[p]) - 1) for p in found.parts) for k in range(7)]
+    for levels in uniform:  # none is smaller and nearer than every point of the front
+        assert any(found.size(a) <= found.size(levels) and e <= found.error(levels) + 1e-9 for a, e in front)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    path = tmp_path / "checkpoint"
+    make_toy(3).save(path)
+    return path
+
+
+def test_limits_hold_and_the_recipe_makes_the_bundle_again(
+    small: Path, tmp_path: Path, rows: dict[str, Dataset]
+) -> None:
+    data, work = {"mood": rows["mood"]}, tmp_path / "work"
+    smallest = search(small, tmp_path / "smallest", data=data, max_drop=100, work=work)
+    assert smallest.chosen == 0
+    assert smallest.front[0]["accuracy"]["mean_drop"] <= 100
+    limit = (smallest.front[0]["bytes"] + smallest.front[-1]["bytes"]) // 2
+    report = search(small, tmp_path / "out", data=data, max_bytes=limit, work=work)
+    assert 0 < report.chosen < len(report.front) - 1
+    assert smallest.bytes < report.bytes <= limit
+    bundle = Bundle.load(report.path)
+    assert bundle.total_bytes() == report.bytes
+    assert fieldrun.verify(report.path).passed
+    again = fieldrun.export(small, tmp_path / "again", recipe=report.recipe)
+    assert Bundle.load(again.path).manifest.files == bundle.manifest.files
+    stored = read_json(tmp_path / "out" / "search.json")
+    assert stored["front"] == json.loads(json.dumps(report.to_dict()["front"]))
+    assert "accuracy" in report.front[report.chosen]
+
+
+def test_a_killed_search_goes_on(
+    small: Path, tmp_path: Path, rows: dict[str, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = search(small, tmp_path / "whole", data=rows, max_bytes=10**9)
+
+    class Killed(Exception):
+        pass
+
+    def killer(phase: str, done: int, total: int) -> None:
+        if phase == "search" and done >= total // 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        search(small, tmp_path / "out", data=rows, max_bytes=10**9, progress=killer)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(module, "cluster", lambda *_: pytest.fail("what was clustered is clustered again"))
+    done = len(read_json(tmp_path / "out.work" / "state.json")["values"])
+    assert done >= 2
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "_CHILDREN", 4)
+    monkeypatch.setattr(module, "_GENERATIONS", 3)
+    monkeypatch.setattr(module, "_BUDGETS", 3)
+    found = search(small, tmp_path / "out", data=rows, max_bytes=10**9)
+    assert found.front == whole.front
+    assert found.chosen == whole.chosen
+    again = search(small, tmp_path / "new", data=rows, max_bytes=10**9, work=tmp_path / "out.work", seed=1)
+    assert again.front[-1]["weights_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "error", "message"),
+    [
+        ({}, UsageError, "needs a limit"),
+        ({"max_bytes": 0}, UsageError, "must be positive"),
+        ({"max_drop": float("nan")}, UsageError, "from 0 on"),
+        ({"max_bytes": 2000}, ExportError, "no candidate fits 2,000 bytes: the smallest has"),
+    ],
+)
+def test_limits_that_cannot_be_kept_are_refused(
+    small: Path, tmp_path: Path, rows: dict[str, Dataset], limits: dict[str, Any], error: Any, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        search(small, tmp_path / "out", data=rows, **limits)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_impossible_drop_says_how_near_it_comes(
+    small: Path, tmp_path: Path, rows: dict[str, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = {"tasks": {}, "mean_drop": 7.5, "ci95": [7.0, 8.0]}
+    monkeypatch.setattr(module, "accuracy_drop", lambda *_: bad)
+    with pytest.raises(ExportError, match=r"no candidate keeps to 0.5 points: the best one costs 7.50"):
+        search(small, tmp_path / "out", data=rows, max_drop=0.5)
+    with pytest.raises(UsageError, match="give data"):
+        search(small, tmp_path / "out", data={}, max_drop=0.5)
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OutputExists):
+        search(small, tmp_path / "taken", data=rows, max_drop=0.5)
+
+
+def test_the_command(small: Path, tmp_path: Path, rows: dict[str, Dataset]) -> None:
+    runner, data = CliRunner(), ["--data", f"mood={rows['mood'].path}"]
+    start = ["search", str(small), *data]
+    result = runner.invoke(main, [*start, "--max-size", "1.5MB", "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "points of size against field error" in result.output
+    assert "<- chosen" in result.output
+    json_result = runner.invoke(
+        main, [*start, "--max-drop", "99", "--json", "-o", str(tmp_path / "two"), "--work", str(tmp_path / "out.work")]
+    )
+    assert json.loads(json_result.stdout)["chosen"] == 0
+    for wrong, message in (([], "needs a limit"), (["--max-size", "small"], "is not a size; write 10MB")):
+        result = runner.invoke(main, [*start, *wrong, "-o", str(tmp_path / "three")])
+        assert result.exit_code == 2
+        assert message in result.output
