@@ -26,7 +26,8 @@ import numpy as np  # noqa: E402
 
 import fieldrun  # noqa: E402
 from fieldrun.bundle import Bundle  # noqa: E402
-from fieldrun.dataset import Dataset  # noqa: E402
+from fieldrun.dataset import Dataset, read_tsv  # noqa: E402
+from fieldrun.errors import ExportError  # noqa: E402
 from fieldrun.storage import write_bytes  # noqa: E402
 from fieldrun_exporters.recipe import load_recipe  # noqa: E402
 
@@ -39,26 +40,29 @@ from .suite import report_sets  # noqa: E402
 __all__ = ["LADDER", "main", "recipe_text"]
 
 BASELINE = "fp32"
+_DENSE = {"dense": "int8-weights", "mixer": "fp32"}
+_TUNED = " tuned"
 LADDER: dict[str, dict[str, str]] = {
     BASELINE: {},
     "fp16": {"default": "fp16"},
-    "int8": {"tables": "int8", "dense": "int8-weights", "mixer": "fp32"},
-    "int4": {"tables": "int4", "dense": "int8-weights", "mixer": "fp32"},
-    "int4 everywhere": {"default": "int4"},
-    "palette64": {"tables": "palette64", "dense": "int8-weights", "mixer": "fp32"},
-    "palette32": {"tables": "palette32", "dense": "int8-weights", "mixer": "fp32"},
-    "palette16": {"tables": "palette16", "dense": "int8-weights", "mixer": "fp32"},
-    "palette8": {"tables": "palette8", "dense": "int8-weights", "mixer": "fp32"},
-    "palette64x2": {"tables": "palette64x2", "dense": "int8-weights", "mixer": "fp32"},
-    "palette256x4": {"tables": "palette256x4", "dense": "int8-weights", "mixer": "fp32"},
-    "palette64x4": {"tables": "palette64x4", "dense": "int8-weights", "mixer": "fp32"},
-    "palette256x8": {"tables": "palette256x8", "dense": "int8-weights", "mixer": "fp32"},
-    "cpu-small": {},
+    "int8": {"tables": "int8", **_DENSE},
+    "int4": {"tables": "int4", **_DENSE},
+    "palette64": {"tables": "palette64", **_DENSE},
+    "palette64 tuned": {"tables": "palette64", **_DENSE},
+    "palette32": {"tables": "palette32", **_DENSE},
+    "palette32 tuned": {"tables": "palette32", **_DENSE},
+    "palette16": {"tables": "palette16", **_DENSE},
+    "palette16 tuned": {"tables": "palette16", **_DENSE},
+    "palette64x2": {"tables": "palette64x2", **_DENSE},
+    "palette4": {"tables": "palette4", **_DENSE},
+    "palette256x4": {"tables": "palette256x4", **_DENSE},
+    "palette256x4 tuned": {"tables": "palette256x4", **_DENSE},
     "cpu-tiny": {},
 }
-"""The rungs: the rules of `[precision]`, none for a shipped recipe of that name."""
+"""The rungs: the rules of `[precision]`, with recovery for those called tuned; none for the shipped recipe."""
 
 _PASSES = ("int8", "fp16", "palettize")
+_TEXTS_PER_TASK = 2500
 _SPEED_TASKS = ("sst2", "trec")
 _FIRST_LABEL = """
 import fieldrun
@@ -67,15 +71,16 @@ with fieldrun.load({path!r}, engine="native") as model:
 """
 
 
-def recipe_text(rules: Mapping[str, str]) -> str:
-    """Return a recipe with these rules: the buckets of the shipped ones, and a gate that lets everything pass.
+def recipe_text(rules: Mapping[str, str], *, tuned: bool = False) -> str:
+    """Return a recipe with these rules, tuned or not: the buckets of the shipped ones, and a gate that lets all pass.
 
     The ladder measures what a recipe costs; it must not be stopped by what it wants to find.
     """
     from fieldrun_exporters.precision import Precision
 
     wanted = Precision(rules).wants(rules)
-    passes = ", ".join(f'"{name}"' for name in ("fold", *(name for name in _PASSES if name in wanted)))
+    named = ("fold", *(name for name in _PASSES if name in wanted), *(["recover"] if tuned else []))
+    passes = ", ".join(f'"{name}"' for name in named)
     precision = "\n".join(f'"{name}" = "{value}"' for name, value in rules.items())
     buckets = load_recipe("cpu-int8").buckets
     return (
@@ -84,17 +89,28 @@ def recipe_text(rules: Mapping[str, str]) -> str:
     )
 
 
-def _export(checkpoint: str, work: Path, name: str, rules: Mapping[str, str]) -> Path:
+def _export(
+    checkpoint: str, work: Path, name: str, rules: Mapping[str, str], calibration: Sequence[str] | None
+) -> Path:
     slug = name.replace(" ", "-")
     path = work / slug
     if not path.exists():
         click.echo(f"exporting {name}", err=True)
         recipe: str | Path = name
-        if name not in ("cpu-small", "cpu-tiny"):
+        if not name.startswith("cpu-"):
             recipe = work / f"{slug}.toml"
-            write_bytes(recipe, recipe_text(rules).encode("utf-8"))
-        fieldrun.export(checkpoint, path, recipe=recipe)
+            write_bytes(recipe, recipe_text(rules, tuned=name.endswith(_TUNED)).encode("utf-8"))
+        fieldrun.export(checkpoint, path, recipe=recipe, calibration=calibration)
     return path
+
+
+def _train_texts(data: Path) -> list[str] | None:
+    """Return texts of the train files of `data`, so many of each, to calibrate and tune on; None if it has none."""
+    found: list[str] = []
+    for path in sorted(data.glob("*/train.tsv")):
+        texts = [text for item in read_tsv(path).texts for text in ([item] if isinstance(item, str) else item)]
+        found += texts[:: -(-len(texts) // _TEXTS_PER_TASK)]
+    return found or None
 
 
 def _hits(path: Path, sets: Mapping[str, Dataset]) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
@@ -135,7 +151,14 @@ def main(data: Path, work: Path, output: Path, checkpoint: str, only: Sequence[s
     """Write the record behind docs/recipes.md."""
     names = [name for name in LADDER if not only or name in (BASELINE, "int8", *only)]
     work.mkdir(parents=True, exist_ok=True)
-    paths = {name: _export(checkpoint, work, name, LADDER[name]) for name in names}
+    texts = _train_texts(data)
+    paths: dict[str, Path] = {}
+    refused: dict[str, str] = {}
+    for name in names:
+        try:
+            paths[name] = _export(checkpoint, work, name, LADDER[name], texts)
+        except ExportError as error:  # a finding as well: tuning that gains nothing is refused
+            refused[name] = str(error)
     sets = report_sets(paths[BASELINE], data)
     hits = {}
     for name, path in paths.items():
@@ -164,6 +187,7 @@ def main(data: Path, work: Path, output: Path, checkpoint: str, only: Sequence[s
     values = {
         "checkpoint": checkpoint,
         "rungs": rungs,
+        "refused": refused,
         "data_sha256": {task: rows.sha256 for task, rows in sets.items()},
         "scenario": "native engine, batch 1, one thread, text to all labels; all bundles in turns, each another text",
     }

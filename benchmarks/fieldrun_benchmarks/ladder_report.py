@@ -25,6 +25,8 @@ def _ladder_table(records: Path) -> str:
         change, peak = _change(rung["drop"]["mean"]), rung["fresh_process"]["peak_rss_mib"]
         accuracy = f"{100 * rung['mean_accuracy']:.2f} | {change}"
         lines.append(f"| `{name}` | {rung['bytes'] / 1e6:.1f} | {accuracy} | {ratios} | {peak:.0f} MiB |")
+    for name, reason in record["refused"].items():
+        lines += ["", f"`{name}` was refused: {reason}."]
     return "\n".join([*lines, "", where(record)])
 
 

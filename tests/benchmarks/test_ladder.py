@@ -22,8 +22,9 @@ __all__ = ["suite"]
 @pytest.mark.parametrize("name", [name for name in ladder.LADDER if not name.startswith("cpu-")])
 def test_every_rung_is_a_recipe(tmp_path: Path, name: str) -> None:
     path = tmp_path / "rung.toml"
-    path.write_text(ladder.recipe_text(ladder.LADDER[name]))
+    path.write_text(ladder.recipe_text(ladder.LADDER[name], tuned=name.endswith("tuned")))
     recipe = load_recipe(path)
+    assert ("recover" in recipe.passes) == name.endswith("tuned")
     assert recipe.precision.rules == ladder.LADDER[name]
     assert recipe.buckets == load_recipe("cpu-int8").buckets
 
@@ -36,11 +37,11 @@ def test_the_record_and_its_table(
     monkeypatch.setattr(ladder_report, "WORKLOADS", tuple(TASKS))
     arguments = ["--data", suite, "--work", tmp_path / "work", "--checkpoint", toy_checkpoint, "--rounds", 3]
     record = tmp_path / "ladder.json"
-    options = [str(a) for a in (*arguments, "-o", record, "--only", "palette16", "--only", "int4 everywhere")]
+    options = [str(a) for a in (*arguments, "-o", record, "--only", "palette16", "--only", "palette4")]
     result = CliRunner().invoke(ladder.main, options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     rungs = read_record(record, "ladder")["rungs"]
-    assert list(rungs) == ["fp32", "int8", "int4 everywhere", "palette16"]
+    assert list(rungs) == ["fp32", "int8", "palette16", "palette4"]
     assert rungs["fp32"]["drop"]["mean"]["difference"] == 0
     for name, rung in rungs.items():
         bundle = Bundle.load(tmp_path / "work" / name.replace(" ", "-"))
@@ -56,9 +57,5 @@ def test_the_record_and_its_table(
     monkeypatch.setattr(fieldrun, "export", lambda *_, **__: pytest.fail("a bundle that is there was exported again"))
     assert CliRunner().invoke(ladder.main, options, catch_exceptions=False).exit_code == 0
     lines = ladder_report.TABLES["ladder"](tmp_path).split("\n")
-    assert [line.split("|")[1].strip() for line in lines[2:6]] == [
-        "`fp32`",
-        "`int8`",
-        "`int4 everywhere`",
-        "`palette16`",
-    ]
+    shown = [line.split("|")[1].strip() for line in lines[2:6]]
+    assert shown == ["`fp32`", "`int8`", "`palette16`", "`palette4`"]
