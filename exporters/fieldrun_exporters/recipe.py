@@ -87,7 +87,7 @@ class Recover:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch", 2), ("texts", 256), ("seed", 0)):
+        for name, least in (("steps", 1), ("batch", 2), ("texts", 512), ("seed", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise RecipeError(f"recover.{name} must be an integer of at least {least}, not {value!r}")

@@ -23,7 +23,7 @@ from tests.exporters.test_palettize import RECIPE, made
 from tests.exporters.test_passes import FOLDED, SHAPES
 
 torch = pytest.importorskip("torch")
-PLAN = Recover(steps=60, batch=32, learning_rate=1.0, texts=400)
+PLAN = Recover(steps=60, batch=32, learning_rate=1.0, texts=600)
 RULES = {"tables": "palette4", "offset0": "palette16x4", "hidden": "palette4"}
 
 
@@ -67,10 +67,10 @@ def test_what_cannot_be_recovered_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     deployed = made(0, RULES)
     with pytest.raises(ExportError, match="there is no palette to tune"):
         recover(FOLDED[0], FOLDED[0], sequences(1, 600), PLAN)
-    with pytest.raises(ExportError, match="255 texts are too few; give at least 256"):
-        recover(deployed, FOLDED[0], sequences(1, 255), PLAN)
+    with pytest.raises(ExportError, match="511 texts are too few; give at least 512"):
+        recover(deployed, FOLDED[0], sequences(1, 511), PLAN)
     with pytest.raises(ExportError, match="the fields are no nearer"):
-        recover(deployed, FOLDED[0], sequences(1, 300), dataclasses.replace(PLAN, steps=1, learning_rate=1e-6))
+        recover(deployed, FOLDED[0], sequences(1, 600), dataclasses.replace(PLAN, steps=1, learning_rate=1e-6))
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingDependency, match=r"pip install 'fieldrun\[distill\]'"):
         recover(deployed, FOLDED[0], sequences(1, 600), PLAN)
@@ -79,7 +79,7 @@ def test_what_cannot_be_recovered_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 def test_an_export_with_recovery_verifies(toy_checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     text = RECIPE.format(passes='["fold", "palettize", "recover"]', precision='tables = "palette4"')
-    path.write_text(text + "[recover]\nsteps = 40\nbatch = 32\nlearning_rate = 1.0\ntexts = 400\n")
+    path.write_text(text + "[recover]\nsteps = 40\nbatch = 32\nlearning_rate = 1.0\ntexts = 600\n")
     report = fieldrun.export(toy_checkpoint, tmp_path / "bundle", recipe=path)
     assert [p.name for p in report.passes] == ["fold", "palettize", "recover"]
     for engine in ("native", "numpy", "onnxruntime"):
@@ -97,7 +97,7 @@ def test_an_export_with_recovery_verifies(toy_checkpoint: Path, tmp_path: Path) 
     ("old", "new", "message"),
     [
         ("steps = 9", "steps = 0", "recover.steps must be an integer of at least 1"),
-        ("steps = 9", "texts = 255", "recover.texts must be an integer of at least 256"),
+        ("steps = 9", "texts = 511", "recover.texts must be an integer of at least 512"),
         ("steps = 9", "learning_rate = 0", "recover.learning_rate must be within"),
         ("steps = 9", "epochs = 2", "unknown keys: epochs"),
         ('"palettize", "recover"', '"recover", "palettize"', "'recover' comes last"),

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["recover"]
 
-_LEAST_TEXTS = 256
-_HELD_OUT = 128  # texts that tell what was won, and are not learnt from
+_LEAST_TEXTS = 512
+_HELD_OUT = 256  # texts that tell what was won, and are not learnt from
 
 
 def recover(
@@ -43,7 +43,7 @@ def recover(
     Args:
         deployed: with at least one palette.
         folded: the student in float32, whose fields are the target.
-        sequences: token ids of real texts, `_LEAST_TEXTS` or more; the last ones are held out.
+        sequences: token ids of real texts, `_LEAST_TEXTS` or more; some, drawn, are held out.
         plan: steps, texts a step, rate, seed.
         progress: called with (steps done, steps in all).
 
@@ -62,8 +62,10 @@ def recover(
             f"recover: {len(sequences)} texts are too few; give at least {_LEAST_TEXTS}, better thousands"
         )
     dim = folded.network.field_dim
-    target = outputs(folded, sequences)[:, :dim]
-    train, held = sequences[:-_HELD_OUT], sequences[-_HELD_OUT:]
+    order = np.random.default_rng(plan.seed).permutation(len(sequences))  # texts of one source stand together
+    shuffled = [sequences[i] for i in order]
+    target = outputs(folded, shuffled)[:, :dim]
+    train, held = shuffled[:-_HELD_OUT], shuffled[-_HELD_OUT:]
     before = field_errors(target[-_HELD_OUT:], outputs(deployed, held)[:, :dim])
     network = _Network(torch, deployed)
     optimizer = torch.optim.Adam(list(network.codebooks.values()), lr=plan.learning_rate)
