@@ -82,7 +82,7 @@ class Recover:
 
     steps: int = 600
     batch: int = 64
-    learning_rate: float = 0.3
+    learning_rate: float = 0.1
     texts: int = 20000
     seed: int = 0
 

@@ -2,7 +2,9 @@
 
 Only centroids move (arXiv 2603.17917, section on centroid tuning): the gradient of an entry is the sum over the weights
 that share it. The loss is the field regression of the distillation, against the fields of the same student in float32,
-on real texts without labels. Entries are int8 steps; they are rounded in every step, and the gradient passes through.
+on real texts without labels. Entries are rounded to int8 steps at the end: rounded in every step, with a gradient that
+passes through, they left the fields farther than they were. A table's codebooks alone are tuned where there are any: what
+a dense palette's entries gain is less than the step that they are rounded to.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ def recover(
     train, held = shuffled[:-_HELD_OUT], shuffled[-_HELD_OUT:]
     before = field_errors(target[-_HELD_OUT:], outputs(deployed, held)[:, :dim])
     network = _Network(torch, deployed)
-    optimizer = torch.optim.Adam(list(network.codebooks.values()), lr=plan.learning_rate)
+    optimizer = torch.optim.Adam(network.tuned_codebooks(), lr=plan.learning_rate)
     spread = float(target.std()) ** 2
     rng = np.random.default_rng(plan.seed)
     lengths = np.array([len(ids) for ids in train])
@@ -151,17 +153,17 @@ class _Network:
             own = different[(different >= start) & (different < stop)]
             if name in self.codebooks:
                 codes = torch.from_numpy(self.codes[name][own - start].astype(np.int64))
-                values = self._steps(name)[codes].reshape(len(own), -1)[:, : self.net.width]
+                values = self.codebooks[name][codes].reshape(len(own), -1)[:, : self.net.width]
             else:
                 values = torch.from_numpy(np.asarray(self.table[own], np.float32))
             parts.append(values)
         scale = self.tensors["table.scale"][torch.from_numpy(different)]
         return (torch.cat(parts) * scale[:, None])[torch.from_numpy(place.reshape(-1))]
 
-    def _steps(self, name: str) -> Any:
-        """Return a codebook as it will be stored, with the gradient of what it was before it was rounded."""
-        book = self.codebooks[name]
-        return book + (self.torch.clamp(self.torch.round(book), -127, 127) - book).detach()
+    def tuned_codebooks(self) -> list[Any]:
+        """Return the parameters to tune: a table's codebooks, or where it has none those of the dense layers."""
+        tables = [book for name, book in self.codebooks.items() if name.startswith("table.")]
+        return tables or [book for name, book in self.codebooks.items() if not name.startswith("pairs.")]
 
     def _weight(self, layer: str) -> Any:
         name = f"{layer}.weight"
@@ -169,7 +171,7 @@ class _Network:
         weight = self.tensors[name]
         if book in self.codebooks:
             codes = self.torch.from_numpy(self.codes[book].astype(np.int64))
-            weight = self._steps(book)[codes].reshape(len(codes), -1)[:, : weight.shape[0]].T
+            weight = self.codebooks[book][codes].reshape(len(codes), -1)[:, : weight.shape[0]].T
         scale = self.tensors.get(f"{name}_scale")
         return weight if scale is None else weight * scale
 
