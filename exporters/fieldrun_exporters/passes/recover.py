@@ -3,8 +3,8 @@
 Only centroids move (arXiv 2603.17917, section on centroid tuning): the gradient of an entry is the sum over the weights
 that share it. The loss is the field regression of the distillation, against the fields of the same student in float32,
 on real texts without labels. Entries are rounded to int8 steps at the end: rounded in every step, with a gradient that
-passes through, they left the fields farther than they were. A table's codebooks alone are tuned where there are any: what
-a dense palette's entries gain is less than the step that they are rounded to.
+passes through, they left the fields farther than they were. A table's codebooks alone are tuned where there are any:
+what a dense palette's entries gain is less than the step that they are rounded to.
 """
 
 from __future__ import annotations
