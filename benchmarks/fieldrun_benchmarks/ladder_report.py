@@ -46,7 +46,7 @@ def _tasks_table(records: Path) -> str:
 
 
 def _change(entry: dict[str, Any]) -> str:
-    low, high = (-100 * x for x in reversed(entry["ci95"]))
+    low, high = (-100 * x + 0.0 for x in reversed(entry["ci95"]))
     return f"{-100 * entry['difference'] + 0.0:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
