@@ -17,7 +17,6 @@ from click.testing import CliRunner
 import fieldrun
 from fieldrun.card import render_card
 from fieldrun.checkpoint import Checkpoint
-from fieldrun.distill import heads
 from fieldrun.distill.pool import build_pool
 from fieldrun.distill.recipe import load_recipe
 from fieldrun.distill.teacher import texts_digest
@@ -210,7 +209,6 @@ def _replace_models(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(an1, "teacher_hashes", lambda folder: {"model.safetensors": folder.name})
     patch.setattr(an1, "teacher_shape", lambda _: (12, HIDDEN, 512))
     patch.setattr(fieldrun, "load", lambda *_, **__: _Student())
-    patch.setattr(heads, "_STEPS", 20)
 
 
 def _run(suite: Path, work: Path, out: Path) -> int:
