@@ -57,9 +57,10 @@ LADDER: dict[str, dict[str, str]] = {
     "palette4": {"tables": "palette4", **_DENSE},
     "palette256x4": {"tables": "palette256x4", **_DENSE},
     "palette256x4 tuned": {"tables": "palette256x4", **_DENSE},
+    "cpu-small": {},
     "cpu-tiny": {},
 }
-"""The rungs: the rules of `[precision]`, with recovery for those called tuned; none for the shipped recipe."""
+"""The rungs: the rules of `[precision]`, with recovery for those called tuned; none for shipped recipes."""
 
 _PASSES = ("int8", "fp16", "palettize")
 _TEXTS_PER_TASK = 2500

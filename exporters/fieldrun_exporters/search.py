@@ -143,7 +143,7 @@ def search(
     state = _State(work, identity)
     space = _Space(folded, sequences, state, report)
     overhead = _overhead(checkpoint, base, work, state, calibration, report)
-    front = _evolve(space, state, seed, report)
+    front = _evolve(space, state, seed, report, None if max_bytes is None else max_bytes - overhead)
     points = [
         {
             "precision": space.rules(levels),
@@ -317,11 +317,14 @@ class _Space:
         return {part: self.levels[part][level] for part, level in zip(self.parts, levels, strict=True)} | self._pairs
 
 
-def _evolve(space: _Space, state: _State, seed: int, report: Progress) -> list[tuple[Levels, float]]:
-    """Return the front of all candidates seen: levels and error, smallest first."""
+def _evolve(
+    space: _Space, state: _State, seed: int, report: Progress, limit: int | None = None
+) -> list[tuple[Levels, float]]:
+    """Return the front of all candidates seen: levels and error, smallest first; `limit` is one more budget."""
     top = [len(space.levels[part]) - 1 for part in space.parts]
     smallest, largest = space.size(tuple(top)), space.size((0,) * len(top))
     budgets = np.linspace(smallest, largest, _BUDGETS + 2)[1:-1].astype(int).tolist()
+    budgets += [limit] if limit is not None and smallest <= limit else []
     seen: dict[Levels, float] = {}
 
     def judge(levels: Levels) -> float:
@@ -330,9 +333,9 @@ def _evolve(space: _Space, state: _State, seed: int, report: Progress) -> list[t
         return seen[levels]
 
     uniform = [tuple(min(level, t) for t in top) for level in range(max(top) + 1)]
-    total = _BUDGETS * _GENERATIONS
+    total = len(budgets) * _GENERATIONS
     for number, budget in enumerate(budgets):
-        kept = state.values.get(f"budget {number}")
+        kept = state.values.get(f"budget {budget}")
         if kept is not None:
             seen |= {tuple(levels): error for levels, error in kept}
             report("search", (number + 1) * _GENERATIONS, total)
@@ -341,11 +344,11 @@ def _evolve(space: _Space, state: _State, seed: int, report: Progress) -> list[t
         fitting = [levels for levels in uniform if space.size(levels) <= budget]
         parent = min(fitting, key=judge)
         for generation in range(_GENERATIONS):
-            rng = np.random.default_rng([seed, number, generation])
+            rng = np.random.default_rng([seed, budget, generation])
             children = [_child(space, parent, top, budget, rng) for _ in range(_CHILDREN)]
             parent = min((parent, *children), key=judge)
             report("search", number * _GENERATIONS + generation + 1, total)
-        state.put(f"budget {number}", [(list(levels), seen[levels]) for levels in seen if levels not in before])
+        state.put(f"budget {budget}", [(list(levels), seen[levels]) for levels in seen if levels not in before])
     for levels in uniform:
         judge(levels)
     front: list[tuple[Levels, float]] = []
