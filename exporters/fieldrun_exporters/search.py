@@ -129,7 +129,6 @@ def search(
     tasks = task_specs(source)
     check_tasks(tasks, data)
     work = work or out.with_name(out.name + ".work")
-    work.mkdir(parents=True, exist_ok=True)
     base = load_recipe("cpu-int8")
     texts = choose_texts(calibration, _TEXTS)
     sequences = tokenize(source, texts, base.buckets.lengths[-1])
@@ -142,7 +141,7 @@ def search(
     }
     state = _State(work, identity)
     space = _Space(folded, sequences, state, report)
-    overhead = _overhead(checkpoint, base, work, state, calibration, report)
+    overhead = _overhead(checkpoint, base, state.work, state, calibration, report)
     front = _evolve(space, state, seed, report, None if max_bytes is None else max_bytes - overhead)
     points = [
         {
@@ -178,17 +177,17 @@ def _silent(phase: str, done: int, total: int) -> None:
 
 
 class _State:
-    """What a search has done, in a JSON file of its work folder; another search's is dropped."""
+    """What a search has done, in a folder of its own inside the work folder: nothing else there is touched."""
 
     def __init__(self, work: Path, identity: Mapping[str, Any]) -> None:
-        self.work, self._path = work, work / "state.json"
+        digest = sha256_bytes(json.dumps(identity, sort_keys=True).encode("utf-8"))
+        self.work = work / f"search-{digest[:16]}"
+        self.work.mkdir(parents=True, exist_ok=True)
+        self._path = self.work / "state.json"
         kept = read_json(self._path) if self._path.exists() else {}
         same = isinstance(kept, dict) and kept.get("identity") == json.loads(json.dumps(identity))
         self.values: dict[str, Any] = kept["values"] if same else {}
         self._identity = identity
-        if not same:
-            for path in work.glob("*.safetensors"):
-                path.unlink()
 
     def do(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what `make` gives, from the file if it is there."""

@@ -124,7 +124,7 @@ def _parts(name: str, width: int, tensors: dict[str, Array]) -> Sequence[Array]:
             parts.append(rows)
         elif codes is not None:
             codebook = tensors.pop(f"{name}.codebook.{len(parts)}", np.zeros(0))
-            if codebook.dtype != np.int8 or codebook.ndim != 2 or codes.dtype != np.uint8:
+            if codebook.dtype != np.int8 or codebook.ndim != 2 or 0 in codebook.shape or codes.dtype != np.uint8:
                 raise ValueError(f"{name}.codes.{len(parts)} has no codebook (K, d) int8")
             parts.append(unpack_codes(codes, codebook, width))
         else:

@@ -22,6 +22,7 @@ from fieldrun_exporters.passes.fp16 import fp16
 from fieldrun_exporters.passes.int8 import int8
 from fieldrun_exporters.passes.palettize import cluster, kmeans, lloyd, palettize
 from fieldrun_exporters.precision import Palette, Precision
+from tests.exporters import conftest
 from tests.exporters.test_passes import FOLDED, IDS, SHAPES, deployed_y
 from tests.toy import toy_checkpoint
 
@@ -139,19 +140,11 @@ def test_weights_beyond_float16_are_refused() -> None:
         fp16(folded, Precision({"hidden": "fp16"}))
 
 
-RECIPE = """
-schema = 1
-passes = {passes}
-[precision]
-{precision}
-[buckets]
-batches = [1, 4]
-lengths = [8, 24]
-[parity]
-min_cosine = 0.7
-max_abs = 4.0
-min_top1 = 0.5
-"""
+RECIPE = (
+    conftest.RECIPE.replace("{lengths}", "[8, 24]")
+    .replace("{min_cosine}", "0.7")
+    .replace("{max_abs}", "4.0\nmin_top1 = 0.5")
+)
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,8 @@ def test_a_killed_search_goes_on(
         search(small, tmp_path / "out", data=rows, max_bytes=10**9, progress=killer)
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(module, "cluster", lambda *_: pytest.fail("what was clustered is clustered again"))
-    done = len(read_json(tmp_path / "out.work" / "state.json")["values"])
+    (folder,) = (tmp_path / "out.work").iterdir()
+    done = len(read_json(folder / "state.json")["values"])
     assert done >= 2
     monkeypatch.undo()
     monkeypatch.setattr(module, "_CHILDREN", 4)
@@ -128,7 +129,10 @@ def test_a_killed_search_goes_on(
     found = search(small, tmp_path / "out", data=rows, max_bytes=10**9)
     assert found.front == whole.front
     assert found.chosen == whole.chosen
+    other = tmp_path / "out.work" / "model.safetensors"
+    other.write_bytes(b"somebody else's")
     again = search(small, tmp_path / "new", data=rows, max_bytes=10**9, work=tmp_path / "out.work", seed=1)
+    assert other.read_bytes() == b"somebody else's"
     assert again.front[-1]["weights_bytes"] > 0
 
 

@@ -95,6 +95,7 @@ def test_a_dense_weight_stands_transposed() -> None:
         ({"table.codebook.0": np.zeros((9, 1), np.int8)}, "beyond the codebook of 9 entries"),
         ({"table.codebook.0": np.zeros((16, 1), np.float32)}, "no codebook"),
         ({"table.codebook.0": None}, "no codebook"),
+        ({"table.codebook.0": np.zeros((16, 0), np.int8)}, "no codebook"),
         ({"table.rows.1": np.zeros((2, 7), np.int8)}, r"is not \(rows, 8\) int8"),
     ],
 )
