@@ -17,14 +17,15 @@ def _ladder_table(records: Path) -> str:
     record = read_record(records / "ladder.json", "ladder")
     lines = [
         "| Recipe | bundle, MB | mean of eight tasks, % | to fp32, points (95 % interval) | to `int8`'s latency, "
-        f"{' / '.join(WORKLOADS)} | peak memory |",
-        "|---|---|---|---|---|---|",
+        f"{' / '.join(WORKLOADS)} | fresh process to first labels | its peak memory |",
+        "|---" * 7 + "|",
     ]
     for name, rung in record["rungs"].items():
         ratios = " / ".join(f"{rung['latency'][task]['to_int8']:.2f}" for task in WORKLOADS)
-        change, peak = _change(rung["drop"]["mean"]), rung["fresh_process"]["peak_rss_mib"]
+        change, fresh = _change(rung["drop"]["mean"]), rung["fresh_process"]
+        first = f"{fresh['wall_s']:.2f} s | {fresh['peak_rss_mib']:.0f} MiB"
         accuracy = f"{100 * rung['mean_accuracy']:.2f} | {change}"
-        lines.append(f"| `{name}` | {rung['bytes'] / 1e6:.1f} | {accuracy} | {ratios} | {peak:.0f} MiB |")
+        lines.append(f"| `{name}` | {rung['bytes'] / 1e6:.1f} | {accuracy} | {ratios} | {first} |")
     for name, reason in record["refused"].items():
         lines += ["", f"`{name}` was refused: {reason}."]
     return "\n".join([*lines, "", where(record)])
