@@ -40,7 +40,7 @@ from .passes.fp16 import fp16
 from .passes.int8 import int8
 from .passes.palettize import palettize
 from .passes.recover import recover
-from .precision import Palette, Precision
+from .precision import Precision, palettes
 from .recipe import Recipe, load_recipe
 from .simulate import field_errors, tensor_errors
 
@@ -295,7 +295,7 @@ def _check_optimised(
     blocks = {precision.of(block) for block in deployed.blocks}
     types = {"table": blocks.pop() if len(blocks) == 1 else "int8"} | {n: precision.of(n) for n in deployed.dense()}
     wants = {
-        part: ("int8" if part == "table" else "int8-weights") if Palette.of(value) else value
+        part: ("int8" if part == "table" else "int8-weights") if palettes(value) else value
         for part, value in types.items()
     }
     wrong = [name for name, want in wants.items() if deployed.precision(name) != want]

@@ -7,6 +7,8 @@ A matrix `NAME (rows, width) int8` may stand in a bundle's weights in consecutiv
 | `NAME.rows.<i>` | `(rows_i, width) int8` | the part as it is |
 | `NAME.codes.<i>` | `(rows_i, bytes) uint8` | a code for every d neighbouring numbers of a row |
 | `NAME.codebook.<i>` | `(K, d) int8` | the numbers that a code stands for |
+| `NAME.codes.<i>.rarely`, `NAME.codebook.<i>.rarely` | as above | the other rows of a part that is split |
+| `NAME.often.<i>` | `(ceil(rows_i / 8),) uint8` | a bit for each row of a split part: 1 for those of `NAME.codes.<i>` |
 | `NAME.width` | `(1,) int32` | the matrix's width |
 
 A dense `<layer>.weight` stands transposed, a row for each output. A code has ceil(log2 K) bits; a row's codes, their
@@ -123,9 +125,32 @@ def _parts(name: str, width: int, tensors: dict[str, Array]) -> Sequence[Array]:
                 raise ValueError(f"{name}.rows.{len(parts)} is not (rows, {width}) int8")
             parts.append(rows)
         elif codes is not None:
-            codebook = tensors.pop(f"{name}.codebook.{len(parts)}", np.zeros(0))
-            if codebook.dtype != np.int8 or codebook.ndim != 2 or 0 in codebook.shape or codes.dtype != np.uint8:
-                raise ValueError(f"{name}.codes.{len(parts)} has no codebook (K, d) int8")
-            parts.append(unpack_codes(codes, codebook, width))
+            often = tensors.pop(f"{name}.often.{len(parts)}", None)
+            part = _opened(name, f"{len(parts)}", codes, width, tensors)
+            if often is not None:
+                rarely = tensors.pop(f"{name}.codes.{len(parts)}.rarely", np.zeros(0))
+                rest = _opened(name, f"{len(parts)}.rarely", rarely, width, tensors)
+                part = _merged(f"{name}.often.{len(parts)}", often, part, rest)
+            parts.append(part)
         else:
             return parts
+
+
+def _opened(name: str, part: str, codes: Array, width: int, tensors: dict[str, Array]) -> Array:
+    codebook = tensors.pop(f"{name}.codebook.{part}", np.zeros(0))
+    if codebook.dtype != np.int8 or codebook.ndim != 2 or 0 in codebook.shape or codes.dtype != np.uint8:
+        raise ValueError(f"{name}.codes.{part} has no codebook (K, d) int8")
+    return unpack_codes(codes, codebook, width)
+
+
+def _merged(name: str, bits: Array, often: Array, rarely: Array) -> Array:
+    """Return the rows of `often` where `bits` says so and those of `rarely` elsewhere, each in their order."""
+    rows = len(often) + len(rarely)
+    if bits.dtype != np.uint8 or bits.shape != (-(-rows // 8),):
+        raise ValueError(f"{name} is not a bit for each of {rows} rows")
+    chosen = np.unpackbits(bits, count=rows, bitorder="little").astype(bool)
+    if int(chosen.sum()) != len(often):
+        raise ValueError(f"{name} chooses {int(chosen.sum())} rows of {len(often)}")
+    out = np.empty((rows, often.shape[1]), np.int8)
+    out[chosen], out[~chosen] = often, rarely
+    return out

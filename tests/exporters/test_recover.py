@@ -34,7 +34,8 @@ def one_thread() -> None:
 
 @pytest.mark.parametrize("index", range(len(SHAPES)))
 def test_the_torch_form_is_the_numpy_form(index: int) -> None:
-    deployed = made(index, {"tables": "palette16x2", "output": "palette16"})
+    rules = {"tables": "palette16x2", "offset0": "palette16:40%+palette4x2", "ngrams": "int8", "output": "palette16"}
+    deployed = made(index, rules if FOLDED[index].blocks.keys() >= {"ngrams"} else {"tables": "palette16x2"})
     ids = [s for s in sequences(5) if len(s) == 7] + [list(range(1, 8))]
     with torch.no_grad():
         field = module._Network(torch, deployed).field(pad_ids(ids)).numpy()

@@ -140,25 +140,38 @@ class _Network:
                 stored = name.replace(".codebook.", ".codes.")
                 self.codes[name] = _numbers(deployed.packed[stored], code_bits(len(tensor)))
         self.table = deployed.tensors["table"]
-        self.parts = [
-            (start, stop, f"table.codebook.{number}") for number, (start, stop) in enumerate(deployed.blocks.values())
-        ]
+        self.owners = ["", *(name for name in self.codebooks if name.startswith("table."))]
+        self.owner = np.zeros(len(self.table), np.uint8)  # by number, 0 for rows that are int8
+        self.local = np.zeros(len(self.table), np.int64)
+        for number, (start, stop) in enumerate(deployed.blocks.values()):
+            often = deployed.packed.get(f"table.often.{number}")
+            rows = np.arange(start, stop)
+            mask = np.ones(len(rows), bool)
+            if often is not None:
+                mask = np.unpackbits(often, count=len(rows), bitorder="little").astype(bool)
+            for name, own in ((f"table.codebook.{number}", mask), (f"table.codebook.{number}.rarely", ~mask)):
+                if name in self.codebooks:
+                    self.owner[rows[own]] = self.owners.index(name)
+                    self.local[rows[own]] = np.arange(own.sum())
 
     def _look_up(self, rows: Array) -> Any:
         """Return the float rows of the table numbered `rows (n,)`, `(n, width)`."""
         torch = self.torch
         different, place = np.unique(rows, return_inverse=True)
+        owner = self.owner[different]
+        order = np.argsort(owner, kind="stable")
         parts = []
-        for start, stop, name in self.parts:
-            own = different[(different >= start) & (different < stop)]
-            if name in self.codebooks:
-                codes = torch.from_numpy(self.codes[name][own - start].astype(np.int64))
-                values = self.codebooks[name][codes].reshape(len(own), -1)[:, : self.net.width]
+        for number in np.unique(owner):
+            own = different[order[owner[order] == number]]
+            if number:
+                name = self.owners[number]
+                codes = torch.from_numpy(self.codes[name][self.local[own]].astype(np.int64))
+                parts.append(self.codebooks[name][codes].reshape(len(own), -1)[:, : self.net.width])
             else:
-                values = torch.from_numpy(np.asarray(self.table[own], np.float32))
-            parts.append(values)
-        scale = self.tensors["table.scale"][torch.from_numpy(different)]
-        return (torch.cat(parts) * scale[:, None])[torch.from_numpy(place.reshape(-1))]
+                parts.append(torch.from_numpy(np.asarray(self.table[own], np.float32)))
+        scale = self.tensors["table.scale"][torch.from_numpy(different[order])]
+        back = np.argsort(order, kind="stable")[place.reshape(-1)]
+        return (torch.cat(parts) * scale[:, None])[torch.from_numpy(back)]
 
     def tuned_codebooks(self) -> list[Any]:
         """Return the parameters to tune: a table's codebooks, or where it has none those of the dense layers."""
