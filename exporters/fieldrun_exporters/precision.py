@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from fieldrun.errors import RecipeError
 
-__all__ = ["Palette", "Precision", "Split", "palettes"]
+__all__ = ["Palette", "Precision", "Split", "branches_of", "palettes"]
 
 _TABLES = ("fp32", "fp16", "int8", "int4")
-_DENSE = ("fp32", "fp16", "int8", "int8-weights", "int4")
+_MIXTURES = {"mixt2": 2, "mixt3": 3, "mixt4": 4}
+_DENSE = ("fp32", "fp16", "int8", "int8-weights", "int4", *_MIXTURES)
 _KINDS = {"tables": _TABLES, "dense": _DENSE}
 _LAYERS = ("mixer", "hidden", "output", "pairs")
 _BLOCK = re.compile(r"offset(0|-?[1-9][0-9]?)|ngrams")
@@ -82,6 +83,11 @@ def palettes(value: str) -> tuple[Palette, ...]:
     return () if whole is None else (whole,)
 
 
+def branches_of(value: str) -> int:
+    """Return how many operators the tensor mixture has that a precision names, 0 for one that is none."""
+    return _MIXTURES.get(value, 0)
+
+
 class Precision:
     """The rules of a recipe's `[precision]`, checked: `Precision({"tables": "int8", "offset0": "palette16"})`."""
 
@@ -127,6 +133,7 @@ class Precision:
         values = [self.of(part) for part in parts]
         needed = {"int8"} if any(v in ("int8", "int8-weights") for v in values) else set()
         needed |= {"fp16"} if "fp16" in values else set()
+        needed |= {"mixt"} if any(map(branches_of, values)) else set()
         return needed | ({"palettize"} if any(palettes(v) for v in values) else set())
 
     def __eq__(self, other: object) -> bool:
