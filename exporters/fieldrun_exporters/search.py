@@ -436,7 +436,7 @@ def _choose(
                 deployed, _ = int8(folded, precision, {})
             if "palettize" in wanted:
                 deployed, _ = palettize(deployed, folded, precision)
-            return accuracy_drop(source, folded, deployed, tasks, data, base.buckets.lengths[-1])
+            return accuracy_drop((source, folded), (source, deployed), tasks, data, base.buckets.lengths[-1])
 
         key = f"accuracy of {json.dumps(dict(forms[number]))}, {sorted(rows.sha256 or '' for rows in data.values())}"
         points[number]["accuracy"] = state.do(key, measure)

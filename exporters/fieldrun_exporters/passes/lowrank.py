@@ -9,10 +9,10 @@ has the third alone, two linear maps around a non-linearity, three times over:
 | `mixer`, the features after it | the mixer, ReLU, mean and maximum over the text | the layer after the pool |
 | `hidden`, the features after the pool | that layer, ReLU | field and logits |
 
-Columns inside a non-linearity cannot be mixed, so they are selected: feature i is worth E[x_i^2] |w_i|^2, with x its
-activations on calibration text and w_i its rows of the map that reads it (the paper's rule for MLPs). The map that reads
-is then fitted again by least squares on what is left, held near the old one by a small ridge: a text after the pool is
-one row, and there are hundreds of features. A smaller `width` makes every row of the tables smaller.
+Columns inside a non-linearity cannot be mixed, so they are selected: feature i is worth E[x_i^2] |w_i|^2, x its
+activations on calibration text and w_i its rows of the map that reads it (the paper's rule for MLPs). That map is then
+fitted again by least squares on what is left, held near the old one by a small ridge: a text after the pool is one row,
+and there are hundreds of features. A smaller `width` makes every row of the tables smaller.
 """
 
 from __future__ import annotations
