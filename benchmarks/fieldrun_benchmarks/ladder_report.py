@@ -51,4 +51,43 @@ def _change(entry: dict[str, Any]) -> str:
     return f"{-100 * entry['difference'] + 0.0:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"ladder": _ladder_table, "ladder-tasks": _tasks_table}
+def _domains_table(records: Path) -> str:
+    record = read_record(records / "ladder.json", "ladder")
+    whole = record["rungs"]["palette16"]["bytes"] / 1e6
+    lines = [
+        "| Vocabulary of | n | word pieces | n-gram buckets | bundle, MB | accuracy, % "
+        "| to fp32, points (95 % interval) |",
+        "|---" * 7 + "|",
+    ]
+    for task, entry in record["domains"].items():
+        pieces, buckets = entry["pruned"]["embedding"], entry["pruned"]["ngram"]
+        low, high = (100 * x for x in entry["accuracy"]["ci95"])
+        lines.append(
+            f"| {task}'s train texts | {entry['n']:,} | {pieces['rows_after']:,} of {pieces['rows_before']:,} "
+            f"| {buckets['buckets_after']:,} of {buckets['buckets_before']:,} "
+            f"| {entry['bytes'] / 1e6:.1f} of {whole:.1f} | {100 * entry['accuracy']['accuracy']:.1f} ({low:.1f} - {high:.1f}) | {_change(entry['drop'])} |"
+        )
+    return "\n".join([*lines, "", where(record)])
+
+
+def _order_table(records: Path) -> str:
+    record = read_record(records / "rank-order.json", "rank-order")
+    lines = [
+        "| K | part | codebook | values moved by | field's cosine, mean | accuracy to fp32, points (95 % interval) |",
+        "|---" * 6 + "|",
+    ]
+    for entry in record["results"]:
+        low, high = (-x + 0.0 for x in reversed(entry["ci95"]))
+        lines.append(
+            f"| {entry['entries']} | {entry['part']} | {entry['change']} | {100 * entry['values_moved']:.0f} % "
+            f"| {entry['field']['mean_cosine']:.4f} | {-entry['mean_drop'] + 0.0:+.2f} ({low:+.2f} to {high:+.2f}) |"
+        )
+    return "\n".join([*lines, "", where(record)])
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "ladder": _ladder_table,
+    "ladder-domains": _domains_table,
+    "ladder-tasks": _tasks_table,
+    "rank-order": _order_table,
+}

@@ -73,6 +73,7 @@ def layer_of(module: str, contracts: frozenset[str]) -> str:
     if module in (
         "fieldrun_benchmarks.an1",
         "fieldrun_benchmarks.ladder",
+        "fieldrun_benchmarks.rank_order",
         "fieldrun_benchmarks.trials",
     ):  # they train or export, so they need what that does
         return "study"
