@@ -65,7 +65,8 @@ def _domains_table(records: Path) -> str:
         lines.append(
             f"| {task}'s train texts | {entry['n']:,} | {pieces['rows_after']:,} of {pieces['rows_before']:,} "
             f"| {buckets['buckets_after']:,} of {buckets['buckets_before']:,} "
-            f"| {entry['bytes'] / 1e6:.1f} of {whole:.1f} | {100 * entry['accuracy']['accuracy']:.1f} ({low:.1f} - {high:.1f}) | {_change(entry['drop'])} |"
+            f"| {entry['bytes'] / 1e6:.1f} of {whole:.1f} "
+            f"| {100 * entry['accuracy']['accuracy']:.1f} ({low:.1f} - {high:.1f}) | {_change(entry['drop'])} |"
         )
     return "\n".join([*lines, "", where(record)])
 

@@ -14,7 +14,7 @@ from fieldrun_benchmarks import ladder, ladder_report
 from fieldrun_benchmarks.record import read_record
 from fieldrun_exporters.recipe import load_recipe
 from tests.benchmarks.test_measure import _Cold, suite
-from tests.toy import TASKS
+from tests.toy import TASKS, WORDS
 
 __all__ = ["suite"]
 
@@ -39,6 +39,8 @@ def test_the_record_and_its_table(
     monkeypatch.setattr(ladder_report, "WORKLOADS", tuple(TASKS))
     arguments = ["--data", suite, "--work", tmp_path / "work", "--checkpoint", toy_checkpoint, "--rounds", 3]
     record = tmp_path / "ladder.json"
+    domain_texts = [f"good film {a} {b}\tgood" for a in WORDS[:12] for b in WORDS[:12]]
+    (suite / "mood" / "train.tsv").write_text("\n".join(["text\tlabel", *domain_texts]) + "\n", "utf-8")
     options = [
         str(a) for a in (*arguments, "-o", record, "--only", "palette16", "--only", "palette4", "--domain", "mood")
     ]
