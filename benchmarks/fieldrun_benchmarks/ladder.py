@@ -239,6 +239,7 @@ def main(
             "bytes": bundle.total_bytes(),
             "weights_bytes": bundle.manifest.files["weights.safetensors"].bytes,
             "weights_sha256": bundle.manifest.files["weights.safetensors"].sha256,
+            "field": read_json(path / "report.json")["proof"]["field"],
             "tasks": tasks,
             "mean_accuracy": sum(entry["accuracy"] for entry in tasks.values()) / len(tasks),
             "drop": {"mean": difference(list(lost.values())), "tasks": {t: difference([v]) for t, v in lost.items()}},

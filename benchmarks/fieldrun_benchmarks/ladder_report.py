@@ -16,16 +16,17 @@ WORKLOADS = ("sst2", "trec")
 def _ladder_table(records: Path) -> str:
     record = read_record(records / "ladder.json", "ladder")
     lines = [
-        "| Recipe | bundle, MB | mean of eight tasks, % | to fp32, points (95 % interval) | to `int8`'s latency, "
-        f"{' / '.join(WORKLOADS)} | fresh process to first labels | its peak memory |",
-        "|---" * 7 + "|",
+        "| Recipe | bundle, MB | field's cosine, mean / p1 | mean of eight tasks, % | to fp32, points (95 % interval) "
+        f"| to `int8`'s latency, {' / '.join(WORKLOADS)} | fresh process to first labels | its peak memory |",
+        "|---" * 8 + "|",
     ]
     for name, rung in record["rungs"].items():
         ratios = " / ".join(f"{rung['latency'][task]['to_int8']:.2f}" for task in WORKLOADS)
         change, fresh = _change(rung["drop"]["mean"]), rung["fresh_process"]
         first = f"{fresh['wall_s']:.2f} s | {fresh['peak_rss_mib']:.0f} MiB"
         accuracy = f"{100 * rung['mean_accuracy']:.2f} | {change}"
-        lines.append(f"| `{name}` | {rung['bytes'] / 1e6:.1f} | {accuracy} | {ratios} | {first} |")
+        cosine = f"{rung['field']['mean_cosine']:.4f} / {rung['field']['p1_cosine']:.3f}"
+        lines.append(f"| `{name}` | {rung['bytes'] / 1e6:.1f} | {cosine} | {accuracy} | {ratios} | {first} |")
     for name, reason in record["refused"].items():
         lines += ["", f"`{name}` was refused: {reason}."]
     return "\n".join([*lines, "", where(record)])
