@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -16,6 +17,11 @@ from fieldrun.tensors import Array
 __all__ = ["SHIPPED_TEXT", "choose_texts", "input_ranges", "tokenize"]
 
 SHIPPED_TEXT = Path(__file__).parent / "data" / "calibration.txt"
+
+
+class _Tokenized(Protocol):
+    @property
+    def tokenizer(self) -> bytes: ...
 
 
 def choose_texts(texts: Sequence[str] | None, count: int) -> list[str]:
@@ -41,7 +47,7 @@ def choose_texts(texts: Sequence[str] | None, count: int) -> list[str]:
     return [different[int(i * step)] for i in range(min(count, len(different)))]
 
 
-def tokenize(checkpoint: Checkpoint, texts: Sequence[str], max_length: int) -> list[list[int]]:
+def tokenize(checkpoint: _Tokenized, texts: Sequence[str], max_length: int) -> list[list[int]]:
     """Return the token ids of `texts`, special tokens included, cut to `max_length`.
 
     Raises:
@@ -50,7 +56,7 @@ def tokenize(checkpoint: Checkpoint, texts: Sequence[str], max_length: int) -> l
     try:
         tokenizer = Tokenizer.from_str(checkpoint.tokenizer.decode("utf-8"))
     except Exception as error:  # tokenizers raises plain Exception
-        raise CheckpointError(f"tokenizer.json cannot be used: {error}; restore the teacher's") from error
+        raise CheckpointError(f"tokenizer.json cannot be used: {error}; restore it") from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
