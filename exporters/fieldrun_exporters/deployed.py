@@ -38,9 +38,17 @@ class Stored(Protocol):
     """What a graph is built from: tensors, how they are stored, and what each layer is computed in."""
 
     @property
-    def tensors(self) -> Mapping[str, Array]: ...
-    def precision(self, part: str) -> str: ...
-    def stored(self) -> dict[str, Array]: ...
+    def tensors(self) -> Mapping[str, Array]:
+        """The tensors by name."""
+        ...
+
+    def precision(self, part: str) -> str:
+        """Return what `part`, a layer or `"table"`, is computed in: fp32, fp16, int8 or int8-weights."""
+        ...
+
+    def stored(self) -> dict[str, Array]:
+        """Return the tensors as a bundle holds them."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,8 @@ class Choice:
 def choose_engine(bundle: Bundle, name: str, threads: int) -> Choice:
     """Open the engine `name` for `bundle`; `"auto"` opens the native engine, or else the faster one of the others.
 
-    A bundle that is nothing but graphs is run by ONNX Runtime alone. The measurement of the others is a handful of interleaved calls at batch 1 on a text of about 24 tokens, some milliseconds.
+    A bundle that is nothing but graphs is run by ONNX Runtime alone. The measurement of the others is a handful of
+    interleaved calls at batch 1 on a text of about 24 tokens, some milliseconds.
 
     Raises:
         UnknownName, MissingDependency, EngineError: as `open_engine`.

@@ -217,6 +217,7 @@ class GraphNetwork(_Framed):
         if type(self.pad_id) is not int or not 0 <= self.pad_id < self.vocab_size:
             raise BundleError(f"network.pad_id must be within the vocabulary, not {self.pad_id!r}")
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What `manifest.json` says, in the order of its keys."""

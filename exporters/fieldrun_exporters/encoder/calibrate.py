@@ -17,15 +17,17 @@ _TEXTS = 16  # in one forward pass; texts of similar length together
 
 
 class Largest:
-    """A percentile of many numbers of which only the largest are kept: `numpy.percentile`'s, linear between ranks."""
+    """A percentile of at most `most` numbers of which only the largest are kept, linear between ranks as NumPy's."""
 
-    def __init__(self, count: int, percentile: float) -> None:
-        self._rank = (count - 1) * percentile / 100
-        self._keep = count - int(self._rank)
+    def __init__(self, most: int, percentile: float) -> None:
+        self._share = percentile / 100
+        self._keep = most - int((most - 1) * self._share)
         self._kept = np.zeros(0, np.float32)
+        self._count = 0
 
     def add(self, values: Array) -> None:
         """Take more of the numbers."""
+        self._count += values.size
         both = np.concatenate([self._kept, values.ravel()])
         if len(both) > self._keep:
             both = np.partition(both, len(both) - self._keep)[len(both) - self._keep :]
@@ -33,9 +35,11 @@ class Largest:
 
     def value(self) -> float:
         """Return the percentile of all numbers taken."""
+        rank = (self._count - 1) * self._share
         ordered = np.sort(self._kept).astype(np.float64)
-        above = ordered[min(1, len(ordered) - 1)]
-        return float(ordered[0] + (above - ordered[0]) * (self._rank - int(self._rank)))
+        first = len(ordered) - (self._count - int(rank))  # where the number below the percentile stands
+        above = ordered[min(first + 1, len(ordered) - 1)]
+        return float(ordered[first] + (above - ordered[first]) * (rank - int(rank)))
 
 
 def fields_and_ranges(

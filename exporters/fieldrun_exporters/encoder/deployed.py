@@ -4,7 +4,7 @@
 |---|---|
 | `table` | `(vocab, hidden)` float32, or int8 with `table.scale (vocab, 1) float32` |
 | `positions` | `(positions, hidden) float32`: position and type embedding in one |
-| `layer<k>.qkv` | query, key and value map side by side, `(hidden, heads * (2 d_qk + d_vo))`; the query's part is scaled |
+| `layer<k>.qkv` | query (scaled), key and value map side by side, `(hidden, heads * (2 d_qk + d_vo))` |
 | `layer<k>.attention`, `layer<k>.up`, `layer<k>.down` | as in `Encoder` |
 | `<map>.weight`, `<map>.bias` | float32, or an int8 weight with `<map>.weight_scale (outputs,) float32` |
 | `<map>.input_scale` | `(1,) float32`, only where the map's input is int8 too |

@@ -109,9 +109,7 @@ def _layer(b: _Builder, deployed: DeployedEncoder, k: int, x: str, mask: str, ba
     qk, vo = deployed.inner_sizes(k)
     sizes = b.constant(f"sizes.{qk}.{vo}", np.array([heads * qk, heads * qk, heads * vo], np.int64))
     parts = [f"{layer}.{name}.columns" for name in ("query", "key", "value")]
-    b.nodes.append(
-        helper.make_node("Split", [b.dense(f"{layer}.qkv", x), sizes], parts, name=f"{layer}.split", axis=1)
-    )
+    b.nodes.append(helper.make_node("Split", [b.dense(f"{layer}.qkv", x), sizes], parts, name=f"{layer}.split", axis=1))
     turned: list[str] = []
     for name, part, size, order in zip(
         ("query", "key", "value"), parts, (qk, qk, vo), ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True
@@ -127,4 +125,3 @@ def _layer(b: _Builder, deployed: DeployedEncoder, k: int, x: str, mask: str, ba
     inner = b.gelu(b.dense(f"{layer}.up", x), f"{layer}.gelu")
     x = b.op("Add", [b.dense(f"{layer}.down", inner), x], f"{layer}.fed")
     return b.norm(x, f"{layer}.output_norm", config.epsilon)
-
