@@ -1,4 +1,4 @@
-"""Calibration: real text through the NumPy reference, to see how large the input of every dense layer gets."""
+"""Calibration: real text through the deployed form in float32, to see how large the input of every layer gets."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from tokenizers import Tokenizer
 
 from fieldrun.checkpoint import Checkpoint
 from fieldrun.errors import CheckpointError, ExportError, InputTextError
-from fieldrun.reference import forward, pad_ids, pair_features
+from fieldrun.reference import pair_features
 from fieldrun.tensors import Array
+
+from .deployed import Deployed
+from .simulate import outputs
 
 __all__ = ["SHIPPED_TEXT", "choose_texts", "input_ranges", "tokenize"]
 
@@ -62,8 +65,8 @@ def tokenize(checkpoint: _Tokenized, texts: Sequence[str], max_length: int) -> l
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
 
 
-def input_ranges(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], percentile: float) -> dict[str, float]:
-    """Return the `percentile` of the absolute input of every deployed layer over `sequences`.
+def input_ranges(deployed: Deployed, sequences: Sequence[Sequence[int]], percentile: float) -> dict[str, float]:
+    """Return the `percentile` of the absolute input of every layer of the float `deployed` over `sequences`.
 
     `mean` is that of the half of the pooled vector that is the mean over the tokens.
 
@@ -73,20 +76,13 @@ def input_ranges(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], per
     if len(sequences) < 16:
         raise ExportError(f"calibration needs at least 16 texts, not {len(sequences)}")
     seen: dict[str, list[Array]] = {}
-    fields = []
-
-    def record(name: str, x: Array) -> None:
-        seen.setdefault(name, []).append(np.abs(x))
-
-    for start in range(0, len(sequences), 64):
-        ids = pad_ids(sequences[start : start + 64])
-        fields.append(forward(checkpoint.config, checkpoint.tensors, ids, record=record))
-    field = np.concatenate(fields)
+    net = deployed.network
+    found = outputs(deployed, sequences, lambda name, x: seen.setdefault(name, []).append(np.abs(x)))
+    field = found[:, : net.field_dim]
     seen["pairs"] = [np.abs(pair_features(field, np.roll(field, 1, axis=0)))]
-    if checkpoint.config.mean:
-        pooled = seen["hidden" if checkpoint.config.hidden else "field"]
-        seen["mean"] = [part[:, : checkpoint.config.pooled // 2] for part in pooled]
-    seen["output"] = seen.pop("field")  # the deployed layer that takes the same input
+    if net.mean:
+        half = net.mixer_width or net.width
+        seen["mean"] = [part[:, :half] for part in seen["hidden" if net.hidden else "output"]]
     return {
         name: float(np.percentile(np.concatenate([part.ravel() for part in parts]), percentile))
         for name, parts in seen.items()

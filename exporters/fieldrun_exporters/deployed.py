@@ -61,6 +61,8 @@ class Deployed:
     """Every block of the table: its first row and the one after its last."""
     packed: Mapping[str, Array] = field(default_factory=dict)
     """What is stored in place of the int8 matrices that are palettes (`fieldrun.packing`)."""
+    usage: Array | None = None
+    """How often the training text used each of the table's rows, `(rows,) int64`; None where it was not counted."""
 
     def dense(self) -> tuple[str, ...]:
         """Return the names of the layers `x @ weight + bias` that there are."""

@@ -39,11 +39,13 @@ from .parity import BucketParity, check_pairs, check_parity, open_session
 from .passes.fold import fold
 from .passes.fp16 import fp16
 from .passes.int8 import int8
+from .passes.lowrank import lowrank
+from .passes.mixt import mixt
 from .passes.palettize import palettize
 from .passes.recover import recover
-from .precision import Palette, Precision
+from .precision import Precision, branches_of, palettes
 from .recipe import Recipe, load_recipe
-from .simulate import field_errors, tensor_errors
+from .simulate import field_errors, outputs, tensor_errors
 
 __all__ = ["GOLDEN_TOLERANCE", "ExportReport", "export", "task_specs"]
 
@@ -134,8 +136,12 @@ def export(
     check_tasks(tasks, data or {})
     if max_drop is not None and (not data or not isinstance(max_drop, int | float) or not max_drop >= 0):
         raise UsageError(f"max_drop is a number of points from 0 on, of accuracy on `data`; not {max_drop!r}")
-    folded, deployed, reports = _passes(source, plan, sequences, calibration, report)
-    proof: dict[str, Any] = {"parts": tensor_errors(folded, deployed, sequences)}
+    folded, shaped, deployed, reports = _passes(source, plan, sequences, calibration, report)
+    proof: dict[str, Any] = {"parts": tensor_errors(shaped, deployed, sequences)}
+    if shaped is not folded:
+        dim = folded.network.field_dim
+        found = [outputs(form, sequences)[:, :dim] for form in (folded, shaped)]
+        proof["parts"] = {"lowrank": field_errors(*found), **proof["parts"]}
     if data:
         report("accuracy", 0, 1)
         proof["accuracy"] = accuracy_drop(source, folded, deployed, tasks, data, plan.buckets.lengths[-1])
@@ -167,27 +173,33 @@ def _passes(
     sequences: Sequence[Sequence[int]],
     calibration: Sequence[str] | None,
     progress: Callable[[str, int, int], None],
-) -> tuple[Deployed, Deployed, list[PassReport]]:
-    """Return the student in float32, after all passes, and what each of them reports."""
+) -> tuple[Deployed, Deployed, Deployed, list[PassReport]]:
+    """Return the student in float32, with its final sizes, and after all passes, and what each pass reports."""
     deployed, report = fold(source)
     reports = [report]
-    folded = deployed
+    folded = shaped = deployed
     plan.precision.check_parts(deployed.blocks, deployed.dense())
     for name in plan.passes[1:]:
-        if name == "int8":
-            ranges = input_ranges(source, sequences, plan.calibration.percentile)
+        if name == "lowrank":
+            texts = choose_texts(calibration, plan.lowrank.texts)
+            deployed, report = lowrank(deployed, tokenize(source, texts, plan.buckets.lengths[-1]), plan.lowrank)
+            shaped = deployed
+        elif name == "mixt":
+            deployed, report = mixt(deployed, plan.precision)
+        elif name == "int8":
+            ranges = input_ranges(shaped, sequences, plan.calibration.percentile)
             deployed, report = int8(deployed, plan.precision, ranges)
         elif name == "fp16":
             deployed, report = fp16(deployed, plan.precision)
         elif name == "palettize":
-            deployed, report = palettize(deployed, folded, plan.precision)
+            deployed, report = palettize(deployed, shaped, plan.precision)
         else:
             texts = tokenize(source, choose_texts(calibration, plan.recover.texts), plan.buckets.lengths[-1])
             deployed, report = recover(
                 deployed, folded, texts, plan.recover, lambda done, total: progress("recover", done, total)
             )
         reports.append(report)
-    return folded, deployed, reports
+    return folded, shaped, deployed, reports
 
 
 def task_specs(source: Checkpoint) -> tuple[TaskSpec, ...]:
@@ -311,7 +323,11 @@ def _check_optimised(
     blocks = {precision.of(block) for block in deployed.blocks}
     types = {"table": blocks.pop() if len(blocks) == 1 else "int8"} | {n: precision.of(n) for n in deployed.dense()}
     wants = {
-        part: ("int8" if part == "table" else "int8-weights") if Palette.of(value) else value
+        part: ("int8" if part == "table" else "int8-weights")
+        if palettes(value)
+        else "fp32"
+        if branches_of(value)
+        else value
         for part, value in types.items()
     }
     wrong = [name for name, want in wants.items() if deployed.precision(name) != want]

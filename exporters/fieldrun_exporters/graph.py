@@ -105,6 +105,29 @@ class GraphBuilder:
         ]
         return self.op("Transpose", [self.op("Slice", [values, *ends], f"{name}.cut")], name, perm=[1, 0])
 
+    def mixture(self, name: str) -> str:
+        """The float matrix `name (inputs, outputs)` from its operators: constants, as those of `palette`.
+
+        The Kronecker product with identities is a product of broadcast tensors.
+        """
+        count = sum(key.startswith(f"{name}.mixt.") for key in self.stored)
+        outputs, inputs = self.deployed.tensors[name].shape[::-1]
+        branches = []
+        for k in range(count):
+            stored, outer, inner = f"{name}.mixt.{k}", 2**k, 2 ** (count - 1 - k)
+            rows, columns = self.stored[stored].shape
+            ones = np.eye(outer)[:, None, None, :, None, None] * np.eye(inner)[None, None, :, None, None, :]
+            shape = self.constant(f"{stored}.modes", np.array([1, rows, 1, 1, columns, 1], np.int64))
+            operator = self.op("Reshape", [self.floats(stored), shape], f"{stored}.operator")
+            spread = self.op(
+                "Mul",
+                [operator, self.constant(f"{stored}.ones", (ones / count).astype(np.float32))],
+                f"{stored}.spread",
+            )
+            shape = self.constant(f"{stored}.shape", np.array([outputs, inputs], np.int64))
+            branches.append(self.op("Reshape", [spread, shape], f"{stored}.dense"))
+        return self.op("Transpose", [self.op("Sum", branches, f"{name}.sum")], name, perm=[1, 0])
+
     def dense(self, layer: str, x: str, *, relu: bool = False) -> str:
         """`x @ weight + bias` of `x (rows, inputs)`, quantized where the layer is int8.
 
@@ -112,7 +135,10 @@ class GraphBuilder:
         into float.
         """
         tensors, name = self.deployed.tensors, f"{layer}.weight"
-        weight = self.weight(name) if name in self.stored else self.palette(name)
+        if name in self.stored:
+            weight = self.weight(name)
+        else:
+            weight = self.mixture(name) if f"{name}.mixt.0" in self.stored else self.palette(name)
         bias = f"{layer}.bias" in tensors
         if self.deployed.precision(layer) == "int8":
             # a scalar: TensorRT and ONNX Runtime both want per-tensor scales without a shape

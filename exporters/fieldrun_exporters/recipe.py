@@ -15,13 +15,15 @@ from fieldrun.errors import RecipeError, UnknownName
 from fieldrun.student import from_mapping
 from fieldrun.toml import read_toml
 
+from .passes.lowrank import LowRank
 from .precision import Precision
 
 __all__ = ["Buckets", "Calibration", "Parity", "Recipe", "Recover", "load_recipe", "recipe_names"]
 
 SCHEMA = 1
 _RECIPES = Path(__file__).parent / "recipes"
-_PASSES = ("fold", "int8", "fp16", "palettize", "recover")
+_PASSES = ("fold", "lowrank", "mixt", "int8", "fp16", "palettize", "recover")
+_OF_PRECISION = ("mixt", "int8", "fp16", "palettize")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,7 @@ class Recipe:
     calibration: Calibration
     parity: Parity
     recover: Recover
+    lowrank: LowRank
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -123,7 +126,14 @@ class Recipe:
         wanted = self.precision.wants(self.precision.rules)
         if "recover" in self.passes and self.passes[-1] != "recover":
             raise RecipeError("the pass 'recover' comes last: it tunes what the others left")
-        for name in _PASSES[1:-1]:
+        if "lowrank" in self.passes and self.passes[1] != "lowrank":
+            raise RecipeError("the pass 'lowrank' comes right after 'fold': the others work on what it leaves")
+        if ("lowrank" in self.passes) != bool(self.lowrank.wanted):
+            raise RecipeError(
+                "[lowrank] and passes conflict: list the pass 'lowrank' exactly when [lowrank] says how many features "
+                "width, mixer or hidden keep"
+            )
+        for name in _OF_PRECISION:
             if (name in wanted) != (name in self.passes):
                 raise RecipeError(
                     f"precision and passes conflict: list the pass {name!r} exactly when a part's precision needs it"
@@ -132,6 +142,8 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON."""
         sections = {name: asdict(getattr(self, name)) for name in ("buckets", "calibration", "parity", "recover")}
+        if self.lowrank.wanted:
+            sections["lowrank"] = asdict(self.lowrank)
         return {"name": self.name, "passes": self.passes, "precision": dict(self.precision.rules), **sections}
 
 
@@ -165,6 +177,7 @@ def load_recipe(recipe: str | Path) -> Recipe:
         "calibration": Calibration,
         "parity": Parity,
         "recover": Recover,
+        "lowrank": LowRank,
     }
     for section, cls in sections.items():
         value[section] = from_mapping(cls, value.get(section, {}), f"{path}: [{section}]", RecipeError)

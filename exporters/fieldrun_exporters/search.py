@@ -32,14 +32,24 @@ from .drop import accuracy_drop, check_tasks
 from .export import export, task_specs
 from .passes.fold import fold
 from .passes.int8 import int8, quantize_rows
-from .passes.palettize import cluster, int8_rows, palettize
-from .precision import Palette, Precision
+from .passes.palettize import cluster, cluster_block, palettize
+from .precision import Palette, Precision, Split
 from .recipe import Recipe, load_recipe
 from .simulate import finish, row_numbers
 
 __all__ = ["DENSE_LEVELS", "TABLE_LEVELS", "SearchReport", "search"]
 
-TABLE_LEVELS = ("int8", "palette64", "palette16", "palette64x2", "palette256x4", "palette64x4", "palette256x8")
+TABLE_LEVELS = (
+    "int8",
+    "palette64",
+    "palette16",
+    "palette64:30%+palette256x4",
+    "palette64x2",
+    "palette64:20%+palette256x8",
+    "palette256x4",
+    "palette16:15%+palette256x8",
+    "palette256x8",
+)
 DENSE_LEVELS = ("int8-weights", "palette64", "palette16", "palette8")
 """The levels of a part, most bytes first."""
 
@@ -51,7 +61,7 @@ _BUDGETS = 7
 _JUDGED = 6  # points of the front that labelled rows are spent on
 _MARGIN = 8000  # bytes by which golden answers and reports differ
 _WIDTH = 4  # bytes of a packed matrix's width
-_METHOD = 1  # raise it when the same settings give another front: what a work folder keeps is then done again
+_METHOD = 2  # raise it when the same settings give another front: what a work folder keeps is then done again
 
 Levels = tuple[int, ...]
 Progress = Callable[[str, int, int], None]
@@ -135,7 +145,7 @@ def search(
     folded, _ = fold(source)
     identity = {
         "method": _METHOD,
-        "checkpoint": sha256_bytes(write_tensors(dict(folded.tensors))),
+        "checkpoint": sha256_bytes(write_tensors(dict(folded.tensors) | _counts(folded))),
         "texts": sha256_bytes("\n".join(texts).encode("utf-8")),
         "seed": seed,
     }
@@ -172,6 +182,10 @@ def search(
     return found
 
 
+def _counts(folded: Deployed) -> dict[str, Array]:
+    return {} if folded.usage is None else {"usage": folded.usage}
+
+
 def _silent(phase: str, done: int, total: int) -> None:
     del phase, done, total
 
@@ -206,7 +220,8 @@ class _Space:
 
     def __init__(self, folded: Deployed, sequences: Sequence[Sequence[int]], state: _State, report: Progress) -> None:
         self.folded, self.parts = folded, (*folded.blocks, *(n for n in folded.dense() if n != "pairs"))
-        self.levels = {part: TABLE_LEVELS if part in folded.blocks else DENSE_LEVELS for part in self.parts}
+        tables = [level for level in TABLE_LEVELS if folded.usage is not None or not Split.of(level)]
+        self.levels = {part: tables if part in folded.blocks else DENSE_LEVELS for part in self.parts}
         order = np.argsort([len(ids) for ids in sequences], kind="stable")
         groups = [order[i : i + _BATCH] for i in range(0, len(order), _BATCH)]
         self.rows = [row_numbers(folded, pad_ids([sequences[i] for i in group])) for group in groups]
@@ -252,22 +267,22 @@ class _Space:
                 return dict(read_tensors(path))
             except ValueError:
                 path.unlink()
-        palette, table = Palette.of(level), part in self.folded.blocks
-        even = None
-        if table:
+        if part in self.folded.blocks:
             start, stop = self.folded.blocks[part]
-            matrix = self.folded.tensors["table"][start:stop]
             padding = int(self.folded.tensors["rows.base"][list(self.folded.blocks).index("offset0")])
             even = padding - start if start <= padding < stop else None
+            usage = None if self.folded.usage is None else self.folded.usage[start:stop]
+            block = cluster_block(self.folded.tensors["table"][start:stop], level, 0, even, usage)
+            steps, scale, stored = block.steps, block.scale, sum(tensor.nbytes for tensor in block.stored.values())
         else:
-            matrix = np.ascontiguousarray(self.folded.tensors[f"{part}.weight"].T)
-        if palette is not None:
-            found = cluster(matrix, palette, 0, even)
-            steps, scale = found.steps(), found.scale.astype(np.float32)
-            stored = found.packed().nbytes + found.codebook.nbytes + (0 if table else found.scale.nbytes + _WIDTH)
-        else:
-            steps, scale = int8_rows(matrix) if table else quantize_rows(matrix)
-            stored = steps.nbytes + (0 if table else scale.nbytes)
+            matrix, palette = np.ascontiguousarray(self.folded.tensors[f"{part}.weight"].T), Palette.of(level)
+            if palette is None:
+                steps, scale = quantize_rows(matrix)
+                stored = steps.nbytes + scale.nbytes
+            else:
+                found = cluster(matrix, palette)
+                steps, scale = found.steps(), found.scale
+                stored = found.packed().nbytes + found.codebook.nbytes + scale.nbytes + _WIDTH
         tensors = {"steps": steps, "scale": scale.astype(np.float32), "bytes": np.array([stored], np.int64)}
         write_bytes(path, write_tensors(tensors))
         return tensors

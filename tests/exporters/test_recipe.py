@@ -78,7 +78,11 @@ def test_an_unknown_recipe_lists_the_known_ones(name: str) -> None:
         ("max_abs = 0.1", "max_abs = 1\n[calibration]\npercentile = 50", "within 90..100"),
         ("max_abs = 0.1", "max_abs = 1\n[calibration]\ntexts = 15", "at least 16"),
         ('["fold"]', '["fold", "int8"]', "precision and passes conflict"),
-        ('["fold"]', '["fold", "prune"]', "unknown pass 'prune'; known: fold, int8, fp16, palettize, recover"),
+        (
+            '["fold"]',
+            '["fold", "prune"]',
+            "unknown pass 'prune'; known: fold, lowrank, mixt, int8, fp16, palettize, recover",
+        ),
         ('["fold"]', '["int8"]', "begin with 'fold'"),
         ('["fold"]', '["fold", "fold"]', "distinct"),
         ('["fold"]', "[]", "begin with 'fold'"),
