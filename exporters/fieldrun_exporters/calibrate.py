@@ -9,7 +9,6 @@ from typing import Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
-from fieldrun.checkpoint import Checkpoint
 from fieldrun.errors import CheckpointError, ExportError, InputTextError
 from fieldrun.reference import pair_features
 from fieldrun.tensors import Array

@@ -6,12 +6,13 @@ nothing.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any
 
 import onnx
 
@@ -35,7 +36,8 @@ _SPARE = 4  # times what rounding changed here: another processor's rounding is 
 _FLOOR = 1e-5  # what a bundle of sums in float32 gets
 
 
-class GraphSource(Protocol):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphSource(ABC):
     """What a graph bundle is made from: an encoder or a foreign graph, its passes done."""
 
     name: str
@@ -45,27 +47,27 @@ class GraphSource(Protocol):
     network: GraphNetwork
     passes: Sequence[PassReport]
 
+    @abstractmethod
     def weights(self) -> bytes:
         """Return the safetensors file that all graphs share."""
-        ...
 
+    @abstractmethod
     def graph(
         self, offsets: Mapping[str, tuple[int, int]], bucket: Bucket, metadata: Mapping[str, str]
     ) -> onnx.ModelProto:
         """Return the graph ids -> output of one bucket; `offsets` is of the weights file."""
-        ...
 
+    @abstractmethod
     def integer_products(self) -> int:
         """Return how many products of every graph must run as int8."""
-        ...
 
+    @abstractmethod
     def describe(self) -> list[tuple[str, str]]:
         """Return what the card says of the network: rows of a name and a value."""
-        ...
 
+    @abstractmethod
     def facts(self) -> Mapping[str, Any]:
         """Return what `report.json` says of the import."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

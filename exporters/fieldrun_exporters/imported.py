@@ -11,7 +11,7 @@ from .calibrate import choose_texts, tokenize
 from .deployed import PassReport
 from .encoder.export import prepare_encoder
 from .encoder.model import ENCODER_FILE, Encoder
-from .graph_export import GraphSource, WrittenGraph, check_lengths, write_graph_bundle
+from .graph_export import GraphSource, WrittenGraph, write_graph_bundle
 from .recipe import Recipe
 
 __all__ = ["export_imported", "imported_kind"]
@@ -64,7 +64,6 @@ def export_imported(
     source: GraphSource
     if kind == "encoder":
         encoder = Encoder.load(path)
-        check_lengths(plan, encoder.config.max_positions, "the encoder")
         sequences = tokenize(encoder, texts, plan.buckets.lengths[-1])
         source, expected = prepare_encoder(encoder, plan, sequences, progress)
     else:

@@ -9,9 +9,10 @@ from typing import Any
 import onnx
 
 from fieldrun.bundle import Bucket, GraphNetwork
+from fieldrun.errors import ExportError
 from fieldrun.tensors import Array, write_tensors
 
-from ..deployed import PassReport
+from ..graph_export import GraphSource, check_lengths
 from ..recipe import Recipe
 from .calibrate import fields_and_ranges
 from .deployed import DeployedEncoder, check_precision, fold_encoder, int8_encoder
@@ -22,15 +23,9 @@ __all__ = ["EncoderSource", "prepare_encoder"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EncoderSource:
-    """An encoder after its passes: a `GraphSource`."""
+class EncoderSource(GraphSource):
+    """An encoder after its passes."""
 
-    name: str
-    tokenizer: bytes
-    licence: str
-    provenance: Mapping[str, Any]
-    network: GraphNetwork
-    passes: Sequence[PassReport]
     deployed: DeployedEncoder
 
     def weights(self) -> bytes:
@@ -68,10 +63,11 @@ def prepare_encoder(
     """Return `encoder` after the passes of `plan`, and its fields `(n, hidden) float32` of `sequences` before them.
 
     Raises:
-        RecipeError: a part or a type that an encoder has not.
+        RecipeError: a part, a type or a bucket that an encoder has not.
         ExportError: a pass did not do what it says.
     """
     check_precision(plan.precision)
+    check_lengths(plan, encoder.config.max_positions, "the encoder")
     expected, ranges = fields_and_ranges(
         encoder, sequences, plan.calibration.percentile, lambda done, total: progress("calibrate", done, total)
     )
@@ -80,6 +76,10 @@ def prepare_encoder(
     if "int8" in plan.passes:
         deployed, report = int8_encoder(deployed, plan.precision, ranges)
         reports.append(report)
+    for part in ("table", *deployed.dense()):  # from the recipe, not from what the passes left
+        wanted, found = plan.precision.of(part.split(".")[-1]), deployed.precision(part)
+        if found != wanted:
+            raise ExportError(f"the recipe wants {part!r} in {wanted}, but the passes left it in {found}")
     source = EncoderSource(
         name=encoder.config.name,
         tokenizer=encoder.tokenizer,

@@ -264,12 +264,14 @@ def forward(encoder: Encoder, ids: Array, hook: Callable[[str, Array], None] | N
     blocked = np.where(mask, np.float32(0), _MASKED)[:, None, None, :]
 
     def dense(name: str, x: Array) -> Array:
-        return x @ tensors[f"{name}.weight"] + tensors[f"{name}.bias"]
+        y: Array = x @ tensors[f"{name}.weight"] + tensors[f"{name}.bias"]
+        return y
 
     def norm(name: str, x: Array) -> Array:
         centred = x - x.mean(-1, keepdims=True)
         deviation = np.sqrt(np.square(centred).mean(-1, keepdims=True) + np.float32(config.epsilon))
-        return centred / deviation * tensors[f"{name}.weight"] + tensors[f"{name}.bias"]
+        y: Array = centred / deviation * tensors[f"{name}.weight"] + tensors[f"{name}.bias"]
+        return y
 
     def split(x: Array) -> Array:
         return x.reshape(batch, length, config.heads, -1).transpose(0, 2, 1, 3)

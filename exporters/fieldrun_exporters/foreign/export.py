@@ -18,6 +18,7 @@ from fieldrun.tensors import Array, write_tensors
 from ..deployed import PassReport
 from ..encoder.calibrate import Largest
 from ..graph import WEIGHTS_FILE
+from ..graph_export import GraphSource
 from ..passes.int8 import facts, quantize_columns, quantize_rows
 from ..precision import Precision
 from ..recipe import Recipe
@@ -41,15 +42,9 @@ _TYPES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ForeignSource:
-    """A foreign graph after its passes: a `GraphSource`. `graphs` are without the constants in `tensors`."""
+class ForeignSource(GraphSource):
+    """A foreign graph after its passes. `graphs` are without the constants that stand in `tensors`."""
 
-    name: str
-    tokenizer: bytes
-    licence: str
-    provenance: Mapping[str, Any]
-    network: GraphNetwork
-    passes: Sequence[PassReport]
     graphs: Mapping[tuple[int, int], onnx.ModelProto]
     tensors: Mapping[str, Array]
     pooled: str
@@ -107,7 +102,9 @@ def prepare_foreign(
     progress("reference", 1, 1)
     dim = expected.shape[1]
     shapes = [(batch, length) for batch in plan.buckets.batches for length in plan.buckets.lengths]
-    stored, graphs, layers = _Stored(), {}, []
+    stored = _Stored()
+    graphs: dict[tuple[int, int], onnx.ModelProto] = {}
+    layers: list[Layer] = []
     limits: list[float] = []
     kinds: list[str] = []
     changed: dict[str, dict[str, Any]] = {}
@@ -132,6 +129,9 @@ def prepare_foreign(
             fixed = quantize_graph(fixed, found, kinds, limits, tables)
         elif tables:
             fixed = quantize_graph(fixed, [], [], [], tables)
+        left = {tensor.name for tensor in fixed.graph.initializer} & set(tables)
+        if left:
+            raise ExportError(f"int8: the table {min(left)!r} is still a float")
         graphs[shape] = stored.strip(fixed)
     progress("passes", len(shapes), len(shapes))
     reports = [PassReport(name="fold", bytes_before=before, bytes_after=before)]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from fieldrun.errors import ExportError
+from fieldrun.tensors import Array
 
 from .read import ForeignModel
 from .reference import import_onnxruntime
@@ -59,7 +61,7 @@ def _ids_only(graph: onnx.GraphProto, model: ForeignModel, batch: int, length: i
 
 
 def _field_only(graph: onnx.GraphProto, model: ForeignModel, rank: int, dim: int, batch: int, length: int) -> None:
-    numbers = {
+    numbers: dict[str, Array] = {
         "axis.1": np.array([1], np.int64),
         "shares.shape": np.array([batch, 1, length], np.int64),
         "field.shape": np.array([batch, dim], np.int64),
@@ -68,7 +70,7 @@ def _field_only(graph: onnx.GraphProto, model: ForeignModel, rank: int, dim: int
     }
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in numbers.items())
 
-    def op(kind: str, inputs: list[str], name: str, **attributes: int) -> str:
+    def op(kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
         graph.node.append(helper.make_node(kind, inputs, [name], **attributes))
         return name
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -161,7 +162,7 @@ class _Nodes:
         self.initializers = {**self.initializers, name: numpy_helper.from_array(value, name)}
         return name
 
-    def op(self, kind: str, inputs: list[str], name: str, **attributes: int) -> str:
+    def op(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
         return name
 

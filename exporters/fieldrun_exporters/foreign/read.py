@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, inliner
 
 from fieldrun.errors import CheckpointError, ExportError
 from fieldrun.storage import is_folder, read_json, sha256_file
@@ -87,7 +87,7 @@ def read_foreign(folder: Path) -> ForeignModel:
         external = _external_files(folder, model)
         onnx.load_external_data_for_model(model, str(folder))
         if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
+            model = inliner.inline_local_functions(model)
     except (CheckpointError, ExportError):
         raise
     except Exception as error:  # protobuf and onnx raise many kinds; all mean the same to the caller

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from fieldrun.tensors import Array
+from fieldrun_exporters.encoder.model import load_encoder
 from tests.toy import toy_tokenizer
 
 CONFIG: Mapping[str, Any] = {
@@ -75,3 +76,11 @@ def write_bert(folder: Path, weights: Mapping[str, Array] | None = None, **chang
 @pytest.fixture(scope="session")
 def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bert(tmp_path_factory.mktemp("bert") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(bert_folder: Path) -> Path:
+    """The encoder checkpoint of the tiny BERT; treat it as read-only."""
+    path = bert_folder.parent / "encoder"
+    load_encoder(bert_folder).save(path)
+    return path
