@@ -16,8 +16,9 @@ from fieldrun.tensors import Array
 from .deployed import Deployed
 from .simulate import outputs
 
-__all__ = ["SHIPPED_TEXT", "choose_texts", "input_ranges", "tokenize"]
+__all__ = ["SHIPPED_TEXT", "CalibrationText", "choose_texts", "input_ranges", "tokenize"]
 
+_ENOUGH = 64
 SHIPPED_TEXT = Path(__file__).parent / "data" / "calibration.txt"
 
 
@@ -47,6 +48,30 @@ def choose_texts(texts: Sequence[str] | None, count: int) -> list[str]:
         raise InputTextError(f"calibration has {len(different)} different texts; give at least 16 like those to come")
     step = max(1.0, len(different) / count)
     return [different[int(i * step)] for i in range(min(count, len(different)))]
+
+
+class CalibrationText:
+    """The texts of an export: some to calibrate on, some held back to prove on, and all others for passes that learn.
+
+    Every fourth of the chosen texts, the shortest first, is held back and no pass sees it. Of fewer than 64 texts none
+    is: they are proven on, too, and `held_back` is False.
+    """
+
+    def __init__(self, texts: Sequence[str] | None, count: int) -> None:
+        listed = isinstance(texts, Iterable) and not isinstance(texts, str | bytes)
+        self._given = list(texts) if texts is not None and listed else texts  # read twice, and checked below
+        self.chosen = choose_texts(self._given, count)
+        self.held_back = len(self.chosen) >= _ENOUGH
+        self._hidden = set(sorted(self.chosen, key=len)[::4]) if self.held_back else set()
+        self.proof = [text for text in self.chosen if text in self._hidden] if self.held_back else self.chosen
+        self.calibration = self._seen(self.chosen)
+
+    def learning(self, count: int) -> list[str]:
+        """Return at most `count` texts that are not held back."""
+        return self._seen(choose_texts(self._given, count))
+
+    def _seen(self, texts: Sequence[str]) -> list[str]:
+        return [text for text in texts if text not in self._hidden]
 
 
 def tokenize(checkpoint: _Tokenized, texts: Sequence[str], max_length: int) -> list[list[int]]:

@@ -47,9 +47,8 @@ def check_tasks(tasks: Sequence[TaskSpec], data: Mapping[str, Dataset]) -> None:
 
 
 def accuracy_drop(
-    source: Checkpoint,
-    folded: Deployed,
-    deployed: Deployed,
+    before: tuple[Checkpoint, Deployed],
+    after: tuple[Checkpoint, Deployed],
     tasks: Sequence[TaskSpec],
     data: Mapping[str, Dataset],
     max_length: int,
@@ -59,9 +58,8 @@ def accuracy_drop(
     The 95 % interval is of the row-wise differences: mean +- 1.96 standard errors, over the rows of these files.
 
     Args:
-        source: the checkpoint, for its tokenizer.
-        folded: the student in float32.
-        deployed: the same after its passes.
+        before: the checkpoint, for its tokenizer, and the student in float32.
+        after: the same after the passes.
         tasks: where each task's logits are.
         data: task -> labelled rows.
         max_length: longer texts are cut.
@@ -72,7 +70,7 @@ def accuracy_drop(
         if task.name not in data:
             continue
         rows = data[task.name]
-        hits = [_hits(source, form, task, rows, max_length) for form in (folded, deployed)]
+        hits = [_hits(source, form, task, rows, max_length) for source, form in (before, after)]
         lost = 100.0 * (hits[0].astype(np.float64) - hits[1])
         half = _Z95 * math.sqrt(float(lost.var()) / len(lost))
         means.append(float(lost.mean()))

@@ -29,7 +29,7 @@ from fieldrun.reference import forward, head_logits, pad_ids
 from fieldrun.storage import new_folder, sha256_bytes, write_bytes, write_json
 from fieldrun.tensors import Array, data_offsets, write_tensors
 
-from .calibrate import choose_texts, input_ranges, tokenize
+from .calibrate import CalibrationText, input_ranges, tokenize
 from .deployed import Deployed, PassReport
 from .drop import accuracy_drop, check_drop, check_tasks
 from .golden import golden_replies
@@ -42,6 +42,7 @@ from .passes.int8 import int8
 from .passes.lowrank import lowrank
 from .passes.mixt import mixt
 from .passes.palettize import palettize
+from .passes.prune_vocabulary import prune_vocabulary
 from .passes.recover import recover
 from .precision import Precision, branches_of, palettes
 from .recipe import Recipe, load_recipe
@@ -49,6 +50,7 @@ from .simulate import field_errors, outputs, tensor_errors
 
 __all__ = ["GOLDEN_TOLERANCE", "ExportReport", "export", "task_specs"]
 
+_ALL = 1 << 30  # texts
 GOLDEN_TOLERANCE = 1e-5
 """Largest absolute difference of a golden field or score when it is replayed by the engine that measured it."""
 
@@ -128,28 +130,42 @@ def export(
             proof=written.proof,
         )
     report("read", 0, 1)
-    source = Checkpoint.load(checkpoint)
-    texts = choose_texts(calibration, plan.calibration.texts)
-    sequences = tokenize(source, texts, plan.buckets.lengths[-1])
+    source = original = Checkpoint.load(checkpoint)
+    if plan.prunes and calibration is None:
+        raise UsageError("prune-vocabulary keeps what your texts use; give them as calibration (--calibration FILE)")
+    texts = CalibrationText(calibration, plan.calibration.texts)
     report("passes", 0, len(plan.passes))
     tasks = task_specs(source)
     check_tasks(tasks, data or {})
     if max_drop is not None and (not data or not isinstance(max_drop, int | float) or not max_drop >= 0):
         raise UsageError(f"max_drop is a number of points from 0 on, of accuracy on `data`; not {max_drop!r}")
-    folded, shaped, deployed, reports = _passes(source, plan, sequences, calibration, report)
-    proof: dict[str, Any] = {"parts": tensor_errors(shaped, deployed, sequences)}
+    longest = plan.buckets.lengths[-1]
+    reports = []
+    if plan.prunes:
+        domain = tokenize(source, texts.learning(_ALL), longest)
+        source, pruned = prune_vocabulary(source, domain, plan.prune)
+        reports.append(pruned)
+    folded, shaped, deployed, passes = _passes(source, plan, texts, report)
+    reports += passes
+    proven = tokenize(source, texts.proof, longest)
+    parts = tensor_errors(shaped, deployed, proven)
+    dim = folded.network.field_dim
     if shaped is not folded:
-        dim = folded.network.field_dim
-        found = [outputs(form, sequences)[:, :dim] for form in (folded, shaped)]
-        proof["parts"] = {"lowrank": field_errors(*found), **proof["parts"]}
+        found = [outputs(form, proven)[:, :dim] for form in (folded, shaped)]
+        parts = {"lowrank": field_errors(*found), **parts}
+    whole = fold(original)[0] if plan.prunes else folded
+    if plan.prunes:
+        found = [outputs(whole, tokenize(original, texts.proof, longest))[:, :dim], outputs(folded, proven)[:, :dim]]
+        parts = {"prune-vocabulary": field_errors(*found), **parts}
+    proof: dict[str, Any] = {"parts": parts}
     if data:
         report("accuracy", 0, 1)
-        proof["accuracy"] = accuracy_drop(source, folded, deployed, tasks, data, plan.buckets.lengths[-1])
+        proof["accuracy"] = accuracy_drop((original, whole), (source, deployed), tasks, data, longest)
         report("accuracy", 1, 1)
         if max_drop is not None:
             check_drop(proof["accuracy"], max_drop, proof["parts"])
     with new_folder(out) as folder:
-        manifest, parity, operators = _write(folder, source, plan, deployed, reports, texts, sequences, proof, report)
+        manifest, parity, operators = _write(folder, source, plan, deployed, reports, texts, proof, report)
         write_json(folder / MANIFEST, manifest.to_dict())
         total = sum(entry.bytes for entry in manifest.files.values()) + (folder / MANIFEST).stat().st_size
     return ExportReport(
@@ -170,8 +186,7 @@ def _silent(phase: str, done: int, total: int) -> None:
 def _passes(
     source: Checkpoint,
     plan: Recipe,
-    sequences: Sequence[Sequence[int]],
-    calibration: Sequence[str] | None,
+    texts: CalibrationText,
     progress: Callable[[str, int, int], None],
 ) -> tuple[Deployed, Deployed, Deployed, list[PassReport]]:
     """Return the student in float32, with its final sizes, and after all passes, and what each pass reports."""
@@ -179,24 +194,30 @@ def _passes(
     reports = [report]
     folded = shaped = deployed
     plan.precision.check_parts(deployed.blocks, deployed.dense())
-    for name in plan.passes[1:]:
+
+    def sequences(chosen: Sequence[str]) -> list[list[int]]:
+        return tokenize(source, chosen, plan.buckets.lengths[-1])
+
+    for name in plan.passes[plan.prunes + 1 :]:
         if name == "lowrank":
-            texts = choose_texts(calibration, plan.lowrank.texts)
-            deployed, report = lowrank(deployed, tokenize(source, texts, plan.buckets.lengths[-1]), plan.lowrank)
+            deployed, report = lowrank(deployed, sequences(texts.learning(plan.lowrank.texts)), plan.lowrank)
             shaped = deployed
         elif name == "mixt":
             deployed, report = mixt(deployed, plan.precision)
         elif name == "int8":
-            ranges = input_ranges(shaped, sequences, plan.calibration.percentile)
+            ranges = input_ranges(shaped, sequences(texts.calibration), plan.calibration.percentile)
             deployed, report = int8(deployed, plan.precision, ranges)
         elif name == "fp16":
             deployed, report = fp16(deployed, plan.precision)
         elif name == "palettize":
             deployed, report = palettize(deployed, shaped, plan.precision)
         else:
-            texts = tokenize(source, choose_texts(calibration, plan.recover.texts), plan.buckets.lengths[-1])
             deployed, report = recover(
-                deployed, folded, texts, plan.recover, lambda done, total: progress("recover", done, total)
+                deployed,
+                folded,
+                sequences(texts.learning(plan.recover.texts)),
+                plan.recover,
+                lambda done, total: progress("recover", done, total),
             )
         reports.append(report)
     return folded, shaped, deployed, reports
@@ -226,8 +247,7 @@ def _write(
     plan: Recipe,
     deployed: Deployed,
     reports: Sequence[PassReport],
-    texts: Sequence[str],
-    sequences: Sequence[Sequence[int]],
+    texts: CalibrationText,
     proof: dict[str, Any],
     report: Callable[[str, int, int], None],
 ) -> tuple[Manifest, list[BucketParity], dict[str, dict[str, int]]]:
@@ -260,6 +280,7 @@ def _write(
     operators = _check_optimised(folder, buckets[0], deployed, plan.precision)
 
     report("parity", 0, len(buckets))
+    sequences = tokenize(source, texts.proof, plan.buckets.lengths[-1])
     expected = np.concatenate([forward(source.config, source.tensors, pad_ids([ids])) for ids in sequences])
     singles = [head for head in source.heads if head.kind == "single"]
     logits: Array = np.concatenate(
@@ -271,8 +292,10 @@ def _write(
     pair_heads = [head for head in source.heads if head.kind == "pair"]
     pair_parity = check_pairs(folder, pairs, expected, pair_heads, plan.parity)
     report("parity", len(buckets), len(buckets))
+    golden = tokenize(source, texts.chosen, plan.buckets.lengths[-1])
     write_json(
-        folder / "golden.json", golden_replies(folder, deployed.network, buckets, pairs, tasks, texts, sequences)
+        folder / "golden.json",
+        golden_replies(folder, deployed.network, buckets, pairs, tasks, texts.chosen, golden),
     )
     write_json(
         folder / "report.json",
@@ -283,7 +306,12 @@ def _write(
             "pair_parity": pair_parity,
             "operators": operators,
             "proof": proof,
-            "calibration": {"texts": len(texts), "sha256": sha256_bytes("\n".join(texts).encode("utf-8"))},
+            "calibration": {
+                "texts": len(texts.calibration),
+                "proven_on": len(texts.proof),
+                "held_back": texts.held_back,
+                "sha256": sha256_bytes("\n".join(texts.chosen).encode("utf-8")),
+            },
             "libraries": {name: version(name) for name in ("onnx", "onnxruntime", "numpy", "tokenizers")},
         },
     )

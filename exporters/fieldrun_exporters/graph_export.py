@@ -23,6 +23,7 @@ from fieldrun.integrity import entry_of
 from fieldrun.storage import new_folder, sha256_bytes, write_bytes, write_json
 from fieldrun.tensors import Array, data_offsets
 
+from .calibrate import CalibrationText
 from .deployed import PassReport
 from .golden import golden_fields
 from .graph import WEIGHTS_FILE, op_histogram
@@ -93,7 +94,7 @@ def write_graph_bundle(
     out: Path,
     source: GraphSource,
     plan: Recipe,
-    texts: Sequence[str],
+    texts: CalibrationText,
     sequences: Sequence[Sequence[int]],
     expected: Array,
     progress: Callable[[str, int, int], None],
@@ -104,8 +105,8 @@ def write_graph_bundle(
         out: must not exist.
         source: what is exported.
         plan: the recipe.
-        texts: the calibration texts.
-        sequences: their token ids.
+        texts: those it was calibrated on, and those that prove it.
+        sequences: token ids of the latter.
         expected: the reference's field of every sequence, `(n, dim) float32`.
         progress: called with (phase, done, total).
 
@@ -142,7 +143,7 @@ def write_graph_bundle(
         no_logits = expected[:, :0]
         parity, fields = check_parity(folder, network, buckets, sequences, expected, no_logits, {}, plan.parity)
         progress("parity", len(buckets), len(buckets))
-        golden, gap = golden_fields(folder, network, buckets, texts, sequences)
+        golden, gap = golden_fields(folder, network, buckets, texts.proof, sequences)
         tolerance = max(_FLOOR, _SPARE * gap)
         if not tolerance < 1:
             raise ExportError(f"rounding alone changes fields by {gap:.3g}; keep more parts in fp32")
@@ -158,7 +159,12 @@ def write_graph_bundle(
                 "pair_parity": [],
                 "operators": operators,
                 "proof": proof,
-                "calibration": {"texts": len(texts), "sha256": sha256_bytes("\n".join(texts).encode("utf-8"))},
+                "calibration": {
+                    "texts": len(texts.calibration),
+                    "proven_on": len(texts.proof),
+                    "held_back": texts.held_back,
+                    "sha256": sha256_bytes("\n".join(texts.chosen).encode("utf-8")),
+                },
                 "libraries": {name: version(name) for name in ("onnx", "onnxruntime", "numpy", "tokenizers")},
             },
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fieldrun.errors import CheckpointError, RecipeError
 
-from .calibrate import choose_texts, tokenize
+from .calibrate import CalibrationText, tokenize
 from .deployed import PassReport
 from .encoder.export import prepare_encoder
 from .encoder.model import ENCODER_FILE, Encoder
@@ -59,18 +59,18 @@ def export_imported(
         raise RecipeError(
             f"the pass {foreign[0]!r} is for students; an imported model takes --recipe encoder-int8 or encoder-fp32"
         )
-    texts = choose_texts(calibration, plan.calibration.texts)
+    texts, longest = CalibrationText(calibration, plan.calibration.texts), plan.buckets.lengths[-1]
     progress("read", 0, 1)
     source: GraphSource
     if kind == "encoder":
         encoder = Encoder.load(path)
-        sequences = tokenize(encoder, texts, plan.buckets.lengths[-1])
-        source, expected = prepare_encoder(encoder, plan, sequences, progress)
+        seen, proven = (tokenize(encoder, part, longest) for part in (texts.calibration, texts.proof))
+        source, expected = prepare_encoder(encoder, plan, seen, proven, progress)
     else:
         from .foreign.export import prepare_foreign
         from .foreign.read import read_foreign
 
         model = read_foreign(Path(path))
-        sequences = tokenize(model, texts, plan.buckets.lengths[-1])
-        source, expected = prepare_foreign(model, plan, sequences, progress)
-    return write_graph_bundle(out, source, plan, texts, sequences, expected, progress), source.passes
+        seen, proven = (tokenize(model, part, longest) for part in (texts.calibration, texts.proof))
+        source, expected = prepare_foreign(model, plan, seen, proven, progress)
+    return write_graph_bundle(out, source, plan, texts, proven, expected, progress), source.passes

@@ -16,13 +16,14 @@ from fieldrun.student import from_mapping
 from fieldrun.toml import read_toml
 
 from .passes.lowrank import LowRank
+from .passes.prune_vocabulary import Prune
 from .precision import Precision
 
 __all__ = ["Buckets", "Calibration", "Parity", "Recipe", "Recover", "load_recipe", "recipe_names"]
 
 SCHEMA = 1
 _RECIPES = Path(__file__).parent / "recipes"
-_PASSES = ("fold", "lowrank", "mixt", "int8", "fp16", "palettize", "recover")
+_PASSES = ("prune-vocabulary", "fold", "lowrank", "mixt", "int8", "fp16", "palettize", "recover")
 _OF_PRECISION = ("mixt", "int8", "fp16", "palettize")
 
 
@@ -109,6 +110,7 @@ class Recipe:
     parity: Parity
     recover: Recover
     lowrank: LowRank
+    prune: Prune
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -119,14 +121,20 @@ class Recipe:
         unknown = [p for p in self.passes if p not in _PASSES]
         if unknown:
             raise RecipeError(f"unknown pass {unknown[0]!r}; known: {', '.join(_PASSES)}")
-        if len(set(self.passes)) != len(self.passes) or self.passes[:1] != ("fold",):
+        on_the_form = self.passes[self.prunes :]
+        if len(set(on_the_form)) != len(on_the_form) or {"fold", "prune-vocabulary"} & set(on_the_form[1:]):
+            on_the_form = ()
+        if on_the_form[:1] != ("fold",):
             raise RecipeError(
-                "passes must be distinct and begin with 'fold', which makes the form that graphs are built from"
+                "passes must be distinct and begin with 'fold', which makes the form that graphs are built from; "
+                "'prune-vocabulary' alone stands before it"
             )
+        if self.prune != Prune() and "prune-vocabulary" not in self.passes:
+            raise RecipeError("[prune] and passes conflict: list the pass 'prune-vocabulary', or leave [prune] out")
         wanted = self.precision.wants(self.precision.rules)
         if "recover" in self.passes and self.passes[-1] != "recover":
             raise RecipeError("the pass 'recover' comes last: it tunes what the others left")
-        if "lowrank" in self.passes and self.passes[1] != "lowrank":
+        if "lowrank" in self.passes and on_the_form[1] != "lowrank":
             raise RecipeError("the pass 'lowrank' comes right after 'fold': the others work on what it leaves")
         if ("lowrank" in self.passes) != bool(self.lowrank.wanted):
             raise RecipeError(
@@ -139,11 +147,18 @@ class Recipe:
                     f"precision and passes conflict: list the pass {name!r} exactly when a part's precision needs it"
                 )
 
+    @property
+    def prunes(self) -> bool:
+        """Whether the checkpoint's vocabulary is pruned before all else."""
+        return self.passes[:1] == ("prune-vocabulary",)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON."""
         sections = {name: asdict(getattr(self, name)) for name in ("buckets", "calibration", "parity", "recover")}
         if self.lowrank.wanted:
             sections["lowrank"] = asdict(self.lowrank)
+        if self.prunes:
+            sections["prune"] = asdict(self.prune)
         return {"name": self.name, "passes": self.passes, "precision": dict(self.precision.rules), **sections}
 
 
@@ -178,6 +193,7 @@ def load_recipe(recipe: str | Path) -> Recipe:
         "parity": Parity,
         "recover": Recover,
         "lowrank": LowRank,
+        "prune": Prune,
     }
     for section, cls in sections.items():
         value[section] = from_mapping(cls, value.get(section, {}), f"{path}: [{section}]", RecipeError)

@@ -190,4 +190,5 @@ def mixture(branches: Sequence[Array]) -> Array:
     for k, branch in enumerate(branches):
         inner = np.eye(2 ** (count - 1 - k), dtype=dtype)
         total = total + np.kron(np.eye(2**k, dtype=dtype), np.kron(branch.astype(dtype), inner))
-    return total / dtype.type(count)
+    mean: Array = total / dtype.type(count)
+    return mean

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fieldrun.errors import CheckpointError, ExportError, InputTextError
 from fieldrun.reference import forward, pad_ids
 from fieldrun.tensors import Array
-from fieldrun_exporters.calibrate import SHIPPED_TEXT, choose_texts, input_ranges, tokenize
+from fieldrun_exporters.calibrate import SHIPPED_TEXT, CalibrationText, choose_texts, input_ranges, tokenize
 from fieldrun_exporters.passes.fold import fold
 from tests.toy import toy_checkpoint
 
@@ -43,6 +43,22 @@ def test_texts_are_distinct_in_order_and_spread(numbers: list[int], count: int) 
     if len(places) > 1:
         gaps = np.diff([*places, len(different)])
         assert gaps.max() - gaps.min() <= 2
+
+
+def test_every_fourth_text_is_held_back_and_no_pass_sees_it() -> None:
+    texts = CalibrationText([f"text {i}" for i in range(100)], 80)
+    assert len(texts.chosen) == 80
+    assert texts.held_back
+    assert len(texts.proof) == 20
+    assert "text 0" in texts.proof, "a small bucket needs the shortest"
+    assert not set(texts.proof) & {*texts.calibration, *texts.learning(1000)}
+    assert {*texts.proof, *texts.calibration} == set(texts.chosen)
+    assert {*texts.proof, *texts.learning(1000)} == {f"text {i}" for i in range(100)}
+    few = CalibrationText([f"text {i}" for i in range(20)], 80)
+    assert few.chosen == few.proof == few.calibration == few.learning(1000)
+    assert not few.held_back
+    with pytest.raises(InputTextError, match="must be a list of strings"):
+        CalibrationText("one text", 80)
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def with_dead_features() -> Deployed:
 )
 def test_features_that_say_nothing_go_unnoticed(plan: dict[str, int]) -> None:
     folded = with_dead_features()
-    result, report = lowrank(folded, TEXTS, LowRank(**plan))  # type: ignore[arg-type]
+    result, report = lowrank(folded, TEXTS, LowRank(**plan))
     unseen = sequences(9, 50)
     np.testing.assert_allclose(outputs(result, unseen), outputs(folded, unseen), atol=2e-2, rtol=2e-2)
     net = result.network
@@ -74,7 +74,7 @@ def test_refit_is_the_minimum(seed: int) -> None:
     x, y, start = rng.standard_normal((40, 6)), rng.standard_normal((40, 3)), rng.standard_normal((6, 3))
     ridge = module._RIDGE * np.square(x).sum() / 6
 
-    def loss(weight: np.ndarray) -> float:  # type: ignore[type-arg]
+    def loss(weight: np.ndarray) -> float:
         return float(np.square(x @ weight - y).sum() + ridge * np.square(weight - start).sum())
 
     best = refit(x, y, start)
@@ -105,9 +105,9 @@ def test_ranks_above_the_full_one_are_refused(plan: dict[str, float], message: s
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, 1.5, True, "half"])
 def test_values_that_make_no_sense_are_refused(value: object) -> None:
-    with pytest.raises(RecipeError, match="lowrank.width must be a number of features"):
+    with pytest.raises(RecipeError, match=r"lowrank\.width must be a number of features"):
         LowRank(width=value)  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match="lowrank.texts must be at least"):
+    with pytest.raises(RecipeError, match=r"lowrank\.texts must be at least"):
         LowRank(texts=3)
 
 
@@ -115,7 +115,7 @@ def test_a_site_that_is_not_there_and_too_few_texts_are_refused() -> None:
     plain = fold(toy_checkpoint(0, mixer_kernel=0, mixer_width=0, hidden=0))[0]
     for site in SIZES:
         with pytest.raises(RecipeError, match=f"lowrank.{site}: the student has no layer there"):
-            lowrank(plain, TEXTS, LowRank(**{site: 4}))  # type: ignore[arg-type]
+            lowrank(plain, TEXTS, LowRank(**{site: 4}))
     with pytest.raises(ExportError, match="20 texts cannot tell what a feature is worth"):
         lowrank(plain, TEXTS[:20], LowRank(width=4))
     with pytest.raises(ExportError, match="nothing became smaller"):
@@ -132,7 +132,7 @@ def test_every_engine_runs_the_smaller_student(toy_checkpoint: Path, tmp_path: P
         + "\n[lowrank]\nwidth = 13\nmixer = 17\nhidden = 0.95\ntexts = 512\n"
     )
     report = fieldrun.export(toy_checkpoint, tmp_path / "bundle", recipe=path)
-    assert list(report.proof["parts"])[0] == "lowrank"
+    assert next(iter(report.proof["parts"])) == "lowrank"
     assert report.proof["parts"]["lowrank"]["mean_cosine"] < 1
     texts = ["it was a great film", "no", "what is my card for"]
     fields = {}

@@ -84,7 +84,7 @@ def test_what_cannot_be_a_mixture_is_refused() -> None:
         mixt(folded, Precision({"hidden": "mixt2"}))
     with pytest.raises(ExportError, match="nothing became a mixture"):
         mixt(folded, Precision({"hidden": "int8"}))
-    with pytest.raises(RecipeError, match="precision.tables must be one of"):
+    with pytest.raises(RecipeError, match=r"precision\.tables must be one of"):
         Precision({"tables": "mixt2"})
     with pytest.raises(ValueError, match="not a mixture of float16 operators"):
         expand({"hidden.weight.mixt.0": np.zeros((2, 3), np.float32), "hidden.weight.width": np.array([3], np.int32)})

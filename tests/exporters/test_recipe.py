@@ -81,7 +81,7 @@ def test_an_unknown_recipe_lists_the_known_ones(name: str) -> None:
         (
             '["fold"]',
             '["fold", "prune"]',
-            "unknown pass 'prune'; known: fold, lowrank, mixt, int8, fp16, palettize, recover",
+            "unknown pass 'prune'; known: prune-vocabulary, fold, lowrank, mixt, int8, fp16, palettize, recover",
         ),
         ('["fold"]', '["int8"]', "begin with 'fold'"),
         ('["fold"]', '["fold", "fold"]', "distinct"),

@@ -1,4 +1,4 @@
-"""Calibration of an encoder: its fields on real text, and how large the input of every map gets on the way."""
+"""An encoder's fields of many texts, and how large the input of every map gets on the way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fieldrun.tensors import Array
 
 from .model import Encoder, forward
 
-__all__ = ["Largest", "fields_and_ranges"]
+__all__ = ["Largest", "fields", "input_ranges"]
 
 _TEXTS = 16  # in one forward pass; texts of similar length together
 
@@ -42,15 +42,15 @@ class Largest:
         return float(ordered[first] + (above - ordered[first]) * (rank - int(rank)))
 
 
-def fields_and_ranges(
+def input_ranges(
     encoder: Encoder,
     sequences: Sequence[Sequence[int]],
     percentile: float,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Array, dict[str, float]]:
-    """Return the fields `(n, hidden) float32` of `sequences`, and the `percentile` of every map's absolute input.
+) -> dict[str, float]:
+    """Return the `percentile` of every map's absolute input over `sequences`, by the maps of `DeployedEncoder`.
 
-    Ranges are named as the maps of `DeployedEncoder`. `progress` is called with (texts done, texts).
+    `progress` is called with (texts done, texts).
     """
     tokens = sum(len(ids) for ids in sequences)
     seen: dict[str, Largest] = {}
@@ -60,11 +60,25 @@ def fields_and_ranges(
         if not name.endswith(".context"):
             seen.setdefault(name, Largest(tokens * x.shape[1], percentile)).add(np.abs(x))
 
-    fields = np.empty((len(sequences), encoder.config.hidden), np.float32)
+    fields(encoder, sequences, watch, progress)
+    return {name: largest.value() for name, largest in seen.items()}
+
+
+def fields(
+    encoder: Encoder,
+    sequences: Sequence[Sequence[int]],
+    hook: Callable[[str, Array], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Array:
+    """Return the fields `(n, hidden) float32` of `sequences`, texts of similar length together; `hook` as `forward`'s.
+
+    `progress` is called with (texts done, texts).
+    """
+    out = np.empty((len(sequences), encoder.config.hidden), np.float32)
     order = np.argsort([len(ids) for ids in sequences], kind="stable")
     for start in range(0, len(order), _TEXTS):
         rows = order[start : start + _TEXTS]
-        fields[rows] = forward(encoder, pad_ids([sequences[i] for i in rows]), watch)
+        out[rows] = forward(encoder, pad_ids([sequences[i] for i in rows]), hook)
         if progress is not None:
             progress(start + len(rows), len(order))
-    return fields, {name: largest.value() for name, largest in seen.items()}
+    return out

@@ -14,7 +14,7 @@ from fieldrun.tensors import Array, write_tensors
 
 from ..graph_export import GraphSource, check_lengths
 from ..recipe import Recipe
-from .calibrate import fields_and_ranges
+from .calibrate import fields, input_ranges
 from .deployed import DeployedEncoder, check_precision, fold_encoder, int8_encoder
 from .graph import encoder_graph
 from .model import Encoder
@@ -58,9 +58,13 @@ class EncoderSource(GraphSource):
 
 
 def prepare_encoder(
-    encoder: Encoder, plan: Recipe, sequences: Sequence[Sequence[int]], progress: Callable[[str, int, int], None]
+    encoder: Encoder,
+    plan: Recipe,
+    calibration: Sequence[Sequence[int]],
+    proof: Sequence[Sequence[int]],
+    progress: Callable[[str, int, int], None],
 ) -> tuple[EncoderSource, Array]:
-    """Return `encoder` after the passes of `plan`, and its fields `(n, hidden) float32` of `sequences` before them.
+    """Return `encoder` after the passes of `plan`, and its fields `(n, hidden) float32` of `proof` before them.
 
     Raises:
         RecipeError: a part, a type or a bucket that an encoder has not.
@@ -68,12 +72,18 @@ def prepare_encoder(
     """
     check_precision(plan.precision)
     check_lengths(plan, encoder.config.max_positions, "the encoder")
-    expected, ranges = fields_and_ranges(
-        encoder, sequences, plan.calibration.percentile, lambda done, total: progress("calibrate", done, total)
-    )
+    expected = fields(encoder, proof, progress=lambda done, total: progress("reference", done, total))
     deployed, report = fold_encoder(encoder)
     reports = [report]
     if "int8" in plan.passes:
+        ranges: dict[str, float] = {}
+        if any(plan.precision.of(name) == "int8" for name in ("qkv", "attention", "up", "down")):
+            ranges = input_ranges(
+                encoder,
+                calibration,
+                plan.calibration.percentile,
+                lambda done, total: progress("calibrate", done, total),
+            )
         deployed, report = int8_encoder(deployed, plan.precision, ranges)
         reports.append(report)
     for part in ("table", *deployed.dense()):  # from the recipe, not from what the passes left

@@ -86,9 +86,13 @@ class ForeignSource(GraphSource):
 
 
 def prepare_foreign(
-    model: ForeignModel, plan: Recipe, sequences: Sequence[Sequence[int]], progress: Callable[[str, int, int], None]
+    model: ForeignModel,
+    plan: Recipe,
+    calibration: Sequence[Sequence[int]],
+    proof: Sequence[Sequence[int]],
+    progress: Callable[[str, int, int], None],
 ) -> tuple[ForeignSource, Array]:
-    """Return `model` in the fixed shapes and the precision of `plan`, and its fields `(n, dim)` of `sequences` before.
+    """Return `model` in the fixed shapes and the precision of `plan`, and its fields `(n, dim)` of `proof` before.
 
     Raises:
         RecipeError: a part, a type or a bucket that the graph has not.
@@ -97,8 +101,8 @@ def prepare_foreign(
     _check_plan(model, plan)
     reference = Reference(model)
     progress("reference", 0, 1)
-    expected, rank = reference.fields(sequences)
-    reference.check_company(sequences, expected)
+    expected, rank = reference.fields(proof)
+    reference.check_company(proof, expected)
     progress("reference", 1, 1)
     dim = expected.shape[1]
     shapes = [(batch, length) for batch in plan.buckets.batches for length in plan.buckets.lengths]
@@ -119,7 +123,7 @@ def prepare_foreign(
             kind = plan.precision.of("qkv")  # any of the dense maps: a foreign graph has no names for them
             layers, kinds = found, [kind] * len(found)
             if "int8" in kinds:
-                limits = _ranges(model, plan, rank, dim, sequences, len(layers))
+                limits = _ranges(model, plan, rank, dim, calibration, len(layers))
             limits = limits or [0.0] * len(layers)
             changed = _changes(fixed, layers, kinds, limits, tables)
         same = [np.array_equal(a.weight, b.weight) for a, b in zip(layers, found, strict=False)]

@@ -9,10 +9,10 @@ has the third alone, two linear maps around a non-linearity, three times over:
 | `mixer`, the features after it | the mixer, ReLU, mean and maximum over the text | the layer after the pool |
 | `hidden`, the features after the pool | that layer, ReLU | field and logits |
 
-Columns inside a non-linearity cannot be mixed, so they are selected: feature i is worth E[x_i^2] |w_i|^2, with x its
-activations on calibration text and w_i its rows of the map that reads it (the paper's rule for MLPs). The map that reads
-is then fitted again by least squares on what is left, held near the old one by a small ridge: a text after the pool is
-one row, and there are hundreds of features. A smaller `width` makes every row of the tables smaller.
+Columns inside a non-linearity cannot be mixed, so they are selected: feature i is worth E[x_i^2] |w_i|^2, x its
+activations on calibration text and w_i its rows of the map that reads it (the paper's rule for MLPs). That map is then
+fitted again by least squares on what is left, held near the old one by a small ridge: a text after the pool is one row,
+and there are hundreds of features. A smaller `width` makes every row of the tables smaller.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from fieldrun.tensors import Array
 from ..deployed import Deployed, PassReport
 from ..simulate import outputs
 
-__all__ = ["SITES", "LowRank", "lowrank", "refit", "select"]
+__all__ = ["LEAST_TEXTS", "SITES", "LowRank", "lowrank", "refit", "select"]
 
 SITES = ("width", "mixer", "hidden")
 _RIDGE = 1e-3  # of the mean square of the features
-_LEAST_TEXTS = 256
+LEAST_TEXTS = 256
+"""Fewer say too little of a feature."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +58,8 @@ class LowRank:
                     f"lowrank.{name} must be a number of features from 1 on, or a share of their worth within 0..1 as "
                     f"in 0.99; not {value!r}"
                 )
-        if not isinstance(self.texts, int) or self.texts < _LEAST_TEXTS:
-            raise RecipeError(f"lowrank.texts must be at least {_LEAST_TEXTS}, not {self.texts!r}")
+        if not isinstance(self.texts, int) or self.texts < LEAST_TEXTS:
+            raise RecipeError(f"lowrank.texts must be at least {LEAST_TEXTS}, not {self.texts!r}")
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -71,16 +72,16 @@ def lowrank(deployed: Deployed, sequences: Sequence[Sequence[int]], plan: LowRan
 
     Args:
         deployed: the deployed form in float32, as `fold` leaves it.
-        sequences: token ids of real texts, `_LEAST_TEXTS` or more.
+        sequences: token ids of real texts, `LEAST_TEXTS` or more.
         plan: how many features each site keeps.
 
     Raises:
         RecipeError: the student has no such site, or not more features than are to be kept.
         ExportError: too few texts, or nothing became smaller.
     """
-    if len(sequences) < _LEAST_TEXTS:
+    if len(sequences) < LEAST_TEXTS:
         raise ExportError(
-            f"lowrank: {len(sequences)} texts cannot tell what a feature is worth; give at least {_LEAST_TEXTS}"
+            f"lowrank: {len(sequences)} texts cannot tell what a feature is worth; give at least {LEAST_TEXTS}"
         )
     result, changed = deployed, {}
     for site in plan.wanted:

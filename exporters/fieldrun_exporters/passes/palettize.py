@@ -106,12 +106,12 @@ def palettize(deployed: Deployed, folded: Deployed, precision: Precision, seed: 
         palette, name = Palette.of(wanted[layer]), f"{layer}.weight"
         if palette is not None:
             weight = np.ascontiguousarray(folded.tensors[name].T)
-            found = cluster(weight, palette, seed)
-            stored = {f"{name}.codes.0": found.packed(), f"{name}.codebook.0": found.codebook}
-            changed[layer] = _facts(layer, weight, found.steps(), found.scale, wanted[layer], stored)
+            dense = cluster(weight, palette, seed)
+            stored = {f"{name}.codes.0": dense.packed(), f"{name}.codebook.0": dense.codebook}
+            changed[layer] = _facts(layer, weight, dense.steps(), dense.scale, wanted[layer], stored)
             tensors |= {
-                name: np.ascontiguousarray(found.steps().T),
-                f"{name}_scale": found.scale.astype(np.float32),
+                name: np.ascontiguousarray(dense.steps().T),
+                f"{name}_scale": dense.scale.astype(np.float32),
             }
             packed |= stored | {f"{name}.width": np.array([weight.shape[1]], np.int32)}
     result = replace(deployed, tensors=tensors, packed=packed)

@@ -33,7 +33,7 @@ from fieldrun.storage import read_json, sha256_file
 from fieldrun.tensors import read_tensors
 from fieldrun_exporters.deployed import PassReport
 from fieldrun_exporters.encoder import export as module
-from fieldrun_exporters.encoder.calibrate import Largest, fields_and_ranges
+from fieldrun_exporters.encoder.calibrate import Largest, fields, input_ranges
 from fieldrun_exporters.encoder.deployed import DeployedEncoder
 from fieldrun_exporters.encoder.model import Encoder, forward, load_encoder
 from fieldrun_exporters.export import ExportReport
@@ -122,8 +122,9 @@ def test_ranges_are_percentiles_of_the_inputs_of_the_maps(encoder_folder: Path, 
     seen: dict[str, list[Any]] = {}
     for row in with_pad:
         forward(encoder, pad_ids([row]), hook=lambda name, x: seen.setdefault(name, []).append(np.abs(x).ravel()))
-    fields, ranges = fields_and_ranges(encoder, with_pad, 97.0)
-    assert fields.shape == (3, 32)
+    ranges = input_ranges(encoder, with_pad, 97.0)
+    alone = np.concatenate([forward(encoder, pad_ids([row])) for row in with_pad])
+    assert np.abs(fields(encoder, with_pad) - alone).max() < 1e-5
     assert set(ranges) == {f"layer{k}.{name}" for k in range(2) for name in ("qkv", "attention", "up", "down")}
     for name, value in ranges.items():
         want = np.percentile(np.concatenate(seen[name.replace("qkv", "query")]), 97.0)
@@ -246,13 +247,12 @@ def test_a_product_that_falls_out_of_int8_is_seen(refused: Callable[..., str], m
 
 
 def test_calibration_that_reaches_nothing(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    find = module.fields_and_ranges
+    find = module.input_ranges
 
     def without(*arguments: Any) -> Any:
-        fields, ranges = find(*arguments)
-        return fields, {name: value for name, value in ranges.items() if name != "layer1.down"}
+        return {name: value for name, value in find(*arguments).items() if name != "layer1.down"}
 
-    monkeypatch.setattr(module, "fields_and_ranges", without)
+    monkeypatch.setattr(module, "input_ranges", without)
     assert "never reached the map 'layer1.down'" in refused(ExportError)
 
 
