@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from fieldrun.checkpoint import Checkpoint
 from fieldrun.errors import CheckpointError, ExportError, InputTextError
 from fieldrun.reference import pair_features
 from fieldrun.tensors import Array
@@ -20,6 +20,11 @@ __all__ = ["SHIPPED_TEXT", "CalibrationText", "choose_texts", "input_ranges", "t
 
 _ENOUGH = 64
 SHIPPED_TEXT = Path(__file__).parent / "data" / "calibration.txt"
+
+
+class _Tokenized(Protocol):
+    @property
+    def tokenizer(self) -> bytes: ...
 
 
 def choose_texts(texts: Sequence[str] | None, count: int) -> list[str]:
@@ -69,7 +74,7 @@ class CalibrationText:
         return [text for text in texts if text not in self._hidden]
 
 
-def tokenize(checkpoint: Checkpoint, texts: Sequence[str], max_length: int) -> list[list[int]]:
+def tokenize(checkpoint: _Tokenized, texts: Sequence[str], max_length: int) -> list[list[int]]:
     """Return the token ids of `texts`, special tokens included, cut to `max_length`.
 
     Raises:
@@ -78,7 +83,7 @@ def tokenize(checkpoint: Checkpoint, texts: Sequence[str], max_length: int) -> l
     try:
         tokenizer = Tokenizer.from_str(checkpoint.tokenizer.decode("utf-8"))
     except Exception as error:  # tokenizers raises plain Exception
-        raise CheckpointError(f"tokenizer.json cannot be used: {error}; restore the teacher's") from error
+        raise CheckpointError(f"tokenizer.json cannot be used: {error}; restore it") from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]

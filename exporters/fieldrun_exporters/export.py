@@ -34,6 +34,7 @@ from .deployed import Deployed, PassReport
 from .drop import accuracy_drop, check_drop, check_tasks
 from .golden import golden_replies
 from .graph import WEIGHTS_FILE, field_graph, op_histogram, pair_graph
+from .imported import export_imported, imported_kind
 from .parity import BucketParity, check_pairs, check_parity, open_session
 from .passes.fold import fold
 from .passes.fp16 import fp16
@@ -93,7 +94,8 @@ def export(
     """Export a checkpoint as a bundle and prove it.
 
     Args:
-        checkpoint: a checkpoint folder, or `"reference"`.
+        checkpoint: a checkpoint folder, or `"reference"`; or a folder that `fieldrun import-encoder` made, or one with
+            a foreign `model.onnx` and its `tokenizer.json`.
         out: the bundle folder to write; must not exist.
         recipe: a shipped recipe's name or the path of a `.toml` file.
         calibration: real texts, at least 16, to calibrate and compare on; a shipped sample when None.
@@ -113,6 +115,20 @@ def export(
     if os.path.lexists(out):
         raise OutputExists(f"{out} exists; choose another folder or delete it first")
     plan = load_recipe(recipe)
+    kind = imported_kind(checkpoint)
+    if kind is not None:
+        if data or max_drop is not None:
+            raise UsageError("an imported model has no heads whose accuracy could drop; leave out data and max_drop")
+        written, changed = export_imported(kind, checkpoint, out, plan, calibration, report)
+        return ExportReport(
+            path=out,
+            recipe=plan.name,
+            bytes=written.bytes,
+            passes=tuple(changed),
+            parity=written.parity,
+            operators=written.operators,
+            proof=written.proof,
+        )
     report("read", 0, 1)
     source = original = Checkpoint.load(checkpoint)
     if plan.prunes and calibration is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fieldrun.bundle import Bucket, Network
+from fieldrun.bundle import Bucket, GraphNetwork, Network
 from fieldrun.errors import MissingDependency, ParityError
 from fieldrun.packing import expand
 from fieldrun.reference import head_logits, pair_features
@@ -82,7 +82,7 @@ class _WithTable:
 
 
 def run_bucket(
-    session: Any, network: Network, bucket: Bucket, sequences: Sequence[Sequence[int]]
+    session: Any, network: Network | GraphNetwork, bucket: Bucket, sequences: Sequence[Sequence[int]]
 ) -> tuple[Array, Array]:
     """Run `sequences` through one bucket, filling the last batch with copies; return field and logits, one row each."""
     outputs = []
@@ -96,7 +96,7 @@ def run_bucket(
 
 def check_parity(
     folder: Path,
-    network: Network,
+    network: Network | GraphNetwork,
     buckets: Sequence[Bucket],
     sequences: Sequence[Sequence[int]],
     expected: Array,
@@ -108,7 +108,7 @@ def check_parity(
 
     Args:
         folder: where the graphs are.
-        network: the deployed student.
+        network: the deployed student, or what only its graphs describe.
         buckets: all of them; every text runs through every bucket that it fits in.
         sequences: token ids of real text, special tokens included.
         expected: the reference's field of every sequence, `(n, dim)`.

@@ -1,7 +1,8 @@
 """Precision: which part of a student is stored and computed in which type, and what the types are.
 
 Parts are the blocks of the table, `offset<k>` for every window offset (`offset-1`, `offset0`, ...) and `ngrams`, and
-the dense layers `mixer`, `hidden`, `output` (the field and all single heads) and `pairs`. A rule for a part goes before
+the dense layers `mixer`, `hidden`, `output` (the field and all single heads) and `pairs`; of an imported encoder, the
+dense maps `qkv`, `attention`, `up` and `down` of all its layers. A rule for a part goes before
 one for its kind, `tables` or `dense`, and that before `default`. `pairs` goes with `output` unless it has its own rule.
 """
 
@@ -20,6 +21,7 @@ _MIXTURES = {"mixt2": 2, "mixt3": 3, "mixt4": 4}
 _DENSE = ("fp32", "fp16", "int8", "int8-weights", "int4", *_MIXTURES)
 _KINDS = {"tables": _TABLES, "dense": _DENSE}
 _LAYERS = ("mixer", "hidden", "output", "pairs")
+_MAPS = ("qkv", "attention", "up", "down")
 _BLOCK = re.compile(r"offset(0|-?[1-9][0-9]?)|ngrams")
 _PALETTE = re.compile(r"palette([0-9]+)(?:x([0-9]+))?")
 _SPLIT = re.compile(r"([^:+]+):([1-9][0-9]?)%\+([^:+]+)")
@@ -94,7 +96,7 @@ class Precision:
     def __init__(self, rules: Mapping[str, object] | None = None) -> None:
         self.rules: dict[str, str] = {}
         for name, value in (rules or {}).items():
-            if name not in ("default", *_KINDS, *_LAYERS) and not _BLOCK.fullmatch(name):
+            if name not in ("default", *_KINDS, *_LAYERS, *_MAPS) and not _BLOCK.fullmatch(name):
                 known = ", ".join(("default", *_KINDS, *_LAYERS))
                 raise RecipeError(f"precision has the unknown part {name!r}; known: {known}, offset<k>, ngrams")
             if not isinstance(value, str):
@@ -104,7 +106,7 @@ class Precision:
 
     def of(self, part: str) -> str:
         """Return the type of `part`, a block of the table or a dense layer."""
-        kind = "dense" if part in _LAYERS else "tables"
+        kind = "dense" if part in (*_LAYERS, *_MAPS) else "tables"
         names = (part, *(["output"] if part == "pairs" else []), kind, "default")
         return next((self.rules[name] for name in names if name in self.rules), "fp32")
 
@@ -154,7 +156,7 @@ def _check(name: str, value: str) -> None:
         return
     if Palette.of(value) is not None:
         return
-    kind = "dense" if name in _LAYERS else name if name in _KINDS else "tables"
+    kind = "dense" if name in (*_LAYERS, *_MAPS) else name if name in _KINDS else "tables"
     known = tuple(v for v in _TABLES if v in _DENSE) if name == "default" else _KINDS[kind]
     if value not in known:
         raise RecipeError(f"precision.{name} must be one of {', '.join(known)} or palette<K>, not {value!r}")

@@ -4,7 +4,7 @@
 |---|---|
 | `manifest.json` | schema, recipe, network, buckets, tasks, licence, provenance, sha256 of itself and of every file |
 | `weights.safetensors` | every weight once: external data of the graphs, and what the NumPy engine maps |
-| `b<batch>-l<length>.onnx` | ids (see `Network.frame`) -> field and logits in one, `(batch, 256 + labels) float32` |
+| `b<batch>-l<length>.onnx` | ids (see `frame`) -> field and logits in one, `(batch, dim + labels) float32` |
 | `pair-b<batch>.onnx` | a, b `(batch, 256) float32` -> logits `(batch, pair labels) float32`; only with pair tasks |
 | `tokenizer.json` | the Rust tokenizer |
 | `golden.json` | texts with the fields and scores that the export measured |
@@ -38,6 +38,7 @@ __all__ = [
     "SCHEMA",
     "Bucket",
     "Bundle",
+    "GraphNetwork",
     "Manifest",
     "Network",
     "TaskSpec",
@@ -127,8 +128,38 @@ class TaskSpec:
         )
 
 
+class _Framed:
+    """How token ids are laid out for a graph."""
+
+    __slots__ = ()
+
+    @property
+    def pad_id(self) -> int:
+        """The token id of padding."""
+        return 0
+
+    @property
+    def margins(self) -> tuple[int, int]:
+        """The padding positions before and after the tokens of a graph's input."""
+        return 0, 0
+
+    def frame(self, sequences: Sequence[Sequence[int]], batch: int, length: int) -> Array:
+        """Return token ids as a graph of `length` tokens takes them, `(batch, left + length + right) int32`.
+
+        They start after the left margin; the rest is padding. Rows that `sequences` does not fill are copies of its
+        first. No sequence is longer than `length`.
+        """
+        left, right = self.margins
+        ids = np.full((batch, left + length + right), self.pad_id, np.int32)
+        for row, sequence in enumerate(sequences):
+            ids[row, left : left + len(sequence)] = sequence
+        if len(sequences) < batch:
+            ids[len(sequences) :] = ids[0]
+        return ids
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Network:
+class Network(_Framed):
     """The deployed student's shape: `shifts` are the token positions a row index is computed from, in order.
 
     `hidden`, `mixer_kernel` and `mixer_width` are 0 for a student without that layer.
@@ -166,19 +197,25 @@ class Network:
         """The padding positions before and after the tokens of a graph's input."""
         return max(0, -min(self.shifts)), max(0, max(self.shifts)) + max(1, self.mixer_kernel) - 1
 
-    def frame(self, sequences: Sequence[Sequence[int]], batch: int, length: int) -> Array:
-        """Return token ids as a graph of `length` tokens takes them, `(batch, left + length + right) int32`.
 
-        They start after the left margin; the rest is padding, id 0. Rows that `sequences` does not fill are copies of
-        its first. No sequence is longer than `length`.
-        """
-        left, right = self.margins
-        ids = np.zeros((batch, left + length + right), np.int32)
-        for row, sequence in enumerate(sequences):
-            ids[row, left : left + len(sequence)] = sequence
-        if len(sequences) < batch:
-            ids[len(sequences) :] = ids[0]
-        return ids
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphNetwork(_Framed):
+    """Any network that only its graphs describe, such as an imported encoder: ids -> field, without margins."""
+
+    form: str = "graph"
+    vocab_size: int
+    field_dim: int
+    parameters: int
+    pad_id: int = 0
+
+    def __post_init__(self) -> None:
+        if self.form != "graph":
+            raise BundleError(f"network.form must be 'graph', not {self.form!r}; upgrade fieldrun or export again")
+        for name in ("vocab_size", "field_dim", "parameters"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise BundleError(f"network.{name} must be a positive integer")
+        if type(self.pad_id) is not int or not 0 <= self.pad_id < self.vocab_size:
+            raise BundleError(f"network.pad_id must be within the vocabulary, not {self.pad_id!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +226,7 @@ class Manifest:
     name: str
     fieldrun: str
     recipe: Mapping[str, Any]
-    network: Network
+    network: Network | GraphNetwork
     buckets: tuple[Bucket, ...]
     pair_graphs: Mapping[int, str]
     tasks: tuple[TaskSpec, ...]
@@ -258,7 +295,8 @@ class Manifest:
             raise IntegrityError(f"{path} was changed after the export; copy it again or export again")
         del value["sha256"]
         try:
-            value["network"] = from_mapping(Network, value["network"], "manifest.network", BundleError)
+            form = GraphNetwork if "form" in value["network"] else Network  # a look-up network names no form
+            value["network"] = from_mapping(form, value["network"], "manifest.network", BundleError)
             value["buckets"] = tuple(from_mapping(Bucket, b, "manifest.buckets", BundleError) for b in value["buckets"])
             value["tasks"] = tuple(from_mapping(TaskSpec, t, "manifest.tasks", BundleError) for t in value["tasks"])
             value["pair_graphs"] = {int(batch): str(graph) for batch, graph in value["pair_graphs"].items()}

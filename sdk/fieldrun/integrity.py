@@ -67,7 +67,8 @@ def read_schema(path: Path, schema: int, keys: Collection[str], error: type[Fiel
             f"{path} has schema {value['schema']}, this fieldrun reads {schema}: pip install --upgrade fieldrun"
         )
     if 0 < value["schema"] < schema:
-        again = "export the checkpoint again" if error is BundleError else "train again"
+        again = "import it again" if path.name == "encoder.json" else "train again"
+        again = "export the checkpoint again" if error is BundleError else again
         raise error(
             f"{path} has schema {value['schema']}, this fieldrun reads {schema}; {again}, or use the older fieldrun"
         )
@@ -101,4 +102,5 @@ def _check_file(folder: Path, root: Path, name: str, entry: FileEntry, error: ty
 
 
 def _kind(path: Path) -> str:
-    return "checkpoint" if path.name == "student.json" else "bundle"
+    kinds = {"student.json": "checkpoint", "encoder.json": "encoder checkpoint"}
+    return kinds.get(path.name, "bundle")

@@ -37,6 +37,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_BF16 = np.dtype("<u2")  # NumPy has no bfloat16: it is the upper half of a float32
 
 
 def shortest(x: np.float32) -> float:
@@ -72,7 +73,7 @@ def _entries(path: Path) -> tuple[dict[str, tuple[np.dtype[Any], tuple[int, ...]
         if name == "__metadata__":
             continue
         try:
-            dtype = _DTYPES[entry["dtype"]]
+            dtype = _BF16 if entry["dtype"] == "BF16" else _DTYPES[entry["dtype"]]
             shape = tuple(entry["shape"])
             start, stop = entry["data_offsets"]
             if any(type(n) is not int or n < 0 for n in (*shape, start, stop)):
@@ -97,6 +98,8 @@ def _entries(path: Path) -> tuple[dict[str, tuple[np.dtype[Any], tuple[int, ...]
 def read_tensors(path: Path) -> dict[str, Array]:
     """Map the safetensors file at `path`; return its tensors as read-only arrays that share the mapping.
 
+    Only bfloat16 tensors, which foreign files have, are copied: they become float32.
+
     Raises:
         ValueError: the file is not a safetensors file, is truncated, or has overlapping tensors; the message names it.
         OSError: the file cannot be opened.
@@ -109,7 +112,8 @@ def read_tensors(path: Path) -> dict[str, Array]:
     tensors: dict[str, Array] = {}
     for name, (dtype, shape, start, stop) in entries.items():
         count = (stop - start) // dtype.itemsize
-        tensors[name] = np.frombuffer(mapped, dtype, count, data_start + start).reshape(shape)
+        tensor = np.frombuffer(mapped, dtype, count, data_start + start).reshape(shape)
+        tensors[name] = (tensor.astype(np.uint32) << 16).view(np.float32) if dtype == _BF16 else tensor
     return tensors
 
 

@@ -6,12 +6,12 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from fieldrun.bundle import Bundle
-from fieldrun.errors import BundleError, UnknownName
+from fieldrun.bundle import Bundle, GraphNetwork, Network
+from fieldrun.errors import BundleError, EngineError, UnknownName
 from fieldrun.packing import expand
 from fieldrun.tensors import Array, read_tensors
 
-__all__ = ["ENGINES", "Engine", "UnpaddedEngine", "map_weights", "open_engine"]
+__all__ = ["ENGINES", "Engine", "UnpaddedEngine", "lookup_network", "map_weights", "open_engine"]
 
 ENGINES = {
     "native": "fieldrun_runtimes.engines.native_engine:NativeEngine",
@@ -65,8 +65,23 @@ def open_engine(name: str, bundle: Bundle, threads: int, weights: Mapping[str, A
 
 
 def map_weights(bundle: Bundle) -> dict[str, Array]:
-    """Map `weights.safetensors` of `bundle` and expand what is packed; `BundleError` when it is not what it says."""
+    """Map `weights.safetensors` of `bundle` and expand what is packed; `BundleError` when it is not what it says.
+
+    Nothing is mapped of a bundle that is nothing but graphs: the engine that runs these maps their weights itself.
+    """
+    if isinstance(bundle.manifest.network, GraphNetwork):
+        return {}
     try:
         return expand(read_tensors(bundle.path / "weights.safetensors"))
     except ValueError as error:
         raise BundleError(f"{bundle.path}: weights.safetensors cannot be used ({error}); copy it again") from error
+
+
+def lookup_network(bundle: Bundle, engine: str) -> Network:
+    """Return the look-up network of `bundle`; `EngineError` when it is a graph, which `engine` does not run."""
+    network = bundle.manifest.network
+    if isinstance(network, GraphNetwork):
+        raise EngineError(
+            f"{bundle.path} is an ONNX graph, which the engine {engine!r} does not run; use engine='onnxruntime'"
+        )
+    return network

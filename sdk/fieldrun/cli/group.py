@@ -25,6 +25,7 @@ COMMANDS = {
     "verify": "fieldrun.cli.verify:verify",
     "fit": "fieldrun.cli.fit:fit",
     "export": "fieldrun.cli.export:export",
+    "import-encoder": "fieldrun.cli.import_encoder:import_encoder",
     "search": "fieldrun.cli.search:search",
     "distill": "fieldrun.cli.distill:distill",
     "doctor": "fieldrun.cli.doctor:doctor",

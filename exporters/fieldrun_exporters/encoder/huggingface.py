@@ -1,0 +1,213 @@
+"""Read what a Hugging Face folder of the BERT family says: settings, weights, tokenizer, licence, hashes.
+
+Nothing is unpickled and no code of the folder runs. What the importer does not know is refused by name: a setting that
+it overlooked would change every field.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from fieldrun.errors import CheckpointError
+from fieldrun.storage import read_json, sha256_file
+from fieldrun.tensors import Array, read_tensors
+
+__all__ = ["read_licence", "read_pooling", "read_settings", "read_weights", "source_hashes"]
+
+_EXPECTED: Mapping[str, tuple[Any, ...]] = {
+    "model_type": ("bert",),
+    "hidden_act": ("gelu",),
+    "position_embedding_type": ("absolute", None),
+    "is_decoder": (False, None),
+    "add_cross_attention": (False, None),
+    "pad_token_id": (0,),
+}
+_DEFAULTS: Mapping[str, Any] = {  # of transformers.BertConfig, which leaves out what equals them
+    "hidden_act": "gelu",
+    "pad_token_id": 0,
+    "layer_norm_eps": 1e-12,
+}
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "max_positions": "max_position_embeddings",
+}
+_LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias)")
+_MAPS = {
+    "attention.self.query": "query",
+    "attention.self.key": "key",
+    "attention.self.value": "value",
+    "attention.output.dense": "attention",
+    "attention.output.LayerNorm": "attention_norm",
+    "intermediate.dense": "up",
+    "output.dense": "down",
+    "output.LayerNorm": "output_norm",
+}
+_EMBEDDINGS = {
+    "embeddings.word_embeddings.weight": "embeddings.word",
+    "embeddings.position_embeddings.weight": "embeddings.position",
+    "embeddings.LayerNorm.weight": "embeddings.norm.weight",
+    "embeddings.LayerNorm.bias": "embeddings.norm.bias",
+}
+_TYPES = "embeddings.token_type_embeddings.weight"
+_IGNORED = ("pooler.", "cls.", "classifier.", "embeddings.position_ids", "embeddings.token_type_ids")
+_MODULES = ("Transformer", "Pooling", "Normalize")
+_LICENCE = re.compile(r"^licen[sc]e:[ \t]*['\"]?([^'\"\s#]+)", re.MULTILINE)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return the sizes and the epsilon of `config.json`, under the names of `EncoderConfig`.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, lacks a setting, or has one that is not BERT's.
+    """
+    config = _object(folder / "config.json")
+    if "auto_map" in config:
+        raise CheckpointError(f"{folder}: config.json has auto_map, a model with code of its own; only BERT is read")
+    for name, allowed in _EXPECTED.items():
+        value = config.get(name, _DEFAULTS.get(name))
+        if not any(type(value) is type(known) and value == known for known in allowed):
+            raise CheckpointError(
+                f"{folder}: config.json has {name} {value!r}; only {allowed[0]!r} is read. "
+                "For another architecture export ONNX and give that folder to 'fieldrun export'"
+            )
+    settings: dict[str, Any] = {}
+    for ours, name in _SIZES.items():
+        value = config.get(name)
+        if type(value) is not int or value < 1:
+            raise CheckpointError(f"{folder}: config.json must have {name}, a positive integer, not {value!r}")
+        settings[ours] = value
+    if settings["hidden"] % settings["heads"]:
+        raise CheckpointError(f"{folder}: config.json has a hidden_size that num_attention_heads does not divide")
+    epsilon = config.get("layer_norm_eps", _DEFAULTS["layer_norm_eps"])
+    if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+        raise CheckpointError(f"{folder}: config.json must have layer_norm_eps within 0..1, not {epsilon!r}")
+    return settings | {"epsilon": float(epsilon)}
+
+
+def read_pooling(folder: Path) -> tuple[str, bool]:
+    """Return how sentence-transformers pools: `"mean"` or `"cls"`, and whether it normalises; mean alone if unsaid.
+
+    Raises:
+        CheckpointError: a module or a way of pooling that is not known.
+    """
+    where, normalize = "1_Pooling", False
+    if (folder / "modules.json").is_file():
+        try:
+            modules = read_json(folder / "modules.json")
+            kinds = [(str(m["type"]).rsplit(".", 1)[-1], str(m["path"])) for m in modules]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder}: modules.json is not a list of modules ({error}); restore it") from error
+        if tuple(kind for kind, _ in kinds) not in (_MODULES, _MODULES[:2]):
+            named = ", ".join(kind for kind, _ in kinds)
+            raise CheckpointError(f"{folder}: modules.json has {named}; only {', '.join(_MODULES)} is read")
+        normalize = any(kind == "Normalize" for kind, _ in kinds)
+        where = next((path for kind, path in kinds if kind == "Pooling"), where)
+    if PurePosixPath(where).is_absolute() or ".." in PurePosixPath(where).parts:
+        raise CheckpointError(f"{folder}: modules.json has the path {where!r}, which leaves the folder")
+    if not (folder / where / "config.json").is_file():
+        return "mean", normalize
+    config = _object(folder / where / "config.json")
+    chosen = [name.removeprefix("pooling_mode_") for name, on in config.items() if name[:13] == "pooling_mode_" and on]
+    chosen += [str(config["pooling_mode"])] if "pooling_mode" in config else []
+    pooling = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls"}.get(chosen[0] if chosen else "")
+    if pooling is None or len(chosen) > 1:
+        raise CheckpointError(
+            f"{folder}: {where}/config.json pools by {' and '.join(chosen) or 'nothing'}; only mean_tokens or "
+            "cls_token is read"
+        )
+    return pooling, normalize
+
+
+def read_weights(folder: Path, layers: int) -> dict[str, Array]:
+    """Return the weights of `model.safetensors` or of all its shards, float32, under the names of `Encoder`.
+
+    Linear weights are transposed to (inputs, outputs). A `bert.` prefix is taken off; pooler and heads are left out.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or a tensor is missing, unknown or not float.
+    """
+    stored: dict[str, Array] = {}
+    for file in _weight_files(folder):
+        try:
+            stored |= read_tensors(file)
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"{folder}: {error}; download it again") from error
+    if any(name.startswith("bert.") for name in stored):
+        stored = {n.removeprefix("bert."): t for n, t in stored.items() if n.startswith("bert.")}
+    tensors: dict[str, Array] = {}
+    for name, tensor in stored.items():
+        found = _LAYER.fullmatch(name)
+        if name in _EMBEDDINGS:
+            target, value = _EMBEDDINGS[name], tensor
+        elif name == _TYPES:
+            target, value = "embeddings.type", tensor[:1].reshape(-1)  # a single text is all of type 0
+        elif found is not None and found[2] in _MAPS:
+            target = f"layer{int(found[1])}.{_MAPS[found[2]]}.{found[3]}"
+            value = tensor.T if tensor.ndim == 2 else tensor
+        elif name.startswith(_IGNORED):
+            continue
+        else:
+            raise CheckpointError(f"{folder}: the weights have the tensor {name!r}, which no BERT encoder has")
+        if tensor.dtype.kind != "f":
+            raise CheckpointError(f"{folder}: tensor {name!r} has dtype {tensor.dtype}, expected a float")
+        tensors[target] = np.ascontiguousarray(value, np.float32)
+    beyond = [n for n in tensors if n.startswith("layer") and int(n[5:].split(".")[0]) >= layers]
+    if beyond:
+        raise CheckpointError(f"{folder}: the weights have {beyond[0]!r}, config.json only {layers} layers")
+    return tensors
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if index.is_file():
+        shards = _object(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards or not all(isinstance(n, str) for n in shards.values()):
+            raise CheckpointError(f"{index} has no weight_map; download it again")
+        names = sorted(set(shards.values()))
+        for name in names:
+            if PurePosixPath(name).name != name or not (folder / name).is_file():
+                raise CheckpointError(f"{folder} lacks the shard {name!r} that {index.name} lists; download it")
+        return [folder / name for name in names]
+    if any(folder.glob("*.bin")):
+        raise CheckpointError(f"{folder} has its weights as a pickle, which can run code; convert it to safetensors")
+    raise CheckpointError(f"{folder} has no model.safetensors; give a Hugging Face folder with one")
+
+
+def read_licence(folder: Path) -> str:
+    """Return the licence that the model card's metadata (`README.md`, YAML front matter) states, else `"unstated"`."""
+    try:
+        text = (folder / "README.md").read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return "unstated"
+    parts = text.split("---", 2)
+    found = _LICENCE.search(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    return found[1] if found else "unstated"
+
+
+def source_hashes(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file that an import reads, by its name."""
+    names = ["config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json", "README.md"]
+    names += ["model.safetensors.index.json", *(path.name for path in _weight_files(folder))]
+    return {name: sha256_file(folder / name) for name in sorted(names) if (folder / name).is_file()}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        value = read_json(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent} has no {path.name}; give a Hugging Face folder") from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path.parent}: {error}; download it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold an object, not {type(value).__name__}; download it again")
+    return value
