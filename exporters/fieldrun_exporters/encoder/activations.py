@@ -18,7 +18,7 @@ from fieldrun.tensors import Array
 
 from .model import Encoder, forward
 
-__all__ = ["Moments", "accumulate", "by_length"]
+__all__ = ["Moments", "accumulate", "by_length", "map_errors"]
 
 _BATCH = 16
 
@@ -106,6 +106,23 @@ def accumulate(
         mean={name: total / tokens for name, total in mean.items()},
         within={name: total / tokens for name, total in within.items()},
     )
+
+
+def map_errors(name: str, before: Array, after: Array, moments: Moments | None) -> dict[str, float]:
+    """Return how far the weight `after` of the map `name` is from `before`, as relative root mean squares.
+
+    `weight_error` of the numbers, and with `moments` `output_error` of what the map gives on the calibration text.
+    `name` is that of the weight, `layer<k>.<map>.weight`; both are `(inputs, outputs)`.
+    """
+    step, old = np.asarray(before - after, np.float64), before.astype(np.float64)
+    size = float(np.square(old).sum())
+    errors = {"weight_error": float(np.sqrt(np.square(step).sum() / size)) if size else 0.0}
+    if moments is not None:
+        layer, own, _ = name.split(".")
+        R = moments.second[f"{layer}.{'query' if own in ('key', 'value') else own}"]
+        output = float(np.sum(old * (R @ old)))
+        errors["output_error"] = float(np.sqrt(max(float(np.sum(step * (R @ step))), 0.0) / output)) if output else 0.0
+    return errors
 
 
 def _add(totals: dict[str, Array], name: str, value: Array) -> None:
