@@ -224,7 +224,8 @@ class Study:
         def made_up() -> tuple[Encoder, Result]:
             encoder, facts = dropped()
             ids, states = self.tuning()
-            last = late(self.encoder.config.layers - len(layers))[-len(layers) :]
+            left = encoder.config.layers
+            last = list(range(max(0, left - len(layers)), left))
             encoder, report = recover_dropped(encoder, last, ids, states, self.plans["drop"], _progress())
             return encoder, facts | {"tuned_layers": last, "held_out": dict(report.changed["field"])}
 
