@@ -131,7 +131,8 @@ class Study:
 
     def lowrank(self) -> Result:
         """A3 as published and with exact biases, and the two SVDs, at every ratio."""
-        dense, variants = self.dense(), {}
+        dense = self.dense()
+        variants: Result = {}
         for ratio in RATIOS[1:2] if self.quick else RATIOS:
             for method in METHODS:
                 name = f"{method}, {ratio:.0%}"
@@ -149,7 +150,8 @@ class Study:
 
     def cluster(self) -> Result:
         """Few values per matrix, untuned and with tuned centroids."""
-        dense, variants = self.dense(), {}
+        dense = self.dense()
+        variants: Result = {}
         plan = self.plans["cluster"]
         for entries in ENTRIES[:1] if self.quick else ENTRIES:
 
@@ -161,7 +163,7 @@ class Study:
                 _, clustering, facts = self.clustering(entries)
                 ids, states = self.tuning()
                 encoder, _, report = tune(self.encoder, clustering, ids, states, plan, _progress())
-                return encoder, facts | {"held_out": dict(report.changed["field"])}
+                return encoder, _only_sizes(facts) | {"held_out": dict(report.changed["field"])}
 
             before = self.variant(f"cluster: {entries}", untuned)
             after = self.variant(f"cluster: {entries} tuned", tuned)
@@ -182,7 +184,7 @@ class Study:
         """The labels' values changed, with order kept or broken, by groups of layers; against untuned clusters."""
         dense = self.dense()
         base = self.variant(f"cluster: {_REORDERED}", lambda: self.clustering(_REORDERED)[::2])
-        variants = {}
+        variants: Result = {}
         for group, layers in groups(self.encoder.config.layers).items():
             for order in ORDERS:
                 for seed in SEEDS[:1] if self.quick else SEEDS:
@@ -199,7 +201,8 @@ class Study:
 
     def mixt(self) -> Result:
         """Mixtures in the last third of the blocks, started and recovered; the same blocks dropped."""
-        dense, variants, layers = self.dense(), {}, late(self.encoder.config.layers)
+        dense, layers = self.dense(), late(self.encoder.config.layers)
+        variants: Result = {}
         whole = block_parameters(self.encoder)
         for branches in BRANCHES[:1] if self.quick else BRANCHES:
 
@@ -211,7 +214,8 @@ class Study:
                 _, mixture, report = mixt(self.encoder, branches, layers, None, _progress())
                 ids, states = self.tuning()
                 encoder, _, gained = recover(self.encoder, mixture, ids, states, self.plans["mixt"], _progress())
-                return encoder, _facts(report.changed, whole) | {"held_out": dict(gained.changed["field"])}
+                sizes = _only_sizes(_facts(report.changed, whole))  # the errors are those of the start
+                return encoder, sizes | {"held_out": dict(gained.changed["field"])}
 
             for name, make in ((f"mixt {branches}", start), (f"mixt {branches} recovered", back)):
                 variants[name] = self.shown(self.variant(f"mixt: {name}", make), dense)
@@ -293,6 +297,10 @@ def _facts(changed: Mapping[str, Mapping[str, Any]], whole: int | None = None) -
         if values:
             facts[f"mean_{error}"] = round(sum(values) / len(values), 5)
     return facts
+
+
+def _only_sizes(facts: Result) -> Result:
+    return {name: value for name, value in facts.items() if not name.startswith("mean_")}
 
 
 def _named(encoder: str) -> tuple[str, Path]:

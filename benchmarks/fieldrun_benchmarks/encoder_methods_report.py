@@ -101,12 +101,11 @@ def _share(entry: Record) -> str:
 
 def _lowrank(record: Record) -> list[str]:
     tasks = list(record["dense"]["tasks"])
-    rows = [["dense", "100", "", *_quality(record["dense"], tasks)]]
+    rows = [["dense", "100", *_quality(record["dense"], tasks)]]
     for entry in record["variants"].values():
-        error = entry.get("facts", {}).get("mean_output_error")
         name = f"{_METHODS[entry['method']]}, {entry['ratio']:.0%}"
-        rows.append([name, _share(entry), "" if error is None else f"{error:.3f}", *_quality(entry, tasks)])
-    return _table(["Method, taken away", "numbers left, %", "mean output error", *_columns(tasks)], rows)
+        rows.append([name, _share(entry), *_quality(entry, tasks)])
+    return _table(["Method, taken away", "numbers left, %", *_columns(tasks)], rows)
 
 
 def _cluster(record: Record) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from fieldrun_exporters.encoder.network import fields
 
 from .paired import difference, scored
 
-__all__ = ["PROBES", "Limits", "Probe", "Suite", "Tokens", "judge", "read_suite", "recovered", "summary"]
+__all__ = ["PROBES", "Limits", "Probe", "Suite", "Tokens", "judge", "read_suite", "recovered", "resampled", "summary"]
 
 PROBES = {"trec": "test.tsv", "sst2": "dev.tsv", "banking77": "test.tsv"}
 SIMILARITY = "stsb"
@@ -125,7 +125,8 @@ def read_suite(data: Path, limits: Limits) -> Suite:
         raise DatasetError(f"{similarity.path}: a grade is not a number ({error}); correct it") from error
     hashes = {f"{SIMILARITY}/dev.tsv": str(similarity.sha256)}
     reported = {text for i in range(len(similarity)) for text in _sides(similarity, i)}
-    probes, trains = {}, {SIMILARITY: read_tsv(data / SIMILARITY / "train.tsv")}
+    probes: dict[str, Probe] = {}
+    trains = {SIMILARITY: read_tsv(data / SIMILARITY / "train.tsv")}
     for task, file in PROBES.items():
         train, report = read_tsv(data / task / "train.tsv"), read_tsv(data / task / file)
         rows, asked = _drawn(len(train), limits.train), _drawn(len(report), limits.report)
@@ -164,7 +165,8 @@ def _drawn(rows: int, most: int | None) -> list[int]:
 
 def _mixed(free: Mapping[str, Sequence[str]], count: int, seed: int) -> list[str]:
     """Return `count` different texts, as many of each set."""
-    rng, found = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    found: list[str] = []
     for texts in free.values():
         different = list(dict.fromkeys(texts))
         found += [different[i] for i in rng.permutation(len(different))[: -(-count // len(free))]]
@@ -233,20 +235,42 @@ def _probed(found: Array, probe: Probe) -> dict[str, Any]:
     return scored(np.array(hits)) | {"strength": head.about["strength"]}
 
 
-def _resampled(cosines: Sequence[float], grades: Sequence[float]) -> Array:
-    """Return Spearman's correlation over `_DRAWS` draws of the pairs, the same draws for equally many pairs."""
-    a, b = np.asarray(cosines), np.asarray(grades)
-    rng = np.random.default_rng(0)
-    draws = []
-    for _ in range(_DRAWS):
-        rows = rng.integers(0, len(a), len(a))
-        draws.append(spearman(a[rows], b[rows]))
-    return np.array(draws)
+def resampled(cosines: Sequence[float], grades: Sequence[float]) -> Array:
+    """Return Spearman's correlation over 1,000 draws of the pairs, `(draws,)`: the same draws for equally many pairs.
+
+    A draw is how often each pair is in it, so that its average ranks are running sums over the sorted values, and no
+    draw has to be sorted.
+    """
+    counts = _draws(len(grades))
+    x, y = (
+        _average_ranks(np.asarray(values, np.float64), counts) - (len(grades) + 1) / 2 for values in (cosines, grades)
+    )
+    norm = np.sqrt((counts * x * x).sum(1) * (counts * y * y).sum(1))
+    correlations: Array = (counts * x * y).sum(1) / np.maximum(norm, 1e-12)
+    return correlations
+
+
+@lru_cache(maxsize=1)
+def _draws(pairs: int) -> Array:
+    """Return how often each pair is in each draw with replacement, `(draws, pairs) float64`."""
+    rows = np.random.default_rng(0).integers(0, pairs, (_DRAWS, pairs)) + pairs * np.arange(_DRAWS)[:, None]
+    return np.bincount(rows.ravel(), minlength=_DRAWS * pairs).reshape(_DRAWS, pairs).astype(np.float64)
+
+
+def _average_ranks(values: Array, counts: Array) -> Array:
+    """Return the rank of each of `values (n,)` in every draw, equal ones sharing the mean of theirs, `(draws, n)`."""
+    _, first, group = np.unique(np.sort(values), return_index=True, return_inverse=True)
+    order = np.argsort(values, kind="stable")
+    together = np.add.reduceat(counts[:, order], first, axis=1)
+    ranks = np.cumsum(together, axis=1) - (together - 1) / 2
+    out = np.empty_like(counts)
+    out[:, order] = ranks[:, group.reshape(-1)]
+    return out
 
 
 def summary(found: Mapping[str, Any], base: Mapping[str, Any], suite: Suite) -> dict[str, Any]:
     """Return figures with intervals of one encoder, and what it differs by from `base` on the very same rows."""
-    own, other = (_resampled(each["cosines"], suite.grades) for each in (found, base))
+    own, other = (resampled(each["cosines"], suite.grades) for each in (found, base))
     value, first = (spearman(each["cosines"], suite.grades) for each in (found, base))
     result: dict[str, Any] = {
         "stsb": {
@@ -260,7 +284,8 @@ def summary(found: Mapping[str, Any], base: Mapping[str, Any], suite: Suite) -> 
     if "field" in found:
         result["field"] = {name: round(v, 6) for name, v in found["field"].items()}
     if "tasks" in found:
-        changes, result["tasks"] = {}, {}
+        changes: dict[str, Array] = {}
+        result["tasks"] = {}
         for task, entry in found["tasks"].items():
             changes[task] = _hits(entry) - _hits(base["tasks"][task])
             change = difference([changes[task]])
@@ -286,7 +311,7 @@ def recovered(tuned: Mapping[str, Any], untuned: Mapping[str, Any], base: Mappin
 
     The share of STS-B is None where the gap's own interval holds 0: there is nothing that could be closed.
     """
-    a, b, c = (_resampled(each["cosines"], suite.grades) for each in (tuned, untuned, base))
+    a, b, c = (resampled(each["cosines"], suite.grades) for each in (tuned, untuned, base))
     values = [spearman(each["cosines"], suite.grades) for each in (tuned, untuned, base)]
     low, high = _percentiles(c - b)
     share: dict[str, Any] = {"gap": round(values[2] - values[1], 5), "gap_ci95": [low, high], "share": None}

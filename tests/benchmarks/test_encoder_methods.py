@@ -10,10 +10,14 @@ import pytest
 from click.testing import CliRunner
 
 from fieldrun.errors import FieldrunError, UnknownName, UsageError
+from fieldrun.fit import fit_fields
+from fieldrun.metrics import spearman
 from fieldrun.storage import read_json, write_json
-from fieldrun_benchmarks import encoder_methods, encoder_methods_report
+from fieldrun.student import Head
+from fieldrun.tensors import Array
+from fieldrun_benchmarks import encoder_methods, encoder_methods_report, encoder_tasks
 from fieldrun_benchmarks.encoder_methods import PARTS, groups, late
-from fieldrun_benchmarks.encoder_tasks import Limits, read_suite, recovered, summary
+from fieldrun_benchmarks.encoder_tasks import Limits, Tokens, judge, read_suite, recovered, resampled, summary
 from fieldrun_benchmarks.record import read_record
 from fieldrun_exporters.encoder.model import load_encoder
 from tests.exporters.encoder.conftest import CONFIG, bert_weights, write_bert
@@ -53,7 +57,9 @@ def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str
     bert = write_bert(folder / "tiny", num_hidden_layers=3, weights=_three_layers())
     arguments = [f"Tiny={bert}", "--data", str(data), "--out", str(folder / "records"), "--work", str(folder / "work")]
     arguments += ["--threads", "1", "--quick"]
-    result = CliRunner().invoke(encoder_methods.main, arguments, catch_exceptions=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder_tasks, "fit_fields", _nearest_mean)  # its cross-validation is what takes long
+        result = CliRunner().invoke(encoder_methods.main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return arguments, folder / "records"
 
@@ -62,6 +68,13 @@ def _spearman(a: Sequence[float], b: Sequence[float]) -> float:
     """Pearson's correlation of the average ranks, by counting."""
     x, y = (np.array([(np.array(v) < one).sum() + (np.array(v) == one).sum() / 2 for one in v]) for v in (a, b))
     return float(np.corrcoef(x, y)[0, 1])
+
+
+def _nearest_mean(x: Array, labels: Sequence[str]) -> Head:
+    names = sorted(set(labels))
+    means = np.stack([x[[label == name for label in labels]].mean(0) for name in names])
+    weight, bias = means.T.astype(np.float32), (-0.5 * np.square(means).sum(1)).astype(np.float32)
+    return Head(name="probe", kind="single", labels=tuple(names), weight=weight, bias=bias, about={"strength": 1.0})
 
 
 def _three_layers() -> dict[str, np.ndarray]:
@@ -169,6 +182,30 @@ def test_a_summary_is_that_of_the_rows(data: Path) -> None:
     none = recovered(tuned, bad, bad, suite)  # no gap
     assert none["stsb"]["gap"] == 0
     assert none["stsb"]["share"] is None
+
+
+def test_draws_of_pairs_have_the_correlation_of_their_rows() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.standard_normal(40).round(1).tolist(), rng.integers(0, 6, 40).tolist()  # with ties on both sides
+    found = resampled(a, b)
+    rows = np.random.default_rng(0).integers(0, 40, (len(found), 40))
+    for draw in range(0, len(found), 50):
+        expected = spearman(np.array(a)[rows[draw]], np.array(b)[rows[draw]])
+        assert found[draw] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_probe_is_fitted_on_the_train_rows_alone(data: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(write_bert(tmp_path / "bert"))
+    suite = read_suite(data, Limits(train=40, report=30, pairs=10, calibration=8, tuning=8))
+    found, fields = judge(encoder, Tokens(suite, encoder))
+    probe = suite.probes["sst2"]
+    head = fit_fields(fields[list(probe.train)], probe.train_labels)
+    logits = fields[list(probe.report)] @ head.weight + head.bias
+    hits = [head.labels[i] == label for i, label in zip(logits.argmax(1), probe.report_labels, strict=True)]
+    assert found["tasks"]["sst2"]["accuracy"] == pytest.approx(np.mean(hits))
+    assert np.linalg.norm(fields, axis=1) == pytest.approx(1, abs=1e-5)
+    left, right = (fields[list(side)] for side in zip(*suite.pairs, strict=True))
+    assert found["cosines"] == pytest.approx((left * right).sum(1), abs=1e-5)
 
 
 def test_blocks_are_grouped_in_thirds() -> None:

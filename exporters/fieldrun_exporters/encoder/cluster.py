@@ -71,7 +71,9 @@ def cluster(
     if type(entries) is not int or not 2 <= entries <= 256:
         raise ExportError(f"cluster: a codebook has 2 to 256 values, not {entries!r}")
     names = [f"layer{k}.{name}.weight" for k in range(encoder.config.layers) for name in MAPS]
-    codes, books, changed = {}, {}, {}
+    codes: dict[str, Array] = {}
+    books: dict[str, Array] = {}
+    changed: dict[str, Mapping[str, Any]] = {}
     for number, name in enumerate(names):
         weight = encoder.tensors[name]
         with np.errstate(over="ignore"):
@@ -173,7 +175,9 @@ def reorder(
     missing = [name for name in wanted if name not in clustering.codes]
     if missing or not wanted:
         raise ExportError(f"reorder: there is no clustered weight {missing[0]!r}" if missing else "reorder: no layers")
-    tensors, errors, correlations = dict(encoder.tensors), [], []
+    tensors = dict(encoder.tensors)
+    errors: list[float] = []
+    correlations: list[float] = []
     for name in wanted:
         rng = np.random.default_rng([seed, *name.encode()])
         book, codes = clustering.books[name].astype(np.float64), clustering.codes[name]

@@ -227,7 +227,8 @@ class _Component:
     ) -> tuple[list[tuple[Array, Array]], tuple[float, float, float, float]]:
         """Return the two new maps of every head; squared error and size, of the product and of the output."""
         rank = inner_size(left.shape[2], self.ratio)
-        pairs, totals = [], np.zeros(4)
+        pairs: list[tuple[Array, Array]] = []
+        totals = np.zeros(4)
         flat, flat_c = np.eye(left.shape[1]), np.eye(right.shape[1])
         for h in range(self.heads):
             pair = best_product(left[h], right[h], R(h), C, rank)

@@ -116,7 +116,8 @@ def mixt(
     """
     _check(encoder, layers)
     names = [f"layer{k}.{name}.weight" for k in layers for name in MAPS]
-    cores, changed = {}, {}
+    cores: dict[str, Array] = {}
+    changed: dict[str, Mapping[str, Any]] = {}
     for number, name in enumerate(names):
         weight = encoder.tensors[name]
         cores[name] = fit(weight, branches).astype(np.float32)
@@ -174,7 +175,8 @@ def drop_blocks(encoder: Encoder, layers: Sequence[int]) -> tuple[Encoder, PassR
     if not kept:
         raise ExportError("drop: a block must be left; drop fewer")
     number = {f"layer{old}": f"layer{new}" for new, old in enumerate(kept)}
-    tensors, lost = {}, {}
+    tensors: dict[str, Array] = {}
+    lost: dict[str, dict[str, int]] = {}
     for name, tensor in encoder.tensors.items():
         layer, _, own = name.partition(".")
         if layer in number:
