@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -45,6 +43,7 @@ from .paired import Hits, compare, published, scored
 from .probe import Features, Floats, Integers, Moments, Probe, accumulate, fit, fit_rows
 from .record import write_record
 from .spectrum import principal, spectra
+from .stages import Stages, tell
 
 __all__ = ["DIRECTIONS", "TeacherFields", "borrow", "main", "restrict"]
 
@@ -224,25 +223,6 @@ def _scored(task: TaskData, predicted: Array, probe: Probe | None = None) -> dic
     return result
 
 
-class _Stages:
-    """Results by stage in a file of WORK, with the seconds that each took; those of other settings are dropped."""
-
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
-        self.path = path
-        kept = read_json(path) if path.exists() else {}
-        same = kept.get("identity") == json.loads(json.dumps(identity))
-        self.state: dict[str, Any] = kept if same else {"identity": identity, "values": {}, "seconds": {}}
-
-    def do(self, name: str, work: Callable[[], Any]) -> Any:
-        if name not in self.state["values"]:
-            click.echo(f"{self.path.parent.name}: {name}", err=True)
-            start = time.monotonic()
-            self.state["values"][name] = work()
-            self.state["seconds"][name] = round(time.monotonic() - start, 1)
-            write_json(self.path, self.state)
-        return self.state["values"][name]
-
-
 def _measure(
     suite: TextPool, folder: Path, work: Path, recipe: DistillRecipe, seeds: Sequence[int], student: Mapping[str, Hits]
 ) -> dict[str, Any]:
@@ -257,7 +237,7 @@ def _measure(
         "compressor": dataclasses.asdict(recipe.compressor),
     }
     work.mkdir(parents=True, exist_ok=True)
-    stages = _Stages(work / "stages.json", identity)
+    stages = Stages(work / "stages.json", identity)
 
     def read() -> Array:
         return extract_raw_field(
@@ -267,7 +247,7 @@ def _measure(
             layers=layers,
             max_tokens=recipe.teacher.max_tokens,
             dtype=dtype,
-            progress=_progress(),
+            progress=tell(),
         )
 
     stages.do("raw field", lambda: list(read().shape))
@@ -278,7 +258,7 @@ def _measure(
     methods["sentence"] = [stages.do("probe on the sentence vector", fields.sentence_probes)]
     components = stages.do("probes on principal components", fields.principal_probes)
     methods |= {f"pca{k}": [scores] for k, scores in components.items()}
-    runs = [stages.do(f"AN1 field, seed {seed}", partial(fields.an1, recipe, seed, _progress())) for seed in seeds]
+    runs = [stages.do(f"AN1 field, seed {seed}", partial(fields.an1, recipe, seed, tell())) for seed in seeds]
     methods |= {name: [run[name] for run in runs] for name in ("field_head", "field_probe")}
     kinds = {task.name: task.kind for task in suite.tasks}
     return {
@@ -291,19 +271,6 @@ def _measure(
         "spectra": spread,
         "seconds": stages.state["seconds"],
     }
-
-
-def _progress() -> Callable[[int, int], None]:
-    """Return a callback that says how far a stage is, every half minute."""
-    told = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told > 30:
-            told = time.monotonic()
-            click.echo(f"  {done:,} of {total:,}", err=True)
-
-    return progress
 
 
 def _digest(suite: TextPool) -> str:

@@ -72,6 +72,8 @@ def layer_of(module: str, contracts: frozenset[str]) -> str:
         return "measure"
     if module in (
         "fieldrun_benchmarks.an1",
+        "fieldrun_benchmarks.encoder_methods",
+        "fieldrun_benchmarks.encoder_tasks",
         "fieldrun_benchmarks.ladder",
         "fieldrun_benchmarks.rank_order",
         "fieldrun_benchmarks.trials",
