@@ -28,7 +28,7 @@ __all__ = ["verify"]
     "--record",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Also write the outcome, with what this machine is, as DIR/verify-BUNDLE-ENGINE.json; an older one is replaced.",
+    help="Also write the outcome and what this machine is to DIR/verify-BUNDLE-ENGINE.json; an older one is replaced.",
 )
 @json_option
 @click.pass_context
