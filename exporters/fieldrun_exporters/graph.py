@@ -22,7 +22,7 @@ from fieldrun.tensors import Array
 
 from .deployed import Deployed
 
-__all__ = ["OPSET", "WEIGHTS_FILE", "field_graph", "op_histogram", "pair_graph"]
+__all__ = ["OPSET", "WEIGHTS_FILE", "GraphBuilder", "field_graph", "op_histogram", "pair_graph"]
 
 OPSET = 17
 _IR_VERSION = 8
@@ -36,7 +36,7 @@ _TYPES = {
 }
 
 
-class _Builder:
+class GraphBuilder:
     """Collects nodes, inline constants and references to external weights."""
 
     def __init__(self, deployed: Deployed, offsets: Mapping[str, tuple[int, int]]) -> None:
@@ -161,7 +161,7 @@ def field_graph(
     `offsets` gives every tensor's byte offset and length in `WEIGHTS_FILE`. A packed table is a second input, `table
     (rows, width) int8`: who opens the bundle expands it (`fieldrun.packing`).
     """
-    b, net = _Builder(deployed, offsets), deployed.network
+    b, net = GraphBuilder(deployed, offsets), deployed.network
     left, right = net.margins
     extra = max(1, net.mixer_kernel) - 1  # positions after the text: padding, and so zeros after the ReLU
     positions = np.arange(length + extra)[:, None] + left + np.array(net.shifts)
@@ -208,7 +208,7 @@ def field_graph(
     return b.model(inputs, [output], f"field-b{batch}-l{length}", metadata)
 
 
-def _mean(b: _Builder, g: str, texts: str, batch: int, steps: int) -> str:
+def _mean(b: GraphBuilder, g: str, texts: str, batch: int, steps: int) -> str:
     """Return the mean of every text's rows, weighted by their scores; `g` are all rows, `texts` those per text."""
     floor = b.constant("score.floor", np.array([SCORE_FLOOR], np.float32))
     gain = b.deployed.tensors["mean.gain"]
@@ -233,7 +233,7 @@ def pair_graph(
     deployed: Deployed, offsets: Mapping[str, tuple[int, int]], batch: int, metadata: Mapping[str, str]
 ) -> onnx.ModelProto:
     """Return the graph of the pair heads: a, b `(batch, dim) float32` -> logits `(batch, labels) float32`."""
-    b, dim = _Builder(deployed, offsets), deployed.network.field_dim
+    b, dim = GraphBuilder(deployed, offsets), deployed.network.field_dim
     apart = b.op("Abs", [b.op("Sub", ["a", "b"], "a-b")], "apart")
     features = b.op("Concat", ["a", "b", apart, b.op("Mul", ["a", "b"], "product")], "features", axis=1)
     b.dense("pairs", features)
