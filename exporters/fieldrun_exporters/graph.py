@@ -45,14 +45,17 @@ class GraphBuilder:
         self.initializers: dict[str, TensorProto] = {}
 
     def op(self, kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        """Add a node with one output, `name`, and return it."""
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
     def constant(self, name: str, value: Array) -> str:
+        """Add a constant that stands in the graph's own file."""
         self.initializers[name] = numpy_helper.from_array(value, name)
         return name
 
     def weight(self, name: str) -> str:
+        """Refer to a tensor of the weights file, as it is stored."""
         tensor, (offset, length) = self.stored[name], self.offsets[name]
         proto = TensorProto(name=name, data_type=_TYPES[tensor.dtype], dims=tensor.shape)
         proto.data_location = TensorProto.EXTERNAL
@@ -145,6 +148,7 @@ class GraphBuilder:
         name: str,
         metadata: Mapping[str, str],
     ) -> onnx.ModelProto:
+        """Return the model of all that was added."""
         graph = helper.make_graph(self.nodes, name, list(inputs), list(outputs), list(self.initializers.values()))
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=_IR_VERSION)
         model.producer_name = "fieldrun"
