@@ -36,7 +36,8 @@ class Choice:
 def choose_engine(bundle: Bundle, name: str, threads: int, provider: str | None = None) -> Choice:
     """Open the engine `name` for `bundle`; `"auto"` opens the native engine, or else the faster one of the others.
 
-    With a `provider`, which is ONNX Runtime's, `"auto"` is that engine. Their measurement is a handful of interleaved calls at batch 1 on a text of about 24 tokens, some milliseconds.
+    With a `provider`, which is ONNX Runtime's, `"auto"` is that engine. The measurement is a handful of interleaved
+    calls at batch 1 on a text of about 24 tokens, some milliseconds.
 
     Raises:
         UnknownName, UsageError, MissingDependency, EngineError: as `open_engine`.

@@ -44,8 +44,8 @@ def verify(
 ) -> VerifyReport:
     """Check every file's hash, then replay the golden texts with `engine` and compare fields and scores.
 
-    A GPU gets the tolerance that the recipe has for it, every other engine that of the manifest. Every text runs alone as `encode` runs it, and again through every bucket that it fits in; pairs run through every
-    pair graph.
+    Every text runs alone as `encode` runs it, and again through every bucket that it fits in; pairs run through every
+    pair graph. A GPU is held to the tolerance that the recipe has for it.
 
     Raises:
         BundleError, IntegrityError, SchemaTooNew: the bundle is not what it says, its golden texts included.

@@ -1,7 +1,7 @@
 """Where engines are kept on one machine, and everything that is checked before one is loaded.
 
     ROOT/<name>-<recipe>-<weights>/<target>-sm<capability>/<graph>.engine     what the builder made
-                                                           <graph>.json       its key, size, sha256, and what was measured
+                                                           <graph>.json       its key, size, sha256, how it was built
                                                            timing.cache       what TensorRT measured of kernels
                                                            .lock              held by who builds
 
@@ -131,8 +131,8 @@ class EngineCache:
             return None
         return about
 
-    def read(self, folder: Path, key: EngineKey, remedy: str) -> bytes:
-        """Return the bytes of the engine for `key`, after every check.
+    def check(self, folder: Path, key: EngineKey, remedy: str) -> dict[str, Any]:
+        """Return the sidecar of the engine for `key`, without reading the engine itself.
 
         Args:
             folder: where `folder` says.
@@ -141,7 +141,7 @@ class EngineCache:
 
         Raises:
             EngineStale: the engine there is of another machine, version or graph.
-            EngineError: there is none, or it was not written whole by this user.
+            EngineError: there is none, or this user did not write it.
         """
         path = _engine_path(folder, key.graph)
         if not path.is_file() and not path.with_suffix(".json").is_file():
@@ -150,7 +150,6 @@ class EngineCache:
             for part in (folder, path, path.with_suffix(".json")):
                 _check_owner(part)
             sidecar = read_json(path.with_suffix(".json"))
-            engine = path.read_bytes()
         except (OSError, ValueError) as error:
             raise EngineError(f"the engine {path} cannot be used: {error}; {remedy}") from error
         if not isinstance(sidecar, dict) or sidecar.get("schema") != SCHEMA or "engine" not in sidecar:
@@ -158,6 +157,16 @@ class EngineCache:
         differences = EngineKey.from_dict(sidecar.get("key")).differences(key)
         if differences:
             raise EngineStale(f"the engine {path}", differences, remedy)
+        return sidecar
+
+    def read(self, folder: Path, key: EngineKey, remedy: str) -> bytes:
+        """Return the bytes of the engine for `key`, after every check; raises as `check`, and where they changed."""
+        sidecar = self.check(folder, key, remedy)
+        path = _engine_path(folder, key.graph)
+        try:
+            engine = path.read_bytes()
+        except OSError as error:
+            raise EngineError(f"the engine {path} cannot be read: {error.strerror}; {remedy}") from error
         if sidecar["engine"] != {"bytes": len(engine), "sha256": sha256_bytes(engine)}:
             raise EngineError(f"the engine {path} was cut or changed after it was built; {remedy}")
         return engine

@@ -58,7 +58,7 @@ class TensorrtEngine:
     def _check_engines(self) -> None:
         """Refuse at once what the first text of some length would meet: an engine that is missing or of elsewhere."""
         for key in self._keys.values():
-            self._store.read(self._folder, key, self._remedy)
+            self._store.check(self._folder, key, self._remedy)
 
     def run(self, ids: Array) -> tuple[Array, Array]:
         """Return field `(batch, dim)` and logits `(batch, labels)` of `ids`, framed for one of the buckets."""

@@ -26,6 +26,8 @@ COMMANDS = {
     "fit": "fieldrun.cli.fit:fit",
     "export": "fieldrun.cli.export:export",
     "search": "fieldrun.cli.search:search",
+    "build": "fieldrun.cli.build:build",
+    "cache": "fieldrun.cli.cache:cache",
     "distill": "fieldrun.cli.distill:distill",
     "doctor": "fieldrun.cli.doctor:doctor",
 }

@@ -19,14 +19,14 @@ __all__ = ["verify"]
 @engine_options
 @json_option
 @click.pass_context
-def verify(ctx: click.Context, bundle: str, engine: str, threads: int, as_json: bool) -> None:
+def verify(ctx: click.Context, bundle: str, engine: str, provider: str | None, threads: int, as_json: bool) -> None:
     """Replay the golden texts of a bundle and compare fields and scores with those of the export.
 
     Ends with exit code 8 when they differ by more than the bundle's tolerance.
     """
     import fieldrun
 
-    report = fieldrun.verify(bundle, engine=engine, threads=threads)
+    report = fieldrun.verify(bundle, engine=engine, provider=provider, threads=threads)
     value = report.to_dict()
     if as_json:
         put_json(value)
