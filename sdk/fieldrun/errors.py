@@ -102,9 +102,9 @@ class MissingDependency(FieldrunError, ImportError):
 
     exit_code = 3
 
-    def __init__(self, package: str, extra: str) -> None:
+    def __init__(self, package: str, extra: str, command: str | None = None) -> None:
         self.package, self.extra = package, extra
-        super().__init__(f"this needs the package {package!r}: pip install 'fieldrun[{extra}]'")
+        super().__init__(f"this needs the package {package!r}: " + (command or f"pip install 'fieldrun[{extra}]'"))
 
 
 class DatasetError(FieldrunError):

@@ -15,6 +15,9 @@ TARGETS = {
 }
 """Target -> the import names of its package, the first that is there is taken."""
 
+_COMMANDS = {"tensorrt": "apt-get install python3-libnvinfer on a Jetson, pip install tensorrt elsewhere"}
+"""What brings a package that is not in the extra of its target: TensorRT's comes from NVIDIA."""
+
 _OLDEST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 1)}
 
 
@@ -42,4 +45,4 @@ def load_library(target: str) -> ModuleType:
         if tuple(int(part) for part in version.split(".")[:2]) < oldest:
             raise EngineError(f"{target} {version} is too old: {'.'.join(map(str, oldest))} or later is needed")
         return library
-    raise MissingDependency(TARGETS[target][-1 if target == "tensorrt-rtx" else 0], target)
+    raise MissingDependency(TARGETS[target][0], target, _COMMANDS.get(target))
