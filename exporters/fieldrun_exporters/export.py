@@ -256,7 +256,7 @@ def _write(
     if engines is not None:
         report("tensorrt", 0, 1)
         proven["tensorrt"] = check_tensorrt(
-            folder, deployed.network, engines, golden, sequences, expected, logits, spans, pair_heads, plan
+            folder, deployed, engines, golden, sequences, expected, logits, spans, pair_heads, plan
         )
         report("tensorrt", 1, 1)
     write_json(

@@ -208,9 +208,7 @@ def test_too_little_room_is_seen_first(tiny: Path, monkeypatch: pytest.MonkeyPat
     assert machine.calls == []
 
 
-def test_a_full_disk_leaves_nothing_half_written(
-    tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_nothing_half_written(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     doubles.install(monkeypatch)
 
     def full(handle: int) -> None:
