@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from fieldrun import __version__
-from fieldrun.bundle import MANIFEST, SCHEMA, Bucket, Manifest, TaskSpec
+from fieldrun.bundle import MANIFEST, SCHEMA, Bucket, Manifest, TaskSpec, TensorrtGraphs
 from fieldrun.card import render_card
 from fieldrun.checkpoint import Checkpoint
 from fieldrun.dataset import Dataset
@@ -47,6 +47,7 @@ from .passes.recover import recover
 from .precision import Precision, branches_of, palettes
 from .recipe import Recipe, load_recipe
 from .simulate import field_errors, outputs, tensor_errors
+from .tensorrt_bundle import check_tensorrt, tensorrt_graphs
 
 __all__ = ["GOLDEN_TOLERANCE", "ExportReport", "export", "task_specs"]
 
@@ -278,6 +279,12 @@ def _write(
         for batch, name in pairs.items():
             _save(folder / name, pair_graph(deployed, offsets, batch, metadata))
     operators = _check_optimised(folder, buckets[0], deployed, plan.precision)
+    engines: TensorrtGraphs | None = None
+    if plan.tensorrt is not None:
+        engines, models = tensorrt_graphs(deployed, offsets, buckets, pairs, plan.tensorrt.golden_tolerance, metadata)
+        for name, model in models.items():
+            _save(folder / name, model)
+        operators["tensorrt"] = op_histogram(folder / engines.buckets[0].graph)
 
     report("parity", 0, len(buckets))
     sequences = tokenize(source, texts.proof, plan.buckets.lengths[-1])
@@ -292,11 +299,16 @@ def _write(
     pair_heads = [head for head in source.heads if head.kind == "pair"]
     pair_parity = check_pairs(folder, pairs, expected, pair_heads, plan.parity)
     report("parity", len(buckets), len(buckets))
-    golden = tokenize(source, texts.chosen, plan.buckets.lengths[-1])
-    write_json(
-        folder / "golden.json",
-        golden_replies(folder, deployed.network, buckets, pairs, tasks, texts.chosen, golden),
-    )
+    chosen = tokenize(source, texts.chosen, plan.buckets.lengths[-1])
+    golden = golden_replies(folder, deployed.network, buckets, pairs, tasks, texts.chosen, chosen)
+    write_json(folder / "golden.json", golden)
+    proven: dict[str, Any] = {}
+    if engines is not None:
+        report("tensorrt", 0, 1)
+        proven["tensorrt"] = check_tensorrt(
+            folder, deployed, engines, golden, sequences, expected, logits, spans, pair_heads, plan
+        )
+        report("tensorrt", 1, 1)
     write_json(
         folder / "report.json",
         {
@@ -304,6 +316,7 @@ def _write(
             "passes": [p.to_dict() for p in reports],
             "parity": [p.to_dict() for p in parity],
             "pair_parity": pair_parity,
+            **proven,
             "operators": operators,
             "proof": proof,
             "calibration": {
@@ -329,6 +342,7 @@ def _write(
         licence=source.licence,
         provenance=source.provenance,
         files={name: entry_of(folder / name) for name in names},
+        tensorrt=engines,
     )
     return manifest, parity, operators
 

@@ -19,7 +19,7 @@ from .passes.lowrank import LowRank
 from .passes.prune_vocabulary import Prune
 from .precision import Precision
 
-__all__ = ["Buckets", "Calibration", "Parity", "Recipe", "Recover", "load_recipe", "recipe_names"]
+__all__ = ["Buckets", "Calibration", "Parity", "Recipe", "Recover", "Tensorrt", "load_recipe", "recipe_names"]
 
 SCHEMA = 1
 _RECIPES = Path(__file__).parent / "recipes"
@@ -99,6 +99,21 @@ class Recover:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tensorrt:
+    """Graphs in TensorRT's spelling, beside the others, for every bucket.
+
+    `golden_tolerance` is what a GPU may differ from the golden fields and scores; the same graphs on a CPU may use half
+    of it.
+    """
+
+    golden_tolerance: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.golden_tolerance, int | float) or not 0 < self.golden_tolerance < 1:
+            raise RecipeError(f"tensorrt.golden_tolerance must be within 0..1, not {self.golden_tolerance!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """How to export for one target."""
 
@@ -111,6 +126,7 @@ class Recipe:
     recover: Recover
     lowrank: LowRank
     prune: Prune
+    tensorrt: Tensorrt | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -146,6 +162,10 @@ class Recipe:
                 raise RecipeError(
                     f"precision and passes conflict: list the pass {name!r} exactly when a part's precision needs it"
                 )
+        if self.tensorrt is not None and {"palettize", "mixt"} & set(self.passes):
+            raise RecipeError(
+                "a palette or a mixture has no TensorRT spelling; use fp32, fp16, int8 or int8-weights for every part"
+            )
 
     @property
     def prunes(self) -> bool:
@@ -159,6 +179,8 @@ class Recipe:
             sections["lowrank"] = asdict(self.lowrank)
         if self.prunes:
             sections["prune"] = asdict(self.prune)
+        if self.tensorrt is not None:
+            sections["tensorrt"] = asdict(self.tensorrt)
         return {"name": self.name, "passes": self.passes, "precision": dict(self.precision.rules), **sections}
 
 
@@ -197,6 +219,8 @@ def load_recipe(recipe: str | Path) -> Recipe:
     }
     for section, cls in sections.items():
         value[section] = from_mapping(cls, value.get(section, {}), f"{path}: [{section}]", RecipeError)
+    if "tensorrt" in value:
+        value["tensorrt"] = from_mapping(Tensorrt, value["tensorrt"], f"{path}: [tensorrt]", RecipeError)
     value.setdefault("name", path.stem)
     result: Recipe = from_mapping(Recipe, value, str(path), RecipeError)
     return result

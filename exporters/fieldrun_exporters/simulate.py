@@ -25,13 +25,15 @@ Record = Callable[[str, Array], None]
 """Called with a layer's name and its input `(rows, inputs) float32`, those at padding positions left out."""
 
 
-def outputs(deployed: Deployed, sequences: Sequence[Sequence[int]], record: Record | None = None) -> Array:
-    """Return field and logits of every sequence of token ids, `(n, dim + labels) float32`."""
+def outputs(
+    deployed: Deployed, sequences: Sequence[Sequence[int]], record: Record | None = None, *, halves: bool = False
+) -> Array:
+    """Return field and logits of every sequence of token ids, `(n, dim + labels) float32`; `halves` as in `dense`."""
     order = np.argsort([len(ids) for ids in sequences], kind="stable")
     out = np.empty((len(sequences), len(deployed.tensors["output.bias"])), np.float32)
     for start in range(0, len(order), _TEXTS):
         rows = order[start : start + _TEXTS]
-        out[rows] = _run(deployed, pad_ids([sequences[i] for i in rows]), record)
+        out[rows] = _run(deployed, pad_ids([sequences[i] for i in rows]), record, halves)
     return out
 
 
@@ -50,11 +52,16 @@ def row_numbers(deployed: Deployed, ids: Array) -> Array:
 
 
 def finish(
-    network: Network, tensors: Mapping[str, Array], y: Array, record: Record | None = None, mask: Array | None = None
+    network: Network,
+    tensors: Mapping[str, Array],
+    y: Array,
+    record: Record | None = None,
+    mask: Array | None = None,
+    halves: bool = False,
 ) -> Array:
     """Return field and logits, `(batch, dim + labels)`, of the sums `y (batch, positions, width)` of table rows.
 
-    `mask (batch, length) bool` says which positions `record` is told of; all of them when None.
+    `mask (batch, length) bool` says which positions `record` is told of; all of them when None. `halves` as in `dense`.
     """
     record = record or _silent
     length = y.shape[1] - max(1, network.mixer_kernel) + 1
@@ -62,7 +69,7 @@ def finish(
     if network.mixer_kernel:
         g = np.concatenate([g[:, k : k + length] for k in range(network.mixer_kernel)], axis=-1)
         record("mixer", g.reshape(-1, g.shape[-1]) if mask is None else g[mask])
-        g = np.maximum(dense(tensors, "mixer", g), 0)
+        g = np.maximum(dense(tensors, "mixer", g, halves), 0)
     pooled = g.max(1)
     if network.mean:
         a = g @ tensors["score.weight"]
@@ -70,32 +77,40 @@ def finish(
         pooled = np.concatenate([mean, pooled], axis=-1)
     if network.hidden:
         record("hidden", pooled)
-        pooled = np.maximum(dense(tensors, "hidden", pooled), 0)
+        pooled = np.maximum(dense(tensors, "hidden", pooled, halves), 0)
     record("output", pooled)
-    return dense(tensors, "output", pooled)
+    return dense(tensors, "output", pooled, halves)
 
 
 def _silent(layer: str, x: Array) -> None:
     del layer, x
 
 
-def _run(deployed: Deployed, ids: Array, record: Record | None) -> Array:
+def _run(deployed: Deployed, ids: Array, record: Record | None, halves: bool) -> Array:
     rows = row_numbers(deployed, ids)
     y = np.zeros((*rows.shape[:2], deployed.network.width), np.float32)
     for j in range(rows.shape[2]):
         y += deployed.tensors["table"][rows[:, :, j]] * deployed.tensors["table.scale"][rows[:, :, j]][:, :, None]
-    return finish(deployed.network, deployed.tensors, y, record, ids != 0)
+    return finish(deployed.network, deployed.tensors, y, record, ids != 0, halves)
 
 
-def dense(tensors: Mapping[str, Array], layer: str, x: Array) -> Array:
-    """Return `x @ weight + bias` of a layer, as its precision says."""
+def dense(tensors: Mapping[str, Array], layer: str, x: Array, halves: bool = False) -> Array:
+    """Return `x @ weight + bias` of a layer, as its precision says.
+
+    With `halves`, the input and the product of a float16 layer are rounded to float16, as a GPU's are.
+    """
+    halves = halves and tensors[f"{layer}.weight"].dtype == np.float16
     weight = tensors[f"{layer}.weight"].astype(np.float32)
     if f"{layer}.weight_scale" in tensors:
         weight = weight * tensors[f"{layer}.weight_scale"]
     step = tensors.get(f"{layer}.input_scale")
     if step is not None:
         x = np.clip(np.rint(x / step), -128, 127) * step
+    if halves:
+        x = x.astype(np.float16).astype(np.float32)
     y: Array = x @ weight
+    if halves:
+        y = y.astype(np.float16).astype(np.float32)
     bias = tensors.get(f"{layer}.bias")
     return y if bias is None else y + bias
 

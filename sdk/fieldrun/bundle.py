@@ -6,6 +6,7 @@
 | `weights.safetensors` | every weight once: external data of the graphs, and what the NumPy engine maps |
 | `b<batch>-l<length>.onnx` | ids (see `frame`) -> field and logits in one, `(batch, dim + labels) float32` |
 | `pair-b<batch>.onnx` | a, b `(batch, 256) float32` -> logits `(batch, pair labels) float32`; only with pair tasks |
+| `trt-*.onnx` | the same graphs in TensorRT's spelling, over the same weights; only with a recipe for it |
 | `tokenizer.json` | the Rust tokenizer |
 | `golden.json` | texts with the fields and scores that the export measured |
 | `report.json` | parity per bucket, sizes, what each pass changed |
@@ -42,6 +43,7 @@ __all__ = [
     "Manifest",
     "Network",
     "TaskSpec",
+    "TensorrtGraphs",
     "resolve_bundle",
     "seal",
 ]
@@ -219,8 +221,38 @@ class GraphNetwork(_Framed):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TensorrtGraphs:
+    """The graphs that TensorRT's parser takes, one for each of the manifest's buckets and pair graphs.
+
+    `golden_tolerance` is the largest absolute difference of a golden field or score when a GPU replays it: its sums are
+    added in another order, and an int8 input on a rounding boundary may go the other way.
+    """
+
+    buckets: tuple[Bucket, ...]
+    pair_graphs: Mapping[int, str]
+    golden_tolerance: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.golden_tolerance < 1:
+            raise BundleError(f"tensorrt.golden_tolerance must be within 0..1, not {self.golden_tolerance!r}")
+
+    def names(self) -> tuple[str, ...]:
+        """Return the file names of all graphs."""
+        return (*(bucket.graph for bucket in self.buckets), *self.pair_graphs.values())
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> TensorrtGraphs:
+        """Read the manifest's `tensorrt`; `TypeError`, `AttributeError` or `BundleError` for what is none."""
+        value = dict(value)
+        value["buckets"] = tuple(from_mapping(Bucket, b, "manifest.tensorrt", BundleError) for b in value["buckets"])
+        value["pair_graphs"] = {int(batch): str(graph) for batch, graph in value["pair_graphs"].items()}
+        found: TensorrtGraphs = from_mapping(cls, value, "manifest.tensorrt", BundleError)
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What `manifest.json` says, in the order of its keys."""
+    """What `manifest.json` says, in the order of its keys; `tensorrt` is left out where there are no such graphs."""
 
     schema: int
     name: str
@@ -234,6 +266,7 @@ class Manifest:
     licence: str
     provenance: Mapping[str, Any]
     files: Mapping[str, FileEntry]
+    tensorrt: TensorrtGraphs | None = None
 
     def __post_init__(self) -> None:
         for key in ("name", "fieldrun", "licence"):
@@ -256,6 +289,11 @@ class Manifest:
             raise BundleError(f"golden_tolerance must be within 0..1, not {self.golden_tolerance!r}")
         named = {bucket.graph for bucket in self.buckets} | set(self.pair_graphs.values())
         named |= {"weights.safetensors", "tokenizer.json", "golden.json", "report.json", "CARD.md"}
+        if self.tensorrt is not None:
+            same = [(bucket.batch, bucket.length) for bucket in self.tensorrt.buckets]
+            if sorted(same) != shapes or set(self.tensorrt.pair_graphs) != set(self.pair_graphs):
+                raise BundleError("the TensorRT graphs are for other buckets than the manifest's")
+            named |= set(self.tensorrt.names())
         named |= {HEADS_FILE} if len(exported) < len(self.tasks) else set()
         if set(self.files) != named:
             raise BundleError(f"the manifest lists other files than it uses: {sorted(set(self.files) ^ named)}")
@@ -279,6 +317,11 @@ class Manifest:
         """Return the JSON object that `read` reads back."""
         value = asdict(self)
         value["pair_graphs"] = {str(batch): graph for batch, graph in self.pair_graphs.items()}
+        if self.tensorrt is None:
+            del value["tensorrt"]
+        else:
+            graphs = self.tensorrt.pair_graphs
+            value["tensorrt"]["pair_graphs"] = {str(batch): graph for batch, graph in graphs.items()}
         return seal(value)
 
     @classmethod
@@ -290,7 +333,8 @@ class Manifest:
             IntegrityError: it is not what the export wrote.
             BundleError: missing, not JSON, unknown or missing keys, or a value that makes no sense.
         """
-        value = read_schema(path, SCHEMA, (*cls.__slots__, "sha256"), BundleError)
+        keys = [name for name in cls.__slots__ if name != "tensorrt"]
+        value = read_schema(path, SCHEMA, (*keys, "sha256"), BundleError, optional=("tensorrt",))
         if seal(value) != value:
             raise IntegrityError(f"{path} was changed after the export; copy it again or export again")
         del value["sha256"]
@@ -302,7 +346,9 @@ class Manifest:
             value["pair_graphs"] = {int(batch): str(graph) for batch, graph in value["pair_graphs"].items()}
             value["files"] = {n: FileEntry.from_dict(n, e, BundleError) for n, e in value["files"].items()}
             value["golden_tolerance"] = float(value["golden_tolerance"])
-        except (TypeError, AttributeError, ValueError, OverflowError) as error:
+            if "tensorrt" in value:
+                value["tensorrt"] = TensorrtGraphs.from_dict(value["tensorrt"])
+        except (TypeError, AttributeError, KeyError, ValueError, OverflowError) as error:
             if isinstance(error, BundleError):
                 raise
             raise BundleError(f"{path} has a value of the wrong type: {error}; restore the file") from error

@@ -45,8 +45,10 @@ def entry_of(path: Path) -> FileEntry:
     return FileEntry(bytes=path.stat().st_size, sha256=sha256_file(path))
 
 
-def read_schema(path: Path, schema: int, keys: Collection[str], error: type[FieldrunError]) -> dict[str, Any]:
-    """Read the JSON object at `path` and check its schema version and its keys.
+def read_schema(
+    path: Path, schema: int, keys: Collection[str], error: type[FieldrunError], *, optional: Collection[str] = ()
+) -> dict[str, Any]:
+    """Read the JSON object at `path` and check its schema version and its keys; those in `optional` may be missing.
 
     Raises:
         SchemaTooNew: its schema is newer than `schema`.
@@ -72,7 +74,7 @@ def read_schema(path: Path, schema: int, keys: Collection[str], error: type[Fiel
         raise error(
             f"{path} has schema {value['schema']}, this fieldrun reads {schema}; {again}, or use the older fieldrun"
         )
-    unknown, missing = sorted(set(value) - set(keys)), sorted(set(keys) - set(value))
+    unknown, missing = sorted(set(value) - set(keys) - set(optional)), sorted(set(keys) - set(value))
     if value["schema"] < 1 or unknown or missing:
         raise error(f"{path}: unknown keys {unknown}, missing keys {missing}, schema {value['schema']}")
     return value

@@ -42,7 +42,7 @@ LAYERS = {
     "face": _layer("contract face numpy tokenizers click", "distill exporters runtimes benchmarks rich"),
     "distill": _layer("contract distill numpy tokenizers tomli torch transformers", "rich"),
     "exporters": _layer("contract exporters numpy tokenizers tomli onnx", "onnxruntime rich torch"),
-    "runtimes": _layer("contract runtimes numpy tokenizers", "onnxruntime"),
+    "runtimes": _layer("contract runtimes numpy tokenizers", "cuda onnxruntime"),
     "benchmarks": _layer("contract benchmarks numpy tokenizers click", "rich"),
     "demo": _layer("contract benchmarks demo face numpy tokenizers click", "rich"),
     "measure": _layer("contract benchmarks face runtimes numpy tokenizers click"),

@@ -27,6 +27,8 @@ COMMANDS = {
     "export": "fieldrun.cli.export:export",
     "import-encoder": "fieldrun.cli.import_encoder:import_encoder",
     "search": "fieldrun.cli.search:search",
+    "build": "fieldrun.cli.build:build",
+    "cache": "fieldrun.cli.cache:cache",
     "distill": "fieldrun.cli.distill:distill",
     "doctor": "fieldrun.cli.doctor:doctor",
 }

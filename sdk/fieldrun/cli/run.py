@@ -40,6 +40,7 @@ def run(
     pairs: tuple[tuple[str, str], ...],
     top: int | None,
     engine: str,
+    provider: str | None,
     threads: int,
     overflow: str,
     as_json: bool,
@@ -54,7 +55,7 @@ def run(
     from .answers import answer, choose_tasks, note_dropped
 
     dropped = cut = total = 0
-    with open_model(bundle, engine, threads, overflow) as model:
+    with open_model(bundle, engine, threads, overflow, provider) as model:
         tasks = choose_tasks(model, wanted, paired=bool(pairs))
         labels = {task: model.labels(task) for task in tasks}
         paired = model.kind(tasks[0]) == "pair"

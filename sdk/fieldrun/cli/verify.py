@@ -32,7 +32,15 @@ __all__ = ["verify"]
 )
 @json_option
 @click.pass_context
-def verify(ctx: click.Context, bundle: str, engine: str, threads: int, record: Path | None, as_json: bool) -> None:
+def verify(
+    ctx: click.Context,
+    bundle: str,
+    engine: str,
+    provider: str | None,
+    threads: int,
+    record: Path | None,
+    as_json: bool,
+) -> None:
     """Replay the golden texts of a bundle and compare fields and scores with those of the export.
 
     Ends with exit code 8 when they differ by more than the bundle's tolerance; the record is written all the same.
@@ -41,7 +49,7 @@ def verify(ctx: click.Context, bundle: str, engine: str, threads: int, record: P
 
     if record is not None:
         _make_folder(record)
-    report = fieldrun.verify(bundle, engine=engine, threads=threads)
+    report = fieldrun.verify(bundle, engine=engine, provider=provider, threads=threads)
     value = report.to_dict()
     if record is not None:
         note(f"wrote {_write(record, report, threads)}")
