@@ -165,7 +165,7 @@ def _harness(workload: Workload, settings: Settings) -> dict[str, Any]:
         try:
             if not settings.loadgen:
                 raise FieldrunError("switched off with --no-loadgen")
-            about = worker.ask("loadgen", scenario="SingleStream", seconds=0.2, per_second=0.0, bound_ms=0.0)
+            about = worker.ask("loadgen", scenario="SingleStream", seconds=0.2, expected_us=5.0, per_second=0.0, bound_ms=0.0)
             found["loadgen"] = {"p50_us": about.get("p50_us"), "calls": about.get("queries")}
         except FieldrunError as error:
             found["loadgen"] = Unavailable(str(error)).to_dict()
@@ -338,6 +338,7 @@ def _loadgen(one: _Running, settings: Settings) -> dict[str, Any]:
                 "loadgen",
                 scenario=scenario,
                 seconds=settings.short_s,
+                expected_us=p50_us,
                 per_second=half if scenario == "Server" else 2 * half,
                 bound_ms=_BOUND * p50_us / 1e3,
             )

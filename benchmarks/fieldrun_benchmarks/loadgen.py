@@ -37,6 +37,7 @@ def run_loadgen(
     scenario: str,
     *,
     seconds: float,
+    expected_us: float = 100.0,
     batch: int = 32,
     per_second: float = 0.0,
     bound_ms: float = 0.0,
@@ -48,6 +49,7 @@ def run_loadgen(
         texts: what LoadGen draws from.
         scenario: one of `SCENARIOS`.
         seconds: the shortest time that makes the run valid.
+        expected_us: the mean time of one text, from which LoadGen works out how many queries make a valid run.
         batch: Offline hands so many texts to `run` at once.
         per_second: Server offers so many texts a second.
         bound_ms: Server's latency bound, for the 99th percentile.
@@ -63,8 +65,10 @@ def run_loadgen(
     settings.scenario = getattr(lg.TestScenario, scenario)
     settings.mode = lg.TestMode.PerformanceOnly
     settings.min_duration_ms = max(1, round(1000 * seconds))
-    settings.min_query_count = 1 if scenario == "Offline" else 64
+    settings.min_query_count = 1 if scenario == "Offline" else 662 if scenario == "MultiStream" else 64
     settings.multi_stream_samples_per_query = SAMPLES_PER_QUERY
+    settings.single_stream_expected_latency_ns = max(1, round(1e3 * expected_us))
+    settings.multi_stream_expected_latency_ns = max(1, round(1e3 * expected_us * SAMPLES_PER_QUERY))
     if scenario == "Offline":
         settings.offline_expected_qps = per_second or len(texts) / seconds
     if scenario == "Server":

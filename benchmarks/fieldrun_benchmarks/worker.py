@@ -94,10 +94,18 @@ class Worker:
         found = server(self._loaded.run, self._texts, per_second=per_second, seconds=seconds, seed=seed)
         return {"nanos": pack(found["nanos"]), "unsent": found["unsent"]}
 
-    def loadgen(self, scenario: str, seconds: float, per_second: float, bound_ms: float) -> dict[str, Any]:
+    def loadgen(
+        self, scenario: str, seconds: float, expected_us: float, per_second: float, bound_ms: float
+    ) -> dict[str, Any]:
         """Run a scenario through LoadGen."""
         return run_loadgen(
-            self._loaded.run, self._texts, scenario, seconds=seconds, per_second=per_second, bound_ms=bound_ms
+            self._loaded.run,
+            self._texts,
+            scenario,
+            seconds=seconds,
+            expected_us=expected_us,
+            per_second=per_second,
+            bound_ms=bound_ms,
         )
 
     def predict(self, texts: list[str], task: str) -> list[str]:

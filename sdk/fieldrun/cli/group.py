@@ -27,6 +27,8 @@ COMMANDS = {
     "export": "fieldrun.cli.export:export",
     "search": "fieldrun.cli.search:search",
     "distill": "fieldrun.cli.distill:distill",
+    "bench": "fieldrun.cli.bench:bench",
+    "report": "fieldrun.cli.report:report",
     "doctor": "fieldrun.cli.doctor:doctor",
 }
 """Every command, in the order of the help, with the place of its function."""
