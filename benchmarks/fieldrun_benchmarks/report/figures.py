@@ -123,10 +123,12 @@ def _pen(i: int, *, marked: bool = False) -> dict[str, Any]:
 
 
 def _plain(axis: Any) -> None:
-    """Write 20, 50, 100 along a logarithmic axis, not powers."""
+    """Write 20, 50, 100 along a logarithmic axis, not powers; only 10, 100 where it is long."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
+    low, high = axis.get_view_interval()
+    subs = (1.0, 2.0, 5.0) if high < 50 * low else (1.0,)
+    axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -199,8 +199,9 @@ def _loadgen(record: Record) -> Section | None:
     harness = record["harness"]
     cost = harness["loadgen"].get("p50_us")
     own = f"The null subject: {harness['own_loop']['p50_us']:.2f} us a query in the own loop"
-    lines = (f"{own}, {cost:.2f} us in LoadGen." if cost is not None else f"{own}.",)
-    return Section(title="MLPerf LoadGen's second opinion", lines=lines,
+    lines = [f"{own}, {cost:.2f} us in LoadGen." if cost is not None else f"{own}."]
+    lines.append("INVALID is LoadGen's word for a run that is too short, or outside the bound, for an official result.")
+    return Section(title="MLPerf LoadGen's second opinion", lines=tuple(lines),
                    tables=(Table(caption="The same scenarios, driven by LoadGen", head=head, rows=tuple(rows)),))
 
 
