@@ -7,6 +7,7 @@ value, and the rest goes on.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -72,7 +73,7 @@ def measure(
     labelled: Mapping[str, Dataset],
     *,
     sensors: Sensors | None = None,
-    progress: Progress = lambda phase, done, total: None,
+    progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
     """Measure every subject and return the values of a record of kind `bench`.
 
@@ -165,7 +166,9 @@ def _harness(workload: Workload, settings: Settings) -> dict[str, Any]:
         try:
             if not settings.loadgen:
                 raise FieldrunError("switched off with --no-loadgen")
-            about = worker.ask("loadgen", scenario="SingleStream", seconds=0.2, expected_us=5.0, per_second=0.0, bound_ms=0.0)
+            about = worker.ask(
+                "loadgen", scenario="SingleStream", seconds=0.2, expected_us=5.0, per_second=0.0, bound_ms=0.0
+            )
             found["loadgen"] = {"p50_us": about.get("p50_us"), "calls": about.get("queries")}
         except FieldrunError as error:
             found["loadgen"] = Unavailable(str(error)).to_dict()
@@ -231,7 +234,9 @@ def _single_values(one: _Running, settings: Settings) -> dict[str, Any]:
         "repeats_p50_us": [round(value, 3) for value in medians],
         "variation": round(float(np.std(medians, ddof=1) / np.mean(medians)), 5) if len(medians) > 1 else None,
         "windows_us": [[round(value, 3) for value in window] for window in windows],
-        "over_time": [{"s": round(p.at_s, 2), "p50_us": round(float(np.median(p.micros)), 3)} for p in _thin(one.slices)],
+        "over_time": [
+            {"s": round(p.at_s, 2), "p50_us": round(float(np.median(p.micros)), 3)} for p in _thin(one.slices)
+        ],
         "minutes": _minutes(one.slices),
         "cpu_us": round(sum(p.cpu_ns for p in one.slices) / 1e3 / len(micros), 3),
         "involuntary_switches": sum(p.switches for p in one.slices),
@@ -266,7 +271,7 @@ def _by_length(one: _Running, workload: Workload) -> dict[str, Any]:
     texts = np.concatenate([(p.start + np.arange(len(p.micros))) % len(lengths) for p in one.slices])
     micros = np.concatenate([p.micros for p in one.slices])
     found = []
-    for low, high in zip(_LENGTHS, _LENGTHS[1:], strict=False):
+    for low, high in itertools.pairwise(_LENGTHS):
         inside = (lengths[texts] > low) & (lengths[texts] <= high)
         if inside.any():
             p10, p50, p90 = (round(float(value), 3) for value in np.percentile(micros[inside], (10, 50, 90)))
@@ -297,7 +302,9 @@ def _offline(one: _Running, settings: Settings) -> list[dict[str, Any]]:
     wanted = [(batch, 1) for batch in settings.batches]
     wanted += [(settings.batches[-1], threads) for threads in settings.threads if threads > 1]
     for batch, threads in wanted:
-        rates = [one.worker.ask("offline", batch=batch, threads=threads, seconds=settings.short_s / 3) for _ in range(3)]
+        rates = [
+            one.worker.ask("offline", batch=batch, threads=threads, seconds=settings.short_s / 3) for _ in range(3)
+        ]
         low, middle, high = (round(value, 1) for value in sorted(rates))
         found.append({"batch": batch, "threads": threads, "texts_per_s": middle, "min": low, "max": high})
     return found
@@ -396,7 +403,8 @@ def _ratios(running: Sequence[_Running]) -> list[dict[str, Any]]:
     by_turn = list(below.values())
     for one in others:
         pairs = [
-            float(np.median(a.micros) / np.median(b.micros)) for a, b in zip(one.slices, by_turn, strict=False)
+            float(np.median(a.micros) / np.median(b.micros))
+            for a, b in zip(one.slices, by_turn, strict=False)
             if a.start == b.start and a.repeat == b.repeat
         ]
         entry: dict[str, Any] = {"of": one.spec.name, "to": first.spec.name, "pairs": len(pairs)}

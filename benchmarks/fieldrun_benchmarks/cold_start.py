@@ -76,9 +76,7 @@ def _run(name: str, source: str, python: str, timeout_s: float) -> tuple[float, 
     start = time.perf_counter()
     command = [python, "-c", source + _REPORT_PEAK]
     try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=timeout_s
-        )
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
         raise FieldrunError(f"the program {name!r} did not end within {timeout_s:g} s; it was ended") from error
     seconds = time.perf_counter() - start

@@ -1,7 +1,7 @@
 """The same scenarios through MLPerf LoadGen (`mlcommons-loadgen`), and what it says of them.
 
-LoadGen draws the texts and the arrivals itself, checks that the run was long enough, and logs its settings. Its cost per
-query is measured with the null subject like that of the own loops; it logs to a folder that is deleted afterwards.
+LoadGen draws the texts and the arrivals itself, checks that the run was long enough, and logs its settings. Its cost
+per query is measured with the null subject like that of the own loops; it logs to a folder that is deleted afterwards.
 """
 
 from __future__ import annotations

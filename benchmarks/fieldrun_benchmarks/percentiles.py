@@ -1,8 +1,9 @@
 """Percentiles of latencies that a reader can rely on, and intervals of medians.
 
-A percentile is given with its early-stopping estimate, the rule of MLPerf LoadGen: of n calls the t slowest are left out,
-t the largest number with P(Binomial(n, 1 - p) <= t) <= 1 - c; the slowest that is left is above the true percentile with
-confidence c. At least one must be left out, so a 99th percentile needs 662 calls and a 90th 64; with fewer there is none.
+A percentile is given with its early-stopping estimate, the rule of MLPerf LoadGen: of n calls the t slowest are left
+out, t the largest number with P(Binomial(n, 1 - p) <= t) <= 1 - c; the slowest that is left is above the true
+percentile with confidence c. At least one must be left out, so a 99th percentile needs 662 calls and a 90th 64; with
+fewer there is none.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CONFIDENCE", "PERCENTILES", "Percentile", "calls_needed", "median_interval", "percentiles", "ratio_interval"]
+__all__ = [
+    "CONFIDENCE",
+    "PERCENTILES",
+    "Percentile",
+    "calls_needed",
+    "median_interval",
+    "percentiles",
+    "ratio_interval",
+]
 
 Floats = npt.NDArray[np.float64]
 

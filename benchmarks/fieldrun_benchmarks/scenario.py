@@ -5,7 +5,7 @@
 | SingleStream | one text, then the next when it is answered | latency of every call |
 | MultiStream | `SAMPLES_PER_QUERY` texts at once, then the next so many | latency of every query |
 | Offline | everything there is, in batches, from one or several threads | texts a second |
-| Server | one text at a time, at moments drawn from a Poisson process, whether or not the last one is answered | latency from the moment of sending, so that waiting in the queue counts |
+| Server | one text at a time, at moments of a Poisson process, answered or not | latency, waiting counted |
 
 Reddi et al., "MLPerf Inference Benchmark", ISCA 2020.
 """

@@ -6,7 +6,8 @@
 | governor | cpufreq |
 | temperature_c | the hottest zone of `/sys/class/thermal` |
 | throttled | x86 thermal throttle counts, the Raspberry Pi's flags, the container's quota |
-| energy_j | RAPL's `energy_uj`; on a Jetson the product of INA3221's voltage and current or INA238's power, else tegrastats |
+| energy_j | RAPL's `energy_uj` |
+| power_w | a Jetson's INA3221 (voltage times current) or INA238 through hwmon, else tegrastats |
 | busy_cores, stolen_cores | `/proc/stat` |
 
 Nothing is started and no permission is asked for; a file that only root may read is "unavailable", with that reason.
@@ -14,6 +15,7 @@ Nothing is started and no permission is asked for; a file that only root may rea
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -29,7 +31,9 @@ from typing import Any
 __all__ = ["Reading", "Sampler", "Sensors", "Unavailable", "parse_tegrastats", "process_memory"]
 
 Value = float | str
-_TEGRASTATS_POWER = re.compile(r"\b(VDD_IN|POM_5V_IN|VIN_SYS_5V0|SYS5V|VDD_GPU_SOC|VDD_CPU_CV|CPU|GPU) (\d+)(?:mW)?/(\d+)")
+_TEGRASTATS_POWER = re.compile(
+    r"\b(VDD_IN|POM_5V_IN|VIN_SYS_5V0|SYS5V|VDD_GPU_SOC|VDD_CPU_CV|CPU|GPU) (\d+)(?:mW)?/(\d+)"
+)
 _WHOLE_BOARD = ("VDD_IN", "POM_5V_IN", "VIN_SYS_5V0", "SYS5V")
 
 
@@ -78,7 +82,9 @@ class Sensors:
 
     def governor(self) -> Reading:
         """Return the cpufreq governors of the cores."""
-        found = [self._text_of(path) for path in self._glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")]
+        found = [
+            self._text_of(path) for path in self._glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")
+        ]
         names = sorted({value.strip() for value in found if isinstance(value, str)})
         return ", ".join(names) if names else Unavailable("no cpufreq: a virtual machine, or a fixed clock")
 
@@ -89,8 +95,10 @@ class Sensors:
         return max(values) if values else Unavailable("no thermal zone can be read in /sys/class/thermal")
 
     def throttled(self) -> Reading:
-        """Return how often the processor or the container was throttled since the start; it matters whether it grows."""
-        counts = [self._number(p) for p in self._glob("sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")]
+        """Return how often processor or container were throttled since the start; it matters whether it grows."""
+        counts = [
+            self._number(p) for p in self._glob("sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
+        ]
         found = [value for value in counts if isinstance(value, float)]
         flags = self._text("sys/devices/platform/soc/soc:firmware/get_throttled")
         if isinstance(flags, str):
@@ -104,7 +112,11 @@ class Sensors:
 
     def energy_j(self) -> Reading:
         """Return the energy counter of all processor packages, in joules since some start (RAPL)."""
-        packages = [path.parent for path in self._glob("sys/class/powercap/intel-rapl:*/energy_uj") if path.parent.name.count(":") == 1]
+        packages = [
+            path.parent
+            for path in self._glob("sys/class/powercap/intel-rapl:*/energy_uj")
+            if path.parent.name.count(":") == 1
+        ]
         if not packages:
             return Unavailable("no RAPL counter in /sys/class/powercap")
         found = [self._number(package / "energy_uj") for package in packages]
@@ -115,7 +127,11 @@ class Sensors:
 
     def energy_range_j(self) -> float | None:
         """Return where the energy counter starts again from 0, None when it does not say."""
-        ranges = [self._number(path) for path in self._glob("sys/class/powercap/intel-rapl:*/max_energy_range_uj") if path.parent.name.count(":") == 1]
+        ranges = [
+            self._number(path)
+            for path in self._glob("sys/class/powercap/intel-rapl:*/max_energy_range_uj")
+            if path.parent.name.count(":") == 1
+        ]
         values = [value for value in ranges if isinstance(value, float)]
         return sum(values) / 1e6 if values else None
 
@@ -208,7 +224,11 @@ def process_memory(pid: int | str = "self", root: Path = Path("/")) -> dict[str,
 
     Proportional (PSS) shares a page that several processes map among them, as a mapped bundle is.
     """
-    wanted = {"resident_mib": ("status", "VmRSS"), "peak_mib": ("status", "VmHWM"), "proportional_mib": ("smaps_rollup", "Pss")}
+    wanted = {
+        "resident_mib": ("status", "VmRSS"),
+        "peak_mib": ("status", "VmHWM"),
+        "proportional_mib": ("smaps_rollup", "Pss"),
+    }
     found: dict[str, Any] = {}
     for name, (file, key) in wanted.items():
         try:
@@ -266,7 +286,11 @@ class Sampler:
         for name in ("clock_mhz", "temperature_c", "power_w"):
             values = self._values(name)
             found[name] = (
-                {"min": round(min(values), 1), "mean": round(sum(values) / len(values), 1), "max": round(max(values), 1)}
+                {
+                    "min": round(min(values), 1),
+                    "mean": round(sum(values) / len(values), 1),
+                    "max": round(max(values), 1),
+                }
                 if values
                 else _why(last[name])
             )
@@ -282,7 +306,7 @@ class Sampler:
         counter = self._values("energy_j")
         if len(counter) > 1:
             total = 0.0
-            for before, after in zip(counter, counter[1:], strict=False):
+            for before, after in itertools.pairwise(counter):
                 total += after - before if after >= before else after - before + (self._ranges or 0.0)
             return {"joules": round(total, 3), "mean_w": round(total / span, 3), "of": "processor packages (RAPL)"}
         watts = self._values("power_w")

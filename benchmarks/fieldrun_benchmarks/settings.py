@@ -55,7 +55,7 @@ class Settings:
 
     @classmethod
     def whole(cls, *, seed: int = 0, cores: int = 2) -> Settings:
-        """Return the settings of a report: over two minutes of SingleStream, so that the first can be held against the last."""
+        """Return the settings of a report: over two minutes of SingleStream, for the first against the last."""
         threads = tuple(sorted({1, *(n for n in (2, 4, 8, 16) if n <= cores)}))
         return cls(threads=threads, seed=seed)
 

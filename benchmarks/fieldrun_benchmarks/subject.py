@@ -102,9 +102,7 @@ def parse_subject(text: str, *, engine: str = "auto", threads: int = 1) -> Subje
         python = str(_peer(Path(place)).get("python") or python)
     shown = f"{Path(place).name}{f'@{variant}' if variant else ''}"
     name = shown if kind in ("bundle", "peer") else f"{kind}:{shown}"
-    return SubjectSpec(
-        name=name, kind=kind, place=place, variant=variant or engine, threads=threads, python=python
-    )
+    return SubjectSpec(name=name, kind=kind, place=place, variant=variant or engine, threads=threads, python=python)
 
 
 def _peer(folder: Path) -> dict[str, Any]:
@@ -136,7 +134,9 @@ def _class(spec: SubjectSpec) -> Any:
     except (ImportError, AttributeError) as error:
         if spec.kind != "python":
             raise
-        raise UsageError(f"the subject {spec.place!r} cannot be imported ({error}); write python:MODULE:CLASS") from error
+        raise UsageError(
+            f"the subject {spec.place!r} cannot be imported ({error}); write python:MODULE:CLASS"
+        ) from error
 
 
 class NullSubject:
@@ -157,6 +157,7 @@ class NullSubject:
     def tokens(self, texts: Sequence[str]) -> list[int] | None:
         """Return None."""
         del texts
+        return None
 
     def tasks(self) -> Mapping[str, Sequence[str]]:
         """Return nothing."""
@@ -164,6 +165,7 @@ class NullSubject:
 
     def predict(self, texts: list[str], task: str) -> list[str]:
         """Raise, for there is no task."""
+        del texts
         raise UnknownName("task", task, [])
 
     def about(self) -> dict[str, Any]:

@@ -50,7 +50,9 @@ def _subject(name: str, subject: Mapping[str, Any], harness: Mapping[str, Any]) 
     single = subject["single_stream"]
     variation, minutes = single["variation"], single["minutes"]
     if variation is not None and variation > LIMITS["variation"]:
-        found.append(f"the medians of the repeats vary by {100 * variation:.1f} %, more than 2.5 %: measure again, quieter")
+        found.append(
+            f"the medians of the repeats vary by {100 * variation:.1f} %, more than 2.5 %: measure again, quieter"
+        )
     if "ratio" in minutes and abs(minutes["ratio"] - 1) > LIMITS["drift"]:
         found.append(f"the last minute took {minutes['ratio']:.3f} times as long as the first")
     overhead = harness["own_loop"]["p50_us"]

@@ -66,7 +66,8 @@ class Worker:
 
     def stages(self, count: int) -> dict[str, Any]:
         """Time the whole and its inner parts on `count` texts, in turns: nanoseconds of every call, by part."""
-        subject, found = self._loaded, {}
+        subject = self._loaded
+        found: dict[str, list[int]] = {}
         for i in range(count):
             text = self._texts[i % len(self._texts)]
             calls: dict[str, Callable[[], object]] = {"end_to_end": lambda text=text: subject.run([text])}  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def _read(path: Path) -> tuple[list[str], str]:
         data = read_tsv(path)
         if data.kind != "single":
             raise DatasetError(f"{path} holds pairs; a workload is single texts")
-        return [str(text) for text in data.texts], data.sha256
+        return [str(text) for text in data.texts], data.sha256 or ""
     try:
         raw = path.read_bytes()
         lines = raw.decode("utf-8").split("\n")
@@ -99,6 +100,6 @@ def _read(path: Path) -> tuple[list[str], str]:
 def histogram(lengths: Sequence[int]) -> list[dict[str, int]]:
     """Count lengths in fixed classes `low <= length < high`, from the first to the last that is not empty."""
     edges = [*_EDGES, max(_EDGES[-1], *lengths) + 1]
-    counts = [sum(low <= n < high for n in lengths) for low, high in zip(edges, edges[1:], strict=False)]
+    counts = [sum(low <= n < high for n in lengths) for low, high in itertools.pairwise(edges)]
     filled = [i for i, count in enumerate(counts) if count]
     return [{"low": edges[i], "high": edges[i + 1], "texts": counts[i]} for i in range(filled[0], filled[-1] + 1)]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class _HerePool:
             def result(inner, timeout: float | None = None) -> Any:  # noqa: N805
                 self.waiting -= 1
                 if number == kind.fail_at:
-                    raise bulk.BrokenProcessPool
+                    raise BrokenProcessPool
                 return call(*arguments)
 
         return Later()
@@ -58,7 +59,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> type[_HerePool]:
     monkeypatch.setattr(bulk, "ProcessPoolExecutor", _HerePool)
     monkeypatch.setattr(bulk, "_BATCH_BYTES", 100)
     monkeypatch.setattr(bulk, "_NOTE_S", -1.0)
-    monkeypatch.setattr(bulk.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(_HerePool, "fail_at", None)
     return _HerePool
 
@@ -74,8 +75,8 @@ def _objects(path: Path) -> list[dict[str, Any]]:
 
 
 def _label(bundle: Path, sources: list[Path], output: Path, **settings: Any) -> bulk.Labelled:
-    settings = {"workers": 2, "runtime": ("numpy", 1, "truncate")} | settings
-    return bulk.label_files(str(bundle), settings.pop("tasks", ["mood"]), sources, output, **settings)
+    settings = {"workers": 2, "runtime": ("numpy", 1, "truncate"), "tasks": ["mood"]} | settings
+    return bulk.label_files(str(bundle), settings.pop("tasks"), sources, output, **settings)
 
 
 def test_the_order_is_the_inputs(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:

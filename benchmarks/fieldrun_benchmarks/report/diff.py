@@ -50,7 +50,11 @@ class Diff:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the changes as JSON."""
-        return {"regressions": len(self.regressions), "notes": list(self.notes), "changes": [asdict(c) for c in self.changes]}
+        return {
+            "regressions": len(self.regressions),
+            "notes": list(self.notes),
+            "changes": [asdict(c) for c in self.changes],
+        }
 
     def to_markdown(self) -> str:
         """Return a table, regressions first."""
@@ -62,16 +66,18 @@ class Diff:
             if c.ci95 and not ends:
                 ends = f"{c.ci95[0]:.3f} - {c.ci95[1]:.3f}"
             change = f"{100 * c.change:+.1f} points" if c.metric.startswith("accuracy") else f"{c.change:.3f} times"
-            lines.append(f"| {c.verdict} | {c.subject} | {c.metric} | {c.old:,.4g} | {c.new:,.4g} | {change} | {ends} |")
+            lines.append(
+                f"| {c.verdict} | {c.subject} | {c.metric} | {c.old:,.4g} | {c.new:,.4g} | {change} | {ends} |"
+            )
         return "\n".join(lines).strip() + "\n"
 
 
 def diff(old: Record, new: Record) -> Diff:
     """Compare the subjects that both records have.
 
-    Times are compared by the bootstrap of repeats and windows (`ratio_interval`), accuracies by Newcombe's interval
-    for a difference of proportions ("Interval estimation for the difference between independent proportions", Statistics
-    in Medicine 17, 1998, method 10), memory and size as they are.
+    Times are compared by the bootstrap of repeats and windows (`ratio_interval`), accuracies by Newcombe's interval for
+    a difference of proportions ("Interval estimation for the difference between independent proportions", Statistics in
+    Medicine 17, 1998, method 10), memory and size as they are.
 
     Raises:
         UsageError: no subject is in both.
@@ -116,8 +122,15 @@ def _times(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> li
     low, high = found["ci95"]
     verdict = _verdict(low > 1 + _TOLERANCE, high < 1 - _TOLERANCE)
     return [
-        Change(subject=name, metric="single_stream_p50_us", old=first["p50_us"], new=second["p50_us"],
-               change=found["ratio"], ci95=(low, high), verdict=verdict)
+        Change(
+            subject=name,
+            metric="single_stream_p50_us",
+            old=first["p50_us"],
+            new=second["p50_us"],
+            change=found["ratio"],
+            ci95=(low, high),
+            verdict=verdict,
+        )
     ]
 
 
@@ -135,7 +148,17 @@ def _counted(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
         if isinstance(value, int | float) and isinstance(base, int | float) and base:
             change = value / base
             verdict = _verdict(change > 1 + _SIZE_TOLERANCE, change < 1 - _SIZE_TOLERANCE)
-            found.append(Change(subject=name, metric=metric, old=base, new=value, change=round(change, 4), ci95=None, verdict=verdict))
+            found.append(
+                Change(
+                    subject=name,
+                    metric=metric,
+                    old=base,
+                    new=value,
+                    change=round(change, 4),
+                    ci95=None,
+                    verdict=verdict,
+                )
+            )
     return found
 
 
@@ -143,14 +166,23 @@ def _accuracies(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) 
     found = []
     for task, entry in after["accuracy"].items():
         base = before["accuracy"].get(task)
-        if not (isinstance(entry, Mapping) and isinstance(base, Mapping) and "accuracy" in entry and "accuracy" in base):
+        if not (
+            isinstance(entry, Mapping) and isinstance(base, Mapping) and "accuracy" in entry and "accuracy" in base
+        ):
             continue
         change = entry["accuracy"] - base["accuracy"]
         low, high = _newcombe(entry, base)
         verdict = _verdict(high < 0, low > 0)
         found.append(
-            Change(subject=name, metric=f"accuracy_{task}", old=base["accuracy"], new=entry["accuracy"],
-                   change=round(change, 5), ci95=(round(low, 5), round(high, 5)), verdict=verdict)
+            Change(
+                subject=name,
+                metric=f"accuracy_{task}",
+                old=base["accuracy"],
+                new=entry["accuracy"],
+                change=round(change, 5),
+                ci95=(round(low, 5), round(high, 5)),
+                verdict=verdict,
+            )
         )
     return found
 

@@ -20,7 +20,7 @@ Axes = Any  # matplotlib's, which is imported only when something is drawn
 _INK, _GRID, _PAPER = "#010203", "#010204", "#010205"
 _LINES = ("#010211", "#010212", "#010213", "#010214", "#010215", "#010216")
 _VARIABLES = {_INK: "ink", _GRID: "rule", _PAPER: "paper"} | {colour: f"line{i}" for i, colour in enumerate(_LINES)}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fieldrun",
     "font.size": 10,
@@ -102,7 +102,11 @@ def _embed(svg: str, name: str, alt: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
-    svg = re.sub(r'(xlink:href="#|href="#|url\(#)([^")]+)', lambda m: m[1] if m[2].startswith(f"{name}-") else f"{m[1]}{name}-{m[2]}", svg)
+    svg = re.sub(
+        r'(xlink:href="#|href="#|url\(#)([^")]+)',
+        lambda m: m[1] if m[2].startswith(f"{name}-") else f"{m[1]}{name}-{m[2]}",
+        svg,
+    )
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable})")
     svg = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font: \1px var(--font)", svg)
@@ -166,8 +170,17 @@ def _length(record: Record, axes: Axes) -> tuple[str, str] | None:
         rows, unit = found["classes"], found["unit"]
         x = [row["mean"] for row in rows]
         axes.plot(x, [row["p50_us"] for row in rows], label=name, **_pen(i, marked=True))
-        axes.fill_between(x, [r["p10_us"] for r in rows], [r["p90_us"] for r in rows], color=_LINES[i % len(_LINES)], alpha=0.15, linewidth=0)
-        said.append(f"{name}: {rows[0]['p50_us']:.0f} us at {rows[0]['mean']:.0f}, {rows[-1]['p50_us']:.0f} us at {rows[-1]['mean']:.0f}")
+        axes.fill_between(
+            x,
+            [r["p10_us"] for r in rows],
+            [r["p90_us"] for r in rows],
+            color=_LINES[i % len(_LINES)],
+            alpha=0.15,
+            linewidth=0,
+        )
+        said.append(
+            f"{name}: " + ", ".join(f"{row['p50_us']:.0f} us at {row['mean']:.0f}" for row in (rows[0], rows[-1]))
+        )
         drawn += 1
     if not drawn:
         return None
@@ -177,18 +190,31 @@ def _length(record: Record, axes: Axes) -> tuple[str, str] | None:
 
 
 def _stages(record: Record, axes: Axes) -> tuple[str, str] | None:
-    rows = [(name, subject["stages"]) for _, name, subject in _alive(record) if {"tokenize", "engine", "end_to_end"} <= set(subject["stages"])]
+    rows = [
+        (name, subject["stages"])
+        for _, name, subject in _alive(record)
+        if {"tokenize", "engine", "end_to_end"} <= set(subject["stages"])
+    ]
     if not rows:
         return None
     said = []
     for y, (name, stages) in enumerate(rows):
         whole, *parts = (stages[key]["p50_us"] for key in ("end_to_end", "tokenize", "engine"))
         left = 0.0
-        for i, (label, value) in enumerate(zip(("tokenize", "engine", "the rest"), [*parts, max(0.0, whole - sum(parts))], strict=True)):
-            axes.barh(y, value, left=left, color=_LINES[i], edgecolor=_PAPER, height=0.5, label=label if y == 0 else None)
+        for i, (label, value) in enumerate(
+            zip(("tokenize", "engine", "the rest"), [*parts, max(0.0, whole - sum(parts))], strict=True)
+        ):
+            axes.barh(
+                y, value, left=left, color=_LINES[i], edgecolor=_PAPER, height=0.5, label=label if y == 0 else None
+            )
             left += value
         said.append(f"{name}: tokenize {parts[0]:.0f}, engine {parts[1]:.0f}, whole {whole:.0f} us")
-    axes.set(yticks=range(len(rows)), yticklabels=[name for name, _ in rows], xlabel="median, us", ylim=(-0.6, len(rows) - 0.4))
+    axes.set(
+        yticks=range(len(rows)),
+        yticklabels=[name for name, _ in rows],
+        xlabel="median, us",
+        ylim=(-0.6, len(rows) - 0.4),
+    )
     axes.grid(axis="y", visible=False)
     _below(axes, 3)
     return "Where the time of one text goes", f"{'; '.join(said)}."
@@ -202,16 +228,38 @@ def _throughput(record: Record, axes: Axes) -> tuple[str, str] | None:
         if not one:
             continue
         y = [row["texts_per_s"] for row in one]
-        spread = [[v - row["min"] for v, row in zip(y, one, strict=True)], [row["max"] - v for v, row in zip(y, one, strict=True)]]
-        axes.errorbar([row["batch"] for row in one], y, yerr=spread, capsize=3, label=f"{name}, 1 caller" if len(rows) > len(one) else name, **_pen(i, marked=True))
+        spread = [
+            [v - row["min"] for v, row in zip(y, one, strict=True)],
+            [row["max"] - v for v, row in zip(y, one, strict=True)],
+        ]
+        axes.errorbar(
+            [row["batch"] for row in one],
+            y,
+            yerr=spread,
+            capsize=3,
+            label=f"{name}, 1 caller" if len(rows) > len(one) else name,
+            **_pen(i, marked=True),
+        )
         for row in (row for row in rows if row["threads"] > 1):
-            axes.plot(row["batch"], row["texts_per_s"], color=_LINES[i % len(_LINES)], marker="*", markersize=10, linestyle="none", label=f"{name}, {row['threads']} callers")
-        said.append(f"{name}: {y[0]:,.0f} texts a second at batch {one[0]['batch']}, {y[-1]:,.0f} at {one[-1]['batch']}")
+            axes.plot(
+                row["batch"],
+                row["texts_per_s"],
+                color=_LINES[i % len(_LINES)],
+                marker="*",
+                markersize=10,
+                linestyle="none",
+                label=f"{name}, {row['threads']} callers",
+            )
+        said.append(
+            f"{name}: {y[0]:,.0f} texts a second at batch {one[0]['batch']}, {y[-1]:,.0f} at {one[-1]['batch']}"
+        )
         drawn += 1
     if not drawn:
         return None
     axes.set(xscale="log", xlabel="batch", ylabel="texts a second", ylim=(0, None))
-    ticks = sorted({row["batch"] for _, _, s in _alive(record) if isinstance(s["offline"], list) for row in s["offline"]})
+    ticks = sorted(
+        {row["batch"] for _, _, s in _alive(record) if isinstance(s["offline"], list) for row in s["offline"]}
+    )
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(_nothing())
     _below(axes)
@@ -229,7 +277,11 @@ def _server(record: Record, axes: Axes) -> tuple[str, str] | None:
     for i, name, subject in _alive(record):
         loads = subject["server"].get("loads", [])
         for key, marked in (("p50", True), ("p99", False)):
-            points = [(100 * load["load"], load["percentiles"][key]["value_us"]) for load in loads if "value_us" in load["percentiles"][key]]
+            points = [
+                (100 * load["load"], load["percentiles"][key]["value_us"])
+                for load in loads
+                if "value_us" in load["percentiles"][key]
+            ]
             if points:
                 pen = _pen(i, marked=True) | ({} if marked else {"alpha": 0.6, "markerfacecolor": _PAPER})
                 axes.plot(*zip(*points, strict=True), label=f"{name}, {key}", **pen)
@@ -241,7 +293,10 @@ def _server(record: Record, axes: Axes) -> tuple[str, str] | None:
     axes.set(yscale="log", xlabel="load, % of back-to-back calls", ylabel="latency, us")
     _plain(axes.yaxis)
     _below(axes)
-    return "Latency under load (dotted: the bound)", "Latency of randomly arriving texts by load; the table has the figures."
+    return (
+        "Latency under load (dotted: the bound)",
+        "Latency of randomly arriving texts by load; the table has the figures.",
+    )
 
 
 def _stability(record: Record, axes: Axes) -> tuple[str, str] | None:
@@ -254,7 +309,9 @@ def _stability(record: Record, axes: Axes) -> tuple[str, str] | None:
         axes.plot([p["s"] for p in points], [p["p50_us"] for p in points], label=name, **pen)
     axes.set(xlabel="seconds since the start", ylabel="median of a slice, us", ylim=(0, None))
     _legend(axes, len(alive))
-    said = "; ".join(f"{name}: repeats vary by {100 * (s['single_stream']['variation'] or 0):.1f} %" for _, name, s in alive)
+    said = "; ".join(
+        f"{name}: repeats vary by {100 * (s['single_stream']['variation'] or 0):.1f} %" for _, name, s in alive
+    )
     return "Latency over time", f"Medians of slices over the run. {said}."
 
 
@@ -265,7 +322,10 @@ def _workload(record: Record, axes: Axes) -> tuple[str, str] | None:
     axes.set(xlabel="characters", ylabel="texts")
     axes.grid(axis="x", visible=False)
     top = max(rows, key=lambda row: row["texts"])
-    return "Lengths of the texts", f"Histogram of lengths; most, {top['texts']}, have {top['low']} to {top['high'] - 1} characters."
+    return (
+        "Lengths of the texts",
+        f"Histogram of lengths; most, {top['texts']}, have {top['low']} to {top['high'] - 1} characters.",
+    )
 
 
 def _pareto(record: Record, axes: Axes) -> tuple[str, str] | None:
@@ -279,7 +339,15 @@ def _pareto(record: Record, axes: Axes) -> tuple[str, str] | None:
     if len(points) < 2:
         return None
     for i, name, micros, mean, size in points:
-        axes.scatter(micros, mean, s=30 + 4 * size, color=_LINES[i % len(_LINES)], alpha=0.7, marker=_MARKS[i % len(_MARKS)], label=f"{name}, {size:.0f} MB")
+        axes.scatter(
+            micros,
+            mean,
+            s=30 + 4 * size,
+            color=_LINES[i % len(_LINES)],
+            alpha=0.7,
+            marker=_MARKS[i % len(_MARKS)],
+            label=f"{name}, {size:.0f} MB",
+        )
     axes.set(xscale="log", xlabel="median latency, us", ylabel="mean accuracy of the tasks, %")
     _plain(axes.xaxis)
     axes.margins(0.25)
@@ -294,10 +362,21 @@ def _ratios(record: Record, axes: Axes) -> tuple[str, str] | None:
         return None
     for y, ratio in enumerate(rows):
         low, high = ratio["ci95"]
-        axes.errorbar(ratio["median"], y, xerr=[[ratio["median"] - low], [high - ratio["median"]]], fmt="o", capsize=4, color=_LINES[0])
+        axes.errorbar(
+            ratio["median"],
+            y,
+            xerr=[[ratio["median"] - low], [high - ratio["median"]]],
+            fmt="o",
+            capsize=4,
+            color=_LINES[0],
+        )
     axes.axvline(1, color=_INK, linewidth=1)
-    axes.set(yticks=range(len(rows)), yticklabels=[ratio["of"] for ratio in rows], ylim=(-0.6, len(rows) - 0.4),
-             xlabel=f"times the latency of {rows[0]['to']}")
+    axes.set(
+        yticks=range(len(rows)),
+        yticklabels=[ratio["of"] for ratio in rows],
+        ylim=(-0.6, len(rows) - 0.4),
+        xlabel=f"times the latency of {rows[0]['to']}",
+    )
     return "Paired ratios with 95 % intervals", "; ".join(f"{r['of']}: {r['median']:.2f} times" for r in rows) + "."
 
 

@@ -28,7 +28,7 @@ def read_records(paths: Sequence[Path]) -> list[Record]:
         SchemaTooNew: one is of a newer fieldrun; none is left out in silence.
         FieldrunError: one is missing, of another kind, or not whole.
     """
-    found = []
+    found: list[Record] = []
     for path in paths:
         record = read_record(path, "bench")
         missing = [key for key in _NEEDED if key not in record]
@@ -46,10 +46,22 @@ def page(records: Sequence[Record], *, title: str = "fieldrun bench") -> str:
 
     parts = []
     for number, record in enumerate(records):
-        drawn = {name: {"svg": Markup(f.svg), "caption": f.caption} for name, f in figures(record, f"r{number}").items()}
-        parts.append({"claim": claim(record), "sections": sections(record), "figures": drawn, "record": record, "id": f"r{number}"})
+        drawn = {
+            name: {"svg": Markup(f.svg), "caption": f.caption} for name, f in figures(record, f"r{number}").items()
+        }
+        parts.append(
+            {
+                "claim": claim(record),
+                "sections": sections(record),
+                "figures": drawn,
+                "record": record,
+                "id": f"r{number}",
+            }
+        )
     loader = PackageLoader("fieldrun_benchmarks.report", ".")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.get_template("page.html.j2").render(title=title, parts=parts, mixed=_mixed(records))
 
 
@@ -70,7 +82,7 @@ def to_markdown(records: Sequence[Record]) -> str:
 
 
 def metrics(record: Record) -> list[dict[str, Any]]:
-    """Return the record's figures one by one: subject, metric, value, low, high, unit; a value that is missing is None."""
+    """Return the record's figures one by one: subject, metric, value, low, high, unit; a missing value is None."""
     rows: list[dict[str, Any]] = []
 
     def add(subject: str, metric: str, unit: str, value: Any, ends: Any = None) -> None:

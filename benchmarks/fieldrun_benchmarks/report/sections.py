@@ -62,7 +62,14 @@ def sections(record: Record) -> list[Section]:
     """Return a record's sections, in reading order."""
     found = [_summary(record), _warnings(record), _latency(record), _stages(record), _throughput(record)]
     found += [_server(record), _loadgen(record), _start_and_memory(record), _energy(record), _accuracy(record)]
-    found += [_stability(record), _workload(record), _artifacts(record), _system(record), _missing(record), _repeat(record)]
+    found += [
+        _stability(record),
+        _workload(record),
+        _artifacts(record),
+        _system(record),
+        _missing(record),
+        _repeat(record),
+    ]
     return [section for section in found if section is not None]
 
 
@@ -85,7 +92,7 @@ def _alive(record: Record) -> dict[str, Any]:
 
 
 def _summary(record: Record) -> Section:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, subject in record["subjects"].items():
         if "failed" in subject:
             rows.append((name, "failed", "", "", "", ""))
@@ -131,8 +138,11 @@ def _latency(record: Record) -> Section:
                 calls = subject[scenario].get("calls", subject[scenario].get("queries"))
                 cells = [_percentile(found[key]) for key in ("p50", "p90", "p99", "p99.9")]
                 rows.append((f"{name}, {label}", f"{calls:,}", *cells))
-    table = Table(caption="Latency; each is the value below which the share lies with 99 % confidence",
-                  head=("Subject, scenario", "queries", "50 %", "90 %", "99 %", "99.9 %"), rows=tuple(rows))
+    table = Table(
+        caption="Latency; each is the value below which the share lies with 99 % confidence",
+        head=("Subject, scenario", "queries", "50 %", "90 %", "99 %", "99.9 %"),
+        rows=tuple(rows),
+    )
     lines = ("A percentile that so few queries cannot support is not given.",)
     return Section(title="Latency", lines=lines, tables=(table,), figures=("ecdf", "length"))
 
@@ -150,32 +160,53 @@ def _stages(record: Record) -> Section | None:
             rows.append((f"{name}, {labels.get(stage, stage)}", _us(entry["p50_us"]), interval, f"{entry['calls']:,}"))
     if not rows:
         return None
-    table = Table(caption="Three boundaries, timed in turns on the same texts", rows=tuple(rows),
-                  head=("Subject, boundary", "median", "95 % interval", "calls"))
+    table = Table(
+        caption="Three boundaries, timed in turns on the same texts",
+        rows=tuple(rows),
+        head=("Subject, boundary", "median", "95 % interval", "calls"),
+    )
     line = "End to end is what a user pays; what tokenize and engine leave of it is checks, framing and reading labels."
     return Section(title="Where the time goes", lines=(line,), tables=(table,), figures=("stages",))
 
 
 def _throughput(record: Record) -> Section:
     rows = tuple(
-        (name, str(row["batch"]), str(row["threads"]), f"{row['texts_per_s']:,.0f}", f"{row['min']:,.0f} - {row['max']:,.0f}")
+        (
+            name,
+            str(row["batch"]),
+            str(row["threads"]),
+            f"{row['texts_per_s']:,.0f}",
+            f"{row['min']:,.0f} - {row['max']:,.0f}",
+        )
         for name, subject in _alive(record).items()
         for row in _list(subject["offline"])
     )
-    table = Table(caption="Offline: texts a second", head=("Subject", "batch", "callers", "median of 3", "least - most"), rows=rows)
+    table = Table(
+        caption="Offline: texts a second",
+        head=("Subject", "batch", "callers", "median of 3", "least - most"),
+        rows=rows,
+    )
     line = "Callers are threads of one process that share the loaded subject."
     return Section(title="Throughput", lines=(line,), tables=(table,), figures=("throughput",))
 
 
 def _server(record: Record) -> Section | None:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, subject in _alive(record).items():
         server = subject["server"]
         for load in server.get("loads", ()):
             tail = _percentile(load["percentiles"]["p99"])
             met = "yes" if load["bound_met"] else "no"
-            rows.append((name, f"{100 * load['load']:.0f} %", f"{load['offered_per_s']:,.0f}",
-                         _percentile(load["percentiles"]["p50"]), tail, f"{server['bound_ms']:.3f} ms: {met}"))
+            rows.append(
+                (
+                    name,
+                    f"{100 * load['load']:.0f} %",
+                    f"{load['offered_per_s']:,.0f}",
+                    _percentile(load["percentiles"]["p50"]),
+                    tail,
+                    f"{server['bound_ms']:.3f} ms: {met}",
+                )
+            )
     if not rows:
         return None
     head = ("Subject", "load", "texts/s offered", "50 %", "99 %", "99 % within the bound")
@@ -192,7 +223,9 @@ def _loadgen(record: Record) -> Section | None:
         for scenario, found in subject["loadgen"].items():
             cells = [_us(found[key]) if key in found else "" for key in ("p50_us", "p90_us", "p99_us")]
             rate = f"{found['texts_per_s']:,.0f}" if "texts_per_s" in found else ""
-            rows.append((f"{name}, {scenario}", f"{found.get('queries', 0):,}", *cells, rate, str(found.get("validity", ""))))
+            rows.append(
+                (f"{name}, {scenario}", f"{found.get('queries', 0):,}", *cells, rate, str(found.get("validity", "")))
+            )
     if not rows:
         return None
     head = ("Subject, scenario", "queries", "50 %", "90 %", "99 %", "texts/s", "LoadGen says")
@@ -201,8 +234,11 @@ def _loadgen(record: Record) -> Section | None:
     own = f"The null subject: {harness['own_loop']['p50_us']:.2f} us a query in the own loop"
     lines = [f"{own}, {cost:.2f} us in LoadGen." if cost is not None else f"{own}."]
     lines.append("INVALID is LoadGen's word for a run that is too short, or outside the bound, for an official result.")
-    return Section(title="MLPerf LoadGen's second opinion", lines=tuple(lines),
-                   tables=(Table(caption="The same scenarios, driven by LoadGen", head=head, rows=tuple(rows)),))
+    return Section(
+        title="MLPerf LoadGen's second opinion",
+        lines=tuple(lines),
+        tables=(Table(caption="The same scenarios, driven by LoadGen", head=head, rows=tuple(rows)),),
+    )
 
 
 def _start_and_memory(record: Record) -> Section:
@@ -213,7 +249,9 @@ def _start_and_memory(record: Record) -> Section:
         cells = (_mib(memory, "loaded", key) for key in ("resident_mib", "proportional_mib"))
         rows.append((name, start, f"{subject['load_ms']:.0f} ms", *cells, _mib(memory, "after", "peak_mib")))
     head = ("Subject", "fresh process to first answer, peak", "load", "resident", "proportional", "peak, at the end")
-    table = Table(caption="Cold start (page cache warm) and memory of the subject's process", head=head, rows=tuple(rows))
+    table = Table(
+        caption="Cold start (page cache warm) and memory of the subject's process", head=head, rows=tuple(rows)
+    )
     harness = record["harness"]["memory"]["resident_mib"]
     own = f"Of the memory {harness:.0f} MiB are Python, NumPy and the harness." if isinstance(harness, float) else ""
     line = f"{own} The peak includes the batches, the labelled rows and a second engine for the boundaries.".strip()
@@ -228,7 +266,9 @@ def _energy(record: Record) -> Section:
     base = f", {idle['mean_w']:.2f} W before it" if "mean_w" in idle else ""
     lines = [f"{energy['mean_w']:.2f} W of {energy['of']} while single stream ran{base}."]
     if len(record["subjects"]) == 1 and calls:
-        lines.append(f"That is {1e3 * energy['joules'] / calls:.3f} mJ a text, everything else on this machine included.")
+        lines.append(
+            f"That is {1e3 * energy['joules'] / calls:.3f} mJ a text, everything else on this machine included."
+        )
     return Section(title="Energy", lines=tuple(lines))
 
 
@@ -244,10 +284,19 @@ def _accuracy(record: Record) -> Section:
                 lines.append(f"{name}, {task}: not measured, {entry['unavailable']}.")
                 continue
             low, high = (100 * x for x in entry["ci95"])
-            rows.append((f"{name}, {task}", f"{100 * entry['accuracy']:.1f} %", f"{low:.1f} - {high:.1f} %",
-                         f"{entry['n']:,}", entry["file"]))
+            rows.append(
+                (
+                    f"{name}, {task}",
+                    f"{100 * entry['accuracy']:.1f} %",
+                    f"{low:.1f} - {high:.1f} %",
+                    f"{entry['n']:,}",
+                    entry["file"],
+                )
+            )
     head = ("Subject, task", "right", "95 % interval", "n", "rows")
-    tables = (Table(caption="Accuracy of the very artifact that was timed", head=head, rows=tuple(rows)),) if rows else ()
+    tables = (
+        (Table(caption="Accuracy of the very artifact that was timed", head=head, rows=tuple(rows)),) if rows else ()
+    )
     return Section(title="Accuracy", lines=tuple(lines), tables=tables)
 
 
@@ -260,7 +309,14 @@ def _stability(record: Record) -> Section:
         spread = "one repeat" if single["variation"] is None else f"{100 * single['variation']:.1f} %"
         medians = " / ".join(f"{value:.1f}" for value in single["repeats_p50_us"])
         rows.append((name, medians, spread, drift, f"{single['cpu_us']:.1f} us", f"{single['involuntary_switches']:,}"))
-    head = ("Subject", "medians of the repeats, us", "variation", "last / first minute", "CPU time a text", "times put aside")
+    head = (
+        "Subject",
+        "medians of the repeats, us",
+        "variation",
+        "last / first minute",
+        "CPU time a text",
+        "times put aside",
+    )
     table = Table(caption="The repeats", head=head, rows=tuple(rows))
     return Section(title="Stability", tables=(table,), figures=("stability",))
 
@@ -269,7 +325,8 @@ def _workload(record: Record) -> Section:
     work = record["workload"]
     rows = tuple((s["file"], f"{s['texts']:,}", s["sha256"][:16]) for s in work["sources"])
     mean = work["characters"]["mean"]
-    line = f"{work['texts']:,} texts ({work['distinct']:,} distinct), {mean:.0f} characters in the mean, seed {work['seed']}."
+    count = f"{work['texts']:,} texts ({work['distinct']:,} distinct)"
+    line = f"{count}, {mean:.0f} characters in the mean, seed {work['seed']}."
     table = Table(caption="Where the texts come from", head=("File", "texts", "sha256, start"), rows=rows)
     return Section(title="Workload", lines=(line,), tables=(table,), figures=("workload",))
 
@@ -285,10 +342,14 @@ def _artifacts(record: Record) -> Section:
                 rows.append((f"{name}, {key}", value))
         rows += [(f"{name}, sha256 of {file}", value) for file, value in artifact.get("sha256", {}).items()]
         if "engine" in about:
-            rows.append((f"{name}, engine", f"{about['engine']} ({about['engine_reason']}), threads {subject['threads']}"))
+            rows.append(
+                (f"{name}, engine", f"{about['engine']} ({about['engine_reason']}), threads {subject['threads']}")
+            )
         if "answers" in about:
             rows.append((f"{name}, answers with", about["answers"]))
-    return Section(title="Artifacts", tables=(Table(caption="What was measured", head=("Fact", "value"), rows=tuple(rows)),))
+    return Section(
+        title="Artifacts", tables=(Table(caption="What was measured", head=("Fact", "value"), rows=tuple(rows)),)
+    )
 
 
 def _system(record: Record) -> Section:
@@ -309,26 +370,37 @@ def _system(record: Record) -> Section:
     units = {"clock_mhz": ("clock", "MHz"), "temperature_c": ("temperature", "C"), "power_w": ("board power", "W")}
     for key, (label, unit) in units.items():
         value = sensors[key]
-        shown = f"{value['min']:g} - {value['max']:g} {unit}" if "min" in value else f"not measured: {value['unavailable']}"
+        shown = (
+            f"{value['min']:g} - {value['max']:g} {unit}" if "min" in value else f"not measured: {value['unavailable']}"
+        )
         rows.append((label, shown))
-    rows.append(("governor", sensors["governor"] if isinstance(sensors["governor"], str) else sensors["governor"]["unavailable"]))
+    rows.append(
+        (
+            "governor",
+            sensors["governor"] if isinstance(sensors["governor"], str) else sensors["governor"]["unavailable"],
+        )
+    )
     others = sensors["other_cores"]
-    rows.append(("other processes", f"{others:.2f} cores" if isinstance(others, float) else str(others.get("unavailable"))))
-    return Section(title="System", tables=(Table(caption="Where it was measured", head=("Fact", "value"), rows=tuple(rows)),))
+    rows.append(
+        ("other processes", f"{others:.2f} cores" if isinstance(others, float) else str(others.get("unavailable")))
+    )
+    return Section(
+        title="System", tables=(Table(caption="Where it was measured", head=("Fact", "value"), rows=tuple(rows)),)
+    )
 
 
 def _missing(record: Record) -> Section:
     parts = {key: record[key] for key in ("subjects", "sensors", "idle", "harness")}
     found = list(not_measured(parts))
     always = ("cold page cache", "the operating system keeps the files; dropping them needs root")
-    rows = tuple([*found, always])
+    rows = (*found, always)
     table = Table(caption="Missing values are never shown as 0", head=("What", "why"), rows=rows)
     return Section(title="Not measured", tables=(table,))
 
 
 def _repeat(record: Record) -> Section:
     settings = record["settings"]
-    line = f"{settings['repeats']} repeats of {settings['seconds']:g} s, slices of {settings['slice_calls']} texts, seed {settings['seed']}."
+    line = f"{settings['repeats']} repeats of {settings['seconds']:g} s, slices of {settings['slice_calls']} texts."
     return Section(title="Repeat it", lines=(line, f"$ {record['command']}"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +34,20 @@ __all__ = ["bench"]
 @click.argument("subjects", nargs=-1, metavar="[SUBJECT]...")
 @click.option("--interleave", is_flag=True, help="Compare several subjects, in alternating slices of the same texts.")
 @click.option("--quick", is_flag=True, help="A first look, under 50 s for one subject, report included.")
-@click.option("--report", type=click.Path(path_type=Path, file_okay=False), help="Folder for the record and report.html.")
 @click.option(
-    "--workload", "texts", type=click.Path(path_type=Path), multiple=True,
+    "--report", type=click.Path(path_type=Path, file_okay=False), help="Folder for the record and report.html."
+)
+@click.option(
+    "--workload",
+    "texts",
+    type=click.Path(path_type=Path),
+    multiple=True,
     help="Texts to send: a TSV file with a header, or one text a line; may be repeated.  [default: the shipped sample]",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Send at most so many texts, drawn at random.")
-@click.option("--data", multiple=True, metavar="TASK=FILE", help="Labelled rows to measure accuracy on; may be repeated.")
+@click.option(
+    "--data", multiple=True, metavar="TASK=FILE", help="Labelled rows to measure accuracy on; may be repeated."
+)
 @click.option("--engine", default="auto", show_default=True, help="Of bundles that name none with @ENGINE.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of the engine.")
 @click.option("--repeats", type=click.IntRange(min=2), help="Repeats of single stream.  [default: 5]")
@@ -97,7 +105,12 @@ def bench(
     workload = read_workload(texts, limit=limit, seed=seed)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     settings = Settings.quick(seed=seed, cores=cores) if quick else Settings.whole(seed=seed, cores=cores)
-    chosen = {"repeats": repeats, "seconds": seconds, "timeout_s": timeout, "loadgen": False if no_loadgen else None}
+    chosen: dict[str, Any] = {
+        "repeats": repeats,
+        "seconds": seconds,
+        "timeout_s": timeout,
+        "loadgen": False if no_loadgen else None,
+    }
     settings = replace(settings, **{key: value for key, value in chosen.items() if value is not None})
     before = conditions()
     with progress() as step:
@@ -105,7 +118,7 @@ def bench(
     values |= {"system": examine(), "conditions": before}
     command = shlex.join(["fieldrun", *_arguments()])
     if report is None:
-        record = {"schema": SCHEMA, "kind": "bench", "command": command, **values}
+        record: Mapping[str, Any] = {"schema": SCHEMA, "kind": "bench", "command": command, **values}
     else:
         path = append_record(report, "bench", command, values)
         (record,) = read_records([path])
@@ -114,7 +127,12 @@ def bench(
         put_json(record)
     else:
         put(claim(record))
-        put_table([(r["subject"], r["metric"], "not measured" if r["value"] is None else f"{r['value']:,.4g} {r['unit']}") for r in metrics(record)])
+        put_table(
+            [
+                (r["subject"], r["metric"], "not measured" if r["value"] is None else f"{r['value']:,.4g} {r['unit']}")
+                for r in metrics(record)
+            ]
+        )
         if report is not None:
             put(f"{report / 'report.html'}; the record: {path}")
     for entry in record["warnings"]:

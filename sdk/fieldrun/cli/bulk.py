@@ -84,7 +84,7 @@ def label_files(
     restart: bool = False,
     top: int | None = None,
     runtime: tuple[str, int, str] = ("auto", 1, "truncate"),
-    progress: Progress = lambda phase, done, total: None,
+    progress: Progress = lambda *_: None,
 ) -> Labelled:
     """Label every line of `sources` into `output`, one JSON object per line and task.
 
@@ -140,10 +140,12 @@ def label_files(
             partial.unlink()
             note_path.unlink()
             raise InputTextError("the files have no line; give one text a line")
-        os.replace(partial, output)
+        partial.replace(output)
         note_path.unlink()
     except OSError as error:
-        raise StorageError(f"cannot write {output}: {error.strerror or error}; free space, then run it again") from error
+        raise StorageError(
+            f"cannot write {output}: {error.strerror or error}; free space, then run it again"
+        ) from error
     done.seconds = time.perf_counter() - began
     return done
 

@@ -32,8 +32,8 @@ def report(
 ) -> None:
     """Make one page of RECORDs that 'fieldrun bench --report' wrote; it opens offline.
 
-    The ending of -o chooses HTML, Markdown, CSV or JSON. With --diff, show what the second record has become against the
-    first, with 95 % intervals; ends with exit code 1 when something is slower, larger or less right.
+    The ending of -o chooses HTML, Markdown, CSV or JSON. With --diff, show what the second record has become against
+    the first, with 95 % intervals; ends with exit code 1 when something is slower, larger or less right.
     """
     from fieldrun_benchmarks.report.diff import diff
     from fieldrun_benchmarks.report.render import page, read_records, to_csv, to_json, to_markdown

@@ -34,7 +34,9 @@ __all__ = ["run"]
     "--pair", "pairs", nargs=2, multiple=True, metavar="A B", help="One pair, for a pair task; may be repeated."
 )
 @click.option("--top", type=click.IntRange(min=1), help="How many labels to show, best first.  [default: 1; JSON: all]")
-@click.option("--from", "sources", type=click.Path(path_type=Path), multiple=True, help="Label a file's lines; repeatable.")
+@click.option(
+    "--from", "sources", type=click.Path(path_type=Path), multiple=True, help="Label a file's lines; repeatable."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="With --from: the file of JSON lines to write.")
 @click.option("--workers", type=click.IntRange(min=1), help="With --from: so many processes.  [default: 1]")
 @click.option("--restart", is_flag=True, help="With --from: begin anew instead of going on where a run was ended.")
@@ -115,7 +117,9 @@ def _run_files(
     if done.resumed_at:
         note(f"went on at line {done.resumed_at + 1} of an earlier run")
     if as_json:
-        put_json({"path": str(output), "lines": done.lines, "resumed_at": done.resumed_at, "seconds": round(done.seconds, 3)})
+        put_json(
+            {"path": str(output), "lines": done.lines, "resumed_at": done.resumed_at, "seconds": round(done.seconds, 3)}
+        )
     else:
         rate = (done.lines - done.resumed_at) / done.seconds
         put(f"{output}: {done.lines:,} lines, {rate:,.0f} lines/s with {workers} worker{'' if workers == 1 else 's'}")
