@@ -382,7 +382,7 @@ def _accuracy(one: _Running, labelled: Mapping[str, Dataset]) -> dict[str, Any]:
 
 
 def _cold_start(one: _Running, settings: Settings) -> dict[str, Any]:
-    program = program_of(one.spec) if one.spec.kind != "peer" else None
+    program = program_of(one.spec)
     if program is None:
         return Unavailable("the subject has no program of its own").to_dict()
     name, bare = one.spec.name, "python alone"

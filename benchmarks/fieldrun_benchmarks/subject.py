@@ -23,7 +23,7 @@ __all__ = ["SUBJECTS", "NullSubject", "Subject", "SubjectSpec", "open_subject", 
 SUBJECTS = {
     "bundle": "fieldrun_benchmarks.our_subjects:BundleSubject",
     "null": "fieldrun_benchmarks.subject:NullSubject",
-    "peer": "fieldrun_benchmarks.peer_models:PeerSubject",
+    "peer": "fieldrun_benchmarks.isolated_peers:PeerSubject",
     "tokenizer": "fieldrun_benchmarks.our_subjects:TokenizerSubject",
 }
 

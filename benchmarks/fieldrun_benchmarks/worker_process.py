@@ -25,7 +25,7 @@ from fieldrun.errors import FieldrunError
 from .record import THREAD_SETTINGS
 from .subject import SubjectSpec
 
-__all__ = ["WorkerProcess", "unpack", "worker_environment"]
+__all__ = ["WorkerProcess", "link_packages", "unpack", "worker_environment"]
 
 Nanos = npt.NDArray[np.int64]
 _CHUNK = 1 << 20
@@ -40,7 +40,7 @@ class WorkerProcess:
         self._buffer = b""
         self._links = tempfile.TemporaryDirectory()
         foreign = spec.python != sys.executable
-        packages = _link_packages(Path(self._links.name)) if foreign else None
+        packages = link_packages(Path(self._links.name)) if foreign else None
         try:
             self._process = subprocess.Popen(
                 [spec.python, "-m", "fieldrun_benchmarks.worker"],
@@ -154,7 +154,7 @@ def worker_environment(packages: Path | None = None) -> dict[str, str]:
     return found if packages is None else found | {"PYTHONPATH": str(packages)}
 
 
-def _link_packages(folder: Path) -> Path:
+def link_packages(folder: Path) -> Path:
     """Make what a worker needs of fieldrun importable by another interpreter, and nothing of this one's environment."""
     for package in (fieldrun_benchmarks, errors):
         source = Path(str(package.__file__)).parent
