@@ -1,4 +1,4 @@
-"""Peers whose packages do not go together with ours, each in an environment of its own, and any peer as a subject.
+r"""Peers whose packages do not go together with ours, each in an environment of its own, and any peer as a subject.
 
 | Peer | Environment | Answers by |
 |---|---|---|
@@ -6,7 +6,7 @@
 | `fasttext` | fasttext (built from source), numpy < 2 | its own classifier: bigrams, 100-d, one model per task |
 
     python -m fieldrun_benchmarks.peers --prepare --isolated fasttext --isolated wordllama --data DATA --work WORK ...
-    fieldrun bench reference tokenizer:reference peer:WORK/fasttext@sst2 peer:WORK/wordllama@sst2 --interleave \\
+    fieldrun bench reference tokenizer:reference peer:WORK/fasttext@sst2 peer:WORK/wordllama@sst2 --interleave \
         --workload DATA/sst2/dev.tsv --data sst2=DATA/sst2/dev.tsv --report OUT
 
 A peer's environment runs this module to make it, and `worker` to measure it; of fieldrun it sees links to two packages.
