@@ -30,6 +30,8 @@ COMMANDS = {
     "build": "fieldrun.cli.build:build",
     "cache": "fieldrun.cli.cache:cache",
     "distill": "fieldrun.cli.distill:distill",
+    "bench": "fieldrun.cli.bench:bench",
+    "report": "fieldrun.cli.report:report",
     "doctor": "fieldrun.cli.doctor:doctor",
 }
 """Every command, in the order of the help, with the place of its function."""
