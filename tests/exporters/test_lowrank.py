@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fieldrun
+from fieldrun.bundle import Network
 from fieldrun.errors import ExportError, RecipeError
 from fieldrun_exporters.deployed import Deployed
 from fieldrun_exporters.passes import lowrank as module
@@ -140,6 +141,7 @@ def test_every_engine_runs_the_smaller_student(toy_checkpoint: Path, tmp_path: P
         assert fieldrun.verify(report.path, engine=engine).passed
         with fieldrun.load(report.path, engine=engine) as model:
             fields[engine] = model.field(texts)
+            assert isinstance(model.manifest.network, Network)
             assert model.manifest.network.width == 13
     for found in fields.values():
         np.testing.assert_allclose(found, fields["native"], atol=1e-5)

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import fieldrun
-from fieldrun.bundle import Bundle
+from fieldrun.bundle import Bundle, Network
 from fieldrun.cli import main
 from fieldrun.dataset import Dataset
 from fieldrun.errors import ExportError, OutputExists, UsageError
@@ -146,7 +146,9 @@ def test_a_killed_search_goes_on(
 def by_width(bundle: Path, texts: Any) -> float:
     """A device on which a text takes as many microseconds as a position has features."""
     assert len(texts) > 1
-    return float(Bundle.load(bundle).manifest.network.width)
+    network = Bundle.load(bundle).manifest.network
+    assert isinstance(network, Network)
+    return float(network.width)
 
 
 def test_a_limit_of_latency_takes_the_largest_shape_that_keeps_to_it(
@@ -155,7 +157,7 @@ def test_a_limit_of_latency_takes_the_largest_shape_that_keeps_to_it(
     report = search(small, tmp_path / "out", data=rows, max_latency_us=15.0, timer=by_width)
     widths = [shape["width"] for shape in report.shapes]
     assert [shape["latency_us"] for shape in report.shapes] == widths == sorted(widths, reverse=True)
-    assert Bundle.load(report.path).manifest.network.width == max(
+    assert by_width(report.path, texts=["a", "b"]) == max(
         shape["width"] for shape in report.shapes if shape["width"] <= 15
     )
     assert report.chosen == len(report.front) - 1, "without a limit of size nothing is saved on bytes"
