@@ -78,7 +78,7 @@ class ForeignSource(GraphSource):
 
     def describe(self) -> list[tuple[str, str]]:
         """Return the rows of the card."""
-        return [("network", "a foreign ONNX graph"), ("field", self.pooled)]
+        return [("network", "a foreign ONNX graph"), ("how the field is made", self.pooled)]
 
     def facts(self) -> Mapping[str, Any]:
         """Return what the report says of the import."""
@@ -237,7 +237,7 @@ def _ranges(
                 x = values[layer.input].reshape(-1, layer.weight.shape[0])
                 if len(x) == ids.size:
                     x = x[ids.ravel() != model.pad_id]
-                watch = seen[k] or Largest(2 * x.size * len(sequences), plan.calibration.percentile)
+                watch = seen[k] or Largest(x.size * len(sequences), plan.calibration.percentile)
                 seen[k] = watch
                 watch.add(np.abs(x))
     limits = [0.0 if watch is None else watch.value() for watch in seen]

@@ -298,6 +298,8 @@ def test_wrong_folders_are_refused(tmp_path: Path, refused: Callable[..., str], 
         RecipeError, folder, recipe=encoder_recipe("int8", precision='dense = "int8"\nup = "fp32"')
     )
     assert "students" in refused(RecipeError, folder, recipe="cpu-small")
+    unpadded = toy_tokenizer().to_str().replace('"[PAD]"', '"!!"')
+    assert "token 0 is '!!'" in refused(CheckpointError, save(tmp_path / "unpadded", tokenizer=unpadded))
     (folder / "tokenizer.json").write_text("[]")
     assert "tokenizer.json" in refused(CheckpointError, folder)
     (folder / "tokenizer.json").unlink()
