@@ -119,7 +119,7 @@ def prepare_foreign(
         found = find_layers(fixed.graph) if "int8" in plan.passes else []
         tables = find_tables(fixed.graph, model.vocab_size) if plan.precision.of("table") == "int8" else []
         if not graphs:
-            before = sum(numpy_helper.to_array(tensor).nbytes for tensor in fixed.graph.initializer)
+            before = sum(numpy_helper.to_array(t).nbytes for t in fixed.graph.initializer if _is_stored(t))
             kind = plan.precision.of("qkv")  # any of the dense maps: a foreign graph has no names for them
             layers, kinds = found, [kind] * len(found)
             if "int8" in kinds:
@@ -246,6 +246,11 @@ def _ranges(
     return limits
 
 
+def _is_stored(tensor: TensorProto) -> bool:
+    """Whether a constant goes into the weights file; a small one stays in its graph."""
+    return tensor.data_type in _TYPES and numpy_helper.to_array(tensor).nbytes >= _INLINE
+
+
 class _Stored:
     """The constants of all graphs, each once, by name."""
 
@@ -256,9 +261,9 @@ class _Stored:
     def strip(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Take the constants of `model` over; what is left of them is the name they are stored under."""
         for tensor in model.graph.initializer:
-            value = numpy_helper.to_array(tensor)
-            if value.nbytes < _INLINE or tensor.data_type not in _TYPES:
+            if not _is_stored(tensor):
                 continue
+            value = numpy_helper.to_array(tensor)
             key = (sha256_bytes(value.tobytes()), str(value.dtype), value.shape)
             if key not in self._names:
                 self._names[key] = tensor.name if tensor.name not in self.tensors else f"{tensor.name}.{key[0][:8]}"
