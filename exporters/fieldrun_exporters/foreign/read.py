@@ -244,8 +244,8 @@ def _tokenizer(folder: Path) -> tuple[bytes, int, int]:
     if pad_id is None:
         if not any("pad" in str(token).lower() for token in first):
             raise CheckpointError(
-                f"{folder} does not say how to pad, and token 0 is {first[0]!r}; enable padding in tokenizer.json or set "
-                "pad_token_id in config.json"
+                f"{folder} does not say how to pad, and token 0 is {first[0]!r}; enable padding in tokenizer.json, or "
+                "set pad_token_id in config.json"
             )
         pad_id = 0
     if type(pad_id) is not int or not 0 <= pad_id < size:
