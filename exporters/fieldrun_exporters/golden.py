@@ -79,8 +79,7 @@ def golden_fields(
     """Return the JSON of `golden.json` of a bundle without tasks, and how much rounding alone changes its fields.
 
     In a deep int8 network no text is far from every boundary, so none is left out: what another device may differ by
-    is measured, as the largest difference of a golden field with ONNX Runtime's optimiser on and off, and in a bucket
-    other than the smallest that it fits in.
+    is measured, as the largest difference of a golden field with ONNX Runtime's optimiser on and off.
 
     Raises:
         ExportError: fewer than 8 texts fit the buckets whole.
@@ -93,17 +92,12 @@ def golden_fields(
     kept = [sequences[i] for i in chosen]
     fields, _ = _run(folder, network, singles, kept, optimise=True)
     plain, _ = _run(folder, network, singles, kept, optimise=False)
-    gap = float(np.abs(fields - plain).max())
-    for bucket in singles[1:]:
-        rows = [k for k, ids in enumerate(kept) if len(ids) <= bucket.length]
-        other, _ = run_bucket(open_session(folder / bucket.graph), network, bucket, [kept[k] for k in rows])
-        gap = max(gap, float(np.abs(other - fields[rows]).max()))
     return {
         "texts": [texts[i] for i in chosen],
         "ids": [list(ids) for ids in kept],
         "fields": [[shortest(x) for x in row] for row in fields],
         "scores": {},
-    }, gap
+    }, float(np.abs(fields - plain).max())
 
 
 def _spread(items: Sequence[int], count: int) -> list[int]:

@@ -143,7 +143,8 @@ def write_graph_bundle(
         no_logits = expected[:, :0]
         parity, fields = check_parity(folder, network, buckets, sequences, expected, no_logits, {}, plan.parity)
         progress("parity", len(buckets), len(buckets))
-        golden, gap = golden_fields(folder, network, buckets, texts.proof, sequences)
+        golden, rounding = golden_fields(folder, network, buckets, texts.proof, sequences)
+        gap = max(rounding, *(bucket.bucket_gap for bucket in parity))
         tolerance = max(_FLOOR, _SPARE * gap)
         if not tolerance < 1:
             raise ExportError(f"rounding alone changes fields by {gap:.3g}; keep more parts in fp32")
@@ -232,7 +233,7 @@ def _card(source: GraphSource, plan: Recipe, weights_bytes: int) -> str:
     lines = [
         f"# {source.name}",
         "",
-        f"A foreign model, imported into a bundle with the recipe `{plan.name}`. It maps text to a "
+        f"An imported model, made into a bundle with the recipe `{plan.name}`. It maps text to a "
         f"{source.network.field_dim}-d field; it has no tasks until a head is fitted and attached.",
         "",
         "| | |",

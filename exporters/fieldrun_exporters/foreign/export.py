@@ -78,7 +78,7 @@ class ForeignSource(GraphSource):
 
     def describe(self) -> list[tuple[str, str]]:
         """Return the rows of the card."""
-        return [("network", "a foreign ONNX graph"), ("field", self.pooled)]
+        return [("network", "a foreign ONNX graph"), ("how the field is made", self.pooled)]
 
     def facts(self) -> Mapping[str, Any]:
         """Return what the report says of the import."""
@@ -119,7 +119,7 @@ def prepare_foreign(
         found = find_layers(fixed.graph) if "int8" in plan.passes else []
         tables = find_tables(fixed.graph, model.vocab_size) if plan.precision.of("table") == "int8" else []
         if not graphs:
-            before = sum(numpy_helper.to_array(tensor).nbytes for tensor in fixed.graph.initializer)
+            before = sum(numpy_helper.to_array(t).nbytes for t in fixed.graph.initializer if _is_stored(t))
             kind = plan.precision.of("qkv")  # any of the dense maps: a foreign graph has no names for them
             layers, kinds = found, [kind] * len(found)
             if "int8" in kinds:
@@ -237,13 +237,18 @@ def _ranges(
                 x = values[layer.input].reshape(-1, layer.weight.shape[0])
                 if len(x) == ids.size:
                     x = x[ids.ravel() != model.pad_id]
-                watch = seen[k] or Largest(2 * x.size * len(sequences), plan.calibration.percentile)
+                watch = seen[k] or Largest(x.size * len(sequences), plan.calibration.percentile)
                 seen[k] = watch
                 watch.add(np.abs(x))
     limits = [0.0 if watch is None else watch.value() for watch in seen]
     if not all(limit > 0 for limit in limits):
         raise ExportError("int8: the calibration text never reached a product; give more text")
     return limits
+
+
+def _is_stored(tensor: TensorProto) -> bool:
+    """Whether a constant goes into the weights file; a small one stays in its graph."""
+    return tensor.data_type in _TYPES and numpy_helper.to_array(tensor).nbytes >= _INLINE
 
 
 class _Stored:
@@ -256,9 +261,9 @@ class _Stored:
     def strip(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Take the constants of `model` over; what is left of them is the name they are stored under."""
         for tensor in model.graph.initializer:
-            value = numpy_helper.to_array(tensor)
-            if value.nbytes < _INLINE or tensor.data_type not in _TYPES:
+            if not _is_stored(tensor):
                 continue
+            value = numpy_helper.to_array(tensor)
             key = (sha256_bytes(value.tobytes()), str(value.dtype), value.shape)
             if key not in self._names:
                 self._names[key] = tensor.name if tensor.name not in self.tensors else f"{tensor.name}.{key[0][:8]}"

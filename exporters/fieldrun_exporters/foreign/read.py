@@ -223,7 +223,7 @@ def _table_rows(model: onnx.ModelProto, ids: str) -> int | None:
 
 
 def _tokenizer(folder: Path) -> tuple[bytes, int, int]:
-    """Return `tokenizer.json`, the size of its vocabulary, and the id of padding, 0 where nothing says another."""
+    """Return `tokenizer.json`, the size of its vocabulary, and the id of padding; without a word, 0 if it is a pad."""
     try:
         tokenizer = (folder / "tokenizer.json").read_bytes()
         value = json.loads(tokenizer.decode("utf-8"))
@@ -233,13 +233,21 @@ def _tokenizer(folder: Path) -> tuple[bytes, int, int]:
         padding = value.get("padding")
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         pad_id = padding["pad_id"] if padding else config.get("pad_token_id")
+        first = [token for token, i in vocab.items() if i == 0] if isinstance(vocab, dict) else [vocab[0][0]]
+        first += [added["content"] for added in value.get("added_tokens", ()) if added["id"] == 0]
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder} has no tokenizer.json; copy the model's tokenizer beside model.onnx"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder}: tokenizer.json or config.json cannot be used ({_line(error)})") from error
-    pad_id = 0 if pad_id is None else pad_id
+    if pad_id is None:
+        if not any("pad" in str(token).lower() for token in first):
+            raise CheckpointError(
+                f"{folder} does not say how to pad, and token 0 is {first[0]!r}; enable padding in tokenizer.json, or "
+                "set pad_token_id in config.json"
+            )
+        pad_id = 0
     if type(pad_id) is not int or not 0 <= pad_id < size:
         raise CheckpointError(f"{folder}: the padding id {pad_id!r} is not in the vocabulary of {size}")
     return tokenizer, size, pad_id

@@ -298,6 +298,8 @@ def test_wrong_folders_are_refused(tmp_path: Path, refused: Callable[..., str], 
         RecipeError, folder, recipe=encoder_recipe("int8", precision='dense = "int8"\nup = "fp32"')
     )
     assert "students" in refused(RecipeError, folder, recipe="cpu-small")
+    unpadded = toy_tokenizer().to_str().replace('"[PAD]"', '"!!"')
+    assert "token 0 is '!!'" in refused(CheckpointError, save(tmp_path / "unpadded", tokenizer=unpadded))
     (folder / "tokenizer.json").write_text("[]")
     assert "tokenizer.json" in refused(CheckpointError, folder)
     (folder / "tokenizer.json").unlink()
@@ -360,7 +362,7 @@ def test_a_product_that_falls_out_of_int8_is_seen(
 def test_gemm_is_found_in_all_its_forms() -> None:
     rng = np.random.default_rng(0)
     matrix, bias = rng.standard_normal((20, 30)).astype(np.float32), rng.standard_normal(20).astype(np.float32)
-    names = {"W": matrix, "b": bias, "V": matrix.T.copy(), "c": np.float32([[2.0]])}
+    names = {"W": matrix, "b": bias, "V": matrix.T.copy(), "c": np.array([[2.0]], np.float32)}
     nodes = [
         node("Gemm", "x W b", "y1", transB=1),
         node("Gemm", "x V", "y2"),
