@@ -108,7 +108,7 @@ def test_low_rank_is_counted_and_fair(done: tuple[list[str], Path]) -> None:
         assert count["after"] >= counts["a3"]["after"], method
     mixed = read_record(done[1] / "encoder-mixt-Tiny.json", "encoder-mixt")["variants"]
     shares = {name: entry["facts"]["parameters"]["share"] for name, entry in mixed.items() if "facts" in entry}
-    assert shares["dropped"] == pytest.approx(2 / 3)
+    assert shares["dropped"] == pytest.approx(2 / 3, abs=1e-4)
     assert 0.8 < shares["mixt 2"] < 0.86  # one block of three, half of its weights
 
 
