@@ -92,7 +92,9 @@ def regress(
     lengths = np.array([len(ids) for ids in sequences])
     compared = range(target.shape[1]) if start.config.layers == target.shape[1] else (-1,)
     spread = target[train].reshape(-1, *target.shape[1:]).var(0).mean(1)
-    groups = [{"params": [p], "lr": plan.rate * max(float(p.detach().std()), 1e-6)} for p in parameters]
+    groups: list[dict[str, Any]] = [
+        {"params": [p], "lr": plan.rate * max(float(p.detach().std()), 1e-6)} for p in parameters
+    ]
     optimizer = torch.optim.Adam(groups)
     for step in range(plan.steps):
         drawn = train[rng.integers(0, len(train), _AHEAD * plan.batch)]

@@ -51,6 +51,10 @@ def test_regression_finds_a_shifted_bias() -> None:
     moved = replace(ENCODER, tensors=dict(ENCODER.tensors) | {name: ENCODER.tensors[name][::-1].copy()})
     bias = torch.tensor(moved.tensors[name], requires_grad=True)
     told: list[tuple[str, int, int]] = []
+
+    def tell(phase: str, done: int, total: int) -> None:
+        told.append((phase, done, total))
+
     held = regress(
         moved,
         lambda: {name: bias},
@@ -58,7 +62,7 @@ def test_regression_finds_a_shifted_bias() -> None:
         SEQUENCES,
         target,
         Regression(steps=60, batch=16, rate=0.2),
-        lambda *state: told.append(state),
+        tell,
     )
     assert told[-1] == ("regression", 60, 60)
     found = replace(moved, tensors=dict(moved.tensors) | {name: bias.detach().numpy()})
