@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fieldrun.tensors import Array
 from fieldrun_exporters.encoder.model import Encoder, EncoderConfig
 from tests.toy import toy_tokenizer
 
@@ -20,12 +21,12 @@ def toy_encoder(
     tokenizer = toy_tokenizer()
     vocabulary = tokenizer.get_vocab_size()
 
-    def matrix(rows: int, columns: int, gain: float = 1.0) -> np.ndarray:
+    def matrix(rows: int, columns: int, gain: float = 1.0) -> Array:
         left, _, right = np.linalg.svd(rng.standard_normal((rows, columns)), full_matrices=False)
         decay = np.exp(-np.arange(min(rows, columns)) / (0.3 * min(rows, columns)))
         return np.asarray(gain * (left * decay) @ right * np.sqrt(columns), np.float32)
 
-    def vector(n: int, mean: float = 0.0) -> np.ndarray:
+    def vector(n: int, mean: float = 0.0) -> Array:
         return np.asarray(mean + 0.3 * rng.standard_normal(n), np.float32)
 
     tensors = {

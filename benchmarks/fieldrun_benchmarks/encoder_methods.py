@@ -233,8 +233,8 @@ class Study:
             encoder, report = recover_dropped(encoder, last, ids, states, self.plans["drop"], _progress())
             return encoder, facts | {"tuned_layers": last, "held_out": dict(report.changed["field"])}
 
-        for name, make in (("dropped", dropped), ("dropped recovered", made_up)):
-            variants[name] = self.shown(self.variant(f"mixt: {name}", make), dense)
+        for name, shorten in (("dropped", dropped), ("dropped recovered", made_up)):
+            variants[name] = self.shown(self.variant(f"mixt: {name}", shorten), dense)
         plans = {part: asdict(self.plans[part]) for part in ("mixt", "drop")}
         return {"layers": layers, "variants": variants, "recovery": plans}
 

@@ -160,7 +160,8 @@ def read_suite(data: Path, limits: Limits) -> Suite:
 def _drawn(rows: int, most: int | None) -> list[int]:
     if most is None or rows <= most:
         return list(range(rows))
-    return np.sort(np.random.default_rng(0).permutation(rows)[:most]).tolist()
+    chosen: list[int] = np.sort(np.random.default_rng(0).permutation(rows)[:most]).tolist()
+    return chosen
 
 
 def _mixed(free: Mapping[str, Sequence[str]], count: int, seed: int) -> list[str]:

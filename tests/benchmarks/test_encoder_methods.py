@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def _nearest_mean(x: Array, labels: Sequence[str]) -> Head:
     return Head(name="probe", kind="single", labels=tuple(names), weight=weight, bias=bias, about={"strength": 1.0})
 
 
-def _three_layers() -> dict[str, np.ndarray]:
+def _three_layers() -> dict[str, Array]:
     return bert_weights({**CONFIG, "num_hidden_layers": 3})
 
 
@@ -108,7 +109,7 @@ def test_low_rank_is_counted_and_fair(done: tuple[list[str], Path]) -> None:
         assert count["after"] >= counts["a3"]["after"], method
     mixed = read_record(done[1] / "encoder-mixt-Tiny.json", "encoder-mixt")["variants"]
     shares = {name: entry["facts"]["parameters"]["share"] for name, entry in mixed.items() if "facts" in entry}
-    assert shares["dropped"] == pytest.approx(2 / 3)
+    assert shares["dropped"] == pytest.approx(2 / 3, abs=1e-4)
     assert 0.8 < shares["mixt 2"] < 0.86  # one block of three, half of its weights
 
 
@@ -170,7 +171,10 @@ def test_a_summary_is_that_of_the_rows(data: Path) -> None:
     rng = np.random.default_rng(0)
     grades = np.array(suite.grades)
     noisy = [grades + noise * rng.standard_normal(60) for noise in (0.5, 3.0, 1.5)]
-    base, bad, tuned = ({"cosines": c.tolist(), "field": {"mean_cosine": 1 - k / 10}} for k, c in enumerate(noisy))
+    made: list[dict[str, Any]] = [
+        {"cosines": c.tolist(), "field": {"mean_cosine": 1 - k / 10}} for k, c in enumerate(noisy)
+    ]
+    base, bad, tuned = made
     found = summary(bad, base, suite)["stsb"]
     assert found["spearman"] == pytest.approx(_spearman(bad["cosines"], suite.grades), abs=1e-5)
     low, high = found["difference_ci95"]

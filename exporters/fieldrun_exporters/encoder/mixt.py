@@ -182,7 +182,12 @@ def drop_blocks(encoder: Encoder, layers: Sequence[int]) -> tuple[Encoder, PassR
         if layer in number:
             tensors[f"{number[layer]}.{own}"] = tensor
         elif re.fullmatch(r"layer\d+", layer):
-            lost[name] = {"bytes_before": tensor.nbytes, "bytes_after": 0, "parameters_before": tensor.size}
+            lost[name] = {
+                "bytes_before": tensor.nbytes,
+                "bytes_after": 0,
+                "parameters_before": tensor.size,
+                "parameters_after": 0,
+            }
         else:
             tensors[name] = tensor
     before = sum(facts["bytes_before"] for facts in lost.values())

@@ -92,8 +92,8 @@ def regress(
     lengths = np.array([len(ids) for ids in sequences])
     compared = range(target.shape[1]) if start.config.layers == target.shape[1] else (-1,)
     spread = target[train].reshape(-1, *target.shape[1:]).var(0).mean(1)
-    groups = [{"params": [p], "lr": plan.rate * max(float(p.detach().std()), 1e-6)} for p in parameters]
-    optimizer = torch.optim.Adam(groups)
+    rates = [plan.rate * max(float(p.detach().std()), 1e-6) for p in parameters]
+    optimizer = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in zip(parameters, rates, strict=True)])
     for step in range(plan.steps):
         drawn = train[rng.integers(0, len(train), _AHEAD * plan.batch)]
         drawn = drawn[np.argsort(lengths[drawn], kind="stable")]
@@ -104,9 +104,9 @@ def regress(
         squares = [torch.square(states[:, k] - wanted[:, k]).mean() / float(spread[k]) for k in compared]
         cosine = torch.nn.functional.cosine_similarity(states[:, -1], wanted[:, -1])
         loss = sum(squares) / len(squares) + (1 - cosine).mean()
-        rate = max(0.5 * (1 + np.cos(np.pi * step / plan.steps)), 1e-2)
-        for group, first in zip(optimizer.param_groups, groups, strict=True):
-            group["lr"] = first["lr"] * rate
+        share = max(0.5 * (1 + np.cos(np.pi * step / plan.steps)), 1e-2)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * share
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()

@@ -42,7 +42,7 @@ def test_gaussian_weights_keep_the_known_share() -> None:
     encoder = toy_encoder(hidden=64, heads=4, layers=1, d_ff=256)
     rng = np.random.default_rng(0)
     name = "layer0.up.weight"
-    encoder.tensors[name][...] = rng.standard_normal((64, 256)).astype(np.float32)  # type: ignore[index]
+    encoder.tensors[name][...] = rng.standard_normal((64, 256)).astype(np.float32)
     for entries, decibels in ((16, 20.2), (32, 26.0)):
         _, _, report = cluster(encoder, entries)
         assert -20 * np.log10(report.changed[name]["weight_error"]) == pytest.approx(decibels, abs=0.3)

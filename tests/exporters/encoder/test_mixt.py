@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fieldrun.errors import ExportError
 from fieldrun.reference import pad_ids
+from fieldrun.tensors import Array
 from fieldrun_exporters.encoder import mixt as module
 from fieldrun_exporters.encoder.activations import accumulate
 from fieldrun_exporters.encoder.mixt import drop_blocks, expand, fit, mixed, mixt, recover, recover_dropped
@@ -22,7 +23,7 @@ SEQUENCES = toy_sequences(ENCODER, 200)
 PLAN = Regression(steps=40, batch=16, rate=0.02)
 
 
-def _cores(rng: np.random.Generator, n: int) -> np.ndarray:
+def _cores(rng: np.random.Generator, n: int) -> Array:
     return rng.standard_normal((n, 3, 5))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,6 +52,10 @@ def test_regression_finds_a_shifted_bias() -> None:
     moved = replace(ENCODER, tensors=dict(ENCODER.tensors) | {name: ENCODER.tensors[name][::-1].copy()})
     bias = torch.tensor(moved.tensors[name], requires_grad=True)
     told: list[tuple[str, int, int]] = []
+
+    def tell(phase: str, done: int, total: int) -> None:
+        told.append((phase, done, total))
+
     held = regress(
         moved,
         lambda: {name: bias},
@@ -58,7 +63,7 @@ def test_regression_finds_a_shifted_bias() -> None:
         SEQUENCES,
         target,
         Regression(steps=60, batch=16, rate=0.2),
-        lambda *state: told.append(state),
+        tell,
     )
     assert told[-1] == ("regression", 60, 60)
     found = replace(moved, tensors=dict(moved.tensors) | {name: bias.detach().numpy()})
@@ -67,6 +72,24 @@ def test_regression_finds_a_shifted_bias() -> None:
     assert len(held.sequences) == 37
     other = Network(moved).tensors
     assert all(np.array_equal(other[key].numpy(), value) for key, value in moved.tensors.items())
+
+
+def test_the_rate_falls_along_a_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+
+    class Spy(torch.optim.Adam):
+        def step(self, closure: Any = None) -> Any:
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim, "Adam", Spy)
+    name = "layer2.down.bias"
+    bias = torch.tensor(ENCODER.tensors[name], requires_grad=True)
+    spread = float(bias.detach().std())
+    plan = Regression(steps=8, batch=4, rate=0.1)
+    regress(ENCODER, lambda: {name: bias}, [bias], SEQUENCES, pooled_states(ENCODER, SEQUENCES), plan)
+    wanted = 0.1 * spread * 0.5 * (1 + np.cos(np.pi * np.arange(8) / 8))
+    np.testing.assert_allclose(rates, wanted, rtol=1e-6)
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch": 1}, {"rate": 0.0}, {"rate": 1.0}, {"steps": 1.5}])
