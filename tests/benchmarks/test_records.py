@@ -46,7 +46,14 @@ def test_a_missing_record_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "tables"), [("README.md", 4), ("docs/student.md", 1), ("docs/own-labels.md", 1), ("docs/recipes.md", 2)]
+    ("page", "tables"),
+    [
+        ("README.md", 4),
+        ("docs/student.md", 1),
+        ("docs/own-labels.md", 1),
+        ("docs/recipes.md", 2),
+        ("docs/deploy-raspberry-pi.md", 1),
+    ],
 )
 def test_a_page_shows_what_the_records_say(repository: Path, page: str, tables: int) -> None:
     text = (repository / page).read_text("utf-8")
