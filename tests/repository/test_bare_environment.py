@@ -196,7 +196,7 @@ def test_the_oldest_python_runs_every_engine(wheel: Path, repository: Path, home
     subprocess.run([python, "-m", "venv", tmp_path / "venv"], check=True, capture_output=True)
     constraints = repository / ".ci" / "constraints.txt"
     install = [programs / "python", "-m", "pip", "install", "--quiet", "--no-compile", "--constraint", constraints]
-    for what in ([wheel], ["--no-deps", "onnxruntime"]):  # what it depends on is for its tools, and large
+    for what in ([str(wheel)], ["--no-deps", "onnxruntime"]):  # what it depends on is for its tools, and large
         subprocess.run([*install, *what], check=True, capture_output=True)
     assert len(json.loads(_run(programs / "python", "-W", "error", "-c", IMPORT_EVERYTHING, home=home))) > 20
     engines = ["numpy", "onnxruntime", *(["native"] if shutil.which("cc") else [])]

@@ -29,7 +29,8 @@ OF_THE_GPU = {"build", "cache"}  # commands, and by "jetson" recipes, that are t
 
 @pytest.fixture(params=PAGES)
 def page(request: pytest.FixtureRequest, repository: Path) -> str:
-    return (repository / request.param).read_text("utf-8")
+    path: Path = repository / request.param
+    return path.read_text("utf-8")
 
 
 def blocks(page: str, language: str) -> list[str]:
