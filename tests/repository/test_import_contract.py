@@ -68,11 +68,12 @@ def layer_of(module: str, contracts: frozenset[str]) -> str:
         return "distill" if rest[0] == "distill" else "face"
     if module in tuple(f"fieldrun_benchmarks.{name}" for name in ("demo", "fit_heads", "peers")):
         return "demo"
-    if module == "fieldrun_benchmarks.measure":  # it times the engines one by one
+    if module in ("fieldrun_benchmarks.gpu", "fieldrun_benchmarks.measure"):  # they time the engines one by one
         return "measure"
     if module in (
         "fieldrun_benchmarks.an1",
         "fieldrun_benchmarks.ladder",
+        "fieldrun_benchmarks.tensorrt_build",
         "fieldrun_benchmarks.trials",
     ):  # they train or export, so they need what that does
         return "study"
