@@ -80,7 +80,7 @@ class BuildReport:
 
 
 def build(
-    bundle: str | Path | Bundle = "reference",
+    bundle: str | Path | Bundle,
     *,
     target: str = "tensorrt",
     compute_capability: str | None = None,
@@ -118,8 +118,9 @@ def build(
     weights = read_tensors(opened.path / "weights.safetensors")
     shape = (int(weights["table"].shape[0]), int(weights["table"].shape[1]))
     wanted = wanted_precisions(weights)
-    fields = sum(key.bucket.startswith("pairs") is False for key in keys.values())
-    store.prepare(folder, fields * (opened.manifest.files["weights.safetensors"].bytes + _SPARE_BYTES))
+    each = opened.manifest.files["weights.safetensors"].bytes + _SPARE_BYTES
+    absent = [key for key in keys.values() if not store.has(folder, key) and not key.bucket.startswith("pairs")]
+    store.prepare(folder, len(absent) * each)
     engines = []
     with store.lock(folder, lambda: report("waiting for another build", 0, 1)):
         for done, (name, key) in enumerate(keys.items()):
@@ -191,6 +192,7 @@ def compile_graph(
     start = time.perf_counter()
     if not parser.parse_from_file(str(path)):
         words = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or log.words()
+        words = " ".join(words.split())
         if "external" in words.lower() and "weights" in words.lower():
             raise BundleError(f"{path}: its weights cannot be read ({words}); copy the bundle again")
         raise EngineError(f"TensorRT's parser refuses {path.name}: {words}")
