@@ -221,22 +221,25 @@ def compile_graph(
     )
 
 
+class _Log:
+    """Keeps errors and the listing of layers, and prints nothing; stands before TensorRT's own ILogger among bases."""
+
+    def __init__(self, worst: tuple[Any, ...]) -> None:
+        super().__init__()
+        self._worst = worst
+        self.errors: list[str] = []
+        self.layers: list[str] = []
+
+    def log(self, severity: Any, message: str) -> None:
+        if severity in self._worst:
+            self.errors.append(message)
+        elif "LayerType: " in message:
+            self.layers += message.splitlines()
+
+    def words(self) -> str:
+        return "; ".join(" ".join(text.split()) for text in self.errors[-2:]) or "it gives no reason"
+
+
 def _logger(library: ModuleType) -> Any:
-    """Return a logger that keeps errors and the listing of layers, and prints nothing."""
-
-    class Log(library.ILogger):  # type: ignore[name-defined, misc]
-        def __init__(self) -> None:
-            library.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.layers: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-            elif "LayerType: " in message:
-                self.layers += message.splitlines()
-
-        def words(self) -> str:
-            return "; ".join(" ".join(text.split()) for text in self.errors[-2:]) or "it gives no reason"
-
-    return Log()
+    kind: Any = type("Log", (_Log, library.ILogger), {})
+    return kind((library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR))

@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fieldrun
-from fieldrun import storage
 from fieldrun.errors import EngineError, EngineStale, StorageError
 from fieldrun.storage import read_json, sha256_bytes, write_json
 from fieldrun_runtimes.tensorrt.build import build
@@ -233,7 +232,7 @@ def test_a_full_disk_leaves_nothing_half_written(tiny: Path, cache: Path, monkey
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage.os, "fsync", full)
+        patch.setattr("fieldrun.storage.os.fsync", full)
         with pytest.raises(StorageError, match="No space left on device; free space"):
             build(tiny)
     assert [path.name for path in cache.rglob("*") if path.is_file()] == [".lock"]
