@@ -22,7 +22,7 @@ from .cache import EngineCache
 from .device import Gpu, find_gpu, require_gpu
 from .key import OPTIONS, EngineKey, keys_of
 from .layers import fallen_back, layer_precisions, wanted_precisions
-from .library import load_library
+from .library import load_library, quiet_logger
 
 __all__ = ["BuildReport", "BuiltEngine", "Compiled", "build", "compile_graph"]
 
@@ -182,7 +182,7 @@ def compile_graph(
     library: ModuleType, path: Path, key: EngineKey, table_shape: tuple[int, int], timing: bytes = b""
 ) -> Compiled:
     """Parse the graph at `path` and build its engine; `EngineError` with the parser's or the builder's words."""
-    log = _logger(library)
+    log = quiet_logger(library)
     builder = library.Builder(log)
     if builder is None or not hasattr(builder, "create_network"):
         raise EngineError(f"TensorRT has no builder here: {log.words()}")
@@ -219,27 +219,3 @@ def compile_graph(
         layers=layer_precisions(log.layers, table_shape),
         timing=b"" if known is None else bytes(known.serialize()),
     )
-
-
-class _Log:
-    """Keeps errors and the listing of layers, and prints nothing; stands before TensorRT's own ILogger among bases."""
-
-    def __init__(self, worst: tuple[Any, ...]) -> None:
-        super().__init__()
-        self._worst = worst
-        self.errors: list[str] = []
-        self.layers: list[str] = []
-
-    def log(self, severity: Any, message: str) -> None:
-        if severity in self._worst:
-            self.errors.append(message)
-        elif "LayerType: " in message:
-            self.layers += message.splitlines()
-
-    def words(self) -> str:
-        return "; ".join(" ".join(text.split()) for text in self.errors[-2:]) or "it gives no reason"
-
-
-def _logger(library: ModuleType) -> Any:
-    kind: Any = type("Log", (_Log, library.ILogger), {})
-    return kind((library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR))
