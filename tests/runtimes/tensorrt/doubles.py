@@ -254,6 +254,7 @@ def tensorrt(machine: Machine, version: str, *, rtx: bool = False, typed_flag: b
 
     class Config:
         __slots__ = ("_timing", "num_compute_capabilities", "profiling_verbosity", "target")
+        profiling_verbosity: Any
 
         def __init__(self) -> None:
             self._timing: Any = None
@@ -308,7 +309,7 @@ def tensorrt(machine: Machine, version: str, *, rtx: bool = False, typed_flag: b
         def __init__(self, logger: Any) -> None:
             assert isinstance(logger, ILogger)
             assert rtx or machine.driver_ready, "TensorRT's builder needs a GPU"
-            self._logger = logger
+            self._logger: Any = logger
 
         def create_network(self, flags: int = 0) -> Network:
             if typed_flag:
