@@ -71,6 +71,7 @@ def layer_of(module: str, contracts: frozenset[str]) -> str:
     if module in tuple(f"fieldrun_benchmarks.{name}" for name in ("demo", "fit_heads", "peers")):
         return "demo"
     if module in (
+        "fieldrun_benchmarks.gpu",
         "fieldrun_benchmarks.measure",
         "fieldrun_benchmarks.our_subjects",
     ):  # they time the engines one by one
@@ -81,6 +82,7 @@ def layer_of(module: str, contracts: frozenset[str]) -> str:
         "fieldrun_benchmarks.encoder_tasks",
         "fieldrun_benchmarks.ladder",
         "fieldrun_benchmarks.rank_order",
+        "fieldrun_benchmarks.tensorrt_build",
         "fieldrun_benchmarks.trials",
     ):  # they train or export, so they need what that does
         return "study"

@@ -51,7 +51,7 @@ class FakeModel:
     engine, engine_reason = "numpy", "it is the only one"
     tasks = tuple(task.name for task in TASKS)
 
-    def __init__(self, bundle: str, *, engine: str, threads: int, overflow: str) -> None:
+    def __init__(self, bundle: str, *, engine: str, provider: str | None, threads: int, overflow: str) -> None:
         self.settings = (bundle, engine, threads, overflow)
         self.overflow = overflow
         self.calls: list[int] = []

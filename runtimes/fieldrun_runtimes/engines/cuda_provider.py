@@ -130,7 +130,7 @@ class _Slot:
                 for name, value in inputs.items():
                     self._values[name].update_inplace(np.ascontiguousarray(value))
                 self._session.run_with_iobinding(self._binding)
-                found: Array = self._values[self._output].numpy()
+                found: Array = np.array(self._values[self._output].numpy())  # a copy: the next call writes there
             except Exception as error:
                 raise EngineError(f"ONNX Runtime cannot run on the GPU: {' '.join(str(error).split())}") from error
             return found

@@ -22,7 +22,7 @@ from .cache import EngineCache
 from .device import Gpu, find_gpu, require_gpu
 from .key import OPTIONS, EngineKey, keys_of
 from .layers import fallen_back, layer_precisions, wanted_precisions
-from .library import load_library
+from .library import load_library, quiet_logger
 
 __all__ = ["BuildReport", "BuiltEngine", "Compiled", "build", "compile_graph"]
 
@@ -80,7 +80,7 @@ class BuildReport:
 
 
 def build(
-    bundle: str | Path | Bundle = "reference",
+    bundle: str | Path | Bundle,
     *,
     target: str = "tensorrt",
     compute_capability: str | None = None,
@@ -118,8 +118,9 @@ def build(
     weights = read_tensors(opened.path / "weights.safetensors")
     shape = (int(weights["table"].shape[0]), int(weights["table"].shape[1]))
     wanted = wanted_precisions(weights)
-    fields = sum(key.bucket.startswith("pairs") is False for key in keys.values())
-    store.prepare(folder, fields * (opened.manifest.files["weights.safetensors"].bytes + _SPARE_BYTES))
+    each = opened.manifest.files["weights.safetensors"].bytes + _SPARE_BYTES
+    absent = [key for key in keys.values() if not store.has(folder, key) and not key.bucket.startswith("pairs")]
+    store.prepare(folder, len(absent) * each)
     engines = []
     with store.lock(folder, lambda: report("waiting for another build", 0, 1)):
         for done, (name, key) in enumerate(keys.items()):
@@ -181,7 +182,7 @@ def compile_graph(
     library: ModuleType, path: Path, key: EngineKey, table_shape: tuple[int, int], timing: bytes = b""
 ) -> Compiled:
     """Parse the graph at `path` and build its engine; `EngineError` with the parser's or the builder's words."""
-    log = _logger(library)
+    log = quiet_logger(library)
     builder = library.Builder(log)
     if builder is None or not hasattr(builder, "create_network"):
         raise EngineError(f"TensorRT has no builder here: {log.words()}")
@@ -191,6 +192,7 @@ def compile_graph(
     start = time.perf_counter()
     if not parser.parse_from_file(str(path)):
         words = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or log.words()
+        words = " ".join(words.split())
         if "external" in words.lower() and "weights" in words.lower():
             raise BundleError(f"{path}: its weights cannot be read ({words}); copy the bundle again")
         raise EngineError(f"TensorRT's parser refuses {path.name}: {words}")
@@ -217,24 +219,3 @@ def compile_graph(
         layers=layer_precisions(log.layers, table_shape),
         timing=b"" if known is None else bytes(known.serialize()),
     )
-
-
-def _logger(library: ModuleType) -> Any:
-    """Return a logger that keeps errors and the listing of layers, and prints nothing."""
-
-    class Log(library.ILogger):  # type: ignore[name-defined, misc]
-        def __init__(self) -> None:
-            library.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.layers: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-            elif "LayerType: " in message:
-                self.layers += message.splitlines()
-
-        def words(self) -> str:
-            return "; ".join(" ".join(text.split()) for text in self.errors[-2:]) or "it gives no reason"
-
-    return Log()

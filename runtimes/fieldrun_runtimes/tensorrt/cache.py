@@ -121,6 +121,16 @@ class EngineCache:
         write_bytes(path, engine)
         entry = {"bytes": len(engine), "sha256": sha256_bytes(engine)}
         write_json(path.with_suffix(".json"), {"schema": SCHEMA, "key": key.to_dict(), "engine": entry, "about": about})
+        for written in (path, path.with_suffix(".json")):
+            written.chmod(0o600)  # a umask that lets the group write would have the engine refused
+
+    def has(self, folder: Path, key: EngineKey) -> bool:
+        """Say whether there is an engine for `key`, its own bytes left aside."""
+        try:
+            self.check(folder, key, "")
+        except EngineError:
+            return False
+        return True
 
     def about(self, folder: Path, key: EngineKey) -> dict[str, Any] | None:
         """Return what the sidecar of a valid engine says of its build; None where there is no valid one."""

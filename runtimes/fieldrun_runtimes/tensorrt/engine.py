@@ -21,7 +21,7 @@ from . import cuda
 from .cache import EngineCache
 from .device import require_gpu
 from .key import EngineKey, keys_of
-from .library import load_library
+from .library import load_library, quiet_logger
 
 __all__ = ["TensorrtEngine", "TensorrtRtxEngine"]
 
@@ -50,7 +50,7 @@ class TensorrtEngine:
         self._store = EngineCache()
         self._folder = self._store.folder(bundle, next(iter(self._keys.values())))
         self._check_engines()
-        self._library, self._log = library, library.Logger(library.Logger.ERROR)
+        self._library, self._log = library, quiet_logger(library)
         self._runtime = library.Runtime(self._log)
         self._slots: dict[str, _Slot] = {}
         self._lock = threading.Lock()
@@ -87,7 +87,9 @@ class TensorrtEngine:
     def _open(self, key: EngineKey) -> _Slot:
         engine = self._runtime.deserialize_cuda_engine(self._store.read(self._folder, key, self._remedy))
         if engine is None:
-            raise EngineError(f"{self.target} cannot open its own engine of {key.graph}; {self._remedy}")
+            raise EngineError(
+                f"{self.target} cannot open its own engine of {key.graph}: {self._log.words()}; {self._remedy}"
+            )
         return _Slot(self._library, self._cuda, engine, key.graph)
 
 

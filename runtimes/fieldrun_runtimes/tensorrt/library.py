@@ -1,13 +1,14 @@
-"""The Python package of each target, imported when it is first needed."""
+"""The Python package of each target, imported when it is first needed, and a logger for it that prints nothing."""
 
 from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 from fieldrun.errors import EngineError, MissingDependency, UnknownName
 
-__all__ = ["TARGETS", "load_library"]
+__all__ = ["TARGETS", "load_library", "quiet_logger"]
 
 TARGETS = {
     "tensorrt": ("tensorrt", "tensorrt_bindings"),
@@ -46,3 +47,28 @@ def load_library(target: str) -> ModuleType:
             raise EngineError(f"{target} {version} is too old: {'.'.join(map(str, oldest))} or later is needed")
         return library
     raise MissingDependency(TARGETS[target][0], target, _COMMANDS.get(target))
+
+
+class _Log:
+    """Keeps errors and the listing of layers, and prints nothing; stands before TensorRT's own ILogger among bases."""
+
+    def __init__(self, worst: tuple[Any, ...]) -> None:
+        super().__init__()
+        self._worst = worst
+        self.errors: list[str] = []
+        self.layers: list[str] = []
+
+    def log(self, severity: Any, message: str) -> None:
+        if severity in self._worst:
+            self.errors.append(message)
+        elif "LayerType: " in message:
+            self.layers += message.splitlines()
+
+    def words(self) -> str:
+        return "; ".join(" ".join(text.split()) for text in self.errors[-2:]) or "it gives no reason"
+
+
+def quiet_logger(library: ModuleType) -> Any:
+    """Return a logger for `library` with `errors`, `layers` and `words()`, what it said last of what went wrong."""
+    kind: Any = type("Log", (_Log, library.ILogger), {})
+    return kind((library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR))

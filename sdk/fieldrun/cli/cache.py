@@ -19,7 +19,7 @@ _folder = click.option(
 )
 
 
-@click.group(short_help="List or delete compiled engines.", epilog=examples("fieldrun cache list"))
+@click.group(short_help="List or delete compiled engines.", epilog=examples("fieldrun cache list --json"))
 def cache() -> None:
     """List or delete the engines that 'fieldrun build' keeps."""
 

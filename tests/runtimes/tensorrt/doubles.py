@@ -254,6 +254,7 @@ def tensorrt(machine: Machine, version: str, *, rtx: bool = False, typed_flag: b
 
     class Config:
         __slots__ = ("_timing", "num_compute_capabilities", "profiling_verbosity", "target")
+        profiling_verbosity: Any
 
         def __init__(self) -> None:
             self._timing: Any = None
@@ -308,7 +309,7 @@ def tensorrt(machine: Machine, version: str, *, rtx: bool = False, typed_flag: b
         def __init__(self, logger: Any) -> None:
             assert isinstance(logger, ILogger)
             assert rtx or machine.driver_ready, "TensorRT's builder needs a GPU"
-            self._logger = logger
+            self._logger: Any = logger
 
         def create_network(self, flags: int = 0) -> Network:
             if typed_flag:
@@ -335,14 +336,14 @@ def tensorrt(machine: Machine, version: str, *, rtx: bool = False, typed_flag: b
             alive.add(self)
             machine.calls.append("Runtime")
 
-        def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
+        def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
             machine.calls.append("deserialize_cuda_engine")
             value = json.loads(serialized_engine)
             return Engine(self, value["graph"]) if value["version"] == version else None
 
     class Engine:
-        def __init__(self, runtime: Runtime, graph: str) -> None:
-            self._runtime = weakref.ref(runtime)
+        def __init__(self, runtime: Any, graph: str) -> None:
+            self._runtime: Any = weakref.ref(runtime)
             model = onnx.load(graph, load_external_data=False)
             self._session = open_session(Path(graph), literal=True)
             self._tensors = [*((t, True) for t in model.graph.input), *((t, False) for t in model.graph.output)]
@@ -363,12 +364,12 @@ def tensorrt(machine: Machine, version: str, *, rtx: bool = False, typed_flag: b
         def get_tensor_mode(self, name: str) -> Any:
             return module.TensorIOMode.INPUT if self._find(name)[1] else module.TensorIOMode.OUTPUT
 
-        def create_execution_context(self) -> Context:
+        def create_execution_context(self) -> Any:
             return Context(self)
 
     class Context:
-        def __init__(self, engine: Engine) -> None:
-            self._engine = weakref.ref(engine)
+        def __init__(self, engine: Any) -> None:
+            self._engine: Any = weakref.ref(engine)
             self._addresses: dict[str, int] = {}
 
         def set_tensor_address(self, name: str, memory: int) -> bool:

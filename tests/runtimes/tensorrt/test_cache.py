@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fieldrun
-from fieldrun import storage
 from fieldrun.errors import EngineError, EngineStale, StorageError
 from fieldrun.storage import read_json, sha256_bytes, write_json
 from fieldrun_runtimes.tensorrt.build import build
@@ -208,6 +207,24 @@ def test_too_little_room_is_seen_first(tiny: Path, monkeypatch: pytest.MonkeyPat
     assert machine.calls == []
 
 
+def test_a_full_disk_is_no_matter_when_nothing_is_to_be_built(
+    tiny: Path, built: doubles.Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    assert all(engine.reused for engine in build(tiny).engines)
+
+
+def test_a_umask_that_lets_others_write_does_not_matter(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doubles.install(monkeypatch)
+    before = os.umask(0)
+    try:
+        build(tiny)
+    finally:
+        os.umask(before)
+    with fieldrun.load(tiny, engine="tensorrt") as model:
+        model.field(["a good film"])
+
+
 def test_a_full_disk_leaves_nothing_half_written(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     doubles.install(monkeypatch)
 
@@ -215,7 +232,7 @@ def test_a_full_disk_leaves_nothing_half_written(tiny: Path, cache: Path, monkey
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage.os, "fsync", full)
+        patch.setattr("fieldrun.storage.os.fsync", full)
         with pytest.raises(StorageError, match="No space left on device; free space"):
             build(tiny)
     assert [path.name for path in cache.rglob("*") if path.is_file()] == [".lock"]

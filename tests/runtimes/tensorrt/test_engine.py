@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -110,7 +111,8 @@ def test_a_bundle_without_such_graphs_names_a_recipe(toy_bundle: Path, monkeypat
 
 def test_no_driver_no_runtime(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = doubles.install(monkeypatch, gpu=None)
-    for call in (lambda: fieldrun.load(tiny, engine="tensorrt"), lambda: build(tiny)):
+    calls: list[Callable[[], object]] = [lambda: fieldrun.load(tiny, engine="tensorrt"), lambda: build(tiny)]
+    for call in calls:
         with pytest.raises(EngineError, match="no NVIDIA driver on this machine"):
             call()
     assert machine.calls == []
