@@ -50,7 +50,7 @@ def test_a_pc(tmp_path: Path) -> None:
     assert found["energy_j"] == 2.5
     assert sensors.energy_range_j() == 9
     ticks = os.sysconf("SC_CLK_TCK")
-    assert sensors.busy() == {"busy": 163 / ticks, "stolen": 8 / ticks}
+    assert sensors.busy() == pytest.approx({"busy": 163 / ticks, "stolen": 8 / ticks})
 
 
 def test_a_counter_that_only_root_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
