@@ -114,7 +114,8 @@ def measure(
         values["single_stream_s"] = round(seconds, 1)
         values["sensors"] = sampler.summary(own)
         for one in running:
-            _guard(one, "single_stream", lambda one=one: _single_values(one, settings))  # type: ignore[misc]
+            if one.slices:  # also of a subject that ended meanwhile
+                one.values["single_stream"] = _single_values(one, settings)
             _guard(one, "by_length", lambda one=one: _by_length(one, workload))  # type: ignore[misc]
         enter("stages")
         for one in running:
@@ -132,8 +133,9 @@ def measure(
         enter("cold start")
     for one in running:
         _guard(one, "cold_start", lambda one=one: _cold_start(one, settings))  # type: ignore[misc]
-        if one.failed:
-            one.values["failed"] = one.failed
+        if one.failed:  # one that ended after SingleStream keeps what was measured of it
+            measured = "p50_us" in one.values.get("single_stream", {})
+            one.values["ended_early" if measured else "failed"] = one.failed
     values["subjects"] = {one.spec.name: one.values for one in running}
     values["ratios"] = _ratios(running)
     values["warnings"] = warnings_of(values)

@@ -147,9 +147,11 @@ def test_one_that_fails_does_not_take_the_others_along(here: None, monkeypatch: 
     monkeypatch.setattr(bench, "WorkerProcess", Half)
     spec = parse_subject(f"{PLANTED}:Counting")
     values = measure([replace(spec, name="good"), replace(spec, name="bad")], _workload(), SHORT, {})
-    assert "exit code 1" in values["subjects"]["bad"]["failed"]
+    assert "exit code 1" in values["subjects"]["bad"]["ended_early"]
+    assert values["subjects"]["bad"]["single_stream"]["calls"] > 0
+    assert "exit code 1" in values["subjects"]["bad"]["server"]["unavailable"]
     assert values["subjects"]["good"]["single_stream"]["calls"] > 0
-    assert any(entry["about"] == "bad" and "it failed" in entry["text"] for entry in values["warnings"])
+    assert any(entry["about"] == "bad" and "it ended early" in entry["text"] for entry in values["warnings"])
     refusing = [parse_subject(f"{PLANTED}:Refusing")]
     with pytest.raises(FieldrunError, match="lacks"):
         measure(refusing, _workload(), SHORT, {})
