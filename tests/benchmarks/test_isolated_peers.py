@@ -73,9 +73,9 @@ def test_what_cannot_be_installed_is_quoted(
     failed = SimpleNamespace(returncode=1, stdout="", stderr="first\nno compiler\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(ExportError, match="exit code 1: no compiler"):
-        prepare_isolated("fasttext", tmp_path, train, str)
+        prepare_isolated("fasttext", tmp_path, train, lambda line: None)
     with pytest.raises(UnknownName, match="isolated peer 'bert'"):
-        prepare_isolated("bert", tmp_path, train, str)
+        prepare_isolated("bert", tmp_path, train, lambda line: None)
     assert not (tmp_path / "fasttext").exists()
 
 
