@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fieldrun.dataset import Dataset
-from fieldrun.errors import FieldrunError, MissingDependency
+from fieldrun.errors import FieldrunError
 from fieldrun.metrics import wilson_interval
 
 from .cold_start import cold_starts
@@ -116,23 +116,23 @@ def measure(
         for one in running:
             if one.slices:  # also of a subject that ended meanwhile
                 one.values["single_stream"] = _single_values(one, settings)
-            _guard(one, "by_length", lambda one=one: _by_length(one, workload))  # type: ignore[misc]
+            _guard(one, "by_length", _by_length, workload)
         enter("stages")
         for one in running:
-            _guard(one, "stages", lambda one=one: _stages(one, settings))  # type: ignore[misc]
+            _guard(one, "stages", _stages, settings)
         enter("other scenarios")
         for one in running:
-            _guard(one, "multi_stream", lambda one=one: _multi_stream(one, settings))  # type: ignore[misc]
-            _guard(one, "offline", lambda one=one: _offline(one, settings))  # type: ignore[misc]
-            _guard(one, "server", lambda one=one: _server(one, settings))  # type: ignore[misc]
-            _guard(one, "loadgen", lambda one=one: _loadgen(one, settings))  # type: ignore[misc]
+            _guard(one, "multi_stream", _multi_stream, settings)
+            _guard(one, "offline", _offline, settings)
+            _guard(one, "server", _server, settings)
+            _guard(one, "loadgen", _loadgen, settings)
         enter("accuracy")
         for one in running:
-            _guard(one, "accuracy", lambda one=one: _accuracy(one, labelled))  # type: ignore[misc]
-            _guard(one, "memory", lambda one=one: one.values.get("memory", {}) | {"after": one.worker.ask("memory")})  # type: ignore[misc]
+            _guard(one, "accuracy", _accuracy, labelled)
+            _guard(one, "memory", _memory)
         enter("cold start")
     for one in running:
-        _guard(one, "cold_start", lambda one=one: _cold_start(one, settings))  # type: ignore[misc]
+        _guard(one, "cold_start", _cold_start, settings)
         if one.failed:  # one that ended after SingleStream keeps what was measured of it
             measured = "p50_us" in one.values.get("single_stream", {})
             one.values["ended_early" if measured else "failed"] = one.failed
@@ -143,13 +143,13 @@ def measure(
     return values
 
 
-def _guard(one: _Running, name: str, call: Callable[[], Any]) -> None:
-    """Put what `call` returns into the values, or why there is nothing; a subject whose process died stays failed."""
+def _guard(one: _Running, name: str, call: Callable[..., Any], *arguments: Any) -> None:
+    """Put what `call(one, ...)` returns into the values, or why there is nothing; a subject whose process died stays failed."""
     if one.failed:
         one.values.setdefault(name, Unavailable(f"not measured: {one.failed}").to_dict())
         return
     try:
-        one.values[name] = call()
+        one.values[name] = call(one, *arguments)
     except FieldrunError as error:
         one.values[name] = Unavailable(str(error)).to_dict()
         if not one.worker.alive:
@@ -342,17 +342,14 @@ def _loadgen(one: _Running, settings: Settings) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for scenario in SCENARIOS:
         half = 0.5e6 / mean_us
-        try:
-            found[scenario] = one.worker.ask(
-                "loadgen",
-                scenario=scenario,
-                seconds=settings.short_s,
-                expected_us=p50_us,
-                per_second=half if scenario == "Server" else 2 * half,
-                bound_ms=_BOUND * p50_us / 1e3,
-            )
-        except MissingDependency as error:
-            return Unavailable(str(error)).to_dict()
+        found[scenario] = one.worker.ask(
+            "loadgen",
+            scenario=scenario,
+            seconds=settings.short_s,
+            expected_us=p50_us,
+            per_second=half if scenario == "Server" else 2 * half,
+            bound_ms=_BOUND * p50_us / 1e3,
+        )
     return found
 
 
@@ -381,6 +378,11 @@ def _accuracy(one: _Running, labelled: Mapping[str, Dataset]) -> dict[str, Any]:
             "sha256": data.sha256,
         }
     return found or Unavailable("no labelled rows of its tasks: give --data TASK=FILE.tsv").to_dict()
+
+
+def _memory(one: _Running) -> dict[str, Any]:
+    before: dict[str, Any] = one.values["memory"]
+    return before | {"after": one.worker.ask("memory")}
 
 
 def _cold_start(one: _Running, settings: Settings) -> dict[str, Any]:
