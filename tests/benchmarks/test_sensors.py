@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fieldrun_benchmarks.sensors import Sampler, Sensors, Unavailable, parse_tegrastats, process_memory
+from fieldrun_benchmarks.sampler import Sampler
+from fieldrun_benchmarks.sensors import Sensors, Unavailable, parse_tegrastats, process_memory
 
 
 def _plant(root: Path, files: dict[str, str]) -> Sensors:
