@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fieldrun.dataset import Dataset
 from fieldrun.errors import FieldrunError
@@ -35,7 +34,6 @@ from .workload import Workload
 __all__ = ["Progress", "measure"]
 
 Progress = Callable[[str, int, int], None]
-Floats = npt.NDArray[np.float64]
 _BOUND = 10.0  # of the median: Server's latency bound
 _NULL = SubjectSpec(name="null", kind="null")
 
