@@ -7,7 +7,6 @@ value, and the rest goes on.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,17 +14,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fieldrun.dataset import Dataset
-from fieldrun.errors import FieldrunError, MissingDependency
+from fieldrun.errors import FieldrunError
 from fieldrun.metrics import wilson_interval
 
 from .cold_start import cold_starts
 from .loadgen import SCENARIOS
 from .percentiles import median_interval, percentiles
-from .sensors import Sampler, Sensors, Unavailable
+from .sampler import Sampler
+from .sensors import Sensors, Unavailable
 from .settings import Settings
+from .single_stream import Slice, by_length, single_values
 from .subject import SubjectSpec, program_of
 from .warn import warnings_of
 from .worker_process import WorkerProcess, unpack
@@ -34,25 +34,8 @@ from .workload import Workload
 __all__ = ["Progress", "measure"]
 
 Progress = Callable[[str, int, int], None]
-Floats = npt.NDArray[np.float64]
-_WINDOWS = 10  # a repeat
-_ECDF = (*(i / 100 for i in range(100)), 0.995, 0.999, 1.0)
-_LENGTHS = (0, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 1 << 30)
-_MINUTE_S = 60.0
 _BOUND = 10.0  # of the median: Server's latency bound
 _NULL = SubjectSpec(name="null", kind="null")
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Slice:
-    """What one subject did in one turn."""
-
-    at_s: float
-    repeat: int
-    start: int
-    micros: Floats
-    cpu_ns: int
-    switches: int
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -62,7 +45,7 @@ class _Running:
     spec: SubjectSpec
     worker: WorkerProcess
     values: dict[str, Any]
-    slices: list[_Slice] = field(default_factory=list)
+    slices: list[Slice] = field(default_factory=list)
     failed: str | None = None
 
 
@@ -114,26 +97,28 @@ def measure(
         values["single_stream_s"] = round(seconds, 1)
         values["sensors"] = sampler.summary(own)
         for one in running:
-            _guard(one, "single_stream", lambda one=one: _single_values(one, settings))  # type: ignore[misc]
-            _guard(one, "by_length", lambda one=one: _by_length(one, workload))  # type: ignore[misc]
+            if one.slices:  # also of a subject that ended meanwhile
+                one.values["single_stream"] = single_values(one.slices, settings.repeats)
+            _guard(one, "by_length", _by_length, workload)
         enter("stages")
         for one in running:
-            _guard(one, "stages", lambda one=one: _stages(one, settings))  # type: ignore[misc]
+            _guard(one, "stages", _stages, settings)
         enter("other scenarios")
         for one in running:
-            _guard(one, "multi_stream", lambda one=one: _multi_stream(one, settings))  # type: ignore[misc]
-            _guard(one, "offline", lambda one=one: _offline(one, settings))  # type: ignore[misc]
-            _guard(one, "server", lambda one=one: _server(one, settings))  # type: ignore[misc]
-            _guard(one, "loadgen", lambda one=one: _loadgen(one, settings))  # type: ignore[misc]
+            _guard(one, "multi_stream", _multi_stream, settings)
+            _guard(one, "offline", _offline, settings)
+            _guard(one, "server", _server, settings)
+            _guard(one, "loadgen", _loadgen, settings)
         enter("accuracy")
         for one in running:
-            _guard(one, "accuracy", lambda one=one: _accuracy(one, labelled))  # type: ignore[misc]
-            _guard(one, "memory", lambda one=one: one.values.get("memory", {}) | {"after": one.worker.ask("memory")})  # type: ignore[misc]
+            _guard(one, "accuracy", _accuracy, labelled)
+            _guard(one, "memory", _memory)
         enter("cold start")
     for one in running:
-        _guard(one, "cold_start", lambda one=one: _cold_start(one, settings))  # type: ignore[misc]
-        if one.failed:
-            one.values["failed"] = one.failed
+        _guard(one, "cold_start", _cold_start, settings)
+        if one.failed:  # one that ended after SingleStream keeps what was measured of it
+            measured = "p50_us" in one.values.get("single_stream", {})
+            one.values["ended_early" if measured else "failed"] = one.failed
     values["subjects"] = {one.spec.name: one.values for one in running}
     values["ratios"] = _ratios(running)
     values["warnings"] = warnings_of(values)
@@ -141,13 +126,13 @@ def measure(
     return values
 
 
-def _guard(one: _Running, name: str, call: Callable[[], Any]) -> None:
-    """Put what `call` returns into the values, or why there is nothing; a subject whose process died stays failed."""
+def _guard(one: _Running, name: str, call: Callable[..., Any], *arguments: Any) -> None:
+    """Put what `call(one, ...)` returns into the values, or why there is nothing; who died is not asked again."""
     if one.failed:
         one.values.setdefault(name, Unavailable(f"not measured: {one.failed}").to_dict())
         return
     try:
-        one.values[name] = call()
+        one.values[name] = call(one, *arguments)
     except FieldrunError as error:
         one.values[name] = Unavailable(str(error)).to_dict()
         if not one.worker.alive:
@@ -212,73 +197,14 @@ def _single_stream(running: Sequence[_Running], n: int, settings: Settings) -> f
                 micros = unpack(answer["nanos"]) / 1e3
                 cpu, switches = answer["cpu_ns"], answer["switches"]
                 one.slices.append(
-                    _Slice(at_s=at, repeat=repeat, start=start, micros=micros, cpu_ns=cpu, switches=switches)
+                    Slice(at_s=at, repeat=repeat, start=start, micros=micros, cpu_ns=cpu, switches=switches)
                 )
             turn += 1
     return time.perf_counter() - begin
 
 
-def _single_values(one: _Running, settings: Settings) -> dict[str, Any]:
-    micros = np.concatenate([piece.micros for piece in one.slices])
-    repeats = [[p for p in one.slices if p.repeat == repeat] for repeat in range(settings.repeats)]
-    windows = [_windows([float(np.median(p.micros)) for p in repeat]) for repeat in repeats if repeat]
-    medians = [float(np.median(np.concatenate([p.micros for p in repeat]))) for repeat in repeats if repeat]
-    return {
-        "loop": "own",
-        "calls": len(micros),
-        "p50_us": round(float(np.median(micros)), 3),
-        "mean_us": round(float(micros.mean()), 3),
-        "min_us": round(float(micros.min()), 3),
-        "max_us": round(float(micros.max()), 3),
-        "percentiles": percentiles(micros),
-        "repeats_p50_us": [round(value, 3) for value in medians],
-        "variation": round(float(np.std(medians, ddof=1) / np.mean(medians)), 5) if len(medians) > 1 else None,
-        "windows_us": [[round(value, 3) for value in window] for window in windows],
-        "over_time": [
-            {"s": round(p.at_s, 2), "p50_us": round(float(np.median(p.micros)), 3)} for p in _thin(one.slices)
-        ],
-        "minutes": _minutes(one.slices),
-        "cpu_us": round(sum(p.cpu_ns for p in one.slices) / 1e3 / len(micros), 3),
-        "involuntary_switches": sum(p.switches for p in one.slices),
-        "ecdf": [[p, round(float(value), 3)] for p, value in zip(_ECDF, np.quantile(micros, _ECDF), strict=True)],
-    }
-
-
-def _windows(values: Sequence[float]) -> list[float]:
-    count = min(_WINDOWS, len(values))
-    return [float(np.median(part)) for part in np.array_split(np.array(values), count)]
-
-
-def _thin(slices: Sequence[_Slice], most: int = 200) -> Sequence[_Slice]:
-    step = max(1, -(-len(slices) // most))
-    return slices[::step]
-
-
-def _minutes(slices: Sequence[_Slice]) -> dict[str, Any]:
-    span = slices[-1].at_s - slices[0].at_s
-    if span < 2 * _MINUTE_S:
-        return Unavailable(f"the run lasted {span:.0f} s; the first and the last minute need 120 s").to_dict()
-    first = [p.micros for p in slices if p.at_s - slices[0].at_s < _MINUTE_S]
-    last = [p.micros for p in slices if slices[-1].at_s - p.at_s < _MINUTE_S]
-    before, after = (float(np.median(np.concatenate(part))) for part in (first, last))
-    return {"first_us": round(before, 3), "last_us": round(after, 3), "ratio": round(after / before, 4)}
-
-
 def _by_length(one: _Running, workload: Workload) -> dict[str, Any]:
-    """Return latency by the number of tokens, or of characters for a subject that has none."""
-    counts = one.worker.ask("tokens")
-    lengths = np.array(counts if counts is not None else [len(text) for text in workload.texts])
-    texts = np.concatenate([(p.start + np.arange(len(p.micros))) % len(lengths) for p in one.slices])
-    micros = np.concatenate([p.micros for p in one.slices])
-    found = []
-    for low, high in itertools.pairwise(_LENGTHS):
-        inside = (lengths[texts] > low) & (lengths[texts] <= high)
-        if inside.any():
-            p10, p50, p90 = (round(float(value), 3) for value in np.percentile(micros[inside], (10, 50, 90)))
-            mean = round(float(lengths[texts][inside].mean()), 1)
-            found.append({"mean": mean, "calls": int(inside.sum()), "p10_us": p10, "p50_us": p50, "p90_us": p90})
-    unit = "characters" if counts is None else "tokens"
-    return {"unit": unit, "mean": round(float(lengths.mean()), 1), "classes": found}
+    return by_length(one.slices, workload.texts, one.worker.ask("tokens"))
 
 
 def _stages(one: _Running, settings: Settings) -> dict[str, Any]:
@@ -340,17 +266,14 @@ def _loadgen(one: _Running, settings: Settings) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for scenario in SCENARIOS:
         half = 0.5e6 / mean_us
-        try:
-            found[scenario] = one.worker.ask(
-                "loadgen",
-                scenario=scenario,
-                seconds=settings.short_s,
-                expected_us=p50_us,
-                per_second=half if scenario == "Server" else 2 * half,
-                bound_ms=_BOUND * p50_us / 1e3,
-            )
-        except MissingDependency as error:
-            return Unavailable(str(error)).to_dict()
+        found[scenario] = one.worker.ask(
+            "loadgen",
+            scenario=scenario,
+            seconds=settings.short_s,
+            expected_us=p50_us,
+            per_second=half if scenario == "Server" else 2 * half,
+            bound_ms=_BOUND * p50_us / 1e3,
+        )
     return found
 
 
@@ -379,6 +302,11 @@ def _accuracy(one: _Running, labelled: Mapping[str, Dataset]) -> dict[str, Any]:
             "sha256": data.sha256,
         }
     return found or Unavailable("no labelled rows of its tasks: give --data TASK=FILE.tsv").to_dict()
+
+
+def _memory(one: _Running) -> dict[str, Any]:
+    before: dict[str, Any] = one.values["memory"]
+    return before | {"after": one.worker.ask("memory")}
 
 
 def _cold_start(one: _Running, settings: Settings) -> dict[str, Any]:

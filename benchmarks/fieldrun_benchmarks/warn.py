@@ -46,7 +46,7 @@ def _machine(sensors: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _subject(name: str, subject: Mapping[str, Any], harness: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "failed" in subject:
         return [(name, f"it failed: {subject['failed']}")]
-    found = []
+    found = [f"it ended early: {subject['ended_early']}"] if "ended_early" in subject else []
     single = subject["single_stream"]
     variation, minutes = single["variation"], single["minutes"]
     if variation is not None and variation > LIMITS["variation"]:

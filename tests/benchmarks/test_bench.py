@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +88,7 @@ def test_everything_is_measured(here: None, rows: dict[str, Any]) -> None:
     assert "--no-loadgen" in one["loadgen"]["unavailable"]
     (ratio,) = values["ratios"]
     assert (ratio["of"], ratio["to"]) == ("two", "one")
-    assert ratio["pairs"] == len(values["subjects"]["two"]["single_stream"]["over_time"])
+    assert ratio["pairs"] >= SHORT.repeats
     assert values["harness"]["own_loop"]["p50_us"] < 2  # what the harness adds to a call
 
 
@@ -101,8 +103,6 @@ def test_labels_of_another_set_are_not_scored(here: None, tmp_path: Path) -> Non
 @pytest.fixture
 def importable(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a worker's process import the planted subjects."""
-    import os
-
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(repository), os.environ.get("PYTHONPATH", "")]))
 
 
@@ -147,9 +147,11 @@ def test_one_that_fails_does_not_take_the_others_along(here: None, monkeypatch: 
     monkeypatch.setattr(bench, "WorkerProcess", Half)
     spec = parse_subject(f"{PLANTED}:Counting")
     values = measure([replace(spec, name="good"), replace(spec, name="bad")], _workload(), SHORT, {})
-    assert "exit code 1" in values["subjects"]["bad"]["failed"]
+    assert "exit code 1" in values["subjects"]["bad"]["ended_early"]
+    assert values["subjects"]["bad"]["single_stream"]["calls"] > 0
+    assert "exit code 1" in values["subjects"]["bad"]["server"]["unavailable"]
     assert values["subjects"]["good"]["single_stream"]["calls"] > 0
-    assert any(entry["about"] == "bad" and "it failed" in entry["text"] for entry in values["warnings"])
+    assert any(entry["about"] == "bad" and "it ended early" in entry["text"] for entry in values["warnings"])
     refusing = [parse_subject(f"{PLANTED}:Refusing")]
     with pytest.raises(FieldrunError, match="lacks"):
         measure(refusing, _workload(), SHORT, {})
@@ -205,12 +207,22 @@ def test_arrivals_are_poisson() -> None:
 
 
 def test_waiting_counts_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now.__setitem__(0, now[0] + 1e-6) or now[0])
-    monkeypatch.setattr("time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 1e-6
+        return now
+
+    def pass_by(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("time.perf_counter", clock)
+    monkeypatch.setattr("time.sleep", pass_by)
 
     def slow(texts: list[str]) -> None:
-        now[0] += 0.010
+        pass_by(0.010)
 
     found = server(slow, ["a"], per_second=200.0, seconds=1.0, seed=0)
     assert found["nanos"][-1] > 50 * 10_000_000  # twice as much as it can do: the queue has grown
@@ -228,10 +240,7 @@ def test_loadgen_runs_the_null_subject_or_says_what_is_missing(monkeypatch: pyte
 
 
 def test_without_loadgen_the_rest_goes_on(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> Any:
-        raise ImportError(name)
-
-    monkeypatch.setattr(loadgen.importlib, "import_module", missing)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)  # what makes an import fail
     spec = parse_subject("null")
     values = measure([spec], _workload(), replace(SHORT, loadgen=True), {})
     assert "mlcommons-loadgen" in values["subjects"]["null"]["loadgen"]["unavailable"]

@@ -25,8 +25,9 @@ from fieldrun.storage import read_json, write_json
 from fieldrun_benchmarks import bench
 from fieldrun_benchmarks.record import append_record
 from fieldrun_benchmarks.report.diff import diff
+from fieldrun_benchmarks.report.facts import not_measured
 from fieldrun_benchmarks.report.render import metrics, page, read_records, to_csv, to_json, to_markdown
-from fieldrun_benchmarks.report.sections import claim, not_measured, sections
+from fieldrun_benchmarks.report.sections import claim, sections
 from fieldrun_benchmarks.subject import parse_subject
 from tests.benchmarks.test_bench import PLANTED, SHORT, HereProcess, _workload
 

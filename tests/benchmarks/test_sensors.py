@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fieldrun_benchmarks.sensors import Sampler, Sensors, Unavailable, parse_tegrastats, process_memory
+from fieldrun_benchmarks.sampler import Sampler
+from fieldrun_benchmarks.sensors import Sensors, Unavailable, parse_tegrastats, process_memory
 
 
 def _plant(root: Path, files: dict[str, str]) -> Sensors:
@@ -50,7 +51,7 @@ def test_a_pc(tmp_path: Path) -> None:
     assert found["energy_j"] == 2.5
     assert sensors.energy_range_j() == 9
     ticks = os.sysconf("SC_CLK_TCK")
-    assert sensors.busy() == {"busy": 163 / ticks, "stolen": 8 / ticks}
+    assert sensors.busy() == pytest.approx({"busy": 163 / ticks, "stolen": 8 / ticks})
 
 
 def test_a_counter_that_only_root_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

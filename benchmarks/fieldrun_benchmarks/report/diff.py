@@ -10,7 +10,7 @@ from fieldrun.errors import UsageError
 from fieldrun.metrics import wilson_interval
 
 from ..percentiles import ratio_interval
-from .sections import machine_of
+from .facts import machine_of
 
 __all__ = ["Change", "Diff", "diff"]
 

@@ -40,6 +40,7 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.8,
 }
+_FEWEST = 20  # calls of a class of lengths that is drawn
 _MARKS = ("o", "s", "^", "D", "v", "P")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 
@@ -167,7 +168,9 @@ def _length(record: Record, axes: Axes) -> tuple[str, str] | None:
         found = subject["by_length"]
         if "classes" not in found:
             continue
-        rows, unit = found["classes"], found["unit"]
+        rows, unit = [row for row in found["classes"] if row["calls"] >= _FEWEST], found["unit"]
+        if not rows:
+            continue
         x = [row["mean"] for row in rows]
         axes.plot(x, [row["p50_us"] for row in rows], label=name, **_pen(i, marked=True))
         axes.fill_between(

@@ -12,8 +12,9 @@ from typing import Any
 from fieldrun.errors import FieldrunError
 
 from ..record import read_record
+from .facts import machine_of
 from .figures import check_matplotlib, figures
-from .sections import claim, machine_of, sections
+from .sections import claim, sections
 
 __all__ = ["metrics", "page", "read_records", "to_csv", "to_json", "to_markdown"]
 

@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["Section", "Table", "claim", "machine_of", "not_measured", "sections"]
+from .facts import Record, Section, Table, alive, facts, machine_of
 
-Record = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """A table of strings: its caption, its column heads, its rows; the first column names the row."""
-
-    caption: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
-    """A heading with lines, tables and the names of the figures that belong to it."""
-
-    title: str
-    lines: tuple[str, ...] = ()
-    tables: tuple[Table, ...] = ()
-    figures: tuple[str, ...] = field(default=())
+__all__ = ["claim", "sections"]
 
 
 def claim(record: Record) -> str:
@@ -51,44 +31,12 @@ def claim(record: Record) -> str:
     return f"{name}{size} answers {texts} in {_us(single['p50_us'])} (median{slow}), on {machine_of(record)}{right}."
 
 
-def machine_of(record: Record) -> str:
-    """Return the processor, its architecture and the cores that the bench was allowed."""
-    about = record["conditions"]
-    cores = about["cores_allowed"]
-    return f"{about['processor']} ({about['architecture']}, {cores} core{'' if cores == 1 else 's'} allowed)"
-
-
 def sections(record: Record) -> list[Section]:
     """Return a record's sections, in reading order."""
     found = [_summary(record), _warnings(record), _latency(record), _stages(record), _throughput(record)]
     found += [_server(record), _loadgen(record), _start_and_memory(record), _energy(record), _accuracy(record)]
-    found += [
-        _stability(record),
-        _workload(record),
-        _artifacts(record),
-        _system(record),
-        _missing(record),
-        _repeat(record),
-    ]
+    found += [_stability(record), *facts(record)]
     return [section for section in found if section is not None]
-
-
-def not_measured(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
-    """Yield (where, why) for every value of a record that is not there."""
-    if isinstance(value, Mapping):
-        if set(value) == {"unavailable"}:
-            yield " / ".join(part.replace("_", " ") for part in path), str(value["unavailable"])
-            return
-        for key, inner in value.items():
-            yield from not_measured(inner, (*path, str(key)))
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            shown = str(inner.get("load", inner.get("batch", i))) if isinstance(inner, Mapping) else str(i)
-            yield from not_measured(inner, (*path, shown))
-
-
-def _alive(record: Record) -> dict[str, Any]:
-    return {name: subject for name, subject in record["subjects"].items() if "failed" not in subject}
 
 
 def _summary(record: Record) -> Section:
@@ -131,7 +79,7 @@ def _warnings(record: Record) -> Section:
 
 def _latency(record: Record) -> Section:
     rows = []
-    for name, subject in _alive(record).items():
+    for name, subject in alive(record).items():
         for scenario, label in (("single_stream", "SingleStream"), ("multi_stream", "MultiStream, 8 a query")):
             found = subject[scenario].get("percentiles")
             if found:
@@ -150,7 +98,7 @@ def _latency(record: Record) -> Section:
 def _stages(record: Record) -> Section | None:
     rows = []
     labels = {"end_to_end": "end to end", "tokenize": "tokenize", "engine": "engine"}
-    for name, subject in _alive(record).items():
+    for name, subject in alive(record).items():
         stages = subject["stages"]
         if len(stages) < 2 or "unavailable" in stages:
             continue
@@ -178,7 +126,7 @@ def _throughput(record: Record) -> Section:
             f"{row['texts_per_s']:,.0f}",
             f"{row['min']:,.0f} - {row['max']:,.0f}",
         )
-        for name, subject in _alive(record).items()
+        for name, subject in alive(record).items()
         for row in _list(subject["offline"])
     )
     table = Table(
@@ -192,7 +140,7 @@ def _throughput(record: Record) -> Section:
 
 def _server(record: Record) -> Section | None:
     rows: list[tuple[str, ...]] = []
-    for name, subject in _alive(record).items():
+    for name, subject in alive(record).items():
         server = subject["server"]
         for load in server.get("loads", ()):
             tail = _percentile(load["percentiles"]["p99"])
@@ -217,7 +165,7 @@ def _server(record: Record) -> Section | None:
 
 def _loadgen(record: Record) -> Section | None:
     rows = []
-    for name, subject in _alive(record).items():
+    for name, subject in alive(record).items():
         if "unavailable" in subject["loadgen"]:
             continue
         for scenario, found in subject["loadgen"].items():
@@ -243,7 +191,7 @@ def _loadgen(record: Record) -> Section | None:
 
 def _start_and_memory(record: Record) -> Section:
     rows = []
-    for name, subject in _alive(record).items():
+    for name, subject in alive(record).items():
         cold, memory = subject["cold_start"], subject["memory"]
         start = f"{cold['wall_s']:.2f} s, {cold['peak_rss_mib']:.0f} MiB" if "wall_s" in cold else "not measured"
         cells = (_mib(memory, "loaded", key) for key in ("resident_mib", "proportional_mib"))
@@ -262,7 +210,7 @@ def _energy(record: Record) -> Section:
     energy, idle = record["sensors"]["energy_j"], record["idle"]["energy_j"]
     if "unavailable" in energy:
         return Section(title="Energy", lines=(f"Not measured: {energy['unavailable']}.",))
-    calls = sum(subject["single_stream"]["calls"] for subject in _alive(record).values())
+    calls = sum(subject["single_stream"]["calls"] for subject in alive(record).values())
     base = f", {idle['mean_w']:.2f} W before it" if "mean_w" in idle else ""
     lines = [f"{energy['mean_w']:.2f} W of {energy['of']} while single stream ran{base}."]
     if len(record["subjects"]) == 1 and calls:
@@ -274,7 +222,7 @@ def _energy(record: Record) -> Section:
 
 def _accuracy(record: Record) -> Section:
     rows, lines = [], []
-    for name, subject in _alive(record).items():
+    for name, subject in alive(record).items():
         found = subject["accuracy"]
         if "unavailable" in found:
             lines.append(f"{name}: not measured, {found['unavailable']}.")
@@ -302,7 +250,7 @@ def _accuracy(record: Record) -> Section:
 
 def _stability(record: Record) -> Section:
     rows = []
-    for name, subject in _alive(record).items():
+    for name, subject in alive(record).items():
         single = subject["single_stream"]
         minutes = single["minutes"]
         drift = f"{minutes['ratio']:.3f}" if "ratio" in minutes else "run under 120 s"
@@ -319,89 +267,6 @@ def _stability(record: Record) -> Section:
     )
     table = Table(caption="The repeats", head=head, rows=tuple(rows))
     return Section(title="Stability", tables=(table,), figures=("stability",))
-
-
-def _workload(record: Record) -> Section:
-    work = record["workload"]
-    rows = tuple((s["file"], f"{s['texts']:,}", s["sha256"][:16]) for s in work["sources"])
-    mean = work["characters"]["mean"]
-    count = f"{work['texts']:,} texts ({work['distinct']:,} distinct)"
-    line = f"{count}, {mean:.0f} characters in the mean, seed {work['seed']}."
-    table = Table(caption="Where the texts come from", head=("File", "texts", "sha256, start"), rows=rows)
-    return Section(title="Workload", lines=(line,), tables=(table,), figures=("workload",))
-
-
-def _artifacts(record: Record) -> Section:
-    rows = []
-    for name, subject in _alive(record).items():
-        about = subject["about"]
-        artifact = about.get("artifact", {})
-        for key in ("name", "recipe", "bytes", "parameters", "licence"):
-            if key in artifact:
-                value = f"{artifact[key]:,}" if isinstance(artifact[key], int) else str(artifact[key])
-                rows.append((f"{name}, {key}", value))
-        rows += [(f"{name}, sha256 of {file}", value) for file, value in artifact.get("sha256", {}).items()]
-        if "engine" in about:
-            rows.append(
-                (f"{name}, engine", f"{about['engine']} ({about['engine_reason']}), threads {subject['threads']}")
-            )
-        if "answers" in about:
-            rows.append((f"{name}, answers with", about["answers"]))
-    return Section(
-        title="Artifacts", tables=(Table(caption="What was measured", head=("Fact", "value"), rows=tuple(rows)),)
-    )
-
-
-def _system(record: Record) -> Section:
-    about, sensors = record["conditions"], record["sensors"]
-    system = record.get("system") or {}
-    cpu, memory = system.get("cpu", {}), system.get("memory", {})
-    rows = [
-        ("device", system.get("device") or "no device tree: a PC, a server or a virtual machine"),
-        ("processor", machine_of(record)),
-        ("instruction sets", " ".join(cpu.get("features", ())) or "unknown"),
-        ("memory", f"{memory['total_mib']:,} MiB" if memory.get("total_mib") else "unknown"),
-        ("system", system.get("platform") or about["system"]),
-        ("python", about["python"]),
-        ("packages", ", ".join(f"{name} {number or 'not installed'}" for name, number in about["packages"].items())),
-        ("date", about["date"]),
-        ("load average before", f"{about['load_average']}"),
-    ]
-    units = {"clock_mhz": ("clock", "MHz"), "temperature_c": ("temperature", "C"), "power_w": ("board power", "W")}
-    for key, (label, unit) in units.items():
-        value = sensors[key]
-        shown = (
-            f"{value['min']:g} - {value['max']:g} {unit}" if "min" in value else f"not measured: {value['unavailable']}"
-        )
-        rows.append((label, shown))
-    rows.append(
-        (
-            "governor",
-            sensors["governor"] if isinstance(sensors["governor"], str) else sensors["governor"]["unavailable"],
-        )
-    )
-    others = sensors["other_cores"]
-    rows.append(
-        ("other processes", f"{others:.2f} cores" if isinstance(others, float) else str(others.get("unavailable")))
-    )
-    return Section(
-        title="System", tables=(Table(caption="Where it was measured", head=("Fact", "value"), rows=tuple(rows)),)
-    )
-
-
-def _missing(record: Record) -> Section:
-    parts = {key: record[key] for key in ("subjects", "sensors", "idle", "harness")}
-    found = list(not_measured(parts))
-    always = ("cold page cache", "the operating system keeps the files; dropping them needs root")
-    rows = (*found, always)
-    table = Table(caption="Missing values are never shown as 0", head=("What", "why"), rows=rows)
-    return Section(title="Not measured", tables=(table,))
-
-
-def _repeat(record: Record) -> Section:
-    settings = record["settings"]
-    line = f"{settings['repeats']} repeats of {settings['seconds']:g} s, slices of {settings['slice_calls']} texts."
-    return Section(title="Repeat it", lines=(line, f"$ {record['command']}"))
 
 
 def _list(value: Any) -> Sequence[Mapping[str, Any]]:

@@ -137,7 +137,8 @@ def bench(
             put(f"{report / 'report.html'}; the record: {path}")
     for entry in record["warnings"]:
         note(f"{entry['about']}: {entry['text']}")
-    failed = [f"{name}: {value['failed']}" for name, value in record["subjects"].items() if "failed" in value]
+    reasons = {name: value.get("failed", value.get("ended_early")) for name, value in record["subjects"].items()}
+    failed = [f"{name}: {reason}" for name, reason in reasons.items() if reason]
     if failed:
         warn(f"error: {'; '.join(failed)}")
         ctx.exit(FieldrunError.exit_code)
