@@ -78,11 +78,12 @@ def _quality(entry: Record, tasks: Sequence[str]) -> list[str]:
     if "refused" in entry:
         return [f"refused: {entry['refused']}", *([""] * (3 + len(tasks)))]
     stsb = entry["stsb"]
+    low, high = stsb["ci95"]
     cosine = f"{entry['field']['mean_cosine']:.4f}" if "field" in entry else "1"
     probes = [f"{100 * entry['tasks'][task]['accuracy']:.1f}" for task in tasks]
     return [
         cosine,
-        f"{stsb['spearman']:.4f} {_interval(*stsb['ci95'], 3)}",
+        f"{stsb['spearman']:.4f} {_interval(low, high, 3)}",
         _signed(stsb, 4),
         *probes,
         _signed(entry["mean"], 2, 100),

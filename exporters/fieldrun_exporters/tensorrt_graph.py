@@ -77,7 +77,7 @@ def tensorrt_field_graph(
     b, net = _Builder(deployed, offsets), deployed.network
     left, right = net.margins
     steps = length + max(1, net.mixer_kernel) - 1  # those after the text are padding, and so zeros after the ReLU
-    g = b.op("Relu", [_rows(b, steps)], "h")
+    g = b.op("Relu", [_rows(b, deployed, steps)], "h")
     width = net.width
     if net.mixer_kernel:
         parts = [_slice(b, g, k, length) for k in range(net.mixer_kernel)]
@@ -98,9 +98,9 @@ def tensorrt_field_graph(
     return b.model([ids], [output], f"trt-b{batch}-l{length}", metadata)
 
 
-def _rows(b: _Builder, steps: int) -> str:
+def _rows(b: _Builder, deployed: Deployed, steps: int) -> str:
     """Return the sum of every position's rows of the table, `(batch, steps, width) float32`."""
-    deployed, net = b.deployed, b.deployed.network
+    net = deployed.network
     positions = np.arange(steps)[:, None] + net.margins[0] + np.array(net.shifts)
     # a last axis of 1, for the product with coef (shifts, blocks)
     window = b.constant("positions", positions.astype(np.int64)[:, :, None])

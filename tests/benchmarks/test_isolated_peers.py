@@ -16,6 +16,7 @@ from fieldrun.errors import DatasetError, ExportError, UnknownName
 from fieldrun.storage import read_json, write_json
 from fieldrun_benchmarks import isolated_peers
 from fieldrun_benchmarks.isolated_peers import ISOLATED, PeerSubject, main, prepare_isolated
+from fieldrun_benchmarks.peer_models import LinearHead
 from fieldrun_benchmarks.subject import parse_subject, program_of
 
 
@@ -136,9 +137,7 @@ def test_wordllama_answers_with_its_heads(
         )
 
     module = SimpleNamespace(__file__=str(package / "__init__.py"), WordLlama=SimpleNamespace(load=load))
-    head = isolated_peers.LinearHead(
-        weight=np.array([[-1, 1]], np.float32), bias=np.array([0.5, 0], np.float32), labels=("no", "yes")
-    )
+    head = LinearHead(weight=np.array([[-1, 1]], np.float32), bias=np.array([0.5, 0], np.float32), labels=("no", "yes"))
     monkeypatch.setattr(isolated_peers, "need", lambda name: module)
     monkeypatch.setattr(isolated_peers, "fit_head", lambda vectors, labels: head)
     folder = tmp_path / "wordllama"

@@ -179,8 +179,8 @@ def _interpreter(version: str) -> Path | None:
     """An interpreter of `version` that runs: on the path, else one of pyenv's."""
     root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     found = [shutil.which(f"python{version}"), *sorted(root.glob(f"{version}.*/bin/python{version}"))]
-    for candidate in filter(None, found):
-        command = [str(candidate), "-c", "import sys, venv; print('%d.%d' % sys.version_info[:2])"]
+    for candidate in (str(path) for path in found if path):
+        command = [candidate, "-c", "import sys, venv; print('%d.%d' % sys.version_info[:2])"]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)  # pyenv's shims may refuse
         if ended.stdout.strip() == version:
             return Path(candidate)
@@ -195,8 +195,17 @@ def test_the_oldest_python_runs_every_engine(wheel: Path, repository: Path, home
     programs = tmp_path / "venv" / "bin"
     subprocess.run([python, "-m", "venv", tmp_path / "venv"], check=True, capture_output=True)
     constraints = repository / ".ci" / "constraints.txt"
-    install = [programs / "python", "-m", "pip", "install", "--quiet", "--no-compile", "--constraint", constraints]
-    for what in ([str(wheel)], ["--no-deps", "onnxruntime"]):  # what it depends on is for its tools, and large
+    install: list[str | Path] = [
+        programs / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-compile",
+        "--constraint",
+        constraints,
+    ]
+    for what in ([wheel], ["--no-deps", "onnxruntime"]):  # what it depends on is for its tools, and large
         subprocess.run([*install, *what], check=True, capture_output=True)
     assert len(json.loads(_run(programs / "python", "-W", "error", "-c", IMPORT_EVERYTHING, home=home))) > 20
     engines = ["numpy", "onnxruntime", *(["native"] if shutil.which("cc") else [])]

@@ -75,7 +75,7 @@ def _objects(path: Path) -> list[dict[str, Any]]:
 
 
 def _label(bundle: Path, sources: list[Path], output: Path, **settings: Any) -> bulk.Labelled:
-    settings = {"workers": 2, "runtime": ("numpy", 1, "truncate"), "tasks": ["mood"]} | settings
+    settings: dict[str, Any] = {"workers": 2, "runtime": ("numpy", 1, "truncate"), "tasks": ["mood"], **settings}
     return bulk.label_files(str(bundle), settings.pop("tasks"), sources, output, **settings)
 
 

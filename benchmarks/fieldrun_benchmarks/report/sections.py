@@ -57,7 +57,7 @@ def _summary(record: Record) -> Section:
                 f"{artifact['bytes'] / 1e6:.1f} MB" if "bytes" in artifact else "none",
             )
         )
-    head = ("Subject", "median", "99 % within", "texts/s, best", "peak memory", "artifact")
+    head: tuple[str, ...] = ("Subject", "median", "99 % within", "texts/s, best", "peak memory", "artifact")
     tables = [Table(caption="One text at a time, text in, answer out", head=head, rows=tuple(rows))]
     if record["ratios"]:
         shown = []

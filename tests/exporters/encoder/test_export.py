@@ -201,7 +201,7 @@ def refused(encoder_folder: Path, tmp_path: Path, texts: list[str], encoder_reci
     def call(kind: type[FieldrunError], checkpoint: Path = encoder_folder, **changes: Any) -> str:
         place = tmp_path / "place"
         place.mkdir(exist_ok=True)
-        arguments = {"calibration": texts, "recipe": encoder_recipe("int8")} | changes
+        arguments: dict[str, Any] = {"calibration": texts, "recipe": encoder_recipe("int8")} | changes
         with pytest.raises(kind) as caught:
             fieldrun.export(checkpoint, place / "out", **arguments)
         assert list(place.iterdir()) == []

@@ -206,7 +206,7 @@ def refused(tmp_path: Path, texts: list[str], encoder_recipe: Write) -> Callable
     def call(kind: type[FieldrunError], folder: Path, **changes: Any) -> str:
         place = tmp_path / "place"
         place.mkdir(exist_ok=True)
-        arguments = {"calibration": texts, "recipe": encoder_recipe("int8")} | changes
+        arguments: dict[str, Any] = {"calibration": texts, "recipe": encoder_recipe("int8")} | changes
         with pytest.raises(kind) as caught:
             fieldrun.export(folder, place / "out", **arguments)
         assert list(place.iterdir()) == []
