@@ -75,8 +75,8 @@ def _objects(path: Path) -> list[dict[str, Any]]:
 
 
 def _label(bundle: Path, sources: list[Path], output: Path, **settings: Any) -> bulk.Labelled:
-    settings: dict[str, Any] = {"workers": 2, "runtime": ("numpy", 1, "truncate"), "tasks": ["mood"], **settings}
-    return bulk.label_files(str(bundle), settings.pop("tasks"), sources, output, **settings)
+    chosen: dict[str, Any] = {"workers": 2, "runtime": ("numpy", 1, "truncate"), "tasks": ["mood"], **settings}
+    return bulk.label_files(str(bundle), chosen.pop("tasks"), sources, output, **chosen)
 
 
 def test_the_order_is_the_inputs(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:

@@ -35,6 +35,7 @@ from fieldrun_exporters.deployed import PassReport
 from fieldrun_exporters.encoder import export as module
 from fieldrun_exporters.encoder.calibrate import Largest, fields, input_ranges
 from fieldrun_exporters.encoder.deployed import DeployedEncoder
+from fieldrun_exporters.encoder.graph import encoder_graph
 from fieldrun_exporters.encoder.model import Encoder, forward, load_encoder
 from fieldrun_exporters.export import ExportReport
 
@@ -233,7 +234,7 @@ def test_a_pass_that_does_nothing_is_seen(refused: Callable[..., str], monkeypat
 
 
 def test_a_product_that_falls_out_of_int8_is_seen(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    build = module.encoder_graph
+    build = encoder_graph
 
     def wrong(deployed: DeployedEncoder, *rest: Any) -> Any:
         model = build(deployed, *rest)
@@ -247,7 +248,7 @@ def test_a_product_that_falls_out_of_int8_is_seen(refused: Callable[..., str], m
 
 
 def test_calibration_that_reaches_nothing(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    find = module.input_ranges
+    find = input_ranges
 
     def without(*arguments: Any) -> Any:
         return {name: value for name, value in find(*arguments).items() if name != "layer1.down"}
