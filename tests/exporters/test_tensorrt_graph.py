@@ -16,6 +16,7 @@ from fieldrun.checkpoint import Checkpoint
 from fieldrun.errors import BundleError, ParityError, RecipeError
 from fieldrun.reference import forward, head_logits, pad_ids, pair_features
 from fieldrun.storage import read_json
+from fieldrun.tensors import Array
 from fieldrun_exporters.deployed import Deployed
 from fieldrun_exporters.graph import op_histogram
 from fieldrun_exporters.parity import open_session, run_bucket
@@ -136,8 +137,9 @@ def test_a_gap_beyond_the_tolerance_writes_nothing(toy_checkpoint: Path, tmp_pat
 def test_halves_are_rounded_as_a_gpu_does() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((5, 7)).astype(np.float32)
-    tensors = {"hidden.weight": rng.standard_normal((7, 3)).astype(np.float16), "hidden.bias": np.ones(3, np.float32)}
-    exact = x.astype(np.float16).astype(np.float64) @ tensors["hidden.weight"].astype(np.float64)
+    weight, bias = rng.standard_normal((7, 3)).astype(np.float16), np.ones(3, np.float32)
+    tensors: dict[str, Array] = {"hidden.weight": weight, "hidden.bias": bias}
+    exact = x.astype(np.float16).astype(np.float64) @ weight.astype(np.float64)
     np.testing.assert_allclose(dense(tensors, "hidden", x, True), exact.astype(np.float16) + 1.0, rtol=0, atol=4e-3)
     assert (dense(tensors, "hidden", x, True) != dense(tensors, "hidden", x)).any()
     deployed, _ = fold(toy.toy_checkpoint())

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 import fieldrun
 from fieldrun.bundle import Bundle
 from fieldrun.errors import EngineError
-from fieldrun.tensors import read_tensors
+from fieldrun.tensors import Array, read_tensors
 from fieldrun_exporters.recipe import load_recipe, recipe_names
 from fieldrun_runtimes.tensorrt import device
 from fieldrun_runtimes.tensorrt.build import build, compile_graph
@@ -95,7 +95,7 @@ def test_a_layer_that_falls_back_is_found() -> None:
     )  # fmt: skip
     found = layer_precisions(["Layers:", line], (100, 16))
     assert found == {"hidden": "fp32"}
-    weights = {
+    weights: dict[str, Array] = {
         "table": np.zeros((100, 16), np.int8),
         "hidden.weight": np.zeros((24, 8), np.int8),
         "hidden.input_scale": np.ones(1, np.float32),
