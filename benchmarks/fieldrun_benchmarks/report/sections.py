@@ -66,9 +66,9 @@ def _summary(record: Record) -> Section:
             ends = ratio.get("ci95")
             interval = f"{ends[0]:.3f} - {ends[1]:.3f}" if ends else "too few pairs"
             shown.append((f"{ratio['of']} / {ratio['to']}", value, interval, str(ratio["pairs"])))
-        head = ("Ratio of times", "median", "95 % interval", "paired slices")
+        columns = ("Ratio of times", "median", "95 % interval", "paired slices")
         caption = "Compared in alternating slices on the same texts, each subject in its own process"
-        tables.append(Table(caption=caption, head=head, rows=tuple(shown)))
+        tables.append(Table(caption=caption, head=columns, rows=tuple(shown)))
     return Section(title="At a glance", tables=tuple(tables), figures=("pareto", "ratios"))
 
 
