@@ -265,7 +265,7 @@ def test_rules_go_from_the_part_to_its_kind_to_the_default() -> None:
         ({"offset00": "int8"}, "unknown part 'offset00'"),
         ({"tables": "int8-weights"}, "must be one of fp32, fp16, int8, int4 or palette<K>"),
         ({"default": "int8-weights"}, "precision.default must be one of"),
-        ({"hidden": "int2"}, "must be one of fp32, fp16, int8, int8-weights, int4 or palette<K>"),
+        ({"hidden": "int2"}, "must be one of fp32, fp16, int8, int8-weights, int4, mixt2, mixt3, mixt4 or palette<K>"),
         ({"tables": "palette0"}, "a palette has 2 to 256 entries"),
         ({"tables": "palette257"}, "a palette has 2 to 256 entries"),
         ({"tables": "palette16x3"}, "of 1, 2, 4, 8 numbers"),

@@ -87,8 +87,8 @@ def test_what_cannot_be_recovered_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     deployed = made(0, RULES)
     with pytest.raises(ExportError, match="there is no palette or mixture to tune"):
         recover(FOLDED[0], FOLDED[0], sequences(1, 600), PLAN)
-    with pytest.raises(ExportError, match="511 texts are too few; give at least 512"):
-        recover(deployed, FOLDED[0], sequences(1, 511), PLAN)
+    with pytest.raises(ExportError, match="399 texts are too few; give at least 400"):
+        recover(deployed, FOLDED[0], sequences(1, 399), PLAN)
     with pytest.raises(ExportError, match="the fields are no nearer"):
         recover(deployed, FOLDED[0], sequences(1, 600), dataclasses.replace(PLAN, steps=1, learning_rate=1e-6))
     monkeypatch.setitem(sys.modules, "torch", None)

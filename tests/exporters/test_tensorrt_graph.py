@@ -151,11 +151,11 @@ def test_halves_are_rounded_as_a_gpu_does() -> None:
 def test_a_palette_has_no_spelling(toy_checkpoint: Path, tmp_path: Path) -> None:
     text = RECIPE.format(passes='["fold", "palettize"]', precision='tables = "palette16"', tolerance=0.1)
     (tmp_path / "r.toml").write_text(text, "utf-8")
-    with pytest.raises(RecipeError, match="a palette has no TensorRT spelling"):
+    with pytest.raises(RecipeError, match="a palette or a mixture has no TensorRT spelling"):
         fieldrun.export(toy_checkpoint, tmp_path / "b", recipe=tmp_path / "r.toml")
     folded, _ = fold(Checkpoint.load(toy_checkpoint))
     packed = Deployed(network=folded.network, tensors=folded.tensors, packed={"table.width": np.array([1])})
-    with pytest.raises(RecipeError, match="a palette has no TensorRT spelling"):
+    with pytest.raises(RecipeError, match="a palette or a mixture has no TensorRT spelling"):
         tensorrt_field_graph(packed, {}, 1, 8, {})
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["recover"]
 
-_LEAST_TEXTS = 512
+_LEAST_TEXTS = 400
 _OPERATOR_RATE = 0.03  # of the learning rate: steps of a codebook are 127 to its largest entry
 _HELD_OUT = 256  # texts that tell what was won, and are not learnt from
 
