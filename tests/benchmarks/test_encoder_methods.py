@@ -46,8 +46,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = [f"{_text(rng)}\t{_text(rng)}\t{rng.integers(0, 6)}.000" for _ in range(n)]
         _write(folder / "stsb" / file, "text_a\ttext_b\tlabel", rows)
     seen = (folder / "trec" / "test.tsv").read_text("utf-8").split("\n")[1]
-    with (folder / "trec" / "train.tsv").open("a", encoding="utf-8") as file:
-        file.write(seen + "\n")  # a report text that is in the train file as well
+    with (folder / "trec" / "train.tsv").open("a", encoding="utf-8") as train:
+        train.write(seen + "\n")  # a report text that is in the train file as well
     return folder
 
 

@@ -64,7 +64,8 @@ def mixed(x: Array, cores: Array) -> Array:
     for k in range(n):
         modes = x.reshape(rows, 2**k, a, 2 ** (n - 1 - k))
         out += np.einsum("rpaq,ab->rpbq", modes, cores[k], optimize=True).reshape(rows, -1)
-    return out / n
+    mean: Array = out / n
+    return mean
 
 
 def fit(weight: Array, branches: int) -> Array:

@@ -183,7 +183,8 @@ def test_wrong_requests_are_one_line(moments: Moments, ratio: float, method: str
 
 
 def test_calibration_text_of_one_token_is_refused() -> None:
-    for sequences in ([], [[]], [[5], [7]]):
+    wrong: list[list[list[int]]] = [[], [[]], [[5], [7]]]
+    for sequences in wrong:
         with pytest.raises(ExportError, match="two tokens"):
             accumulate(ENCODER, sequences)
 
