@@ -5,10 +5,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/c
 INPUTS := pyproject.toml hatch_build.py runtimes/fieldrun_runtimes/native.c .ci/constraints.txt $(VENV)/.made
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-arm test-gpu test-tensorrt bench lint format clean
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 20
 
 demo: $(VENV)/.demo ## export, verify and run the reference model
 	@$(BIN)/python -m fieldrun_benchmarks.demo
@@ -16,6 +16,25 @@ demo: $(VENV)/.demo ## export, verify and run the reference model
 test: lint ## lint, type-check and test with coverage
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --cov
+
+test-arm: $(VENV)/.dev ## replay the shipped bundle on emulated ARM processors (numerics only)
+	$(BIN)/python -m tests.arm
+
+bench: $(VENV)/.bench ## measure again: DATA=FOLDER, for the peers GTE=, MINILM= and WORK= too
+ifdef DATA
+	$(BIN)/python -m fieldrun_benchmarks.measure --data $(DATA) -o benchmarks/records
+ifdef GTE
+	$(BIN)/python -m fieldrun_benchmarks.peers --data $(DATA) --gte $(GTE) --minilm $(MINILM) --work $(WORK) --profile -o benchmarks/records/peers.json
+endif
+	$(BIN)/python -m fieldrun_benchmarks.tables README.md benchmarks/records
+endif
+	$(BIN)/fieldrun bench reference --quick --report build/bench
+
+test-gpu: $(VENV)/.dev ## with a GPU: golden fields and speed of every GPU engine, into build/records
+	FIELDRUN_RECORDS=build/records $(BIN)/python -m pytest -m gpu -rs tests
+
+test-tensorrt: $(VENV)/.dev ## build the shipped student for three GPUs, without one, into build/records
+	$(BIN)/python -m fieldrun_benchmarks.tensorrt_build -o build/records
 
 lint: $(VENV)/.dev ## check style and format
 	$(BIN)/ruff check
@@ -40,7 +59,12 @@ $(VENV)/.demo: $(INPUTS)
 	@$(PIP) -e '.[ort,export]'
 	@touch $@
 
+$(VENV)/.bench: $(INPUTS)
+	@echo "installing fieldrun[bench] into $(VENV)"
+	@$(PIP) -e '.[bench]'
+	@touch $(VENV)/.demo $@
+
 $(VENV)/.dev: $(INPUTS)
 	@echo "installing fieldrun[dev] into $(VENV)"
 	@$(PIP) -e '.[dev]'
-	@touch $(VENV)/.demo $@
+	@touch $(VENV)/.demo $(VENV)/.bench $@

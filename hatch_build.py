@@ -1,7 +1,13 @@
-"""Compile the native engine when fieldrun is installed; without a C compiler the other engines do its work."""
+"""Compile the native engine when fieldrun is installed; without a C compiler the other engines do its work.
+
+`CC` names another compiler. For a wheel of another machine, `_PYTHON_HOST_PLATFORM` says which, as for any package:
+`CC=aarch64-linux-gnu-gcc _PYTHON_HOST_PLATFORM=linux-aarch64 pip wheel --no-deps fieldrun-0.1.0.tar.gz`.
+"""
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -23,12 +29,14 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         del version
         library = Path(self.root, LIBRARY)
         library.unlink(missing_ok=True)
-        compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
-        if compiler is None:
+        compiler = shlex.split(os.environ.get("CC", ""))
+        if not compiler:
+            compiler = [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
+        if not compiler or shutil.which(compiler[0]) is None:
             self.app.display_warning("no C compiler: fieldrun is installed without its native engine")
             return
         partial = library.with_name("native.partial")
-        command = [compiler, *FLAGS, "-o", str(partial), str(Path(self.root, SOURCE)), "-lm"]
+        command = [*compiler, *FLAGS, "-o", str(partial), str(Path(self.root, SOURCE)), "-lm"]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode != 0:
             partial.unlink(missing_ok=True)

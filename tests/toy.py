@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from fieldrun.checkpoint import Checkpoint
 from fieldrun.student import Head, StudentConfig
+from fieldrun.tensors import Array
 
 # fmt: off
 WORDS = [
@@ -81,4 +82,12 @@ def toy_checkpoint(seed: int = 0, *, pairs: bool = True, **changes: object) -> C
         tokenizer=toy_tokenizer().to_str().encode("utf-8"),
         heads=tuple(heads),
         licence="Apache-2.0",
+        usage=toy_usage(config, seed),
     )
+
+
+def toy_usage(config: StudentConfig, seed: int = 0) -> dict[str, Array]:
+    """Counts as uneven as those of text are: the k-th most frequent token comes a k-th as often as the first."""
+    rng = np.random.default_rng(seed)
+    sizes = {"tokens": config.vocab_size} | ({"ngrams": config.ngram_buckets} if config.ngrams else {})
+    return {name: (10_000 / (1 + rng.permutation(n))).astype(np.int32) for name, n in sizes.items()}

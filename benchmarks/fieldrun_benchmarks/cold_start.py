@@ -41,18 +41,23 @@ class ColdStart:
         return asdict(self)
 
 
-def cold_starts(programs: Mapping[str, str], *, runs: int = 9) -> dict[str, ColdStart]:
+def cold_starts(
+    programs: Mapping[str, str], *, runs: int = 9, pythons: Mapping[str, str] | None = None, timeout_s: float = 600.0
+) -> dict[str, ColdStart]:
     """Run each program (`python -c` source) `runs` times in turns, after one uncounted run of each.
 
+    `pythons` names the interpreter of a program that does not run with this one.
+
     Raises:
-        FieldrunError: a program ends with another exit code than 0; the message has the last line it printed.
+        FieldrunError: a program ends with another exit code than 0 (the message has the last line it printed), or not
+            within `timeout_s`.
             Linux only: elsewhere there is no `/proc`.
     """
     wall: dict[str, list[float]] = {name: [] for name in programs}
     peak: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(runs + 1):
         for name, source in programs.items():
-            seconds, mib = _run(name, source)
+            seconds, mib = _run(name, source, (pythons or {}).get(name, sys.executable), timeout_s)
             if turn:
                 wall[name].append(seconds)
                 peak[name].append(mib)
@@ -66,12 +71,14 @@ def cold_starts(programs: Mapping[str, str], *, runs: int = 9) -> dict[str, Cold
     }
 
 
-def _run(name: str, source: str) -> tuple[float, float]:
+def _run(name: str, source: str, python: str, timeout_s: float) -> tuple[float, float]:
     environment = {key: value for key, value in os.environ.items() if key not in THREAD_SETTINGS}
     start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", source + _REPORT_PEAK], env=environment, capture_output=True, text=True, check=False
-    )
+    command = [python, "-c", source + _REPORT_PEAK]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=timeout_s)
+    except subprocess.TimeoutExpired as error:
+        raise FieldrunError(f"the program {name!r} did not end within {timeout_s:g} s; it was ended") from error
     seconds = time.perf_counter() - start
     lines = done.stderr.strip().splitlines() or ["it printed nothing"]
     if done.returncode:

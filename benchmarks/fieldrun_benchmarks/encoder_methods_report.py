@@ -63,6 +63,10 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
+def _interval(low: float, high: float, digits: int, scale: float = 1.0) -> str:
+    return f"({scale * low:.{digits}f} - {scale * high:.{digits}f})"
+
+
 def _signed(entry: Mapping[str, Any], digits: int, scale: float = 1.0) -> str:
     low, high = entry["difference_ci95"]
     value, low, high = (scale * x + 0.0 for x in (entry["difference"], low, high))
@@ -79,7 +83,7 @@ def _quality(entry: Record, tasks: Sequence[str]) -> list[str]:
     probes = [f"{100 * entry['tasks'][task]['accuracy']:.1f}" for task in tasks]
     return [
         cosine,
-        f"{stsb['spearman']:.4f} ({low:.3f} - {high:.3f})",
+        f"{stsb['spearman']:.4f} {_interval(low, high, 3)}",
         _signed(stsb, 4),
         *probes,
         _signed(entry["mean"], 2, 100),

@@ -11,7 +11,9 @@ turns on the same texts; a fresh process each gives its peak memory.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ import fieldrun  # noqa: E402
 from fieldrun.bundle import Bundle  # noqa: E402
 from fieldrun.dataset import Dataset, read_tsv  # noqa: E402
 from fieldrun.errors import ExportError  # noqa: E402
-from fieldrun.storage import write_bytes  # noqa: E402
+from fieldrun.storage import read_json, write_bytes  # noqa: E402
 from fieldrun_exporters.recipe import load_recipe  # noqa: E402
 
 from .cold_start import cold_starts  # noqa: E402
@@ -37,34 +39,57 @@ from .paired import difference, scored  # noqa: E402
 from .record import write_record  # noqa: E402
 from .suite import report_sets  # noqa: E402
 
-__all__ = ["LADDER", "main", "recipe_text"]
+__all__ = ["LADDER", "Rung", "main", "recipe_text"]
 
 BASELINE = "fp32"
-_DENSE = {"dense": "int8-weights", "mixer": "fp32"}
-_TUNED = " tuned"
-LADDER: dict[str, dict[str, str]] = {
-    BASELINE: {},
-    "fp16": {"default": "fp16"},
-    "int8": {"tables": "int8", **_DENSE},
-    "int4": {"tables": "int4", **_DENSE},
-    "palette64": {"tables": "palette64", **_DENSE},
-    "palette64 tuned": {"tables": "palette64", **_DENSE},
-    "palette32": {"tables": "palette32", **_DENSE},
-    "palette32 tuned": {"tables": "palette32", **_DENSE},
-    "palette16": {"tables": "palette16", **_DENSE},
-    "palette16 tuned": {"tables": "palette16", **_DENSE},
-    "palette64x2": {"tables": "palette64x2", **_DENSE},
-    "palette4": {"tables": "palette4", **_DENSE},
-    "palette256x4": {"tables": "palette256x4", **_DENSE},
-    "palette256x4 tuned": {"tables": "palette256x4", **_DENSE},
-    "cpu-small": {},
-    "cpu-tiny": {},
-}
-"""The rungs: the rules of `[precision]`, with recovery for those called tuned; none for shipped recipes."""
 
-_PASSES = ("int8", "fp16", "palettize")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """A recipe of the ladder: the rules of `[precision]`, whether it is tuned, and the features of `[lowrank]`."""
+
+    rules: Mapping[str, str] = field(default_factory=dict)
+    tuned: bool = False
+    lowrank: Mapping[str, int] = field(default_factory=dict)
+
+
+_DENSE = {"dense": "int8-weights", "mixer": "fp32"}
+_SHIPPED = ("cpu-small", "cpu-tiny")
+
+
+def _tables(precision: str, *, tuned: bool = False) -> Rung:
+    return Rung(rules={"tables": precision, **_DENSE}, tuned=tuned)
+
+
+LADDER: dict[str, Rung] = {
+    BASELINE: Rung(),
+    "fp16": Rung(rules={"default": "fp16"}),
+    "int8": _tables("int8"),
+    "int4": _tables("int4"),
+    "palette64": _tables("palette64"),
+    "palette64 tuned": _tables("palette64", tuned=True),
+    "palette32": _tables("palette32"),
+    "palette32 tuned": _tables("palette32", tuned=True),
+    "palette16": _tables("palette16"),
+    "palette16 tuned": _tables("palette16", tuned=True),
+    "palette64x2": _tables("palette64x2"),
+    "palette4": _tables("palette4"),
+    "palette256x4": _tables("palette256x4"),
+    "palette256x4 tuned": _tables("palette256x4", tuned=True),
+    "palette64:20%+palette256x4": _tables("palette64:20%+palette256x4"),
+    "palette16:20%+palette256x8": _tables("palette16:20%+palette256x8"),
+    "lowrank 7/8": Rung(rules={"tables": "int8", **_DENSE}, lowrank={"width": 112, "mixer": 168, "hidden": 224}),
+    "lowrank 3/4": Rung(rules={"tables": "int8", **_DENSE}, lowrank={"width": 96, "mixer": 144, "hidden": 192}),
+    "mixt2": Rung(rules={"tables": "int8", **_DENSE, "mixer": "mixt2", "hidden": "mixt2"}),
+    "mixt2 tuned": Rung(rules={"tables": "int8", **_DENSE, "mixer": "mixt2", "hidden": "mixt2"}, tuned=True),
+    **{name: Rung() for name in _SHIPPED},
+}
+"""The rungs, by name; shipped recipes are taken as they are."""
+
+_PASSES = ("mixt", "int8", "fp16", "palettize")
 _TEXTS_PER_TASK = 2500
 _SPEED_TASKS = ("sst2", "trec")
+_DOMAINS = ("banking77", "clinc150", "trec")
 _FIRST_LABEL = """
 import fieldrun
 with fieldrun.load({path!r}, engine="native") as model:
@@ -72,37 +97,63 @@ with fieldrun.load({path!r}, engine="native") as model:
 """
 
 
-def recipe_text(rules: Mapping[str, str], *, tuned: bool = False) -> str:
-    """Return a recipe with these rules, tuned or not: the buckets of the shipped ones, and a gate that lets all pass.
+def recipe_text(rung: Rung) -> str:
+    """Return the recipe of a rung: the buckets of the shipped ones, and a gate that lets all pass.
 
     The ladder measures what a recipe costs; it must not be stopped by what it wants to find.
     """
     from fieldrun_exporters.precision import Precision
 
-    wanted = Precision(rules).wants(rules)
-    named = ("fold", *(name for name in _PASSES if name in wanted), *(["recover"] if tuned else []))
-    passes = ", ".join(f'"{name}"' for name in named)
-    precision = "\n".join(f'"{name}" = "{value}"' for name, value in rules.items())
+    wanted = Precision(rung.rules).wants(rung.rules)
+    named = ["fold", *(["lowrank"] if rung.lowrank else []), *(name for name in _PASSES if name in wanted)]
+    passes = ", ".join(f'"{name}"' for name in [*named, *(["recover"] if rung.tuned else [])])
+    precision = "\n".join(f'"{name}" = "{value}"' for name, value in rung.rules.items())
+    features = "".join(f"{site} = {kept}\n" for site, kept in rung.lowrank.items())
     buckets = load_recipe("cpu-int8").buckets
     return (
         f"schema = 1\npasses = [{passes}]\n\n[precision]\n{precision}\n\n[buckets]\nbatches = {list(buckets.batches)}\n"
         f"lengths = {list(buckets.lengths)}\n\n[parity]\nmin_cosine = 0.01\nmax_abs = 1000\nmin_top1 = 0.01\n"
+        + (f"\n[lowrank]\n{features}" if features else "")
     )
 
 
-def _export(
-    checkpoint: str, work: Path, name: str, rules: Mapping[str, str], calibration: Sequence[str] | None
-) -> Path:
-    slug = name.replace(" ", "-")
+def _export(checkpoint: str, work: Path, name: str, calibration: Sequence[str] | None) -> Path:
+    slug = re.sub(r"[^\w.-]+", "-", name)
     path = work / slug
     if not path.exists():
         click.echo(f"exporting {name}", err=True)
         recipe: str | Path = name
-        if not name.startswith("cpu-"):
+        if name not in _SHIPPED:
             recipe = work / f"{slug}.toml"
-            write_bytes(recipe, recipe_text(rules, tuned=name.endswith(_TUNED)).encode("utf-8"))
+            write_bytes(recipe, recipe_text(LADDER[name]).encode("utf-8"))
         fieldrun.export(checkpoint, path, recipe=recipe, calibration=calibration)
     return path
+
+
+def _domains(checkpoint: str, work: Path, data: Path, tasks: Sequence[str]) -> dict[str, Any]:
+    """Return, for some domains, what pruning to the vocabulary of their train texts saves and costs on their rows."""
+    found = {}
+    recipe = work / "domain.toml"
+    rung = LADDER["palette16"]
+    text = recipe_text(rung).replace('passes = ["fold"', 'passes = ["prune-vocabulary", "fold"')
+    write_bytes(recipe, text.encode("utf-8"))
+    for task in tasks:
+        texts = [str(text) for text in read_tsv(data / task / "train.tsv").texts]
+        rows = report_sets(work / BASELINE, data)[task]
+        path = work / f"domain-{task}"
+        if not path.exists():
+            click.echo(f"exporting the vocabulary of {task}", err=True)
+            fieldrun.export(checkpoint, path, recipe=recipe, calibration=texts)
+        report = read_json(path / "report.json")
+        hits = [_hits(each, {task: rows})[task] for each in (work / BASELINE, path)]
+        found[task] = {
+            "bytes": Bundle.load(path).total_bytes(),
+            "pruned": report["passes"][0]["changed"],
+            "n": len(rows),
+            "accuracy": {k: v for k, v in scored(hits[1]).items() if k != "hits"},
+            "drop": difference([hits[0].astype(np.float64) - hits[1]]),
+        }
+    return found
 
 
 def _train_texts(data: Path) -> list[str] | None:
@@ -147,8 +198,17 @@ def _labeller(model: fieldrun.FieldModel) -> Callable[[str], object]:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The record to write.")
 @click.option("--checkpoint", default="reference", show_default=True, help="The student, by name or path.")
 @click.option("--only", multiple=True, help="Rungs to measure besides fp32 and int8.  [default: all]")
+@click.option("--domain", multiple=True, default=_DOMAINS, show_default=True, help="Tasks to prune to.")
 @click.option("--rounds", type=click.IntRange(min=3), default=5, show_default=True, help="Rounds of the latency.")
-def main(data: Path, work: Path, output: Path, checkpoint: str, only: Sequence[str], rounds: int) -> None:
+def main(
+    data: Path,
+    work: Path,
+    output: Path,
+    checkpoint: str,
+    only: Sequence[str],
+    domain: Sequence[str],
+    rounds: int,
+) -> None:
     """Write the record behind docs/recipes.md."""
     names = [name for name in LADDER if not only or name in (BASELINE, "int8", *only)]
     work.mkdir(parents=True, exist_ok=True)
@@ -157,7 +217,7 @@ def main(data: Path, work: Path, output: Path, checkpoint: str, only: Sequence[s
     refused: dict[str, str] = {}
     for name in names:
         try:
-            paths[name] = _export(checkpoint, work, name, LADDER[name], texts)
+            paths[name] = _export(checkpoint, work, name, texts)
         except ExportError as error:  # a finding as well: tuning that gains nothing is refused
             refused[name] = str(error)
     sets = report_sets(paths[BASELINE], data)
@@ -179,6 +239,7 @@ def main(data: Path, work: Path, output: Path, checkpoint: str, only: Sequence[s
             "bytes": bundle.total_bytes(),
             "weights_bytes": bundle.manifest.files["weights.safetensors"].bytes,
             "weights_sha256": bundle.manifest.files["weights.safetensors"].sha256,
+            "field": read_json(path / "report.json")["proof"]["field"],
             "tasks": tasks,
             "mean_accuracy": sum(entry["accuracy"] for entry in tasks.values()) / len(tasks),
             "drop": {"mean": difference(list(lost.values())), "tasks": {t: difference([v]) for t, v in lost.items()}},
@@ -189,6 +250,7 @@ def main(data: Path, work: Path, output: Path, checkpoint: str, only: Sequence[s
         "checkpoint": checkpoint,
         "rungs": rungs,
         "refused": refused,
+        "domains": _domains(checkpoint, work, data, domain),
         "data_sha256": {task: rows.sha256 for task, rows in sets.items()},
         "scenario": "native engine, batch 1, one thread, text to all labels; all bundles in turns, each another text",
     }

@@ -16,16 +16,17 @@ WORKLOADS = ("sst2", "trec")
 def _ladder_table(records: Path) -> str:
     record = read_record(records / "ladder.json", "ladder")
     lines = [
-        "| Recipe | bundle, MB | mean of eight tasks, % | to fp32, points (95 % interval) | to `int8`'s latency, "
-        f"{' / '.join(WORKLOADS)} | fresh process to first labels | its peak memory |",
-        "|---" * 7 + "|",
+        "| Recipe | bundle, MB | field's cosine, mean / p1 | mean of eight tasks, % | to fp32, points (95 % interval) "
+        f"| to `int8`'s latency, {' / '.join(WORKLOADS)} | fresh process to first labels | its peak memory |",
+        "|---" * 8 + "|",
     ]
     for name, rung in record["rungs"].items():
         ratios = " / ".join(f"{rung['latency'][task]['to_int8']:.2f}" for task in WORKLOADS)
         change, fresh = _change(rung["drop"]["mean"]), rung["fresh_process"]
         first = f"{fresh['wall_s']:.2f} s | {fresh['peak_rss_mib']:.0f} MiB"
         accuracy = f"{100 * rung['mean_accuracy']:.2f} | {change}"
-        lines.append(f"| `{name}` | {rung['bytes'] / 1e6:.1f} | {accuracy} | {ratios} | {first} |")
+        cosine = f"{rung['field']['mean_cosine']:.4f} / {rung['field']['p1_cosine']:.3f}"
+        lines.append(f"| `{name}` | {rung['bytes'] / 1e6:.1f} | {cosine} | {accuracy} | {ratios} | {first} |")
     for name, reason in record["refused"].items():
         lines += ["", f"`{name}` was refused: {reason}."]
     return "\n".join([*lines, "", where(record)])
@@ -51,4 +52,44 @@ def _change(entry: dict[str, Any]) -> str:
     return f"{-100 * entry['difference'] + 0.0:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"ladder": _ladder_table, "ladder-tasks": _tasks_table}
+def _domains_table(records: Path) -> str:
+    record = read_record(records / "ladder.json", "ladder")
+    whole = record["rungs"]["palette16"]["bytes"] / 1e6
+    lines = [
+        "| Vocabulary of | n | word pieces | n-gram buckets | bundle, MB | accuracy, % "
+        "| to fp32, points (95 % interval) |",
+        "|---" * 7 + "|",
+    ]
+    for task, entry in record["domains"].items():
+        pieces, buckets = entry["pruned"]["embedding"], entry["pruned"]["ngram"]
+        low, high = (100 * x for x in entry["accuracy"]["ci95"])
+        lines.append(
+            f"| {task}'s train texts | {entry['n']:,} | {pieces['rows_after']:,} of {pieces['rows_before']:,} "
+            f"| {buckets['buckets_after']:,} of {buckets['buckets_before']:,} "
+            f"| {entry['bytes'] / 1e6:.1f} of {whole:.1f} "
+            f"| {100 * entry['accuracy']['accuracy']:.1f} ({low:.1f} - {high:.1f}) | {_change(entry['drop'])} |"
+        )
+    return "\n".join([*lines, "", where(record)])
+
+
+def _order_table(records: Path) -> str:
+    record = read_record(records / "rank-order.json", "rank-order")
+    lines = [
+        "| K | part | codebook | values moved by | field's cosine, mean | accuracy to fp32, points (95 % interval) |",
+        "|---" * 6 + "|",
+    ]
+    for entry in record["results"]:
+        low, high = (-x + 0.0 for x in reversed(entry["ci95"]))
+        lines.append(
+            f"| {entry['entries']} | {entry['part']} | {entry['change']} | {100 * entry['values_moved']:.0f} % "
+            f"| {entry['field']['mean_cosine']:.4f} | {-entry['mean_drop'] + 0.0:+.2f} ({low:+.2f} to {high:+.2f}) |"
+        )
+    return "\n".join([*lines, "", where(record)])
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "ladder": _ladder_table,
+    "ladder-domains": _domains_table,
+    "ladder-tasks": _tasks_table,
+    "rank-order": _order_table,
+}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fieldrun.metrics import wilson_interval
+from fieldrun.metrics import mean_difference, wilson_interval
 
 __all__ = ["COMPARED", "Hits", "compare", "difference", "published", "scored"]
 
@@ -109,9 +109,8 @@ def _mean(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def difference(tasks: Sequence[npt.NDArray[np.float64]]) -> dict[str, Any]:
     """Return the mean of row-wise differences, one array a task, and its 95 % interval, +- 1.96 standard errors."""
-    value = math.fsum(float(rows.mean()) for rows in tasks) / len(tasks)
-    half = _Z95 * math.sqrt(math.fsum(float(rows.var()) / len(rows) for rows in tasks)) / len(tasks)
-    return {"difference": _r(value), "ci95": [_r(value - half), _r(value + half)]}
+    value, low, high = mean_difference(tasks)
+    return {"difference": _r(value), "ci95": [_r(low), _r(high)]}
 
 
 def _r(value: float) -> float:

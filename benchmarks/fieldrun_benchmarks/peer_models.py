@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from fieldrun.dataset import Dataset
 from fieldrun.errors import DatasetError, ExportError, MissingDependency
@@ -102,7 +101,7 @@ class Encoder:
         options.log_severity_level = 3
         providers = ["CPUExecutionProvider"]
         self._run = ort.InferenceSession(str(folder / "model.onnx"), options, providers=providers).run
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer = need("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(_MAX_TOKENS)
 

@@ -33,6 +33,7 @@ from fieldrun.dataset import Dataset, read_tsv  # noqa: E402
 from fieldrun.errors import DatasetError  # noqa: E402
 from fieldrun.metrics import wilson_interval  # noqa: E402
 
+from .isolated_peers import prepare_isolated  # noqa: E402
 from .latency import Micros, summary, time_in_turns  # noqa: E402
 from .ort_profile import profile  # noqa: E402
 from .peer_models import PEERS, Peer, open_peer  # noqa: E402
@@ -202,6 +203,7 @@ def _read(data: Path, task: str, name: str) -> Dataset:
 @click.option("--rounds", type=click.IntRange(min=7), default=9, show_default=True, help="Rounds of everything.")
 @click.option("--profile", "profiled", is_flag=True, help="Write ONNX Runtime's profile into the record.")
 @click.option("--prepare", is_flag=True, help="Only make the peers and their heads.")
+@click.option("--isolated", multiple=True, help="With --prepare: also this peer of its own environment; repeatable.")
 def main(
     data: Path,
     gte: Path,
@@ -212,6 +214,7 @@ def main(
     rounds: int,
     profiled: bool,
     prepare: bool,
+    isolated: tuple[str, ...],
 ) -> None:
     """Write the record behind the README's table of peers."""
     if output is None and not prepare:
@@ -219,6 +222,8 @@ def main(
     train = {task: _read(data, task, "train.tsv") for task in _REPORT}
     sources = {"gte": gte, "minilm": minilm}
     peers = {key: open_peer(spec, sources[_SOURCES[key]], work, train, _say) for key, spec in PEERS.items()}
+    for key in isolated:
+        prepare_isolated(key, work, {task: data / task / "train.tsv" for task in _REPORT}, _say)
     if output is None or prepare:
         return
     sets = {task: _read(data, task, name) for task, name in _REPORT.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 import platform
 from collections.abc import Mapping
@@ -10,10 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fieldrun.errors import FieldrunError, SchemaTooNew
+from fieldrun.errors import FieldrunError, SchemaTooNew, StorageError
 from fieldrun.storage import read_json, write_json
 
-__all__ = ["SCHEMA", "THREAD_SETTINGS", "conditions", "read_record", "where", "write_record"]
+__all__ = ["SCHEMA", "THREAD_SETTINGS", "append_record", "conditions", "read_record", "where", "write_record"]
 
 SCHEMA = 1
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKENIZERS_PARALLELISM")
@@ -41,6 +42,27 @@ def write_record(path: Path, kind: str, command: str, values: Mapping[str, Any])
     write_json(path, {"schema": SCHEMA, "kind": kind, "command": command, "conditions": conditions(), **values})
 
 
+def append_record(folder: Path, kind: str, command: str, values: Mapping[str, Any]) -> Path:
+    """Write a record as a new file of `folder`, named by kind and time, and return its path; none is ever replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    for number in itertools.count(1):
+        path = folder / f"{kind}-{stamp}{'' if number == 1 else f'-{number}'}.json"
+        try:
+            path.open("x").close()  # the name is ours from here on
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}; choose a writable folder") from error
+        try:
+            write_record(path, kind, command, values)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return path
+    raise AssertionError
+
+
 def read_record(path: Path, kind: str) -> dict[str, Any]:
     """Read the record at `path`.
 
@@ -55,7 +77,9 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(value, dict) or value.get("kind") != kind:
         raise FieldrunError(f"{path} is not a record of kind {kind!r}")
     if value.get("schema") != SCHEMA:
-        raise SchemaTooNew(f"{path} has schema {value.get('schema')!r}, this fieldrun reads {SCHEMA}")
+        raise SchemaTooNew(
+            f"{path} has schema {value.get('schema')!r}, this fieldrun reads {SCHEMA}: pip install --upgrade fieldrun"
+        )
     return value
 
 

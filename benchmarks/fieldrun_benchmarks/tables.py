@@ -16,7 +16,7 @@ import click
 from fieldrun.errors import FieldrunError
 from fieldrun.storage import write_bytes
 
-from . import an1_report, encoder_methods_report, ladder_report, peers_report
+from . import an1_report, arm_report, encoder_methods_report, ladder_report, peers_report, tensorrt_report
 from .record import read_record, where
 
 __all__ = ["main", "render"]
@@ -134,9 +134,11 @@ _TABLES: dict[str, Callable[[Path], str]] = {
     "student-trials": _trials_table,
     "fit-heads": _fit_heads_table,
     **an1_report.TABLES,
+    **arm_report.TABLES,
     **encoder_methods_report.TABLES,
     **ladder_report.TABLES,
     **peers_report.TABLES,
+    **tensorrt_report.TABLES,
 }
 
 

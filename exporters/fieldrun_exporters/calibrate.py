@@ -1,21 +1,30 @@
-"""Calibration: real text through the NumPy reference, to see how large the input of every dense layer gets."""
+"""Calibration: real text through the deployed form in float32, to see how large the input of every layer gets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from fieldrun.checkpoint import Checkpoint
 from fieldrun.errors import CheckpointError, ExportError, InputTextError
-from fieldrun.reference import forward, pad_ids, pair_features
+from fieldrun.reference import pair_features
 from fieldrun.tensors import Array
 
-__all__ = ["SHIPPED_TEXT", "choose_texts", "input_ranges", "tokenize"]
+from .deployed import Deployed
+from .simulate import outputs
 
+__all__ = ["SHIPPED_TEXT", "CalibrationText", "choose_texts", "input_ranges", "tokenize"]
+
+_ENOUGH = 64
 SHIPPED_TEXT = Path(__file__).parent / "data" / "calibration.txt"
+
+
+class _Tokenized(Protocol):
+    @property
+    def tokenizer(self) -> bytes: ...
 
 
 def choose_texts(texts: Sequence[str] | None, count: int) -> list[str]:
@@ -41,7 +50,31 @@ def choose_texts(texts: Sequence[str] | None, count: int) -> list[str]:
     return [different[int(i * step)] for i in range(min(count, len(different)))]
 
 
-def tokenize(checkpoint: Checkpoint, texts: Sequence[str], max_length: int) -> list[list[int]]:
+class CalibrationText:
+    """The texts of an export: some to calibrate on, some held back to prove on, and all others for passes that learn.
+
+    Every fourth of the chosen texts, the shortest first, is held back and no pass sees it. Of fewer than 64 texts none
+    is: they are proven on, too, and `held_back` is False.
+    """
+
+    def __init__(self, texts: Sequence[str] | None, count: int) -> None:
+        listed = isinstance(texts, Iterable) and not isinstance(texts, str | bytes)
+        self._given = list(texts) if texts is not None and listed else texts  # read twice, and checked below
+        self.chosen = choose_texts(self._given, count)
+        self.held_back = len(self.chosen) >= _ENOUGH
+        self._hidden = set(sorted(self.chosen, key=len)[::4]) if self.held_back else set()
+        self.proof = [text for text in self.chosen if text in self._hidden] if self.held_back else self.chosen
+        self.calibration = self._seen(self.chosen)
+
+    def learning(self, count: int) -> list[str]:
+        """Return at most `count` texts that are not held back."""
+        return self._seen(choose_texts(self._given, count))
+
+    def _seen(self, texts: Sequence[str]) -> list[str]:
+        return [text for text in texts if text not in self._hidden]
+
+
+def tokenize(checkpoint: _Tokenized, texts: Sequence[str], max_length: int) -> list[list[int]]:
     """Return the token ids of `texts`, special tokens included, cut to `max_length`.
 
     Raises:
@@ -50,14 +83,14 @@ def tokenize(checkpoint: Checkpoint, texts: Sequence[str], max_length: int) -> l
     try:
         tokenizer = Tokenizer.from_str(checkpoint.tokenizer.decode("utf-8"))
     except Exception as error:  # tokenizers raises plain Exception
-        raise CheckpointError(f"tokenizer.json cannot be used: {error}; restore the teacher's") from error
+        raise CheckpointError(f"tokenizer.json cannot be used: {error}; restore it") from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
 
 
-def input_ranges(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], percentile: float) -> dict[str, float]:
-    """Return the `percentile` of the absolute input of every deployed layer over `sequences`.
+def input_ranges(deployed: Deployed, sequences: Sequence[Sequence[int]], percentile: float) -> dict[str, float]:
+    """Return the `percentile` of the absolute input of every layer of the float `deployed` over `sequences`.
 
     `mean` is that of the half of the pooled vector that is the mean over the tokens.
 
@@ -67,20 +100,13 @@ def input_ranges(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], per
     if len(sequences) < 16:
         raise ExportError(f"calibration needs at least 16 texts, not {len(sequences)}")
     seen: dict[str, list[Array]] = {}
-    fields = []
-
-    def record(name: str, x: Array) -> None:
-        seen.setdefault(name, []).append(np.abs(x))
-
-    for start in range(0, len(sequences), 64):
-        ids = pad_ids(sequences[start : start + 64])
-        fields.append(forward(checkpoint.config, checkpoint.tensors, ids, record=record))
-    field = np.concatenate(fields)
+    net = deployed.network
+    found = outputs(deployed, sequences, lambda name, x: seen.setdefault(name, []).append(np.abs(x)))
+    field = found[:, : net.field_dim]
     seen["pairs"] = [np.abs(pair_features(field, np.roll(field, 1, axis=0)))]
-    if checkpoint.config.mean:
-        pooled = seen["hidden" if checkpoint.config.hidden else "field"]
-        seen["mean"] = [part[:, : checkpoint.config.pooled // 2] for part in pooled]
-    seen["output"] = seen.pop("field")  # the deployed layer that takes the same input
+    if net.mean:
+        half = net.mixer_width or net.width
+        seen["mean"] = [part[:, :half] for part in seen["hidden" if net.hidden else "output"]]
     return {
         name: float(np.percentile(np.concatenate([part.ravel() for part in parts]), percentile))
         for name, parts in seen.items()

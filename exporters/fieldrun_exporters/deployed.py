@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,9 +29,26 @@ from fieldrun.bundle import Network
 from fieldrun.packing import packed_names
 from fieldrun.tensors import Array
 
-__all__ = ["Deployed", "PassReport"]
+__all__ = ["Deployed", "PassReport", "Stored"]
 
 _LAYERS = ("mixer", "hidden", "output", "pairs")
+
+
+class Stored(Protocol):
+    """What a graph is built from: tensors, how they are stored, and what each layer is computed in."""
+
+    @property
+    def tensors(self) -> Mapping[str, Array]:
+        """The tensors by name."""
+        ...
+
+    def precision(self, part: str) -> str:
+        """Return what `part`, a layer or `"table"`, is computed in: fp32, fp16, int8 or int8-weights."""
+        ...
+
+    def stored(self) -> dict[str, Array]:
+        """Return the tensors as a bundle holds them."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +61,8 @@ class Deployed:
     """Every block of the table: its first row and the one after its last."""
     packed: Mapping[str, Array] = field(default_factory=dict)
     """What is stored in place of the int8 matrices that are palettes (`fieldrun.packing`)."""
+    usage: Array | None = None
+    """How often the training text used each of the table's rows, `(rows,) int64`; None where it was not counted."""
 
     def dense(self) -> tuple[str, ...]:
         """Return the names of the layers `x @ weight + bias` that there are."""

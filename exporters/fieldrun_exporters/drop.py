@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from fieldrun.bundle import TaskSpec
 from fieldrun.checkpoint import Checkpoint
 from fieldrun.dataset import Dataset
 from fieldrun.errors import DatasetError, ExportError, UnknownName
+from fieldrun.metrics import mean_difference
 from fieldrun.reference import pair_features
 from fieldrun.tensors import Array
 
@@ -20,8 +20,6 @@ from .deployed import Deployed
 from .simulate import dense, outputs
 
 __all__ = ["accuracy_drop", "check_drop", "check_tasks"]
-
-_Z95 = 1.959963984540054
 
 
 def check_tasks(tasks: Sequence[TaskSpec], data: Mapping[str, Dataset]) -> None:
@@ -47,9 +45,8 @@ def check_tasks(tasks: Sequence[TaskSpec], data: Mapping[str, Dataset]) -> None:
 
 
 def accuracy_drop(
-    source: Checkpoint,
-    folded: Deployed,
-    deployed: Deployed,
+    before: tuple[Checkpoint, Deployed],
+    after: tuple[Checkpoint, Deployed],
     tasks: Sequence[TaskSpec],
     data: Mapping[str, Dataset],
     max_length: int,
@@ -59,34 +56,32 @@ def accuracy_drop(
     The 95 % interval is of the row-wise differences: mean +- 1.96 standard errors, over the rows of these files.
 
     Args:
-        source: the checkpoint, for its tokenizer.
-        folded: the student in float32.
-        deployed: the same after its passes.
+        before: the checkpoint, for its tokenizer, and the student in float32.
+        after: the same after the passes.
         tasks: where each task's logits are.
         data: task -> labelled rows.
         max_length: longer texts are cut.
     """
     result: dict[str, Any] = {}
-    means, variances = [], []
+    every: list[Array] = []
     for task in tasks:
         if task.name not in data:
             continue
         rows = data[task.name]
-        hits = [_hits(source, form, task, rows, max_length) for form in (folded, deployed)]
+        hits = [_hits(source, form, task, rows, max_length) for source, form in (before, after)]
         lost = 100.0 * (hits[0].astype(np.float64) - hits[1])
-        half = _Z95 * math.sqrt(float(lost.var()) / len(lost))
-        means.append(float(lost.mean()))
-        variances.append(float(lost.var()) / len(lost))
+        mean, low, high = mean_difference([lost])
+        every.append(lost)
         result[task.name] = {
             "n": len(rows),
             "fp32": round(float(hits[0].mean()), 5),
             "accuracy": round(float(hits[1].mean()), 5),
-            "drop": round(means[-1], 3),
-            "ci95": [round(means[-1] - half, 3), round(means[-1] + half, 3)],
+            "drop": round(mean, 3),
+            "ci95": [round(low, 3), round(high, 3)],
             "sha256": rows.sha256,
         }
-    mean, half = math.fsum(means) / len(means), _Z95 * math.sqrt(math.fsum(variances)) / len(means)
-    return {"tasks": result, "mean_drop": round(mean, 3), "ci95": [round(mean - half, 3), round(mean + half, 3)]}
+    mean, low, high = mean_difference(every)
+    return {"tasks": result, "mean_drop": round(mean, 3), "ci95": [round(low, 3), round(high, 3)]}
 
 
 def _hits(source: Checkpoint, form: Deployed, task: TaskSpec, rows: Dataset, max_length: int) -> Array:

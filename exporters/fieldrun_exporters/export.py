@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from fieldrun import __version__
-from fieldrun.bundle import MANIFEST, SCHEMA, Bucket, Manifest, TaskSpec
+from fieldrun.bundle import MANIFEST, SCHEMA, Bucket, Manifest, TaskSpec, TensorrtGraphs
 from fieldrun.card import render_card
 from fieldrun.checkpoint import Checkpoint
 from fieldrun.dataset import Dataset
@@ -29,23 +29,29 @@ from fieldrun.reference import forward, head_logits, pad_ids
 from fieldrun.storage import new_folder, sha256_bytes, write_bytes, write_json
 from fieldrun.tensors import Array, data_offsets, write_tensors
 
-from .calibrate import choose_texts, input_ranges, tokenize
+from .calibrate import CalibrationText, input_ranges, tokenize
 from .deployed import Deployed, PassReport
 from .drop import accuracy_drop, check_drop, check_tasks
 from .golden import golden_replies
 from .graph import WEIGHTS_FILE, field_graph, op_histogram, pair_graph
+from .imported import export_imported, imported_kind
 from .parity import BucketParity, check_pairs, check_parity, open_session
 from .passes.fold import fold
 from .passes.fp16 import fp16
 from .passes.int8 import int8
+from .passes.lowrank import lowrank
+from .passes.mixt import mixt
 from .passes.palettize import palettize
+from .passes.prune_vocabulary import prune_vocabulary
 from .passes.recover import recover
-from .precision import Palette, Precision
+from .precision import Precision, branches_of, palettes
 from .recipe import Recipe, load_recipe
-from .simulate import field_errors, tensor_errors
+from .simulate import field_errors, outputs, tensor_errors
+from .tensorrt_bundle import check_tensorrt, tensorrt_graphs
 
 __all__ = ["GOLDEN_TOLERANCE", "ExportReport", "export", "task_specs"]
 
+_ALL = 1 << 30  # texts
 GOLDEN_TOLERANCE = 1e-5
 """Largest absolute difference of a golden field or score when it is replayed by the engine that measured it."""
 
@@ -89,7 +95,8 @@ def export(
     """Export a checkpoint as a bundle and prove it.
 
     Args:
-        checkpoint: a checkpoint folder, or `"reference"`.
+        checkpoint: a checkpoint folder, or `"reference"`; or a folder that `fieldrun import-encoder` made, or one with
+            a foreign `model.onnx` and its `tokenizer.json`.
         out: the bundle folder to write; must not exist.
         recipe: a shipped recipe's name or the path of a `.toml` file.
         calibration: real texts, at least 16, to calibrate and compare on; a shipped sample when None.
@@ -109,25 +116,57 @@ def export(
     if os.path.lexists(out):
         raise OutputExists(f"{out} exists; choose another folder or delete it first")
     plan = load_recipe(recipe)
+    kind = imported_kind(checkpoint)
+    if kind is not None:
+        if data or max_drop is not None:
+            raise UsageError("an imported model has no heads whose accuracy could drop; leave out data and max_drop")
+        written, changed = export_imported(kind, checkpoint, out, plan, calibration, report)
+        return ExportReport(
+            path=out,
+            recipe=plan.name,
+            bytes=written.bytes,
+            passes=tuple(changed),
+            parity=written.parity,
+            operators=written.operators,
+            proof=written.proof,
+        )
     report("read", 0, 1)
-    source = Checkpoint.load(checkpoint)
-    texts = choose_texts(calibration, plan.calibration.texts)
-    sequences = tokenize(source, texts, plan.buckets.lengths[-1])
+    source = original = Checkpoint.load(checkpoint)
+    if plan.prunes and calibration is None:
+        raise UsageError("prune-vocabulary keeps what your texts use; give them as calibration (--calibration FILE)")
+    texts = CalibrationText(calibration, plan.calibration.texts)
     report("passes", 0, len(plan.passes))
     tasks = task_specs(source)
     check_tasks(tasks, data or {})
     if max_drop is not None and (not data or not isinstance(max_drop, int | float) or not max_drop >= 0):
         raise UsageError(f"max_drop is a number of points from 0 on, of accuracy on `data`; not {max_drop!r}")
-    folded, deployed, reports = _passes(source, plan, sequences, calibration, report)
-    proof: dict[str, Any] = {"parts": tensor_errors(folded, deployed, sequences)}
+    longest = plan.buckets.lengths[-1]
+    reports = []
+    if plan.prunes:
+        domain = tokenize(source, texts.learning(_ALL), longest)
+        source, pruned = prune_vocabulary(source, domain, plan.prune)
+        reports.append(pruned)
+    folded, shaped, deployed, passes = _passes(source, plan, texts, report)
+    reports += passes
+    proven = tokenize(source, texts.proof, longest)
+    parts = tensor_errors(shaped, deployed, proven)
+    dim = folded.network.field_dim
+    if shaped is not folded:
+        found = [outputs(form, proven)[:, :dim] for form in (folded, shaped)]
+        parts = {"lowrank": field_errors(*found), **parts}
+    whole = fold(original)[0] if plan.prunes else folded
+    if plan.prunes:
+        found = [outputs(whole, tokenize(original, texts.proof, longest))[:, :dim], outputs(folded, proven)[:, :dim]]
+        parts = {"prune-vocabulary": field_errors(*found), **parts}
+    proof: dict[str, Any] = {"parts": parts}
     if data:
         report("accuracy", 0, 1)
-        proof["accuracy"] = accuracy_drop(source, folded, deployed, tasks, data, plan.buckets.lengths[-1])
+        proof["accuracy"] = accuracy_drop((original, whole), (source, deployed), tasks, data, longest)
         report("accuracy", 1, 1)
         if max_drop is not None:
             check_drop(proof["accuracy"], max_drop, proof["parts"])
     with new_folder(out) as folder:
-        manifest, parity, operators = _write(folder, source, plan, deployed, reports, texts, sequences, proof, report)
+        manifest, parity, operators = _write(folder, source, plan, deployed, reports, texts, proof, report)
         write_json(folder / MANIFEST, manifest.to_dict())
         total = sum(entry.bytes for entry in manifest.files.values()) + (folder / MANIFEST).stat().st_size
     return ExportReport(
@@ -148,30 +187,41 @@ def _silent(phase: str, done: int, total: int) -> None:
 def _passes(
     source: Checkpoint,
     plan: Recipe,
-    sequences: Sequence[Sequence[int]],
-    calibration: Sequence[str] | None,
+    texts: CalibrationText,
     progress: Callable[[str, int, int], None],
-) -> tuple[Deployed, Deployed, list[PassReport]]:
-    """Return the student in float32, after all passes, and what each of them reports."""
+) -> tuple[Deployed, Deployed, Deployed, list[PassReport]]:
+    """Return the student in float32, with its final sizes, and after all passes, and what each pass reports."""
     deployed, report = fold(source)
     reports = [report]
-    folded = deployed
+    folded = shaped = deployed
     plan.precision.check_parts(deployed.blocks, deployed.dense())
-    for name in plan.passes[1:]:
-        if name == "int8":
-            ranges = input_ranges(source, sequences, plan.calibration.percentile)
+
+    def sequences(chosen: Sequence[str]) -> list[list[int]]:
+        return tokenize(source, chosen, plan.buckets.lengths[-1])
+
+    for name in plan.passes[plan.prunes + 1 :]:
+        if name == "lowrank":
+            deployed, report = lowrank(deployed, sequences(texts.learning(plan.lowrank.texts)), plan.lowrank)
+            shaped = deployed
+        elif name == "mixt":
+            deployed, report = mixt(deployed, plan.precision)
+        elif name == "int8":
+            ranges = input_ranges(shaped, sequences(texts.calibration), plan.calibration.percentile)
             deployed, report = int8(deployed, plan.precision, ranges)
         elif name == "fp16":
             deployed, report = fp16(deployed, plan.precision)
         elif name == "palettize":
-            deployed, report = palettize(deployed, folded, plan.precision)
+            deployed, report = palettize(deployed, shaped, plan.precision)
         else:
-            texts = tokenize(source, choose_texts(calibration, plan.recover.texts), plan.buckets.lengths[-1])
             deployed, report = recover(
-                deployed, folded, texts, plan.recover, lambda done, total: progress("recover", done, total)
+                deployed,
+                folded,
+                sequences(texts.learning(plan.recover.texts)),
+                plan.recover,
+                lambda done, total: progress("recover", done, total),
             )
         reports.append(report)
-    return folded, deployed, reports
+    return folded, shaped, deployed, reports
 
 
 def task_specs(source: Checkpoint) -> tuple[TaskSpec, ...]:
@@ -198,8 +248,7 @@ def _write(
     plan: Recipe,
     deployed: Deployed,
     reports: Sequence[PassReport],
-    texts: Sequence[str],
-    sequences: Sequence[Sequence[int]],
+    texts: CalibrationText,
     proof: dict[str, Any],
     report: Callable[[str, int, int], None],
 ) -> tuple[Manifest, list[BucketParity], dict[str, dict[str, int]]]:
@@ -230,8 +279,15 @@ def _write(
         for batch, name in pairs.items():
             _save(folder / name, pair_graph(deployed, offsets, batch, metadata))
     operators = _check_optimised(folder, buckets[0], deployed, plan.precision)
+    engines: TensorrtGraphs | None = None
+    if plan.tensorrt is not None:
+        engines, models = tensorrt_graphs(deployed, offsets, buckets, pairs, plan.tensorrt.golden_tolerance, metadata)
+        for name, model in models.items():
+            _save(folder / name, model)
+        operators["tensorrt"] = op_histogram(folder / engines.buckets[0].graph)
 
     report("parity", 0, len(buckets))
+    sequences = tokenize(source, texts.proof, plan.buckets.lengths[-1])
     expected = np.concatenate([forward(source.config, source.tensors, pad_ids([ids])) for ids in sequences])
     singles = [head for head in source.heads if head.kind == "single"]
     logits: Array = np.concatenate(
@@ -243,9 +299,16 @@ def _write(
     pair_heads = [head for head in source.heads if head.kind == "pair"]
     pair_parity = check_pairs(folder, pairs, expected, pair_heads, plan.parity)
     report("parity", len(buckets), len(buckets))
-    write_json(
-        folder / "golden.json", golden_replies(folder, deployed.network, buckets, pairs, tasks, texts, sequences)
-    )
+    chosen = tokenize(source, texts.chosen, plan.buckets.lengths[-1])
+    golden = golden_replies(folder, deployed.network, buckets, pairs, tasks, texts.chosen, chosen)
+    write_json(folder / "golden.json", golden)
+    proven: dict[str, Any] = {}
+    if engines is not None:
+        report("tensorrt", 0, 1)
+        proven["tensorrt"] = check_tensorrt(
+            folder, deployed, engines, golden, sequences, expected, logits, spans, pair_heads, plan
+        )
+        report("tensorrt", 1, 1)
     write_json(
         folder / "report.json",
         {
@@ -253,9 +316,15 @@ def _write(
             "passes": [p.to_dict() for p in reports],
             "parity": [p.to_dict() for p in parity],
             "pair_parity": pair_parity,
+            **proven,
             "operators": operators,
             "proof": proof,
-            "calibration": {"texts": len(texts), "sha256": sha256_bytes("\n".join(texts).encode("utf-8"))},
+            "calibration": {
+                "texts": len(texts.calibration),
+                "proven_on": len(texts.proof),
+                "held_back": texts.held_back,
+                "sha256": sha256_bytes("\n".join(texts.chosen).encode("utf-8")),
+            },
             "libraries": {name: version(name) for name in ("onnx", "onnxruntime", "numpy", "tokenizers")},
         },
     )
@@ -273,6 +342,7 @@ def _write(
         licence=source.licence,
         provenance=source.provenance,
         files={name: entry_of(folder / name) for name in names},
+        tensorrt=engines,
     )
     return manifest, parity, operators
 
@@ -295,7 +365,11 @@ def _check_optimised(
     blocks = {precision.of(block) for block in deployed.blocks}
     types = {"table": blocks.pop() if len(blocks) == 1 else "int8"} | {n: precision.of(n) for n in deployed.dense()}
     wants = {
-        part: ("int8" if part == "table" else "int8-weights") if Palette.of(value) else value
+        part: ("int8" if part == "table" else "int8-weights")
+        if palettes(value)
+        else "fp32"
+        if branches_of(value)
+        else value
         for part, value in types.items()
     }
     wrong = [name for name, want in wants.items() if deployed.precision(name) != want]

@@ -20,9 +20,9 @@ from fieldrun.packing import code_bits
 from fieldrun.student import SCORE_FLOOR
 from fieldrun.tensors import Array
 
-from .deployed import Deployed
+from .deployed import Deployed, Stored
 
-__all__ = ["OPSET", "WEIGHTS_FILE", "field_graph", "op_histogram", "pair_graph"]
+__all__ = ["OPSET", "WEIGHTS_FILE", "GraphBuilder", "field_graph", "op_histogram", "pair_graph"]
 
 OPSET = 17
 _IR_VERSION = 8
@@ -36,23 +36,26 @@ _TYPES = {
 }
 
 
-class _Builder:
+class GraphBuilder:
     """Collects nodes, inline constants and references to external weights."""
 
-    def __init__(self, deployed: Deployed, offsets: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(self, deployed: Stored, offsets: Mapping[str, tuple[int, int]]) -> None:
         self.deployed, self.offsets, self.stored = deployed, offsets, deployed.stored()
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
 
     def op(self, kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        """Add a node with one output, `name`, and return it."""
         self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
 
     def constant(self, name: str, value: Array) -> str:
+        """Add a constant that stands in the graph's own file."""
         self.initializers[name] = numpy_helper.from_array(value, name)
         return name
 
     def weight(self, name: str) -> str:
+        """Refer to a tensor of the weights file, as it is stored."""
         tensor, (offset, length) = self.stored[name], self.offsets[name]
         proto = TensorProto(name=name, data_type=_TYPES[tensor.dtype], dims=tensor.shape)
         proto.data_location = TensorProto.EXTERNAL
@@ -102,6 +105,29 @@ class _Builder:
         ]
         return self.op("Transpose", [self.op("Slice", [values, *ends], f"{name}.cut")], name, perm=[1, 0])
 
+    def mixture(self, name: str) -> str:
+        """The float matrix `name (inputs, outputs)` from its operators: constants, as those of `palette`.
+
+        The Kronecker product with identities is a product of broadcast tensors.
+        """
+        count = sum(key.startswith(f"{name}.mixt.") for key in self.stored)
+        outputs, inputs = self.deployed.tensors[name].shape[::-1]
+        branches = []
+        for k in range(count):
+            stored, outer, inner = f"{name}.mixt.{k}", 2**k, 2 ** (count - 1 - k)
+            rows, columns = self.stored[stored].shape
+            ones = np.eye(outer)[:, None, None, :, None, None] * np.eye(inner)[None, None, :, None, None, :]
+            shape = self.constant(f"{stored}.modes", np.array([1, rows, 1, 1, columns, 1], np.int64))
+            operator = self.op("Reshape", [self.floats(stored), shape], f"{stored}.operator")
+            spread = self.op(
+                "Mul",
+                [operator, self.constant(f"{stored}.ones", (ones / count).astype(np.float32))],
+                f"{stored}.spread",
+            )
+            shape = self.constant(f"{stored}.shape", np.array([outputs, inputs], np.int64))
+            branches.append(self.op("Reshape", [spread, shape], f"{stored}.dense"))
+        return self.op("Transpose", [self.op("Sum", branches, f"{name}.sum")], name, perm=[1, 0])
+
     def dense(self, layer: str, x: str, *, relu: bool = False) -> str:
         """`x @ weight + bias` of `x (rows, inputs)`, quantized where the layer is int8.
 
@@ -109,7 +135,10 @@ class _Builder:
         into float.
         """
         tensors, name = self.deployed.tensors, f"{layer}.weight"
-        weight = self.weight(name) if name in self.stored else self.palette(name)
+        if name in self.stored:
+            weight = self.weight(name)
+        else:
+            weight = self.mixture(name) if f"{name}.mixt.0" in self.stored else self.palette(name)
         bias = f"{layer}.bias" in tensors
         if self.deployed.precision(layer) == "int8":
             # a scalar: TensorRT and ONNX Runtime both want per-tensor scales without a shape
@@ -145,6 +174,7 @@ class _Builder:
         name: str,
         metadata: Mapping[str, str],
     ) -> onnx.ModelProto:
+        """Return the model of all that was added."""
         graph = helper.make_graph(self.nodes, name, list(inputs), list(outputs), list(self.initializers.values()))
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=_IR_VERSION)
         model.producer_name = "fieldrun"
@@ -161,7 +191,7 @@ def field_graph(
     `offsets` gives every tensor's byte offset and length in `WEIGHTS_FILE`. A packed table is a second input, `table
     (rows, width) int8`: who opens the bundle expands it (`fieldrun.packing`).
     """
-    b, net = _Builder(deployed, offsets), deployed.network
+    b, net = GraphBuilder(deployed, offsets), deployed.network
     left, right = net.margins
     extra = max(1, net.mixer_kernel) - 1  # positions after the text: padding, and so zeros after the ReLU
     positions = np.arange(length + extra)[:, None] + left + np.array(net.shifts)
@@ -208,7 +238,7 @@ def field_graph(
     return b.model(inputs, [output], f"field-b{batch}-l{length}", metadata)
 
 
-def _mean(b: _Builder, g: str, texts: str, batch: int, steps: int) -> str:
+def _mean(b: GraphBuilder, g: str, texts: str, batch: int, steps: int) -> str:
     """Return the mean of every text's rows, weighted by their scores; `g` are all rows, `texts` those per text."""
     floor = b.constant("score.floor", np.array([SCORE_FLOOR], np.float32))
     gain = b.deployed.tensors["mean.gain"]
@@ -233,7 +263,7 @@ def pair_graph(
     deployed: Deployed, offsets: Mapping[str, tuple[int, int]], batch: int, metadata: Mapping[str, str]
 ) -> onnx.ModelProto:
     """Return the graph of the pair heads: a, b `(batch, dim) float32` -> logits `(batch, labels) float32`."""
-    b, dim = _Builder(deployed, offsets), deployed.network.field_dim
+    b, dim = GraphBuilder(deployed, offsets), deployed.network.field_dim
     apart = b.op("Abs", [b.op("Sub", ["a", "b"], "a-b")], "apart")
     features = b.op("Concat", ["a", "b", apart, b.op("Mul", ["a", "b"], "product")], "features", axis=1)
     b.dense("pairs", features)

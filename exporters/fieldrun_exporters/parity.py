@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fieldrun.bundle import Bucket, Network
+from fieldrun.bundle import Bucket, GraphNetwork, Network
 from fieldrun.errors import MissingDependency, ParityError
 from fieldrun.packing import expand
 from fieldrun.reference import head_logits, pair_features
@@ -44,10 +44,11 @@ class BucketParity:
         return asdict(self)
 
 
-def open_session(graph: Path, *, optimise: bool = True, optimised: Path | None = None) -> Any:
+def open_session(graph: Path, *, optimise: bool = True, optimised: Path | None = None, literal: bool = False) -> Any:
     """Return an ONNX Runtime CPU session of `graph`, one thread; writes the optimised graph to `optimised` if given.
 
-    With `optimise` off, the graph runs as it is written, node by node.
+    With `optimise` off, the graph runs as it is written, node by node. `literal` computes Q/DQ pairs in float, as they
+    are defined, and dequantizes constants once: what a graph in TensorRT's spelling means.
 
     Raises:
         MissingDependency: onnxruntime is not installed.
@@ -62,6 +63,8 @@ def open_session(graph: Path, *, optimise: bool = True, optimised: Path | None =
     options.log_severity_level = 3
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if literal:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
@@ -82,7 +85,7 @@ class _WithTable:
 
 
 def run_bucket(
-    session: Any, network: Network, bucket: Bucket, sequences: Sequence[Sequence[int]]
+    session: Any, network: Network | GraphNetwork, bucket: Bucket, sequences: Sequence[Sequence[int]]
 ) -> tuple[Array, Array]:
     """Run `sequences` through one bucket, filling the last batch with copies; return field and logits, one row each."""
     outputs = []
@@ -96,25 +99,28 @@ def run_bucket(
 
 def check_parity(
     folder: Path,
-    network: Network,
+    network: Network | GraphNetwork,
     buckets: Sequence[Bucket],
     sequences: Sequence[Sequence[int]],
     expected: Array,
     expected_logits: Array,
     spans: Mapping[str, tuple[int, int]],
     gate: Parity,
+    *,
+    literal: bool = False,
 ) -> tuple[list[BucketParity], Array]:
     """Measure every bucket and refuse what the gate does not allow.
 
     Args:
         folder: where the graphs are.
-        network: the deployed student.
+        network: the deployed student, or what only its graphs describe.
         buckets: all of them; every text runs through every bucket that it fits in.
         sequences: token ids of real text, special tokens included.
         expected: the reference's field of every sequence, `(n, dim)`.
         expected_logits: the reference's logits of every sequence, `(n, labels)`.
         spans: task -> first and last logit, for the agreement of the best label.
         gate: the tolerances.
+        literal: the graphs are TensorRT's (`open_session`).
 
     Returns:
         What was measured, and the field of every sequence from the first bucket that fits it, `(n, dim)`.
@@ -128,7 +134,8 @@ def check_parity(
         chosen = [i for i, ids in enumerate(sequences) if len(ids) <= bucket.length]
         if not chosen:
             raise ParityError(f"no calibration text fits the bucket of {bucket.length} tokens; give shorter texts")
-        field, logits = run_bucket(open_session(folder / bucket.graph), network, bucket, [sequences[i] for i in chosen])
+        session = open_session(folder / bucket.graph, literal=literal)
+        field, logits = run_bucket(session, network, bucket, [sequences[i] for i in chosen])
         gap = max(float(np.abs(row - first.setdefault(i, row)).max()) for i, row in zip(chosen, field, strict=True))
         want, want_logits = expected[chosen], expected_logits[chosen]
         cosine = (field * want).sum(1) / (np.linalg.norm(field, axis=1) * np.linalg.norm(want, axis=1))
@@ -150,7 +157,13 @@ def check_parity(
 
 
 def check_pairs(
-    folder: Path, graphs: Mapping[int, str], field: Array, heads: Sequence[Head], gate: Parity
+    folder: Path,
+    graphs: Mapping[int, str],
+    field: Array,
+    heads: Sequence[Head],
+    gate: Parity,
+    *,
+    literal: bool = False,
 ) -> list[dict[str, float]]:
     """Measure every pair graph on `field (n, dim)`, each text with the next one, as `check_parity` does the others.
 
@@ -164,7 +177,7 @@ def check_pairs(
     want = [head_logits(head, pair_features(a, b)) for head in heads]
     results = []
     for batch, graph in sorted(graphs.items()):
-        session = open_session(folder / graph)
+        session = open_session(folder / graph, literal=literal)
         rows = [np.arange(start, start + batch) % len(a) for start in range(0, len(a), batch)]
         parts = [session.run(["logits"], {"a": a[r], "b": b[r]})[0] for r in rows]
         logits = np.concatenate(parts)[: len(a)]

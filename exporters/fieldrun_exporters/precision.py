@@ -1,7 +1,8 @@
 """Precision: which part of a student is stored and computed in which type, and what the types are.
 
 Parts are the blocks of the table, `offset<k>` for every window offset (`offset-1`, `offset0`, ...) and `ngrams`, and
-the dense layers `mixer`, `hidden`, `output` (the field and all single heads) and `pairs`. A rule for a part goes before
+the dense layers `mixer`, `hidden`, `output` (the field and all single heads) and `pairs`; of an imported encoder, the
+dense maps `qkv`, `attention`, `up` and `down` of all its layers. A rule for a part goes before
 one for its kind, `tables` or `dense`, and that before `default`. `pairs` goes with `output` unless it has its own rule.
 """
 
@@ -13,14 +14,17 @@ from dataclasses import dataclass
 
 from fieldrun.errors import RecipeError
 
-__all__ = ["Palette", "Precision"]
+__all__ = ["Palette", "Precision", "Split", "branches_of", "palettes"]
 
 _TABLES = ("fp32", "fp16", "int8", "int4")
-_DENSE = ("fp32", "fp16", "int8", "int8-weights", "int4")
+_MIXTURES = {"mixt2": 2, "mixt3": 3, "mixt4": 4}
+_DENSE = ("fp32", "fp16", "int8", "int8-weights", "int4", *_MIXTURES)
 _KINDS = {"tables": _TABLES, "dense": _DENSE}
 _LAYERS = ("mixer", "hidden", "output", "pairs")
+_MAPS = ("qkv", "attention", "up", "down")
 _BLOCK = re.compile(r"offset(0|-?[1-9][0-9]?)|ngrams")
 _PALETTE = re.compile(r"palette([0-9]+)(?:x([0-9]+))?")
+_SPLIT = re.compile(r"([^:+]+):([1-9][0-9]?)%\+([^:+]+)")
 _DIMS = (1, 2, 4, 8)
 
 
@@ -49,13 +53,50 @@ class Palette:
         return cls(entries=entries, dims=dims)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Two palettes in one block of a table: `percent` of its rows, those that texts use most, take `often`."""
+
+    percent: int
+    often: Palette
+    rarely: Palette
+
+    @classmethod
+    def of(cls, value: str) -> Split | None:
+        """Return the split that a precision names, None for one that is whole; `RecipeError` for a wrong one."""
+        if "+" not in value:
+            return None
+        found = _SPLIT.fullmatch(value)
+        both = [Palette.of(found[1]), Palette.of(found[3])] if found else []
+        if found is None or both[0] is None or both[1] is None:
+            raise RecipeError(
+                f"{value!r}: a split is two palettes and the share of rows, those used most, of the first, as in "
+                "palette64:20%+palette256x8"
+            )
+        return cls(percent=int(found[2]), often=both[0], rarely=both[1])
+
+
+def palettes(value: str) -> tuple[Palette, ...]:
+    """Return the palettes that a precision names: none, one, or a split's two."""
+    split = Split.of(value)
+    if split is not None:
+        return split.often, split.rarely
+    whole = Palette.of(value)
+    return () if whole is None else (whole,)
+
+
+def branches_of(value: str) -> int:
+    """Return how many operators the tensor mixture has that a precision names, 0 for one that is none."""
+    return _MIXTURES.get(value, 0)
+
+
 class Precision:
     """The rules of a recipe's `[precision]`, checked: `Precision({"tables": "int8", "offset0": "palette16"})`."""
 
     def __init__(self, rules: Mapping[str, object] | None = None) -> None:
         self.rules: dict[str, str] = {}
         for name, value in (rules or {}).items():
-            if name not in ("default", *_KINDS, *_LAYERS) and not _BLOCK.fullmatch(name):
+            if name not in ("default", *_KINDS, *_LAYERS, *_MAPS) and not _BLOCK.fullmatch(name):
                 known = ", ".join(("default", *_KINDS, *_LAYERS))
                 raise RecipeError(f"precision has the unknown part {name!r}; known: {known}, offset<k>, ngrams")
             if not isinstance(value, str):
@@ -65,7 +106,7 @@ class Precision:
 
     def of(self, part: str) -> str:
         """Return the type of `part`, a block of the table or a dense layer."""
-        kind = "dense" if part in _LAYERS else "tables"
+        kind = "dense" if part in (*_LAYERS, *_MAPS) else "tables"
         names = (part, *(["output"] if part == "pairs" else []), kind, "default")
         return next((self.rules[name] for name in names if name in self.rules), "fp32")
 
@@ -94,7 +135,8 @@ class Precision:
         values = [self.of(part) for part in parts]
         needed = {"int8"} if any(v in ("int8", "int8-weights") for v in values) else set()
         needed |= {"fp16"} if "fp16" in values else set()
-        return needed | ({"palettize"} if any(Palette.of(v) for v in values) else set())
+        needed |= {"mixt"} if any(map(branches_of, values)) else set()
+        return needed | ({"palettize"} if any(palettes(v) for v in values) else set())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Precision) and other.rules == self.rules
@@ -108,9 +150,13 @@ class Precision:
 
 def _check(name: str, value: str) -> None:
     """Refuse a value that `name`, a part, a kind or the default, cannot have."""
+    if Split.of(value) is not None:
+        if name in _LAYERS or name in ("default", "dense"):
+            raise RecipeError(f"precision.{name}: only blocks of the table have rows that are used more than others")
+        return
     if Palette.of(value) is not None:
         return
-    kind = "dense" if name in _LAYERS else name if name in _KINDS else "tables"
+    kind = "dense" if name in (*_LAYERS, *_MAPS) else name if name in _KINDS else "tables"
     known = tuple(v for v in _TABLES if v in _DENSE) if name == "default" else _KINDS[kind]
     if value not in known:
         raise RecipeError(f"precision.{name} must be one of {', '.join(known)} or palette<K>, not {value!r}")

@@ -15,13 +15,16 @@ from fieldrun.errors import RecipeError, UnknownName
 from fieldrun.student import from_mapping
 from fieldrun.toml import read_toml
 
+from .passes.lowrank import LowRank
+from .passes.prune_vocabulary import Prune
 from .precision import Precision
 
-__all__ = ["Buckets", "Calibration", "Parity", "Recipe", "Recover", "load_recipe", "recipe_names"]
+__all__ = ["Buckets", "Calibration", "Parity", "Recipe", "Recover", "Tensorrt", "load_recipe", "recipe_names"]
 
 SCHEMA = 1
 _RECIPES = Path(__file__).parent / "recipes"
-_PASSES = ("fold", "int8", "fp16", "palettize", "recover")
+_PASSES = ("prune-vocabulary", "fold", "lowrank", "mixt", "int8", "fp16", "palettize", "recover")
+_OF_PRECISION = ("mixt", "int8", "fp16", "palettize")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +99,21 @@ class Recover:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tensorrt:
+    """Graphs in TensorRT's spelling, beside the others, for every bucket.
+
+    `golden_tolerance` is what a GPU may differ from the golden fields and scores; the same graphs on a CPU may use half
+    of it.
+    """
+
+    golden_tolerance: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.golden_tolerance, int | float) or not 0 < self.golden_tolerance < 1:
+            raise RecipeError(f"tensorrt.golden_tolerance must be within 0..1, not {self.golden_tolerance!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """How to export for one target."""
 
@@ -106,6 +124,9 @@ class Recipe:
     calibration: Calibration
     parity: Parity
     recover: Recover
+    lowrank: LowRank
+    prune: Prune
+    tensorrt: Tensorrt | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -116,22 +137,50 @@ class Recipe:
         unknown = [p for p in self.passes if p not in _PASSES]
         if unknown:
             raise RecipeError(f"unknown pass {unknown[0]!r}; known: {', '.join(_PASSES)}")
-        if len(set(self.passes)) != len(self.passes) or self.passes[:1] != ("fold",):
+        on_the_form = self.passes[self.prunes :]
+        if len(set(on_the_form)) != len(on_the_form) or {"fold", "prune-vocabulary"} & set(on_the_form[1:]):
+            on_the_form = ()
+        if on_the_form[:1] != ("fold",):
             raise RecipeError(
-                "passes must be distinct and begin with 'fold', which makes the form that graphs are built from"
+                "passes must be distinct and begin with 'fold', which makes the form that graphs are built from; "
+                "'prune-vocabulary' alone stands before it"
             )
+        if self.prune != Prune() and "prune-vocabulary" not in self.passes:
+            raise RecipeError("[prune] and passes conflict: list the pass 'prune-vocabulary', or leave [prune] out")
         wanted = self.precision.wants(self.precision.rules)
         if "recover" in self.passes and self.passes[-1] != "recover":
             raise RecipeError("the pass 'recover' comes last: it tunes what the others left")
-        for name in _PASSES[1:-1]:
+        if "lowrank" in self.passes and on_the_form[1] != "lowrank":
+            raise RecipeError("the pass 'lowrank' comes right after 'fold': the others work on what it leaves")
+        if ("lowrank" in self.passes) != bool(self.lowrank.wanted):
+            raise RecipeError(
+                "[lowrank] and passes conflict: list the pass 'lowrank' exactly when [lowrank] says how many features "
+                "width, mixer or hidden keep"
+            )
+        for name in _OF_PRECISION:
             if (name in wanted) != (name in self.passes):
                 raise RecipeError(
                     f"precision and passes conflict: list the pass {name!r} exactly when a part's precision needs it"
                 )
+        if self.tensorrt is not None and {"palettize", "mixt"} & set(self.passes):
+            raise RecipeError(
+                "a palette or a mixture has no TensorRT spelling; use fp32, fp16, int8 or int8-weights for every part"
+            )
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the checkpoint's vocabulary is pruned before all else."""
+        return self.passes[:1] == ("prune-vocabulary",)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON."""
         sections = {name: asdict(getattr(self, name)) for name in ("buckets", "calibration", "parity", "recover")}
+        if self.lowrank.wanted:
+            sections["lowrank"] = asdict(self.lowrank)
+        if self.prunes:
+            sections["prune"] = asdict(self.prune)
+        if self.tensorrt is not None:
+            sections["tensorrt"] = asdict(self.tensorrt)
         return {"name": self.name, "passes": self.passes, "precision": dict(self.precision.rules), **sections}
 
 
@@ -165,9 +214,13 @@ def load_recipe(recipe: str | Path) -> Recipe:
         "calibration": Calibration,
         "parity": Parity,
         "recover": Recover,
+        "lowrank": LowRank,
+        "prune": Prune,
     }
     for section, cls in sections.items():
         value[section] = from_mapping(cls, value.get(section, {}), f"{path}: [{section}]", RecipeError)
+    if "tensorrt" in value:
+        value["tensorrt"] = from_mapping(Tensorrt, value["tensorrt"], f"{path}: [tensorrt]", RecipeError)
     value.setdefault("name", path.stem)
     result: Recipe = from_mapping(Recipe, value, str(path), RecipeError)
     return result

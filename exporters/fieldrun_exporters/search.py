@@ -6,6 +6,9 @@ begins uniform; a child raises the level of one to three parts and lowers others
 Several budgets, smallest first, give a front of size against field error. Its points are then judged on labelled rows,
 and the one that the limits ask for is exported as a recipe of one's own.
 
+Precision decides bytes and leaves latency as it is. With a limit of latency the student's shape comes first: the
+largest that is fast enough on the device that searches (`search_shapes`).
+
 What was done is kept in a work folder: a killed search goes on, and ends as one that was not killed.
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,38 +26,33 @@ import numpy as np
 from fieldrun.checkpoint import Checkpoint
 from fieldrun.dataset import Dataset
 from fieldrun.errors import ExportError, OutputExists, UsageError
-from fieldrun.reference import pad_ids
 from fieldrun.storage import new_folder, read_json, sha256_bytes, write_bytes, write_json
-from fieldrun.tensors import Array, read_tensors, write_tensors
+from fieldrun.tensors import Array, write_tensors
 
-from .calibrate import choose_texts, tokenize
+from .calibrate import CalibrationText, tokenize
 from .deployed import Deployed
 from .drop import accuracy_drop, check_tasks
 from .export import export, task_specs
 from .passes.fold import fold
-from .passes.int8 import int8, quantize_rows
-from .passes.palettize import cluster, int8_rows, palettize
-from .precision import Palette, Precision
+from .passes.lowrank import LEAST_TEXTS, LowRank
+from .precision import Precision
 from .recipe import Recipe, load_recipe
-from .simulate import finish, row_numbers
+from .search_front import front_plot
+from .search_shapes import Shape, Timer, recipe_section, shapes
+from .search_space import Levels, Space
+from .simulate import outputs
 
-__all__ = ["DENSE_LEVELS", "TABLE_LEVELS", "SearchReport", "search"]
+__all__ = ["SearchReport", "search"]
 
-TABLE_LEVELS = ("int8", "palette64", "palette16", "palette64x2", "palette256x4", "palette64x4", "palette256x8")
-DENSE_LEVELS = ("int8-weights", "palette64", "palette16", "palette8")
-"""The levels of a part, most bytes first."""
-
-_TEXTS = 384  # whose fields a candidate is judged on
-_BATCH = 64
+_TEXTS = 512  # of which three quarters are those whose fields a candidate is judged on
 _CHILDREN = 24
 _GENERATIONS = 40
 _BUDGETS = 7
-_JUDGED = 6  # points of the front that labelled rows are spent on
+_JUDGED = 6  # steps in the front towards a limit of accuracy
+_SHOWN = 8  # points of the front that labelled rows are spent on, spread evenly, for the plot
 _MARGIN = 8000  # bytes by which golden answers and reports differ
-_WIDTH = 4  # bytes of a packed matrix's width
-_METHOD = 1  # raise it when the same settings give another front: what a work folder keeps is then done again
+_METHOD = 2  # raise it when the same settings give another front: what a work folder keeps is then done again
 
-Levels = tuple[int, ...]
 Progress = Callable[[str, int, int], None]
 
 
@@ -63,7 +62,8 @@ class SearchReport:
 
     `front` has, per point from the smallest on: `precision`, `weights_bytes`, `bytes` (of the bundle, at most: a few
     thousand less if the graphs have fewer nodes), `field_error` (1 - mean cosine), and, where it was judged, `accuracy`
-    (`accuracy_drop`).
+    (`accuracy_drop`). `shapes` has, per shape from the largest on, its sizes, `latency_us`, `field_error` and
+    `accuracy` in float32; it is empty where nothing was timed.
     """
 
     path: Path
@@ -71,6 +71,7 @@ class SearchReport:
     recipe: Path
     front: tuple[Mapping[str, Any], ...]
     chosen: int
+    shapes: tuple[Mapping[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON."""
@@ -80,6 +81,7 @@ class SearchReport:
             "recipe": str(self.recipe),
             "front": [dict(point) for point in self.front],
             "chosen": self.chosen,
+            "shapes": [dict(shape) for shape in self.shapes],
         }
 
 
@@ -90,19 +92,24 @@ def search(
     data: Mapping[str, Dataset],
     max_bytes: int | None = None,
     max_drop: float | None = None,
+    max_latency_us: float | None = None,
+    timer: Timer | None = None,
     calibration: Sequence[str] | None = None,
     work: Path | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> SearchReport:
-    """Find the recipe that keeps most within a size, or the smallest that costs at most so much, and export it.
+    """Find the recipe that keeps most within a size or latency, or the smallest that costs at most so much; export it.
 
     Args:
         checkpoint: a checkpoint folder, or `"reference"`.
-        out: the folder to make: `bundle/`, `recipe.toml`, `search.json`; must not exist.
+        out: the folder to make: `bundle/`, `recipe.toml`, `search.json`, `front.svg`; must not exist.
         data: task -> labelled rows, of a slice that may choose: not those that will be reported on.
         max_bytes: of the whole bundle. Alone: the candidate with the nearest fields within it.
         max_drop: points of mean accuracy on `data`. The smallest candidate that keeps to it.
+        max_latency_us: from a text to all labels on this device. The largest shape that keeps to it; alone, in int8.
+        timer: what measures a bundle, as `fieldrun_runtimes.timing.text_to_labels_us`; shapes are measured with it,
+            and a limit of latency needs it.
         calibration: real texts to judge fields on; a shipped sample when None.
         work: folder that a killed search goes on from; `<out>.work` when None.
         seed: of the mutations.
@@ -117,8 +124,12 @@ def search(
     out = Path(out)
     if out.exists():
         raise OutputExists(f"{out} exists; choose another folder or delete it first")
-    if max_bytes is None and max_drop is None:
-        raise UsageError("a search needs a limit: a size, a drop of accuracy, or both")
+    if max_bytes is None and max_drop is None and max_latency_us is None:
+        raise UsageError("a search needs a limit: a size, a drop of accuracy, or a latency")
+    if max_latency_us is not None and (timer is None or not max_latency_us > 0):
+        raise UsageError(
+            f"a limit of latency is a positive number and needs a timer; got {max_latency_us!r}, {timer!r}"
+        )
     if max_bytes is not None and max_bytes < 1:
         raise UsageError(f"the largest size must be positive, not {max_bytes}")
     if max_drop is not None and not max_drop >= 0:
@@ -130,20 +141,28 @@ def search(
     check_tasks(tasks, data)
     work = work or out.with_name(out.name + ".work")
     base = load_recipe("cpu-int8")
-    texts = choose_texts(calibration, _TEXTS)
-    sequences = tokenize(source, texts, base.buckets.lengths[-1])
+    texts = CalibrationText(calibration, _TEXTS)
+    longest = base.buckets.lengths[-1]
+    sequences = tokenize(source, texts.calibration, longest)
     folded, _ = fold(source)
     identity = {
         "method": _METHOD,
-        "checkpoint": sha256_bytes(write_tensors(dict(folded.tensors))),
-        "texts": sha256_bytes("\n".join(texts).encode("utf-8")),
+        "checkpoint": sha256_bytes(write_tensors(dict(folded.tensors) | _counts(folded))),
+        "texts": sha256_bytes("\n".join(texts.chosen).encode("utf-8")),
         "seed": seed,
     }
     state = _State(work, identity)
-    space = _Space(folded, sequences, state, report)
+    found_shapes = _shapes(checkpoint, source, folded, texts, calibration, longest, state, timer, report)
+    shape = _fast_enough(found_shapes, max_latency_us)
+    plan, shaped = (None, folded) if shape is None else (shape.plan, shape.folded)
+    scope = "" if plan is None else f"share {shape.share}, " if shape else ""
+    target = outputs(folded, sequences)[:, : folded.network.field_dim]
+    report("cluster", 0, 1)
+    own = state.folder(scope)
+    space = Space(shaped, sequences, own, report, target)
     overhead = _overhead(checkpoint, base, state.work, state, calibration, report)
-    front = _evolve(space, state, seed, report, None if max_bytes is None else max_bytes - overhead)
-    points = [
+    front = _evolve(space, state, seed, report, None if max_bytes is None else max_bytes - overhead, scope)
+    points: list[dict[str, Any]] = [
         {
             "precision": space.rules(levels),
             "weights_bytes": space.size(levels),
@@ -152,9 +171,30 @@ def search(
         }
         for levels, error in front
     ]
-    forms = [space.rules(levels) for levels, _ in front]
-    chosen = _choose(points, forms, source, folded, tasks, data, base, max_bytes, max_drop, state, report)
-    recipe = _recipe_text(base, forms[chosen])
+    rows = sorted(each.sha256 or "" for each in data.values())
+
+    def judge(number: int) -> float:
+        levels = front[number][0]
+        key = f"accuracy of {scope}{json.dumps(dict(space.rules(levels)))}, {rows}"
+        points[number]["accuracy"] = state.do(
+            key,
+            lambda: accuracy_drop((source, folded), (source, space.deployed(levels)), tasks, data, longest),
+        )
+        return float(points[number]["accuracy"]["mean_drop"])
+
+    chosen = _choose(points, judge, max_bytes, max_drop, report)
+    shown = sorted({round(i) for i in np.linspace(0, len(points) - 1, _SHOWN)})
+    for step, number in enumerate(shown):
+        report("judge", step, len(shown))
+        judge(number)
+    measured = []
+    for each in found_shapes:
+        key = f"accuracy of the share {each.share}, {rows}"
+        forms = (source, folded), (source, each.folded)
+        drop = state.do(key, partial(accuracy_drop, *forms, tasks, data, longest))
+        measured.append(each.to_dict() | {"accuracy": drop})
+    report("judge", len(shown), len(shown))
+    recipe = _recipe_text(base, space.rules(front[chosen][0]), plan)
     with new_folder(out) as folder:
         write_bytes(folder / "recipe.toml", recipe.encode("utf-8"))
         done = export(
@@ -166,10 +206,52 @@ def search(
                 "search with a limit lower by as much"
             )
         found = SearchReport(
-            path=out / "bundle", bytes=done.bytes, recipe=out / "recipe.toml", front=tuple(points), chosen=chosen
+            path=out / "bundle",
+            bytes=done.bytes,
+            recipe=out / "recipe.toml",
+            front=tuple(points),
+            chosen=chosen,
+            shapes=tuple(measured),
         )
+        write_bytes(folder / "front.svg", front_plot(points, chosen, measured).encode("utf-8"))
         write_json(folder / "search.json", found.to_dict() | {"seed": seed, "identity": identity})
     return found
+
+
+def _shapes(
+    checkpoint: str | Path,
+    source: Checkpoint,
+    folded: Deployed,
+    texts: CalibrationText,
+    calibration: Sequence[str] | None,
+    longest: int,
+    state: _State,
+    timer: Timer | None,
+    report: Progress,
+) -> list[Shape]:
+    """Return a student's shapes as they were measured; none without a timer, or with too few texts to learn from."""
+    learning = tokenize(source, texts.learning(LowRank().texts), longest)
+    if timer is None or len(learning) < LEAST_TEXTS:
+        return []
+    proven = tokenize(source, texts.proof, longest)
+    return shapes(checkpoint, folded, learning, proven, texts.proof, calibration, state.work, state.do, timer, report)
+
+
+def _fast_enough(found: Sequence[Shape], limit: float | None) -> Shape | None:
+    """Return the largest shape within `limit` microseconds, None when there is no limit."""
+    if limit is None:
+        return None
+    if not found:
+        raise ExportError(f"shapes are fitted on at least {LEAST_TEXTS} texts; give more with calibration")
+    within = [shape for shape in found if shape.latency_us <= limit]
+    if not within:
+        fastest = min(shape.latency_us for shape in found)
+        raise ExportError(f"no shape is that fast here: the smallest takes {fastest:.1f} us; allow more than {limit:g}")
+    return within[0]
+
+
+def _counts(folded: Deployed) -> dict[str, Array]:
+    return {} if folded.usage is None else {"usage": folded.usage}
 
 
 def _silent(phase: str, done: int, total: int) -> None:
@@ -189,6 +271,12 @@ class _State:
         self.values: dict[str, Any] = kept["values"] if same else {}
         self._identity = identity
 
+    def folder(self, scope: str) -> Path:
+        """Return the folder of what was clustered of a shape."""
+        path = self.work / scope.strip(", ").replace(" ", "-") if scope else self.work
+        path.mkdir(exist_ok=True)
+        return path
+
     def do(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what `make` gives, from the file if it is there."""
         if name not in self.values:
@@ -201,123 +289,8 @@ class _State:
         write_json(self._path, {"identity": self._identity, "values": self.values})
 
 
-class _Space:
-    """Every part at every level: its bytes, and what it gives on the calibration texts."""
-
-    def __init__(self, folded: Deployed, sequences: Sequence[Sequence[int]], state: _State, report: Progress) -> None:
-        self.folded, self.parts = folded, (*folded.blocks, *(n for n in folded.dense() if n != "pairs"))
-        self.levels = {part: TABLE_LEVELS if part in folded.blocks else DENSE_LEVELS for part in self.parts}
-        order = np.argsort([len(ids) for ids in sequences], kind="stable")
-        groups = [order[i : i + _BATCH] for i in range(0, len(order), _BATCH)]
-        self.rows = [row_numbers(folded, pad_ids([sequences[i] for i in group])) for group in groups]
-        self._sums: dict[tuple[str, int], list[Array]] = {}
-        self._dense: dict[tuple[str, int], dict[str, Array]] = {}
-        self._bytes: dict[tuple[str, int], int] = {}
-        total, done = sum(len(levels) for levels in self.levels.values()), 0
-        for part in self.parts:
-            for number, level in enumerate(self.levels[part]):
-                report("cluster", done, total)
-                tensors = self._clustered(part, level, state.work)
-                self._bytes[part, number] = int(tensors.pop("bytes")[0])
-                if part in folded.blocks:
-                    self._sums[part, number] = self._sum(part, tensors["steps"], tensors["scale"])
-                else:
-                    self._dense[part, number] = {
-                        f"{part}.weight": tensors["steps"].T,
-                        f"{part}.weight_scale": tensors["scale"],
-                    }
-                done += 1
-        report("cluster", total, total)
-        self._fixed = sum(
-            tensor.nbytes
-            for name, tensor in folded.tensors.items()
-            if name not in ("table", "table.scale", "pairs.weight") and name.removesuffix(".weight") not in self.parts
-        )
-        self._pairs = {"pairs": "int8-weights"} if "pairs.weight" in folded.tensors else {}
-        if self._pairs:
-            self._fixed += folded.tensors["pairs.weight"].size + 4 * folded.tensors["pairs.weight"].shape[1]
-        self._table_rows = len(folded.tensors["table"])
-        exact = [sum(parts) for parts in zip(*(self._sum(b, *self._float(b)) for b in folded.blocks), strict=True)]
-        self._target = self._unit(finish(folded.network, folded.tensors, y) for y in exact)
-
-    def _float(self, block: str) -> tuple[Array, Array]:
-        start, stop = self.folded.blocks[block]
-        return self.folded.tensors["table"][start:stop], np.ones(stop - start, np.float32)
-
-    def _clustered(self, part: str, level: str, work: Path) -> dict[str, Array]:
-        """Return steps, scale and stored bytes of `part` at `level`, from the work folder if they are there."""
-        path = work / f"{part}-{level}.safetensors"
-        if path.exists():
-            try:
-                return dict(read_tensors(path))
-            except ValueError:
-                path.unlink()
-        palette, table = Palette.of(level), part in self.folded.blocks
-        even = None
-        if table:
-            start, stop = self.folded.blocks[part]
-            matrix = self.folded.tensors["table"][start:stop]
-            padding = int(self.folded.tensors["rows.base"][list(self.folded.blocks).index("offset0")])
-            even = padding - start if start <= padding < stop else None
-        else:
-            matrix = np.ascontiguousarray(self.folded.tensors[f"{part}.weight"].T)
-        if palette is not None:
-            found = cluster(matrix, palette, 0, even)
-            steps, scale = found.steps(), found.scale.astype(np.float32)
-            stored = found.packed().nbytes + found.codebook.nbytes + (0 if table else found.scale.nbytes + _WIDTH)
-        else:
-            steps, scale = int8_rows(matrix) if table else quantize_rows(matrix)
-            stored = steps.nbytes + (0 if table else scale.nbytes)
-        tensors = {"steps": steps, "scale": scale.astype(np.float32), "bytes": np.array([stored], np.int64)}
-        write_bytes(path, write_tensors(tensors))
-        return tensors
-
-    def _sum(self, block: str, steps: Array, scale: Array) -> list[Array]:
-        """Return what `block` adds to every position of every batch of texts."""
-        start, stop = self.folded.blocks[block]
-        base = self.folded.tensors["rows.base"]
-        columns = np.flatnonzero((base >= start) & (base < stop))
-        sums = []
-        for rows in self.rows:
-            total = np.zeros((*rows.shape[:2], steps.shape[1]), np.float32)
-            for j in columns:
-                own = rows[:, :, j] - start
-                total += steps[own] * scale[own][:, :, None].astype(np.float32)
-            sums.append(total)
-        return sums
-
-    def _unit(self, found: Any) -> Array:
-        fields = np.concatenate([output[:, : self.folded.network.field_dim] for output in found])
-        unit: Array = fields / np.maximum(np.linalg.norm(fields, axis=1, keepdims=True), 1e-12)
-        return unit
-
-    def error(self, levels: Levels) -> float:
-        """Return 1 - the mean cosine of the fields with those of the student in float32."""
-        tensors = dict(self.folded.tensors)
-        chosen = dict(zip(self.parts, levels, strict=True))
-        for part, level in chosen.items():
-            tensors |= self._dense.get((part, level), {})
-        blocks = [self._sums[block, chosen[block]] for block in self.folded.blocks]
-        found = self._unit(
-            finish(self.folded.network, tensors, np.sum([sums[i] for sums in blocks], axis=0))
-            for i in range(len(self.rows))
-        )
-        return float(1 - (found * self._target).sum(1).mean())
-
-    def size(self, levels: Levels) -> int:
-        """Return the bytes of the weights."""
-        chosen = dict(zip(self.parts, levels, strict=True))
-        packed = any(self.levels[block][chosen[block]] != "int8" for block in self.folded.blocks)
-        table = self._table_rows * (2 if packed else 4) + (_WIDTH if packed else 0)
-        return self._fixed + table + sum(self._bytes[key] for key in chosen.items())
-
-    def rules(self, levels: Levels) -> dict[str, str]:
-        """Return the rules of `[precision]`; pair heads, which see fields and change none, have int8 weights."""
-        return {part: self.levels[part][level] for part, level in zip(self.parts, levels, strict=True)} | self._pairs
-
-
 def _evolve(
-    space: _Space, state: _State, seed: int, report: Progress, limit: int | None = None
+    space: Space, state: _State, seed: int, report: Progress, limit: int | None = None, scope: str = ""
 ) -> list[tuple[Levels, float]]:
     """Return the front of all candidates seen: levels and error, smallest first; `limit` is one more budget."""
     top = [len(space.levels[part]) - 1 for part in space.parts]
@@ -334,7 +307,7 @@ def _evolve(
     uniform = [tuple(min(level, t) for t in top) for level in range(max(top) + 1)]
     total = len(budgets) * _GENERATIONS
     for number, budget in enumerate(budgets):
-        kept = state.values.get(f"budget {budget}")
+        kept = state.values.get(f"{scope}budget {budget}")
         if kept is not None:
             seen |= {tuple(levels): error for levels, error in kept}
             report("search", (number + 1) * _GENERATIONS, total)
@@ -347,7 +320,7 @@ def _evolve(
             children = [_child(space, parent, top, budget, rng) for _ in range(_CHILDREN)]
             parent = min((parent, *children), key=judge)
             report("search", number * _GENERATIONS + generation + 1, total)
-        state.put(f"budget {budget}", [(list(levels), seen[levels]) for levels in seen if levels not in before])
+        state.put(f"{scope}budget {budget}", [(list(levels), seen[levels]) for levels in seen if levels not in before])
     for levels in uniform:
         judge(levels)
     front: list[tuple[Levels, float]] = []
@@ -357,7 +330,7 @@ def _evolve(
     return front
 
 
-def _child(space: _Space, parent: Levels, top: Sequence[int], budget: int, rng: np.random.Generator) -> Levels:
+def _child(space: Space, parent: Levels, top: Sequence[int], budget: int, rng: np.random.Generator) -> Levels:
     """Return `parent` with one to three parts at a better level, and others at a worse one until it fits."""
     child = list(parent)
     for _ in range(min(rng.integers(1, 4), rng.integers(1, 4))):
@@ -393,40 +366,19 @@ def _overhead(
 
 
 def _choose(
-    points: list[dict[str, Any]],
-    forms: Sequence[Mapping[str, str]],
-    source: Checkpoint,
-    folded: Deployed,
-    tasks: Any,
-    data: Mapping[str, Dataset],
-    base: Recipe,
+    points: Sequence[Mapping[str, Any]],
+    judge: Callable[[int], float],
     max_bytes: int | None,
     max_drop: float | None,
-    state: _State,
     report: Progress,
 ) -> int:
-    """Return the number of the point that the limits ask for; judges as few points on `data` as that takes."""
+    """Return the number of the point that the limits ask for; judges as few points on labelled rows as that takes."""
     allowed = [i for i, point in enumerate(points) if max_bytes is None or point["bytes"] <= max_bytes]
     if not allowed:
         raise ExportError(
             f"no candidate fits {max_bytes:,} bytes: the smallest has {points[0]['bytes']:,}; allow more, or train a "
             "smaller student"
         )
-
-    def judge(number: int) -> float:
-        def measure() -> Any:
-            precision, deployed = Precision(dict(forms[number])), folded
-            wanted = precision.wants(precision.rules)
-            if "int8" in wanted:
-                deployed, _ = int8(folded, precision, {})
-            if "palettize" in wanted:
-                deployed, _ = palettize(deployed, folded, precision)
-            return accuracy_drop(source, folded, deployed, tasks, data, base.buckets.lengths[-1])
-
-        key = f"accuracy of {json.dumps(dict(forms[number]))}, {sorted(rows.sha256 or '' for rows in data.values())}"
-        points[number]["accuracy"] = state.do(key, measure)
-        return float(points[number]["accuracy"]["mean_drop"])
-
     if max_drop is None:
         judge(allowed[-1])
         return allowed[-1]
@@ -449,13 +401,13 @@ def _choose(
     return allowed[high]
 
 
-def _recipe_text(base: Recipe, rules: Mapping[str, str]) -> str:
+def _recipe_text(base: Recipe, rules: Mapping[str, str], plan: LowRank | None = None) -> str:
     """Return the recipe file of a candidate, with the buckets of `base`."""
-    wanted = {"fold"} | Precision(rules).wants(rules)
-    passes = ", ".join(f'"{name}"' for name in ("fold", "int8", "palettize") if name in wanted)
+    wanted = {"fold"} | Precision(rules).wants(rules) | ({"lowrank"} if plan else set())
+    passes = ", ".join(f'"{name}"' for name in ("fold", "lowrank", "int8", "palettize") if name in wanted)
     precision = "\n".join(f'"{part}" = "{value}"' for part, value in rules.items())
     return (
         f"# Found by fieldrun search.\nschema = 1\npasses = [{passes}]\n\n[precision]\n{precision}\n\n[buckets]\n"
         f"batches = {list(base.buckets.batches)}\nlengths = {list(base.buckets.lengths)}\n\n[parity]\n"
-        "min_cosine = 0.1\nmax_abs = 100.0\nmin_top1 = 0.1\n"
+        "min_cosine = 0.1\nmax_abs = 100.0\nmin_top1 = 0.1\n" + recipe_section(plan)
     )

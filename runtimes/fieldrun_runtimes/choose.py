@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fieldrun.bundle import Bundle
+from fieldrun.bundle import Bundle, GraphNetwork
 from fieldrun.errors import EngineError, MissingDependency
 
 from .engines import Engine, map_weights, open_engine
@@ -33,16 +33,25 @@ class Choice:
     reason: str
 
 
-def choose_engine(bundle: Bundle, name: str, threads: int) -> Choice:
+def choose_engine(bundle: Bundle, name: str, threads: int, provider: str | None = None) -> Choice:
     """Open the engine `name` for `bundle`; `"auto"` opens the native engine, or else the faster one of the others.
 
-    Their measurement is a handful of interleaved calls at batch 1 on a text of about 24 tokens, some milliseconds.
+    A bundle that is nothing but graphs is run by ONNX Runtime alone, and so is one with a `provider`, which is ONNX
+    Runtime's. The measurement of the others is a handful of interleaved calls at batch 1 on a text of about 24 tokens,
+    some milliseconds.
 
     Raises:
-        UnknownName, MissingDependency, EngineError: as `open_engine`.
+        UnknownName, UsageError, MissingDependency, EngineError: as `open_engine`.
     """
+    if provider is not None and name == "auto":
+        name = "onnxruntime"
     if name != "auto":
-        return Choice(name=name, engine=open_engine(name, bundle, threads), reason="asked for")
+        engine = open_engine(name, bundle, threads, provider=provider)
+        return Choice(name=name, engine=engine, reason="asked for" if provider is None else f"asked for on {provider}")
+    if isinstance(bundle.manifest.network, GraphNetwork):
+        return Choice(
+            name="onnxruntime", engine=open_engine("onnxruntime", bundle, threads), reason="the bundle is a graph"
+        )
     weights = map_weights(bundle)
     if is_compiled():
         try:

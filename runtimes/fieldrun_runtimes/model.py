@@ -66,14 +66,22 @@ class Encoding:
 
 
 def load(
-    path: str | Path = "reference", *, engine: str = "auto", threads: int = 1, overflow: str = "truncate"
+    path: str | Path = "reference",
+    *,
+    engine: str = "auto",
+    provider: str | None = None,
+    threads: int = 1,
+    overflow: str = "truncate",
 ) -> FieldModel:
     """Open a bundle.
 
     Args:
         path: a bundle folder, or `"reference"`, the one inside the package.
         engine: `"native"`, `"onnxruntime"`, `"numpy"`, `"null"`, or `"auto"`: the native one where it was compiled,
-            else the faster one of ONNX Runtime, where it is installed, and NumPy.
+            else the faster one of ONNX Runtime, where it is installed, and NumPy. `"tensorrt"` and `"tensorrt-rtx"` run
+            what `fieldrun build` made on this machine of a bundle with TensorRT graphs.
+        provider: what ONNX Runtime runs on: `"cpu"`, `"cuda"`, or `"cuda-graph"`, which launches a whole call at once.
+            A GPU that is asked for and not there is an error.
         threads: CPU threads of one forward pass in ONNX Runtime; the NumPy engine uses those of NumPy's BLAS, and the
             native one a single thread for each call.
         overflow: a text longer than the largest bucket is an `"error"`, is cut (`"truncate"`, the count is in
@@ -82,11 +90,11 @@ def load(
     Raises:
         BundleError, IntegrityError, SchemaTooNew: the bundle is not what it says.
         UnknownName, MissingDependency, EngineError: the engine is unknown, not installed, or cannot run.
-        UsageError: `threads` is not a positive integer.
+        UsageError: `threads` is not a positive integer, or a provider for an engine that has none.
     """
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
         raise UsageError(f"threads must be a positive integer, not {threads!r}")
-    return FieldModel(Bundle.load(path), engine=engine, threads=threads, overflow=overflow)
+    return FieldModel(Bundle.load(path), engine=engine, provider=provider, threads=threads, overflow=overflow)
 
 
 class FieldModel:
@@ -96,13 +104,21 @@ class FieldModel:
     call that runs while another thread attaches or detaches a head sees the heads from before or from after.
     """
 
-    def __init__(self, bundle: Bundle, *, engine: str = "auto", threads: int = 1, overflow: str = "truncate") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        engine: str = "auto",
+        provider: str | None = None,
+        threads: int = 1,
+        overflow: str = "truncate",
+    ) -> None:
         self.path: Path = bundle.path
         self.manifest: Manifest = bundle.manifest
         self._plan = BucketPlan(bundle.manifest.network, bundle.manifest.buckets)
         tokenizer = (bundle.path / "tokenizer.json").read_bytes()
         self._tokenize = TextTokenizer(tokenizer, self._plan.longest, overflow)
-        choice = choose_engine(bundle.exported(), engine, threads)
+        choice = choose_engine(bundle.exported(), engine, threads, provider)
         self.engine: str = choice.name
         self.engine_reason: str = choice.reason
         self._engine: Engine = choice.engine

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fieldrun.bundle import Bucket, Network
+from fieldrun.bundle import Bucket, GraphNetwork, Network
 from fieldrun.tensors import Array
 
 __all__ = ["BucketPlan", "Chunk"]
@@ -24,7 +24,7 @@ class Chunk:
 class BucketPlan:
     """The fixed shapes of a bundle, and how a request is cut into them."""
 
-    def __init__(self, network: Network, buckets: Sequence[Bucket]) -> None:
+    def __init__(self, network: Network | GraphNetwork, buckets: Sequence[Bucket]) -> None:
         self._frame = network.frame
         self.lengths = sorted({bucket.length for bucket in buckets})
         self.batches = sorted({bucket.batch for bucket in buckets})
@@ -32,7 +32,8 @@ class BucketPlan:
         fitting = (next(length for length in self.lengths if n <= length) for n in range(self.longest + 1))
         self._length_for = list(fitting)
         left, right = network.margins
-        self._before, self._after = [0] * left, [[0] * (n + right) for n in range(self.longest + 1)]
+        pad = [network.pad_id]
+        self._before, self._after = pad * left, [pad * (n + right) for n in range(self.longest + 1)]
 
     def length_for(self, tokens: int) -> int:
         """Return the smallest bucket length that takes `tokens`."""

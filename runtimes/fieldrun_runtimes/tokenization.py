@@ -72,8 +72,7 @@ class TextTokenizer:
         self._json, self._longest, self._overflow = tokenizer_json, longest, overflow
         self._words = WordTable.read(tokenizer_json)
         if self._words is None:
-            frame = self._rust.encode("").ids
-            first, last = (frame[:1], frame[1:]) if len(frame) == 2 else ([], [])
+            first, last = _frame(self._rust)
         else:
             first, last = (list(side) for side in self._words.frame)
         self._first, self._last = first, last
@@ -148,3 +147,13 @@ class TextTokenizer:
             out += pieces
             owners += [i] * len(pieces)
         return Tokenized(ids=out, owners=owners, tokens=tokens, dropped=dropped)
+
+
+def _frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Return the special tokens that `tokenizer` puts before and after a text."""
+    encoding = tokenizer.encode("a")
+    text = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
+    if not text:  # "a" has no token of its own: all that is left is the frame, as of an empty text
+        ids: list[int] = encoding.ids
+        return (ids[:1], ids[1:]) if len(ids) == 2 else ([], [])
+    return encoding.ids[: text[0]], encoding.ids[text[-1] + 1 :]

@@ -39,24 +39,29 @@ class VerifyReport:
         return asdict(self)
 
 
-def verify(path: str | Path = "reference", *, engine: str = "auto", threads: int = 1) -> VerifyReport:
+def verify(
+    path: str | Path = "reference", *, engine: str = "auto", provider: str | None = None, threads: int = 1
+) -> VerifyReport:
     """Check every file's hash, then replay the golden texts with `engine` and compare fields and scores.
 
     Every text runs alone as `encode` runs it, and again through every bucket that it fits in; pairs run through every
-    pair graph.
+    pair graph. A GPU is held to the tolerance that the recipe has for it.
 
     Raises:
         BundleError, IntegrityError, SchemaTooNew: the bundle is not what it says, its golden texts included.
         UnknownName, MissingDependency, EngineError: the engine is unknown, not installed, or cannot run.
     """
-    with load(path, engine=engine, threads=threads, overflow="error") as model:
+    with load(path, engine=engine, provider=provider, threads=threads, overflow="error") as model:
+        on_gpu = model.engine.startswith("tensorrt") or provider in ("cuda", "cuda-graph")
+        graphs = model.manifest.tensorrt if on_gpu else None
+        tolerance = model.manifest.golden_tolerance if graphs is None else graphs.golden_tolerance
         try:
-            return _replay(model, read_json(model.path / "golden.json"))
+            return _replay(model, read_json(model.path / "golden.json"), tolerance)
         except (AttributeError, KeyError, OverflowError, TextTooLong, TypeError, ValueError) as error:
             raise BundleError(f"{model.path}: golden.json cannot be used ({error}); export again") from error
 
 
-def _replay(model: FieldModel, golden: dict[str, Any]) -> VerifyReport:
+def _replay(model: FieldModel, golden: dict[str, Any], tolerance: float) -> VerifyReport:
     texts, sequences, manifest = golden["texts"], golden["ids"], model.manifest
     if set(golden["scores"]) != set(model.tasks):
         raise ValueError("its scores are not those of the bundle's tasks")
@@ -84,7 +89,6 @@ def _replay(model: FieldModel, golden: dict[str, Any]) -> VerifyReport:
             scores = softmax(logits[:, spec.start : spec.start + len(spec.labels)], spec.temperature)
             worst_scores = _worse(worst_scores, _gap(scores, expected))
     same_tokens = model.token_ids(texts) == sequences
-    tolerance = manifest.golden_tolerance
     return VerifyReport(
         passed=same_tokens and worst_field <= tolerance and worst_scores <= tolerance,
         path=str(model.path),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fieldrun_exporters.export import ExportReport, export
     from fieldrun_exporters.search import SearchReport, search
     from fieldrun_runtimes.model import FieldModel, load
+    from fieldrun_runtimes.tensorrt.build import BuildReport, build
     from fieldrun_runtimes.verify import VerifyReport, verify
 
     from .errors import FieldrunError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .student import Head
 
 __all__ = [
+    "BuildReport",
     "ExportReport",
     "FieldModel",
     "FieldrunError",
@@ -32,6 +34,7 @@ __all__ = [
     "SearchReport",
     "VerifyReport",
     "__version__",
+    "build",
     "export",
     "fit_head",
     "load",
@@ -42,6 +45,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BuildReport": "fieldrun_runtimes.tensorrt.build",
     "ExportReport": "fieldrun_exporters.export",
     "FieldModel": "fieldrun_runtimes.model",
     "FieldrunError": "fieldrun.errors",
@@ -49,6 +53,7 @@ _HOMES = {
     "HeadTrainer": "fieldrun.fit",
     "SearchReport": "fieldrun_exporters.search",
     "VerifyReport": "fieldrun_runtimes.verify",
+    "build": "fieldrun_runtimes.tensorrt.build",
     "export": "fieldrun_exporters.export",
     "fit_head": "fieldrun.fit",
     "load": "fieldrun_runtimes.model",

@@ -4,8 +4,9 @@
 |---|---|
 | `manifest.json` | schema, recipe, network, buckets, tasks, licence, provenance, sha256 of itself and of every file |
 | `weights.safetensors` | every weight once: external data of the graphs, and what the NumPy engine maps |
-| `b<batch>-l<length>.onnx` | ids (see `Network.frame`) -> field and logits in one, `(batch, 256 + labels) float32` |
+| `b<batch>-l<length>.onnx` | ids (see `frame`) -> field and logits in one, `(batch, dim + labels) float32` |
 | `pair-b<batch>.onnx` | a, b `(batch, 256) float32` -> logits `(batch, pair labels) float32`; only with pair tasks |
+| `trt-*.onnx` | the same graphs in TensorRT's spelling, over the same weights; only with a recipe for it |
 | `tokenizer.json` | the Rust tokenizer |
 | `golden.json` | texts with the fields and scores that the export measured |
 | `report.json` | parity per bucket, sizes, what each pass changed |
@@ -38,9 +39,11 @@ __all__ = [
     "SCHEMA",
     "Bucket",
     "Bundle",
+    "GraphNetwork",
     "Manifest",
     "Network",
     "TaskSpec",
+    "TensorrtGraphs",
     "resolve_bundle",
     "seal",
 ]
@@ -127,8 +130,38 @@ class TaskSpec:
         )
 
 
+class _Framed:
+    """How token ids are laid out for a graph."""
+
+    __slots__ = ()
+
+    @property
+    def pad_id(self) -> int:
+        """The token id of padding."""
+        return 0
+
+    @property
+    def margins(self) -> tuple[int, int]:
+        """The padding positions before and after the tokens of a graph's input."""
+        return 0, 0
+
+    def frame(self, sequences: Sequence[Sequence[int]], batch: int, length: int) -> Array:
+        """Return token ids as a graph of `length` tokens takes them, `(batch, left + length + right) int32`.
+
+        They start after the left margin; the rest is padding. Rows that `sequences` does not fill are copies of its
+        first. No sequence is longer than `length`.
+        """
+        left, right = self.margins
+        ids = np.full((batch, left + length + right), self.pad_id, np.int32)
+        for row, sequence in enumerate(sequences):
+            ids[row, left : left + len(sequence)] = sequence
+        if len(sequences) < batch:
+            ids[len(sequences) :] = ids[0]
+        return ids
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Network:
+class Network(_Framed):
     """The deployed student's shape: `shifts` are the token positions a row index is computed from, in order.
 
     `hidden`, `mixer_kernel` and `mixer_width` are 0 for a student without that layer.
@@ -166,30 +199,66 @@ class Network:
         """The padding positions before and after the tokens of a graph's input."""
         return max(0, -min(self.shifts)), max(0, max(self.shifts)) + max(1, self.mixer_kernel) - 1
 
-    def frame(self, sequences: Sequence[Sequence[int]], batch: int, length: int) -> Array:
-        """Return token ids as a graph of `length` tokens takes them, `(batch, left + length + right) int32`.
 
-        They start after the left margin; the rest is padding, id 0. Rows that `sequences` does not fill are copies of
-        its first. No sequence is longer than `length`.
-        """
-        left, right = self.margins
-        ids = np.zeros((batch, left + length + right), np.int32)
-        for row, sequence in enumerate(sequences):
-            ids[row, left : left + len(sequence)] = sequence
-        if len(sequences) < batch:
-            ids[len(sequences) :] = ids[0]
-        return ids
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphNetwork(_Framed):
+    """Any network that only its graphs describe, such as an imported encoder: ids -> field, without margins."""
+
+    form: str = "graph"
+    vocab_size: int
+    field_dim: int
+    parameters: int
+    pad_id: int = 0
+
+    def __post_init__(self) -> None:
+        if self.form != "graph":
+            raise BundleError(f"network.form must be 'graph', not {self.form!r}; upgrade fieldrun or export again")
+        for name in ("vocab_size", "field_dim", "parameters"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise BundleError(f"network.{name} must be a positive integer")
+        if type(self.pad_id) is not int or not 0 <= self.pad_id < self.vocab_size:
+            raise BundleError(f"network.pad_id must be within the vocabulary, not {self.pad_id!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorrtGraphs:
+    """The graphs that TensorRT's parser takes, one for each of the manifest's buckets and pair graphs.
+
+    `golden_tolerance` is the largest absolute difference of a golden field or score when a GPU replays it: its sums are
+    added in another order, and an int8 input on a rounding boundary may go the other way.
+    """
+
+    buckets: tuple[Bucket, ...]
+    pair_graphs: Mapping[int, str]
+    golden_tolerance: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.golden_tolerance < 1:
+            raise BundleError(f"tensorrt.golden_tolerance must be within 0..1, not {self.golden_tolerance!r}")
+
+    def names(self) -> tuple[str, ...]:
+        """Return the file names of all graphs."""
+        return (*(bucket.graph for bucket in self.buckets), *self.pair_graphs.values())
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> TensorrtGraphs:
+        """Read the manifest's `tensorrt`; `TypeError`, `AttributeError` or `BundleError` for what is none."""
+        value = dict(value)
+        value["buckets"] = tuple(from_mapping(Bucket, b, "manifest.tensorrt", BundleError) for b in value["buckets"])
+        value["pair_graphs"] = {int(batch): str(graph) for batch, graph in value["pair_graphs"].items()}
+        found: TensorrtGraphs = from_mapping(cls, value, "manifest.tensorrt", BundleError)
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What `manifest.json` says, in the order of its keys."""
+    """What `manifest.json` says, in the order of its keys; `tensorrt` is left out where there are no such graphs."""
 
     schema: int
     name: str
     fieldrun: str
     recipe: Mapping[str, Any]
-    network: Network
+    network: Network | GraphNetwork
     buckets: tuple[Bucket, ...]
     pair_graphs: Mapping[int, str]
     tasks: tuple[TaskSpec, ...]
@@ -197,6 +266,7 @@ class Manifest:
     licence: str
     provenance: Mapping[str, Any]
     files: Mapping[str, FileEntry]
+    tensorrt: TensorrtGraphs | None = None
 
     def __post_init__(self) -> None:
         for key in ("name", "fieldrun", "licence"):
@@ -219,6 +289,11 @@ class Manifest:
             raise BundleError(f"golden_tolerance must be within 0..1, not {self.golden_tolerance!r}")
         named = {bucket.graph for bucket in self.buckets} | set(self.pair_graphs.values())
         named |= {"weights.safetensors", "tokenizer.json", "golden.json", "report.json", "CARD.md"}
+        if self.tensorrt is not None:
+            same = [(bucket.batch, bucket.length) for bucket in self.tensorrt.buckets]
+            if sorted(same) != shapes or set(self.tensorrt.pair_graphs) != set(self.pair_graphs):
+                raise BundleError("the TensorRT graphs are for other buckets than the manifest's")
+            named |= set(self.tensorrt.names())
         named |= {HEADS_FILE} if len(exported) < len(self.tasks) else set()
         if set(self.files) != named:
             raise BundleError(f"the manifest lists other files than it uses: {sorted(set(self.files) ^ named)}")
@@ -242,6 +317,11 @@ class Manifest:
         """Return the JSON object that `read` reads back."""
         value = asdict(self)
         value["pair_graphs"] = {str(batch): graph for batch, graph in self.pair_graphs.items()}
+        if self.tensorrt is None:
+            del value["tensorrt"]
+        else:
+            graphs = self.tensorrt.pair_graphs
+            value["tensorrt"]["pair_graphs"] = {str(batch): graph for batch, graph in graphs.items()}
         return seal(value)
 
     @classmethod
@@ -253,18 +333,22 @@ class Manifest:
             IntegrityError: it is not what the export wrote.
             BundleError: missing, not JSON, unknown or missing keys, or a value that makes no sense.
         """
-        value = read_schema(path, SCHEMA, (*cls.__slots__, "sha256"), BundleError)
+        keys = [name for name in cls.__slots__ if name != "tensorrt"]
+        value = read_schema(path, SCHEMA, (*keys, "sha256"), BundleError, optional=("tensorrt",))
         if seal(value) != value:
             raise IntegrityError(f"{path} was changed after the export; copy it again or export again")
         del value["sha256"]
         try:
-            value["network"] = from_mapping(Network, value["network"], "manifest.network", BundleError)
+            form = GraphNetwork if "form" in value["network"] else Network  # a look-up network names no form
+            value["network"] = from_mapping(form, value["network"], "manifest.network", BundleError)
             value["buckets"] = tuple(from_mapping(Bucket, b, "manifest.buckets", BundleError) for b in value["buckets"])
             value["tasks"] = tuple(from_mapping(TaskSpec, t, "manifest.tasks", BundleError) for t in value["tasks"])
             value["pair_graphs"] = {int(batch): str(graph) for batch, graph in value["pair_graphs"].items()}
             value["files"] = {n: FileEntry.from_dict(n, e, BundleError) for n, e in value["files"].items()}
             value["golden_tolerance"] = float(value["golden_tolerance"])
-        except (TypeError, AttributeError, ValueError, OverflowError) as error:
+            if "tensorrt" in value:
+                value["tensorrt"] = TensorrtGraphs.from_dict(value["tensorrt"])
+        except (TypeError, AttributeError, KeyError, ValueError, OverflowError) as error:
             if isinstance(error, BundleError):
                 raise
             raise BundleError(f"{path} has a value of the wrong type: {error}; restore the file") from error

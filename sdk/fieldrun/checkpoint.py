@@ -8,6 +8,7 @@
 | `CARD.md` | the model card, rendered from the record |
 | `training.json` | the training record: recipe, curves, results, seconds, machine |
 | `heads/<task>.json`, `heads/<task>.safetensors` | one head |
+| `usage.safetensors` | how often the training text used every token and n-gram bucket; only where it was counted |
 
 Nothing is read before its hash is checked, and nothing is unpickled.
 """
@@ -28,11 +29,13 @@ from .integrity import FileEntry, check_files, entry_of, read_schema
 from .storage import is_folder, new_folder, read_json, write_bytes, write_json
 from .student import Head, StudentConfig, check_tensors, from_mapping
 from .tensors import Array, read_tensors, write_tensors
+from .usage import check_usage
 
 __all__ = ["REFERENCE_CHECKPOINT", "SCHEMA", "Checkpoint", "resolve_checkpoint"]
 
 SCHEMA = 2
 REFERENCE_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "reference"
+_USAGE = "usage.safetensors"
 _KEYS = {"schema", "name", "student", "heads", "licence", "provenance", "files"}
 
 
@@ -54,7 +57,10 @@ def resolve_checkpoint(path: str | Path) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Checkpoint:
-    """A trained student with its heads, in memory; tensors are float32."""
+    """A trained student with its heads, in memory; tensors are float32.
+
+    `usage` is what `fieldrun.usage.count_usage` says of the training text, empty where it was not counted.
+    """
 
     name: str
     config: StudentConfig
@@ -64,6 +70,7 @@ class Checkpoint:
     licence: str = "unstated"
     provenance: Mapping[str, Any] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
+    usage: Mapping[str, Array] = field(default_factory=dict)
 
     def validate(self) -> None:
         """Check every shape, value and name; raises `CheckpointError` with the first that is wrong."""
@@ -73,6 +80,7 @@ class Checkpoint:
                 "student: tensor 'pool.weight' holds a negative number, but a pooling score is never negative; "
                 "store absolute values or restore the file"
             )
+        check_usage(self.config, self.usage)
         names = [head.name for head in self.heads]
         if len(set(names)) != len(names):
             raise CheckpointError(f"two heads have the same name: {', '.join(sorted(names))}")
@@ -121,6 +129,7 @@ class Checkpoint:
             raise CheckpointError("student.json: heads must be a list of names")
         wanted = {"student.safetensors", "tokenizer.json", "training.json", "CARD.md"}
         wanted |= {f"heads/{name}.{suffix}" for name in heads for suffix in ("json", "safetensors")}
+        wanted |= {_USAGE} & set(files)
         if set(files) != wanted:
             raise CheckpointError(
                 f"student.json lists other files than a checkpoint has: {sorted(set(files) ^ wanted)}"
@@ -135,6 +144,7 @@ class Checkpoint:
             licence=str(about["licence"]),
             provenance=about["provenance"],
             record=_read_object(folder / "training.json"),
+            usage=dict(read_tensors(folder / _USAGE)) if _USAGE in files else {},
         )
         checkpoint.validate()
         return checkpoint
@@ -156,6 +166,8 @@ class Checkpoint:
             write_bytes(folder / "tokenizer.json", self.tokenizer)
             write_json(folder / "training.json", dict(self.record))
             write_bytes(folder / "CARD.md", render_card(self).encode("utf-8"))
+            if self.usage:
+                write_bytes(folder / _USAGE, write_tensors(dict(self.usage)))
             for head in self.heads:
                 about: dict[str, Any] = {"name": head.name, "kind": head.kind, "labels": list(head.labels)}
                 about |= {"temperature": head.temperature, "about": dict(head.about)}

@@ -18,6 +18,7 @@
     |-- ExportError (8)             a pass that did not do what it says
     |   `-- ParityError (8)         an exported graph that differs from the reference
     |-- EngineError (9)             an engine that cannot run here
+    |   `-- EngineStale (9)         a compiled engine that is not for this machine or bundle
     |-- TextTooLong (10)            a text over the largest bucket with overflow="error"
     |-- StorageError (11)           a file that cannot be written (permission, full disk)
     `-- TrainingError (12)          training that cannot start, resume or finish
@@ -34,6 +35,7 @@ __all__ = [
     "CheckpointError",
     "DatasetError",
     "EngineError",
+    "EngineStale",
     "ExportError",
     "FieldrunError",
     "HeadMismatch",
@@ -100,9 +102,9 @@ class MissingDependency(FieldrunError, ImportError):
 
     exit_code = 3
 
-    def __init__(self, package: str, extra: str) -> None:
+    def __init__(self, package: str, extra: str, command: str | None = None) -> None:
         self.package, self.extra = package, extra
-        super().__init__(f"this needs the package {package!r}: pip install 'fieldrun[{extra}]'")
+        super().__init__(f"this needs the package {package!r}: " + (command or f"pip install 'fieldrun[{extra}]'"))
 
 
 class DatasetError(FieldrunError):
@@ -151,6 +153,18 @@ class EngineError(FieldrunError):
     """An engine that cannot run here; the message says what is missing."""
 
     exit_code = 9
+
+
+class EngineStale(EngineError):
+    """A compiled engine whose key is not this machine's and bundle's; the message names both sides of the difference.
+
+    `differences` maps what differs to (what the engine was built for, what is here).
+    """
+
+    def __init__(self, engine: str, differences: dict[str, tuple[object, object]], remedy: str) -> None:
+        self.differences = differences
+        sides = "; ".join(f"{name} {built}, here {now}" for name, (built, now) in differences.items())
+        super().__init__(f"{engine} was built for {sides}; {remedy}")
 
 
 class TextTooLong(FieldrunError):

@@ -45,8 +45,10 @@ def entry_of(path: Path) -> FileEntry:
     return FileEntry(bytes=path.stat().st_size, sha256=sha256_file(path))
 
 
-def read_schema(path: Path, schema: int, keys: Collection[str], error: type[FieldrunError]) -> dict[str, Any]:
-    """Read the JSON object at `path` and check its schema version and its keys.
+def read_schema(
+    path: Path, schema: int, keys: Collection[str], error: type[FieldrunError], *, optional: Collection[str] = ()
+) -> dict[str, Any]:
+    """Read the JSON object at `path` and check its schema version and its keys; those in `optional` may be missing.
 
     Raises:
         SchemaTooNew: its schema is newer than `schema`.
@@ -67,11 +69,12 @@ def read_schema(path: Path, schema: int, keys: Collection[str], error: type[Fiel
             f"{path} has schema {value['schema']}, this fieldrun reads {schema}: pip install --upgrade fieldrun"
         )
     if 0 < value["schema"] < schema:
-        again = "export the checkpoint again" if error is BundleError else "train again"
+        again = "import it again" if path.name == "encoder.json" else "train again"
+        again = "export the checkpoint again" if error is BundleError else again
         raise error(
             f"{path} has schema {value['schema']}, this fieldrun reads {schema}; {again}, or use the older fieldrun"
         )
-    unknown, missing = sorted(set(value) - set(keys)), sorted(set(keys) - set(value))
+    unknown, missing = sorted(set(value) - set(keys) - set(optional)), sorted(set(keys) - set(value))
     if value["schema"] < 1 or unknown or missing:
         raise error(f"{path}: unknown keys {unknown}, missing keys {missing}, schema {value['schema']}")
     return value
@@ -101,4 +104,5 @@ def _check_file(folder: Path, root: Path, name: str, entry: FileEntry, error: ty
 
 
 def _kind(path: Path) -> str:
-    return "checkpoint" if path.name == "student.json" else "bundle"
+    kinds = {"student.json": "checkpoint", "encoder.json": "encoder checkpoint"}
+    return kinds.get(path.name, "bundle")

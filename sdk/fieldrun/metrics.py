@@ -16,6 +16,7 @@ __all__ = [
     "confusion_matrix",
     "expected_calibration_error",
     "macro_f1",
+    "mean_difference",
     "spearman",
     "wilson_interval",
 ]
@@ -48,6 +49,22 @@ def macro_f1(truth: Sequence[Hashable], predicted: Sequence[Hashable]) -> float:
     hits = np.diagonal(matrix)
     f1 = 2.0 * hits / (matrix.sum(axis=0) + matrix.sum(axis=1))
     return min(1.0, math.fsum(f1.tolist()) / len(labels))
+
+
+def mean_difference(tasks: Sequence[npt.NDArray[np.float64]]) -> tuple[float, float, float]:
+    """Return the mean over tasks of row-wise differences, and its 95 % interval: (mean, low, high).
+
+    Each array holds one task's differences, a number a row; every task counts the same. The interval is +- 1.96
+    standard errors and covers the drawing of these rows.
+
+    Raises:
+        UsageError: there is no task, or a task has no rows.
+    """
+    if not tasks or not all(len(rows) for rows in tasks):
+        raise UsageError("a mean difference needs at least one task, each with rows")
+    value = math.fsum(float(rows.mean()) for rows in tasks) / len(tasks)
+    half = _Z95 * math.sqrt(math.fsum(float(rows.var()) / len(rows) for rows in tasks)) / len(tasks)
+    return value, value - half, value + half
 
 
 def wilson_interval(k: int, n: int) -> tuple[float, float]:

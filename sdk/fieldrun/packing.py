@@ -1,4 +1,6 @@
-"""Packed tensors: int8 matrices that take few different values, stored as codes into a codebook.
+"""Packed tensors: matrices that are stored as something smaller, and opened when a bundle is loaded.
+
+Most are int8 matrices that take few different values, as codes into a codebook.
 
 A matrix `NAME (rows, width) int8` may stand in a bundle's weights in consecutive parts, numbered from 0, each either
 
@@ -7,7 +9,12 @@ A matrix `NAME (rows, width) int8` may stand in a bundle's weights in consecutiv
 | `NAME.rows.<i>` | `(rows_i, width) int8` | the part as it is |
 | `NAME.codes.<i>` | `(rows_i, bytes) uint8` | a code for every d neighbouring numbers of a row |
 | `NAME.codebook.<i>` | `(K, d) int8` | the numbers that a code stands for |
+| `NAME.codes.<i>.rarely`, `NAME.codebook.<i>.rarely` | as above | the other rows of a part that is split |
+| `NAME.often.<i>` | `(ceil(rows_i / 8),) uint8` | a bit for each row of a split part: 1 for those of `NAME.codes.<i>` |
 | `NAME.width` | `(1,) int32` | the matrix's width |
+
+A float matrix may be a tensor mixture (arXiv 2605.25344): `NAME.mixt.<k>`, float16, for k below N, stands for the mean
+over k of I_(2^k) (x) T_k (x) I_(2^(N-1-k)), with (x) the Kronecker product.
 
 A dense `<layer>.weight` stands transposed, a row for each output. A code has ceil(log2 K) bits; a row's codes, their
 number rounded up to a multiple of 8, stand in its bytes from the lowest bit on. What is packed is expanded when a
@@ -22,9 +29,10 @@ import numpy as np
 
 from .tensors import Array
 
-__all__ = ["code_bits", "expand", "pack_codes", "packed_names", "unpack_codes"]
+__all__ = ["code_bits", "expand", "mixture", "pack_codes", "packed_names", "unpack_codes"]
 
 _UNIT = {1: 8, 2: 8, 3: 12, 4: 8, 5: 10, 6: 12, 7: 14, 8: 8}  # bits that are looked up together, whole codes
+_MOST_BRANCHES = 4
 _ROWS = 32768  # packed or expanded at once
 
 
@@ -94,7 +102,8 @@ def _units(groups: Array, bits: int, unit: int) -> Array:
 def packed_names(tensors: Mapping[str, Array]) -> tuple[str, ...]:
     """Return the names of the matrices that `tensors` holds in packed form."""
     names = [name.removesuffix(".width") for name in tensors if name.endswith(".width")]
-    return tuple(name for name in names if f"{name}.codes.0" in tensors or f"{name}.rows.0" in tensors)
+    kinds = ("codes", "rows", "mixt")
+    return tuple(name for name in names if any(f"{name}.{kind}.0" in tensors for kind in kinds))
 
 
 def expand(tensors: Mapping[str, Array]) -> dict[str, Array]:
@@ -106,7 +115,10 @@ def expand(tensors: Mapping[str, Array]) -> dict[str, Array]:
     out = dict(tensors)
     for name in packed_names(tensors):
         width = int(out.pop(f"{name}.width")[0])
-        whole = np.concatenate(_parts(name, width, out)) if width > 0 else np.zeros((0, 0), np.int8)
+        if f"{name}.mixt.0" in out:
+            whole = _mixed(name, width, out)
+        else:
+            whole = np.concatenate(_parts(name, width, out)) if width > 0 else np.zeros((0, 0), np.int8)
         out[name] = np.ascontiguousarray(whole.T) if name.endswith(".weight") else whole
     return {
         name: t.astype(np.float32) if name.endswith("scale") and t.dtype == np.float16 else t for name, t in out.items()
@@ -123,9 +135,60 @@ def _parts(name: str, width: int, tensors: dict[str, Array]) -> Sequence[Array]:
                 raise ValueError(f"{name}.rows.{len(parts)} is not (rows, {width}) int8")
             parts.append(rows)
         elif codes is not None:
-            codebook = tensors.pop(f"{name}.codebook.{len(parts)}", np.zeros(0))
-            if codebook.dtype != np.int8 or codebook.ndim != 2 or 0 in codebook.shape or codes.dtype != np.uint8:
-                raise ValueError(f"{name}.codes.{len(parts)} has no codebook (K, d) int8")
-            parts.append(unpack_codes(codes, codebook, width))
+            often = tensors.pop(f"{name}.often.{len(parts)}", None)
+            part = _opened(name, f"{len(parts)}", codes, width, tensors)
+            if often is not None:
+                rarely = tensors.pop(f"{name}.codes.{len(parts)}.rarely", np.zeros(0))
+                rest = _opened(name, f"{len(parts)}.rarely", rarely, width, tensors)
+                part = _merged(f"{name}.often.{len(parts)}", often, part, rest)
+            parts.append(part)
         else:
             return parts
+
+
+def _opened(name: str, part: str, codes: Array, width: int, tensors: dict[str, Array]) -> Array:
+    codebook = tensors.pop(f"{name}.codebook.{part}", np.zeros(0))
+    if codebook.dtype != np.int8 or codebook.ndim != 2 or 0 in codebook.shape or codes.dtype != np.uint8:
+        raise ValueError(f"{name}.codes.{part} has no codebook (K, d) int8")
+    return unpack_codes(codes, codebook, width)
+
+
+def _merged(name: str, bits: Array, often: Array, rarely: Array) -> Array:
+    """Return the rows of `often` where `bits` says so and those of `rarely` elsewhere, each in their order."""
+    rows = len(often) + len(rarely)
+    if bits.dtype != np.uint8 or bits.shape != (-(-rows // 8),):
+        raise ValueError(f"{name} is not a bit for each of {rows} rows")
+    chosen = np.unpackbits(bits, count=rows, bitorder="little").astype(bool)
+    if int(chosen.sum()) != len(often):
+        raise ValueError(f"{name} chooses {int(chosen.sum())} rows of {len(often)}")
+    out = np.empty((rows, often.shape[1]), np.int8)
+    out[chosen], out[~chosen] = often, rarely
+    return out
+
+
+def _mixed(name: str, width: int, tensors: dict[str, Array]) -> Array:
+    branches: list[Array] = []
+    while (branch := tensors.pop(f"{name}.mixt.{len(branches)}", None)) is not None:
+        branches.append(branch)
+    halved = 2 ** (len(branches) - 1)
+    if len(branches) > _MOST_BRANCHES or any(
+        b.dtype != np.float16 or b.ndim != 2 or b.shape != branches[0].shape or b.shape[1] * halved != width
+        for b in branches
+    ):
+        raise ValueError(f"{name}.mixt is not a mixture of float16 operators for {width} inputs")
+    return mixture(branches)
+
+
+def mixture(branches: Sequence[Array]) -> Array:
+    """Return the matrix `(outputs, inputs)` of the operators T_k `(outputs / 2^(N-1), inputs / 2^(N-1))`.
+
+    float64 if they are, else float32.
+    """
+    count = len(branches)
+    dtype = np.result_type(branches[0].dtype, np.float32)
+    total: Array = np.zeros((), dtype)
+    for k, branch in enumerate(branches):
+        inner = np.eye(2 ** (count - 1 - k), dtype=dtype)
+        total = total + np.kron(np.eye(2**k, dtype=dtype), np.kron(branch.astype(dtype), inner))
+    mean: Array = total / dtype.type(count)
+    return mean

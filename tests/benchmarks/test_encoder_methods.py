@@ -21,7 +21,7 @@ from fieldrun_benchmarks.encoder_methods import PARTS, groups, late
 from fieldrun_benchmarks.encoder_tasks import Limits, Tokens, judge, read_suite, recovered, resampled, summary
 from fieldrun_benchmarks.record import read_record
 from fieldrun_exporters.encoder.model import load_encoder
-from tests.exporters.encoder.conftest import CONFIG, bert_weights, write_bert
+from tests.tiny_bert import CONFIG, bert_weights, write_bert
 from tests.toy import WORDS
 
 

@@ -14,7 +14,7 @@ from fieldrun_benchmarks import ladder, ladder_report
 from fieldrun_benchmarks.record import read_record
 from fieldrun_exporters.recipe import load_recipe
 from tests.benchmarks.test_measure import _Cold, suite
-from tests.toy import TASKS
+from tests.toy import TASKS, WORDS
 
 __all__ = ["suite"]
 
@@ -22,10 +22,12 @@ __all__ = ["suite"]
 @pytest.mark.parametrize("name", [name for name in ladder.LADDER if not name.startswith("cpu-")])
 def test_every_rung_is_a_recipe(tmp_path: Path, name: str) -> None:
     path = tmp_path / "rung.toml"
-    path.write_text(ladder.recipe_text(ladder.LADDER[name], tuned=name.endswith("tuned")))
+    rung = ladder.LADDER[name]
+    path.write_text(ladder.recipe_text(rung))
     recipe = load_recipe(path)
-    assert ("recover" in recipe.passes) == name.endswith("tuned")
-    assert recipe.precision.rules == ladder.LADDER[name]
+    assert ("recover" in recipe.passes) == rung.tuned == name.endswith("tuned")
+    assert recipe.precision.rules == rung.rules
+    assert {site: getattr(recipe.lowrank, site) for site in recipe.lowrank.wanted} == rung.lowrank
     assert recipe.buckets == load_recipe("cpu-int8").buckets
 
 
@@ -37,7 +39,11 @@ def test_the_record_and_its_table(
     monkeypatch.setattr(ladder_report, "WORKLOADS", tuple(TASKS))
     arguments = ["--data", suite, "--work", tmp_path / "work", "--checkpoint", toy_checkpoint, "--rounds", 3]
     record = tmp_path / "ladder.json"
-    options = [str(a) for a in (*arguments, "-o", record, "--only", "palette16", "--only", "palette4")]
+    domain_texts = [f"good film {a} {b}\tgood" for a in WORDS[:12] for b in WORDS[:12]]
+    (suite / "mood" / "train.tsv").write_text("\n".join(["text\tlabel", *domain_texts]) + "\n", "utf-8")
+    options = [
+        str(a) for a in (*arguments, "-o", record, "--only", "palette16", "--only", "palette4", "--domain", "mood")
+    ]
     result = CliRunner().invoke(ladder.main, options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     rungs = read_record(record, "ladder")["rungs"]
@@ -46,7 +52,7 @@ def test_the_record_and_its_table(
     for name, rung in rungs.items():
         bundle = Bundle.load(tmp_path / "work" / name.replace(" ", "-"))
         assert rung["bytes"] == bundle.total_bytes()
-        assert rung["precision"] == ladder.LADDER[name]
+        assert rung["precision"] == ladder.LADDER[name].rules
         for task, entry in rung["tasks"].items():
             lost = rungs["fp32"]["tasks"][task]["accuracy"] - entry["accuracy"]
             assert rung["drop"]["tasks"][task]["difference"] == pytest.approx(lost, abs=1e-5)
@@ -54,6 +60,10 @@ def test_the_record_and_its_table(
         assert rung["mean_accuracy"] == pytest.approx(mean)
         assert set(rung["latency"]) == set(TASKS)
     assert rungs["int8"]["latency"]["mood"]["to_int8"] == 1
+    domain = read_record(record, "ladder")["domains"]["mood"]
+    assert domain["bytes"] < rungs["palette16"]["bytes"]
+    assert domain["pruned"]["embedding"]["texts_cut_as_before"] == 1
+    assert "mood's train texts" in ladder_report.TABLES["ladder-domains"](tmp_path)
     monkeypatch.setattr(fieldrun, "export", lambda *_, **__: pytest.fail("a bundle that is there was exported again"))
     assert CliRunner().invoke(ladder.main, options, catch_exceptions=False).exit_code == 0
     lines = ladder_report.TABLES["ladder"](tmp_path).split("\n")

@@ -47,3 +47,40 @@ def texts() -> list[str]:
     """Sixty different texts of 1 to 20 of the toy's words."""
     rng = np.random.default_rng(7)
     return [" ".join(rng.choice(WORDS, size=1 + i % 20)) + f" {i}" for i in range(60)]
+
+
+GRAPH_RECIPE = """
+schema = 1
+passes = {passes}
+[precision]
+{precision}
+[buckets]
+batches = {batches}
+lengths = {lengths}
+[parity]
+min_cosine = {min_cosine}
+max_abs = {max_abs}
+max_bucket_gap = {max_bucket_gap}
+"""
+
+
+@pytest.fixture(scope="session")
+def encoder_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Write a recipe for encoders and foreign graphs with small buckets; keywords replace its lines."""
+    folder = tmp_path_factory.mktemp("recipes")
+
+    def write(kind: str, **changes: object) -> Path:
+        lines: dict[str, object] = {
+            "passes": '["fold", "int8"]' if kind == "int8" else '["fold"]',
+            "precision": 'tables = "int8"\ndense = "int8"' if kind == "int8" else "",
+            "batches": [1, 4],
+            "lengths": [8, 32],
+            "min_cosine": 0.98 if kind == "int8" else 0.99999,
+            "max_abs": 0.5 if kind == "int8" else 1e-4,
+            "max_bucket_gap": 0.1 if kind == "int8" else 1e-5,
+        }
+        path = folder / f"{kind}-{len(list(folder.iterdir()))}.toml" if changes else folder / f"{kind}.toml"
+        path.write_text(GRAPH_RECIPE.format(**(lines | changes)), "utf-8")
+        return path
+
+    return write

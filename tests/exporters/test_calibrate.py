@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from fieldrun.errors import CheckpointError, ExportError, InputTextError
 from fieldrun.reference import forward, pad_ids
 from fieldrun.tensors import Array
-from fieldrun_exporters.calibrate import SHIPPED_TEXT, choose_texts, input_ranges, tokenize
+from fieldrun_exporters.calibrate import SHIPPED_TEXT, CalibrationText, choose_texts, input_ranges, tokenize
+from fieldrun_exporters.passes.fold import fold
 from tests.toy import toy_checkpoint
 
 TOY = toy_checkpoint()
+FOLDED = fold(TOY)[0]
 
 
 def test_the_shipped_sample_is_enough_for_the_shipped_recipes() -> None:
@@ -41,6 +43,22 @@ def test_texts_are_distinct_in_order_and_spread(numbers: list[int], count: int) 
     if len(places) > 1:
         gaps = np.diff([*places, len(different)])
         assert gaps.max() - gaps.min() <= 2
+
+
+def test_every_fourth_text_is_held_back_and_no_pass_sees_it() -> None:
+    texts = CalibrationText([f"text {i}" for i in range(100)], 80)
+    assert len(texts.chosen) == 80
+    assert texts.held_back
+    assert len(texts.proof) == 20
+    assert "text 0" in texts.proof, "a small bucket needs the shortest"
+    assert not set(texts.proof) & {*texts.calibration, *texts.learning(1000)}
+    assert {*texts.proof, *texts.calibration} == set(texts.chosen)
+    assert {*texts.proof, *texts.learning(1000)} == {f"text {i}" for i in range(100)}
+    few = CalibrationText([f"text {i}" for i in range(20)], 80)
+    assert few.chosen == few.proof == few.calibration == few.learning(1000)
+    assert not few.held_back
+    with pytest.raises(InputTextError, match="must be a list of strings"):
+        CalibrationText("one text", 80)
 
 
 @pytest.mark.parametrize(
@@ -68,16 +86,16 @@ def test_ranges_are_percentiles_of_what_the_layers_take() -> None:
     inputs: dict[str, list[Array]] = {"mixer": [], "hidden": [], "field": []}
     for ids in sequences:  # one by one, where input_ranges takes batches
         forward(TOY.config, TOY.tensors, pad_ids([ids]), record=lambda name, x: inputs[name].append(x.ravel()))
-    largest = input_ranges(TOY, sequences, 100)
+    largest = input_ranges(FOLDED, sequences, 100)
     assert set(largest) == {"mixer", "hidden", "mean", "output", "pairs"}
     means = [x.reshape(-1, TOY.config.pooled)[:, : TOY.config.mixer_width] for x in inputs["hidden"]]
     assert largest["mean"] == pytest.approx(np.abs(np.concatenate(means)).max(), rel=1e-5)
     for name, recorded in (("mixer", "mixer"), ("hidden", "hidden"), ("output", "field")):
         values = np.abs(np.concatenate(inputs[recorded]))
         assert largest[name] == pytest.approx(values.max(), rel=1e-5)
-        assert input_ranges(TOY, sequences, 99)[name] == pytest.approx(np.percentile(values, 99), rel=1e-4)
+        assert input_ranges(FOLDED, sequences, 99)[name] == pytest.approx(np.percentile(values, 99), rel=1e-4)
     with pytest.raises(ExportError, match="at least 16"):
-        input_ranges(TOY, sequences[:15], 100)
+        input_ranges(FOLDED, sequences[:15], 100)
 
 
 def test_ranges_of_a_student_without_some_layers() -> None:
@@ -91,7 +109,7 @@ def test_ranges_of_a_student_without_some_layers() -> None:
     for changes, layers in students:
         toy = toy_checkpoint(1, **changes)
         sequences = [rng.integers(1, toy.config.vocab_size, size=n).tolist() for n in range(1, 20)]
-        ranges = input_ranges(toy, sequences, 100)
+        ranges = input_ranges(fold(toy)[0], sequences, 100)
         assert set(ranges) == layers
         if not toy.config.hidden:
             assert ranges["output"] >= ranges.get("mean", 0), "the output takes mean and maximum together"

@@ -18,7 +18,7 @@ from fieldrun.dataset import Dataset, read_tsv
 from fieldrun.errors import DatasetError, ExportError, UnknownName, UsageError
 from fieldrun.reference import forward, head_logits, pad_ids
 from fieldrun.storage import read_json
-from fieldrun_exporters.calibrate import choose_texts, tokenize
+from fieldrun_exporters.calibrate import CalibrationText, choose_texts, tokenize
 from fieldrun_exporters.drop import check_drop
 from fieldrun_exporters.export import _passes
 from fieldrun_exporters.passes.fold import fold
@@ -54,7 +54,7 @@ def test_the_numpy_form_is_what_engines_run(toy_checkpoint: Path, tmp_path: Path
     report = fieldrun.export(toy_checkpoint, tmp_path / "bundle", recipe=path)
     source = Checkpoint.load(toy_checkpoint)
     ids = tokenize(source, choose_texts(None, 512), 24)
-    _, deployed, _ = _passes(source, load_recipe(path), ids, None, lambda *_: None)
+    _, _, deployed, _ = _passes(source, load_recipe(path), CalibrationText(None, 512), lambda *_: None)
     with fieldrun.load(report.path, engine="numpy") as model:
         encoding = model.encode(choose_texts(None, 512)[:40])
     found = outputs(deployed, ids[:40])

@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 import fieldrun
-from fieldrun.bundle import Bundle
+from fieldrun.bundle import Bundle, Network
 from fieldrun.checkpoint import Checkpoint
 from fieldrun.errors import MissingDependency
 from fieldrun.reference import forward, head_logits, pad_ids, pair_features
@@ -165,6 +165,7 @@ def test_padding_is_zero_without_a_mask(
     recipe = write_recipe(int8=int8, min_cosine=0.9, max_abs=5)
     fieldrun.export(tmp_path / "c", tmp_path / "b", recipe=recipe, calibration=texts)
     manifest = Bundle.load(tmp_path / "b").manifest
+    assert isinstance(manifest.network, Network)
     first: dict[int, Array] = {}
     for bucket in manifest.buckets:
         # one position more than tokens: the last window of two reaches over the end

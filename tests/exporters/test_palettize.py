@@ -26,7 +26,7 @@ from tests.exporters import conftest
 from tests.exporters.test_passes import FOLDED, IDS, SHAPES, deployed_y
 from tests.toy import toy_checkpoint
 
-PALETTES = ("int4", "palette16", "palette8x2", "palette16x4", "palette256")
+PALETTES = ("int4", "palette16", "palette8x2", "palette16x4", "palette256", "palette16:30%+palette4x4")
 
 
 def decibels(before: Array, after: Array) -> float:
@@ -56,7 +56,7 @@ def test_kmeans_finds_what_is_there() -> None:
     assert np.abs(found[:, None] - truth).sum(-1).min(0).max() < 0.2
 
 
-@pytest.mark.parametrize("value", PALETTES)
+@pytest.mark.parametrize("value", PALETTES[:-1])
 def test_scales_follow_their_rows(value: str) -> None:
     palette = Palette.of(value)
     assert palette is not None
@@ -109,6 +109,45 @@ def test_what_is_stored_opens_to_what_was_made() -> None:
     assert len(np.unique(deployed.tensors["hidden.weight"])) <= 8
 
 
+def test_a_split_gives_its_better_palette_to_the_rows_that_are_used_most() -> None:
+    folded = FOLDED[0]
+    assert folded.usage is not None
+    deployed = made(0, {"tables": "int8", "offset0": "palette64:25%+palette2"})
+    start, stop = folded.blocks["offset0"]
+    rows = stop - start
+    number = list(folded.blocks).index("offset0")
+    often = np.unpackbits(deployed.packed[f"table.often.{number}"], count=rows, bitorder="little").astype(bool)
+    most = np.argsort(-folded.usage[start:stop], kind="stable")[: rows // 4]
+    padding = 0
+    assert set(np.flatnonzero(often)) == {*most.tolist(), padding}
+    before, after = folded.tensors["table"][start:stop], deployed.tensors["table"][start:stop].astype(np.float32)
+    after *= deployed.tensors["table.scale"][start:stop, None]
+    assert decibels(before[often], after[often]) > decibels(before[~often], after[~often]) + 10
+    for own in (often, ~often):
+        assert len(np.unique(deployed.tensors["table"][start:stop][own])) <= 64
+    opened = expand(deployed.stored())
+    np.testing.assert_array_equal(opened["table"], deployed.tensors["table"])
+    stored = sum(t.nbytes for name, t in deployed.packed.items() if f".{number}" in name)
+    codes = often.sum() * 2 * 6 + (~often).sum() * 2 * 1  # 16 numbers a row: two groups of eight codes
+    assert stored == codes + 64 + 2 + -(-rows // 8)
+
+
+def test_a_split_without_counts_is_refused() -> None:
+    folded = dataclasses.replace(FOLDED[0], usage=None)
+    with pytest.raises(ExportError, match=r"needs to know how often rows are used, .* distill it again"):
+        palettize(folded, folded, Precision({"tables": "palette64:25%+palette4"}))
+
+
+def test_what_is_used_more_counts_more_for_a_codebook() -> None:
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([rng.standard_normal((400, 8)), rng.uniform(-3, 3, (400, 8))]).astype(np.float32)
+    usage = np.repeat([10_000, 0], 400)
+    palette = Palette(entries=8, dims=1)
+    plain, used = cluster(rows, palette), cluster(rows, palette, usage=usage)
+    assert decibels(rows[:400], used.values()[:400]) > decibels(rows[:400], plain.values()[:400])
+    assert decibels(rows[400:], used.values()[400:]) < decibels(rows[400:], plain.values()[400:])
+
+
 def test_the_report_says_what_became_of_each_part() -> None:
     folded = FOLDED[0]
     rules = {"tables": "palette64x2", "hidden": "int4"}
@@ -156,6 +195,7 @@ RECIPE = (
         ('["fold", "palettize"]', 'tables = "palette256x4"\nhidden = "palette32"\noutput = "palette8x2"'),
         ('["fold", "fp16"]', 'default = "fp16"'),
         ('["fold", "fp16", "palettize"]', 'tables = "int4"\nhidden = "fp16"'),
+        ('["fold", "palettize"]', 'default = "palette32"\ntables = "palette64:20%+palette64x2"'),
     ],
 )
 def test_every_engine_opens_what_was_exported(
@@ -230,6 +270,13 @@ def test_rules_go_from_the_part_to_its_kind_to_the_default() -> None:
         ({"tables": "palette257"}, "a palette has 2 to 256 entries"),
         ({"tables": "palette16x3"}, "of 1, 2, 4, 8 numbers"),
         ({"tables": "palette"}, "must be one of"),
+        ({"tables": "palette16+palette4"}, "a split is two palettes and the share of rows"),
+        ({"tables": "palette16:0%+palette4"}, "a split is two palettes and the share of rows"),
+        ({"tables": "palette16:100%+palette4"}, "a split is two palettes and the share of rows"),
+        ({"tables": "int8:20%+palette4"}, "a split is two palettes and the share of rows"),
+        ({"tables": "palette300:20%+palette4"}, "a palette has 2 to 256 entries"),
+        ({"hidden": "palette16:20%+palette4"}, "precision.hidden: only blocks of the table"),
+        ({"default": "palette16:20%+palette4"}, "precision.default: only blocks of the table"),
     ],
 )
 def test_rules_that_make_no_sense_are_refused(rules: dict[str, object], message: str) -> None:

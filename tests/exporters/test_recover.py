@@ -15,7 +15,9 @@ from fieldrun.errors import ExportError, MissingDependency, RecipeError
 from fieldrun.reference import pad_ids
 from fieldrun.tensors import read_tensors
 from fieldrun_exporters.passes import recover as module
+from fieldrun_exporters.passes.mixt import mixt
 from fieldrun_exporters.passes.recover import recover
+from fieldrun_exporters.precision import Precision
 from fieldrun_exporters.recipe import Recover, load_recipe
 from fieldrun_exporters.simulate import field_errors, outputs
 from tests.exporters.test_drop import sequences
@@ -34,11 +36,29 @@ def one_thread() -> None:
 
 @pytest.mark.parametrize("index", range(len(SHAPES)))
 def test_the_torch_form_is_the_numpy_form(index: int) -> None:
-    deployed = made(index, {"tables": "palette16x2", "output": "palette16"})
+    rules = {"tables": "palette16x2", "offset0": "palette16:40%+palette4x2", "ngrams": "int8", "output": "palette16"}
+    deployed = made(index, rules if FOLDED[index].blocks.keys() >= {"ngrams"} else {"tables": "palette16x2"})
     ids = [s for s in sequences(5) if len(s) == 7] + [list(range(1, 8))]
     with torch.no_grad():
-        field = module._Network(torch, deployed).field(pad_ids(ids)).numpy()
-    np.testing.assert_allclose(field, outputs(deployed, ids)[:, : deployed.network.field_dim], atol=1e-5)
+        field = module._Network(torch, deployed).output(pad_ids(ids)).numpy()
+    np.testing.assert_allclose(field, outputs(deployed, ids), atol=1e-5)
+
+
+def test_the_operators_of_a_mixture_are_tuned() -> None:
+    folded = FOLDED[0]
+    deployed, _ = mixt(folded, Precision({"mixer": "mixt2", "output": "mixt2"}))
+    ids = sequences(5)[:4]
+    with torch.no_grad():
+        output = module._Network(torch, deployed).output(pad_ids(ids)).numpy()
+    np.testing.assert_allclose(output, outputs(deployed, ids), atol=1e-5)
+    result, report = recover(deployed, folded, sequences(1, 600), PLAN)
+    unseen = sequences(2, 200)
+    before, after = (np.square(outputs(form, unseen) - outputs(folded, unseen)).mean() for form in (deployed, result))
+    assert after < 0.8 * before
+    assert report.changed["field"]["recovered"] > 0.1
+    assert result.tensors["table"] is folded.tensors["table"] or np.array_equal(
+        result.tensors["table"], folded.tensors["table"]
+    )
 
 
 def test_unseen_texts_come_nearer() -> None:
@@ -65,7 +85,7 @@ def test_unseen_texts_come_nearer() -> None:
 
 def test_what_cannot_be_recovered_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     deployed = made(0, RULES)
-    with pytest.raises(ExportError, match="there is no palette to tune"):
+    with pytest.raises(ExportError, match="there is no palette or mixture to tune"):
         recover(FOLDED[0], FOLDED[0], sequences(1, 600), PLAN)
     with pytest.raises(ExportError, match="511 texts are too few; give at least 512"):
         recover(deployed, FOLDED[0], sequences(1, 511), PLAN)

@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import fieldrun
-from fieldrun.bundle import Bundle
+from fieldrun.bundle import Bundle, Network
 from fieldrun.cli import main
 from fieldrun.dataset import Dataset
 from fieldrun.errors import ExportError, OutputExists, UsageError
 from fieldrun.storage import read_json
 from fieldrun_exporters import search as module
+from fieldrun_exporters import search_space
 from fieldrun_exporters.passes.int8 import int8
 from fieldrun_exporters.passes.palettize import palettize
 from fieldrun_exporters.precision import Precision
 from fieldrun_exporters.search import search
+from fieldrun_exporters.search_front import front_plot
+from fieldrun_exporters.search_space import Space
 from fieldrun_exporters.simulate import field_errors, outputs
 from tests.exporters.test_drop import rows, sequences
 from tests.exporters.test_passes import FOLDED
@@ -37,8 +41,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def space(tmp_path: Path, index: int = 0) -> Any:
-    state = module._State(tmp_path, {"test": index})
-    return module._Space(FOLDED[index], sequences(4), state, lambda *_: None)
+    return Space(FOLDED[index], sequences(4), tmp_path, lambda *_: None, None)
 
 
 def built(index: int, rules: dict[str, str]) -> Any:
@@ -61,6 +64,9 @@ def test_a_candidate_is_what_the_passes_make(tmp_path: Path, index: int) -> None
         assert found.size(levels) == deployed.nbytes(), rules
         error = 1 - field_errors(expected, outputs(deployed, ids)[:, :dim])["mean_cosine"]
         assert found.error(levels) == pytest.approx(error, abs=2e-4), rules
+        judged = found.deployed(levels)
+        assert judged.tensors.keys() >= {name for name in deployed.tensors if name != "pairs.weight_scale"}
+        np.testing.assert_allclose(outputs(judged, ids), outputs(deployed, ids), atol=0.05)
 
 
 def test_the_front_is_one(tmp_path: Path) -> None:
@@ -118,7 +124,8 @@ def test_a_killed_search_goes_on(
     with pytest.raises(Killed):
         search(small, tmp_path / "out", data=rows, max_bytes=10**9, progress=killer)
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(module, "cluster", lambda *_: pytest.fail("what was clustered is clustered again"))
+    for name in ("cluster", "cluster_block"):
+        monkeypatch.setattr(search_space, name, lambda *_: pytest.fail("what was clustered is clustered again"))
     (folder,) = (tmp_path / "out.work").iterdir()
     done = len(read_json(folder / "state.json")["values"])
     assert done >= 2
@@ -134,6 +141,53 @@ def test_a_killed_search_goes_on(
     again = search(small, tmp_path / "new", data=rows, max_bytes=10**9, work=tmp_path / "out.work", seed=1)
     assert other.read_bytes() == b"somebody else's"
     assert again.front[-1]["weights_bytes"] > 0
+
+
+def by_width(bundle: Path, texts: Any) -> float:
+    """A device on which a text takes as many microseconds as a position has features."""
+    assert len(texts) > 1
+    return float(width(bundle))
+
+
+def width(bundle: Path) -> int:
+    network = Bundle.load(bundle).manifest.network
+    assert isinstance(network, Network)
+    return network.width
+
+
+def test_a_limit_of_latency_takes_the_largest_shape_that_keeps_to_it(
+    small: Path, tmp_path: Path, rows: dict[str, Dataset]
+) -> None:
+    report = search(small, tmp_path / "out", data=rows, max_latency_us=15.0, timer=by_width)
+    widths = [shape["width"] for shape in report.shapes]
+    assert [shape["latency_us"] for shape in report.shapes] == widths == sorted(widths, reverse=True)
+    assert width(report.path) == max(shape["width"] for shape in report.shapes if shape["width"] <= 15)
+    assert report.chosen == len(report.front) - 1, "without a limit of size nothing is saved on bytes"
+    assert report.shapes[0]["field_error"] == pytest.approx(0, abs=1e-6)
+    assert report.shapes[-1]["field_error"] > 0
+    again = fieldrun.export(small, tmp_path / "again", recipe=report.recipe)
+    assert Bundle.load(again.path).manifest.files == Bundle.load(report.path).manifest.files
+    svg = (tmp_path / "out" / "front.svg").read_text()
+    assert svg.count("<circle") == sum("accuracy" in p for p in report.front) + len(report.shapes)
+    with pytest.raises(ExportError, match=r"no shape is that fast here: the smallest takes 8\.0 us"):
+        search(small, tmp_path / "no", data=rows, max_latency_us=1, timer=by_width)
+    with pytest.raises(UsageError, match="needs a timer"):
+        search(small, tmp_path / "no", data=rows, max_latency_us=1)
+
+
+def test_the_plot_shows_what_was_judged() -> None:
+    accuracy = {"mean_drop": 0.5, "ci95": [0.1, 0.9]}
+    points: list[dict[str, Any]] = [{"bytes": 8e6, "accuracy": accuracy}, {"bytes": 9e6}, {"bytes": 16e6}]
+    points[2]["accuracy"] = accuracy
+    text = front_plot(points, 2, [])
+    root = ElementTree.fromstring(text)
+    circles = root.findall("{http://www.w3.org/2000/svg}circle")
+    assert [c.get("class") for c in circles] == ["dot", "chosen"]
+    assert float(circles[0].get("cx", "0")) < float(circles[1].get("cx", "0"))
+    assert "orange" in root.get("aria-label", "")
+    assert front_plot(points, 2, []) == text
+    one = front_plot([points[0]], 0, [{"latency_us": 20.0, "accuracy": accuracy}])
+    assert one.count("<circle") == 2
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,47 @@ def test_reference_runs_without_an_extra(bare: Path, home: Path) -> None:
     assert again == answer
 
 
+def _interpreter(version: str) -> Path | None:
+    """An interpreter of `version` that runs: on the path, else one of pyenv's."""
+    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    found = [shutil.which(f"python{version}"), *sorted(root.glob(f"{version}.*/bin/python{version}"))]
+    for candidate in (str(path) for path in found if path):
+        command = [candidate, "-c", "import sys, venv; print('%d.%d' % sys.version_info[:2])"]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)  # pyenv's shims may refuse
+        if ended.stdout.strip() == version:
+            return Path(candidate)
+    return None
+
+
+def test_the_oldest_python_runs_every_engine(wheel: Path, repository: Path, home: Path, tmp_path: Path) -> None:
+    """Python 3.10 is JetPack 6's, and there ONNX Runtime ends at 1.23: the constraints have what is installed."""
+    python = _interpreter("3.10")
+    if python is None:
+        pytest.skip("no Python 3.10 on this machine")
+    programs = tmp_path / "venv" / "bin"
+    subprocess.run([python, "-m", "venv", tmp_path / "venv"], check=True, capture_output=True)
+    constraints = repository / ".ci" / "constraints.txt"
+    install: list[str | Path] = [
+        programs / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-compile",
+        "--constraint",
+        constraints,
+    ]
+    for what in ([wheel], ["--no-deps", "onnxruntime"]):  # what it depends on is for its tools, and large
+        subprocess.run([*install, *what], check=True, capture_output=True)
+    assert len(json.loads(_run(programs / "python", "-W", "error", "-c", IMPORT_EVERYTHING, home=home))) > 20
+    engines = ["numpy", "onnxruntime", *(["native"] if shutil.which("cc") else [])]
+    for engine in engines:
+        report = json.loads(_run(programs / "fieldrun", "verify", "--engine", engine, "--json", home=home))
+        assert (report["passed"], report["engine"]) == (True, engine)
+    facts = json.loads(_run(programs / "fieldrun", "doctor", "--json", home=home))
+    assert facts["python"].startswith("3.10.")
+
+
 def test_plain_text_needs_no_tokenizers(bare: Path, home: Path) -> None:
     script = "import fieldrun, sys; m = fieldrun.load(); m.predict_all([{!r}]); print('tokenizers' in sys.modules)"
     assert _run(bare / "python", "-c", script.format("a great film"), home=home).strip() == "False"

@@ -42,8 +42,10 @@ LAYERS = {
     "face": _layer("contract face numpy tokenizers click", "distill exporters runtimes benchmarks rich"),
     "distill": _layer("contract distill numpy tokenizers tomli torch transformers", "rich"),
     "exporters": _layer("contract exporters numpy tokenizers tomli onnx", "onnxruntime rich torch"),
-    "runtimes": _layer("contract runtimes numpy tokenizers", "onnxruntime"),
-    "benchmarks": _layer("contract benchmarks numpy tokenizers click", "rich"),
+    "runtimes": _layer("contract runtimes numpy tokenizers", "cuda onnxruntime"),
+    "benchmarks": _layer(
+        "contract benchmarks numpy tokenizers click", "jinja2 markupsafe matplotlib mlperf_loadgen rich"
+    ),
     "demo": _layer("contract benchmarks demo face numpy tokenizers click", "rich"),
     "measure": _layer("contract benchmarks face runtimes numpy tokenizers click"),
     "study": _layer("contract benchmarks study face distill exporters numpy tokenizers click torch"),
@@ -68,13 +70,19 @@ def layer_of(module: str, contracts: frozenset[str]) -> str:
         return "distill" if rest[0] == "distill" else "face"
     if module in tuple(f"fieldrun_benchmarks.{name}" for name in ("demo", "fit_heads", "peers")):
         return "demo"
-    if module == "fieldrun_benchmarks.measure":  # it times the engines one by one
+    if module in (
+        "fieldrun_benchmarks.gpu",
+        "fieldrun_benchmarks.measure",
+        "fieldrun_benchmarks.our_subjects",
+    ):  # they time the engines one by one
         return "measure"
     if module in (
         "fieldrun_benchmarks.an1",
         "fieldrun_benchmarks.encoder_methods",
         "fieldrun_benchmarks.encoder_tasks",
         "fieldrun_benchmarks.ladder",
+        "fieldrun_benchmarks.rank_order",
+        "fieldrun_benchmarks.tensorrt_build",
         "fieldrun_benchmarks.trials",
     ):  # they train or export, so they need what that does
         return "study"

@@ -387,7 +387,7 @@ def test_an_unknown_engine_lists_the_known_ones(toy_bundle: Path, name: Any) -> 
     with pytest.raises(UnknownName, match="known: auto, native, null, numpy, onnxruntime") as caught:
         fieldrun.load(toy_bundle, engine=name)
     assert caught.value.exit_code == 2
-    assert set(ENGINES) == {"native", "null", "numpy", "onnxruntime"}
+    assert set(ENGINES) == {"native", "null", "numpy", "onnxruntime", "tensorrt", "tensorrt-rtx"}
 
 
 def test_telemetry_is_off_before_onnxruntime_is_imported(toy_bundle: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from fieldrun.errors import BundleError, InputTextError, TextTooLong, UnknownName
 from fieldrun_runtimes.tokenization import OVERFLOWS, TextTokenizer, check_texts
@@ -151,3 +152,20 @@ def test_the_padding_and_truncation_of_the_file_are_ignored() -> None:
     tokenizer.enable_truncation(4)
     tokens = TextTokenizer(tokenizer.to_str().encode("utf-8"), 8, "truncate")(["a good film", "rain"]).tokens
     assert tokens == [5, 3]
+
+
+@pytest.mark.parametrize("single", ["[CLS] $A", "$A [SEP]", "[CLS] [CLS] $A [SEP]", "$A"])
+def test_windows_keep_whatever_frame_the_tokenizer_has(single: str) -> None:
+    tokenizer = toy_tokenizer()
+    tokenizer.normalizer = None  # only the Rust tokenizer knows this one
+    special = [("[CLS]", CLS), ("[SEP]", SEP)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
+    first, last = (part.count("[") for part in single.split("$A"))
+    text = " ".join(WORDS[:20])
+    inner = tokenizer.encode(text, add_special_tokens=False).ids
+    room = 8 - first - last
+    cut = TextTokenizer(tokenizer.to_str().encode("utf-8"), 8, "truncate")([text])
+    assert cut.ids == [[CLS] * first + inner[:room] + [SEP] * last]
+    windows = TextTokenizer(tokenizer.to_str().encode("utf-8"), 8, "window")([text])
+    want = [inner[k : k + room] for k in range(0, len(inner), room)]
+    assert windows.ids == [[CLS] * first + part + [SEP] * last for part in want]

@@ -17,10 +17,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 import fieldrun
-from fieldrun.bundle import Bundle, TaskSpec
+from fieldrun.bundle import Bundle, TaskSpec, seal
 from fieldrun.cli import main
 from fieldrun.errors import IntegrityError, StorageError
 from fieldrun.storage import sha256_file
+from fieldrun_benchmarks.record import read_record
 
 TEXTS = ["a film to remember", "nothing works", "who wrote it ?"]
 PAIRS = [("it rains", "it is wet"), ("a", "b")]
@@ -129,6 +130,42 @@ def test_info_and_tasks(toy_bundle: Path) -> None:
 def test_verify_passes(toy_bundle: Path) -> None:
     assert lines(call("verify", toy_bundle, "--engine", "numpy", "--json"))[0]
     assert call("verify", toy_bundle, "--engine", "numpy").stdout
+
+
+def test_verify_writes_a_record_with_what_the_machine_is(toy_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "records"
+    result = call("verify", toy_bundle, "--engine", "numpy", "--record", folder, "--json")
+    (path,) = folder.iterdir()
+    assert path.name == "verify-toy-numpy.json"
+    assert str(path) in result.stderr
+    record, (report,) = read_record(path, "verify"), lines(result)
+    assert {key: record[key] for key in report if key != "path"} == {k: v for k, v in report.items() if k != "path"}
+    assert record["sha256"] == json.loads((toy_bundle / "manifest.json").read_text())["sha256"]
+    assert str(tmp_path) not in path.read_text()
+    machine = record["conditions"]["machine"]
+    assert {"device", "board", "nvidia", "container", "cpu", "memory"} == set(machine)
+    assert record["conditions"]["packages"]["numpy"]
+
+
+def test_a_record_of_a_bundle_that_differs_says_so(toy_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
+    golden = json.loads((folder / "golden.json").read_text())
+    golden["fields"][0][0] += 1
+    (folder / "golden.json").write_text(json.dumps(golden))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    size = (folder / "golden.json").stat().st_size
+    manifest["files"]["golden.json"] = {"bytes": size, "sha256": sha256_file(folder / "golden.json")}
+    (folder / "manifest.json").write_text(json.dumps(seal(manifest)))
+    call("verify", folder, "--engine", "numpy", "--record", tmp_path / "records", code=8)
+    record = read_record(tmp_path / "records" / "verify-toy-numpy.json", "verify")
+    assert record["passed"] is False
+    assert record["max_abs_field"] > 0.5
+
+
+def test_a_record_s_folder_is_made_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = call("verify", tmp_path / "nowhere", "--record", tmp_path / "file", code=StorageError.exit_code)
+    assert "cannot make the folder" in result.stderr
 
 
 def test_doctor_loads_the_bundle(toy_bundle: Path, tmp_path: Path) -> None:

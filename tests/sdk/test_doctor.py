@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from fieldrun import doctor
+from fieldrun.doctor import installed
+from fieldrun.doctor.cpu import int8_instructions
 
 X86 = """\
 processor\t: 0
@@ -82,6 +84,15 @@ def test_arm() -> None:
     assert cpu.features == ("asimd", "asimddp", "asimdhp", "fphp")
 
 
+def test_int8_instructions() -> None:
+    assert int8_instructions(doctor.parse_cpuinfo(X86).features) == {
+        "vnni": True, "amx": False, "dotprod": False, "i8mm": False
+    }  # fmt: skip
+    arm = int8_instructions(doctor.parse_cpuinfo(ORIN).features)
+    assert arm == {"vnni": False, "amx": False, "dotprod": True, "i8mm": False}
+    assert int8_instructions(()) is None
+
+
 def test_features_are_those_of_every_core() -> None:
     cpu = doctor.parse_cpuinfo(BIG_LITTLE)
     assert cpu == doctor.Cpu(model="Cortex-A76 + Cortex-A53", features=("asimd",), processors=2)
@@ -143,14 +154,22 @@ def test_requirements_of_an_extra() -> None:
     assert doctor.parse_requirements(REQUIRES, "absent") == []
 
 
+HOST = {"kind": None, "compute_capability": None, "jetpack_series": None}
+NO_GPU = {"gpu": False, "driver_library": False, "tensorrt": None, "tensorrt_rtx": None}
+
+
 def test_missing_engine_names_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(util, "find_spec", lambda _: None)
-    native, numpy, ort = doctor.engines()
+    native, numpy, ort, *gpu = doctor.engines(HOST, NO_GPU, None)
     assert (native["name"], native["ready"], native["version"]) == ("native", False, None)
     assert "install gcc" in native["command"]
-    assert (numpy["name"], numpy["ready"], numpy["command"]) == ("numpy", True, None)
+    assert (numpy["name"], numpy["ready"], numpy["reason"], numpy["command"]) == ("numpy", True, None, None)
     assert (ort["name"], ort["ready"], ort["version"]) == ("onnxruntime", False, None)
     assert ort["command"] == "pip install 'fieldrun[ort]'"
+    assert [engine["name"] for engine in gpu] == ["onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
+    assert {(engine["ready"], engine["reason"], engine["command"]) for engine in gpu} == {
+        (False, "no NVIDIA GPU on this machine", None)
+    }
 
 
 def test_extras_from_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +181,7 @@ def test_extras_from_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(metadata, "metadata", lambda _: About())
     monkeypatch.setattr(metadata, "requires", lambda _: REQUIRES)
-    monkeypatch.setattr(doctor, "_version", versions.get)
+    monkeypatch.setattr(installed, "version", lambda *names: next(filter(None, map(versions.get, names)), None))
     monkeypatch.setattr(util, "find_spec", lambda _: object())
     dev, export, ort = doctor.extras()
     assert dev == {
@@ -188,4 +207,5 @@ def test_this_machine() -> None:
     assert json.loads(json.dumps(facts)) == facts
     assert facts["python"] == platform.python_version()
     assert 1 <= facts["cpu"]["allowed"] <= facts["cpu"]["processors"]
+    assert len(facts["cpu"]["allowed_cpus"]) == facts["cpu"]["allowed"]
     assert facts["packages"]["numpy"]

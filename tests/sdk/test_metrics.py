@@ -17,6 +17,7 @@ from fieldrun.metrics import (
     confusion_matrix,
     expected_calibration_error,
     macro_f1,
+    mean_difference,
     spearman,
     wilson_interval,
 )
@@ -216,3 +217,18 @@ def test_confidences_are_probabilities() -> None:
     for p, bins in ((1.5, 15), (-0.1, 15), (0.5, 0)):
         with pytest.raises(UsageError, match="within 0 and 1"):
             expected_calibration_error([p], [1], bins=bins)
+
+
+def test_the_mean_difference_of_one_task_is_the_normal_interval() -> None:
+    rows = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], size=500, p=[0.1, 0.7, 0.2])
+    mean, low, high = mean_difference([rows])
+    assert mean == pytest.approx(rows.mean())
+    assert high - mean == pytest.approx(mean - low) == pytest.approx(1.96 * rows.std() / np.sqrt(500), rel=1e-3)
+
+
+def test_tasks_count_the_same_whatever_their_rows() -> None:
+    mean, low, high = mean_difference([np.ones(10), np.zeros(1000)])
+    assert (mean, low, high) == (0.5, 0.5, 0.5)
+    for wrong in ([], [np.zeros(0)]):
+        with pytest.raises(UsageError, match="each with rows"):
+            mean_difference(wrong)

@@ -103,3 +103,33 @@ def test_parts_that_do_not_fit_are_named(change: dict[str, Array | None], messag
     stored = {name: tensor for name, tensor in (packed_table() | change).items() if tensor is not None}
     with pytest.raises(ValueError, match=message):
         expand(stored)
+
+
+@given(rows=st.integers(1, 40), seed=st.integers(0, 99))
+def test_the_rows_of_a_split_part_come_back_in_their_places(rows: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    often = rng.random(rows) < 0.4
+    books = [rng.integers(-127, 128, shape).astype(np.int8) for shape in ((16, 1), (4, 2))]
+    codes = [
+        rng.integers(0, 16, (int(often.sum()), 8)).astype(np.uint8),
+        rng.integers(0, 4, (int((~often).sum()), 4)).astype(np.uint8),
+    ]
+    stored = {
+        "table.codes.0": pack_codes(codes[0], 4),
+        "table.codebook.0": books[0],
+        "table.codes.0.rarely": pack_codes(codes[1], 2),
+        "table.codebook.0.rarely": books[1],
+        "table.often.0": np.packbits(often, bitorder="little"),
+        "table.width": np.array([8], np.int32),
+    }
+    table = expand(stored)["table"]
+    np.testing.assert_array_equal(table[often], books[0][codes[0]].reshape(-1, 8))
+    np.testing.assert_array_equal(table[~often], books[1][codes[1]].reshape(-1, 8))
+    for wrong, message in (
+        (np.zeros(7, np.uint8), "is not a bit for each"),
+        (np.packbits(~often, bitorder="little"), "chooses"),
+    ):
+        if wrong.shape == stored["table.often.0"].shape and often.sum() * 2 == rows:
+            continue
+        with pytest.raises(ValueError, match=message):
+            expand(stored | {"table.often.0": wrong})

@@ -23,25 +23,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fieldrun.errors import CheckpointError
-from fieldrun.storage import is_folder
-from fieldrun.student import check_tensors
-from fieldrun.tensors import Array
+from fieldrun.errors import CheckpointError, SchemaTooNew
+from fieldrun.integrity import FileEntry, check_files, entry_of, read_schema
+from fieldrun.storage import is_folder, new_folder, write_bytes, write_json
+from fieldrun.student import check_tensors, from_mapping
+from fieldrun.tensors import Array, read_tensors, write_tensors
 
 from .gelu import gelu
 from .huggingface import read_licence, read_pooling, read_settings, read_weights, source_hashes
 
-__all__ = ["MAPS", "Encoder", "EncoderConfig", "forward", "load_encoder"]
+__all__ = ["ENCODER_FILE", "MAPS", "Encoder", "EncoderConfig", "forward", "load_encoder"]
+
+ENCODER_FILE = "encoder.json"
+"""What tells the folder of an encoder checkpoint; `encoder.safetensors` and `tokenizer.json` are beside it."""
 
 MAPS = ("query", "key", "value", "attention", "up", "down")
 """The dense maps of a layer, each with a weight and a bias."""
 
+_SCHEMA = 1
+_KEYS = {"schema", "encoder", "licence", "provenance", "files"}
 POOLINGS = ("mean", "cls")
 _MASKED = np.float32(-1e30)  # finite: a row of padding alone must not become NaN
 
@@ -143,6 +149,61 @@ class Encoder:
         """Return the number of all parameters."""
         return sum(tensor.size for tensor in self.tensors.values())
 
+    @classmethod
+    def load(cls, path: str | Path) -> Encoder:
+        """Read and check the encoder checkpoint in the folder `path`, as `save` writes it.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, has another hash, or a tensor is wrong.
+            SchemaTooNew: it was written by a newer fieldrun.
+        """
+        folder = Path(path)
+        if not is_folder(folder):
+            raise CheckpointError(f"no encoder checkpoint at {folder}: give a folder made by 'fieldrun import-encoder'")
+        try:
+            about = read_schema(folder / ENCODER_FILE, _SCHEMA, _KEYS, CheckpointError)
+            if not isinstance(about["files"], dict) or not isinstance(about["provenance"], dict):
+                raise CheckpointError(f"{ENCODER_FILE}: files and provenance must be objects")
+            files = {n: FileEntry.from_dict(n, e, CheckpointError) for n, e in about["files"].items()}
+            if set(files) != {"encoder.safetensors", "tokenizer.json"}:
+                raise CheckpointError(f"{ENCODER_FILE} lists other files than an encoder has: {sorted(files)}")
+            config = from_mapping(EncoderConfig, about["encoder"], f"{ENCODER_FILE}: encoder")
+            check_files(folder, files, CheckpointError)
+            stored = read_tensors(folder / "encoder.safetensors")
+            encoder = cls(
+                config=config,
+                tensors={name: tensor.astype(np.float32) for name, tensor in stored.items()},
+                tokenizer=(folder / "tokenizer.json").read_bytes(),
+                licence=str(about["licence"]),
+                provenance=about["provenance"],
+            )
+            encoder.validate()
+        except SchemaTooNew:
+            raise
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"encoder checkpoint {folder}: {error}; restore it or import it again") from error
+        return encoder
+
+    def save(self, path: str | Path) -> None:
+        """Write the encoder checkpoint to the new folder `path`, whole or not at all.
+
+        A tensor is stored as float16 where that loses nothing, as after an import of float16 weights.
+
+        Raises:
+            CheckpointError: it is not valid.
+            OutputExists, StorageError: `path` is taken or cannot be written.
+        """
+        self.validate()
+        with np.errstate(over="ignore"):
+            halves = {name: tensor.astype(np.float16) for name, tensor in self.tensors.items()}
+        stored = {n: halves[n] if np.array_equal(halves[n], tensor) else tensor for n, tensor in self.tensors.items()}
+        with new_folder(Path(path)) as folder:
+            write_bytes(folder / "encoder.safetensors", write_tensors(stored))
+            write_bytes(folder / "tokenizer.json", self.tokenizer)
+            files = {name: entry_of(folder / name).to_dict() for name in ("encoder.safetensors", "tokenizer.json")}
+            about: dict[str, Any] = {"schema": _SCHEMA, "encoder": asdict(self.config), "licence": self.licence}
+            write_json(folder / ENCODER_FILE, about | {"provenance": dict(self.provenance), "files": files})
+
 
 def load_encoder(folder: str | Path, *, pooling: str | None = None, normalize: bool | None = None) -> Encoder:
     """Read a Hugging Face folder of the BERT family: `config.json`, safetensors weights, `tokenizer.json`.
@@ -203,12 +264,14 @@ def forward(encoder: Encoder, ids: Array, hook: Callable[[str, Array], None] | N
     blocked = np.where(mask, np.float32(0), _MASKED)[:, None, None, :]
 
     def dense(name: str, x: Array) -> Array:
-        return x @ tensors[f"{name}.weight"] + tensors[f"{name}.bias"]
+        y: Array = x @ tensors[f"{name}.weight"] + tensors[f"{name}.bias"]
+        return y
 
     def norm(name: str, x: Array) -> Array:
         centred = x - x.mean(-1, keepdims=True)
         deviation = np.sqrt(np.square(centred).mean(-1, keepdims=True) + np.float32(config.epsilon))
-        return centred / deviation * tensors[f"{name}.weight"] + tensors[f"{name}.bias"]
+        y: Array = centred / deviation * tensors[f"{name}.weight"] + tensors[f"{name}.bias"]
+        return y
 
     def split(x: Array) -> Array:
         return x.reshape(batch, length, config.heads, -1).transpose(0, 2, 1, 3)

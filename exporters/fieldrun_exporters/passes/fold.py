@@ -100,9 +100,19 @@ def fold(checkpoint: Checkpoint) -> tuple[Deployed, PassReport]:
         parameters=checkpoint.parameters(),
     )
     before = sum(t.nbytes for t in weights.values()) + sum(h.weight.nbytes + h.bias.nbytes for h in checkpoint.heads)
-    deployed = Deployed(network=network, tensors=tensors, blocks=names)
+    deployed = Deployed(network=network, tensors=tensors, blocks=names, usage=_usage(checkpoint))
     changed = {
         "table": {"rows": rows, "width": config.width, "blocks": len(blocks)},
         "output": {"columns": tensors["output.weight"].shape[1], "heads": len(singles)},
     }
     return deployed, PassReport(name="fold", bytes_before=before, bytes_after=deployed.nbytes(), changed=changed)
+
+
+def _usage(checkpoint: Checkpoint) -> Array | None:
+    """Return how often each of the table's rows was used; the blocks of a window see the same tokens."""
+    if not checkpoint.usage:
+        return None
+    blocks = [checkpoint.usage["tokens"]] * len(checkpoint.config.offsets)
+    blocks += [checkpoint.usage["ngrams"]] if checkpoint.config.ngrams else []
+    counts: Array = np.concatenate(blocks).astype(np.int64)
+    return counts

@@ -4,6 +4,9 @@ A row (a column, of a dense matrix) has a scale of its own, and what is clustere
 rows would spoil a codebook that all rows share. `palette16` clusters single numbers; `palette256x4` clusters runs of
 four neighbouring numbers, which is worth more at two bits a number than any choice of four single values (product
 quantization, Jegou et al. 2011). `int4` is the palette of the 15 evenly spaced values -7..7.
+`palette64:20%+palette256x8` gives the fifth of the rows that texts use most six bits a number and the rest one: nine
+tenths of a text's words are in that fifth, as the checkpoint's counts say, and a codebook is made for the rows as often
+as they are used.
 
 The codebook's entries are rounded to int8, so that the matrix is an int8 matrix with one scale a row and stays exactly
 that when a bundle is opened: the graphs and the kernels of the int8 recipe run it as it is.
@@ -22,9 +25,9 @@ from fieldrun.packing import code_bits, expand, pack_codes, unpack_codes
 from fieldrun.tensors import Array
 
 from ..deployed import Deployed, PassReport
-from ..precision import Palette, Precision
+from ..precision import Palette, Precision, Split, palettes
 
-__all__ = ["Clustered", "cluster", "int8_rows", "kmeans", "lloyd", "palettize"]
+__all__ = ["Block", "Clustered", "cluster", "cluster_block", "int8_rows", "kmeans", "lloyd", "palettize"]
 
 _SAMPLE = 1_000_000  # numbers that a codebook is made from
 _STEPS = 15
@@ -56,6 +59,18 @@ class Clustered:
         return values
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Block:
+    """A block of the table: `steps (rows, width) int8` of `scale (rows,) float16`, and what is stored of it.
+
+    `stored` has the names of `fieldrun.packing` without the table's and the part's number: `codes`, `codes.rarely`.
+    """
+
+    steps: Array
+    scale: Array
+    stored: Mapping[str, Array]
+
+
 def palettize(deployed: Deployed, folded: Deployed, precision: Precision, seed: int = 0) -> tuple[Deployed, PassReport]:
     """Put palettes in place of the parts that `precision` says.
 
@@ -71,38 +86,36 @@ def palettize(deployed: Deployed, folded: Deployed, precision: Precision, seed: 
     tensors = dict(deployed.tensors)
     packed: dict[str, Array] = {}
     changed: dict[str, Mapping[str, Any]] = {}
-    palettes = {part: Palette.of(precision.of(part)) for part in (*deployed.blocks, *deployed.dense())}
-    if any(palettes[block] for block in deployed.blocks):
+    wanted = {part: precision.of(part) for part in (*deployed.blocks, *deployed.dense())}
+    if any(palettes(wanted[block]) for block in deployed.blocks):
         table, scale = folded.tensors["table"], np.empty(len(folded.tensors["table"]), np.float16)
         steps = np.empty(table.shape, np.int8)
         stored: dict[str, Array] = {"table.width": np.array([table.shape[1]], np.int32)}
         padding = int(folded.tensors["rows.base"][list(deployed.blocks).index("offset0")])
         for number, (block, (start, stop)) in enumerate(deployed.blocks.items()):
-            palette, rows = palettes[block], table[start:stop]
-            if palette is None:
-                steps[start:stop], scale[start:stop] = int8_rows(rows)
-                stored[f"table.rows.{number}"] = steps[start:stop]
-            else:
-                found = cluster(rows, palette, seed, padding - start if start <= padding < stop else None)
-                stored[f"table.codes.{number}"], stored[f"table.codebook.{number}"] = found.packed(), found.codebook
-                steps[start:stop], scale[start:stop] = found.steps(), found.scale
-            changed[block] = _facts(block, rows, steps[start:stop], scale[start:stop], palette, stored, number)
+            usage = None if folded.usage is None else folded.usage[start:stop]
+            even = padding - start if start <= padding < stop else None
+            found = cluster_block(table[start:stop], wanted[block], seed, even, usage)
+            own = {_numbered(name, number): tensor for name, tensor in found.stored.items()}
+            stored |= own
+            steps[start:stop], scale[start:stop] = found.steps, found.scale
+            changed[block] = _facts(block, table[start:stop], found.steps, found.scale, wanted[block], own)
         tensors |= {"table": steps, "table.scale": scale.astype(np.float32)}
         packed |= stored
     for layer in deployed.dense():
-        palette, name = palettes[layer], f"{layer}.weight"
+        palette, name = Palette.of(wanted[layer]), f"{layer}.weight"
         if palette is not None:
             weight = np.ascontiguousarray(folded.tensors[name].T)
-            found = cluster(weight, palette, seed)
-            stored = {f"{name}.codes.0": found.packed(), f"{name}.codebook.0": found.codebook}
-            changed[layer] = _facts(layer, weight, found.steps(), found.scale, palette, stored, 0)
+            dense = cluster(weight, palette, seed)
+            stored = {f"{name}.codes.0": dense.packed(), f"{name}.codebook.0": dense.codebook}
+            changed[layer] = _facts(layer, weight, dense.steps(), dense.scale, wanted[layer], stored)
             tensors |= {
-                name: np.ascontiguousarray(found.steps().T),
-                f"{name}_scale": found.scale.astype(np.float32),
+                name: np.ascontiguousarray(dense.steps().T),
+                f"{name}_scale": dense.scale.astype(np.float32),
             }
             packed |= stored | {f"{name}.width": np.array([weight.shape[1]], np.int32)}
     result = replace(deployed, tensors=tensors, packed=packed)
-    if not any(palettes.values()) or result.nbytes() >= folded.nbytes():
+    if not any(map(palettes, wanted.values())) or result.nbytes() >= folded.nbytes():
         raise ExportError("palettize: nothing became a palette; check the recipe's precision")
     opened = expand(result.stored())
     wrong = [name for name in tensors if not np.array_equal(opened[name], tensors[name])]
@@ -111,6 +124,55 @@ def palettize(deployed: Deployed, folded: Deployed, precision: Precision, seed: 
     return result, PassReport(
         name="palettize", bytes_before=deployed.nbytes(), bytes_after=result.nbytes(), changed=changed
     )
+
+
+def _numbered(name: str, number: int) -> str:
+    """Return the stored name of a block's tensor: `codes.rarely` of part 3 is `table.codes.3.rarely`."""
+    kind, _, rest = name.partition(".")
+    return f"table.{kind}.{number}" + (f".{rest}" if rest else "")
+
+
+def cluster_block(rows: Array, precision: str, seed: int, even: int | None, usage: Array | None) -> Block:
+    """Return a block of the table at a precision that a table may have beside others: int8, a palette, or a split.
+
+    Args:
+        rows: the block, `(rows, width) float32`.
+        precision: as a recipe spells it.
+        seed: of the samples that codebooks are made from.
+        even: the number of the padding's row, None if the block has none.
+        usage: how often texts use each row, `(rows,)`; None where it is not known.
+
+    Raises:
+        ExportError: a split of rows whose use is not known.
+    """
+    split, whole = Split.of(precision), Palette.of(precision)
+    if split is None and whole is None:
+        steps, scale = int8_rows(rows)
+        return Block(steps=steps, scale=scale, stored={"rows": steps})
+    if whole is not None:
+        found = cluster(rows, whole, seed, even, usage)
+        return Block(
+            steps=found.steps(), scale=found.scale, stored={"codes": found.packed(), "codebook": found.codebook}
+        )
+    assert split is not None  # one of the three
+    if usage is None:
+        raise ExportError(
+            f"palettize: {precision!r} needs to know how often rows are used, and the checkpoint has no counts "
+            "(usage.safetensors); distill it again, or give all rows one palette"
+        )
+    order = np.argsort(-usage.astype(np.int64), kind="stable")
+    chosen = np.zeros(len(rows), bool)
+    chosen[order[: max(1, len(rows) * split.percent // 100)]] = True
+    if even is not None:
+        chosen[even] = True  # the padding's row is said exactly, wherever codebooks are better
+    steps, scale = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float16)
+    stored: dict[str, Array] = {"often": np.packbits(chosen, bitorder="little")}
+    for name, mask, palette in (("", chosen, split.often), (".rarely", ~chosen, split.rarely)):
+        own = int(mask[:even].sum()) if even is not None and mask[even] else None
+        found = cluster(rows[mask], palette, seed, own, usage[mask])
+        stored |= {f"codes{name}": found.packed(), f"codebook{name}": found.codebook}
+        steps[mask], scale[mask] = found.steps(), found.scale
+    return Block(steps=steps, scale=scale, stored=stored)
 
 
 def int8_rows(rows: Array) -> tuple[Array, Array]:
@@ -125,19 +187,14 @@ def _facts(
     before: Array,
     steps: Array,
     scale: Array,
-    palette: Palette | None,
+    precision: str,
     stored: Mapping[str, Array],
-    number: int,
 ) -> dict[str, Any]:
     """Return bytes and error of a part, and prove that a palette is one: as many values as its codebook has."""
     if not np.isfinite(scale).all():
         raise ExportError(f"palettize: a row of {name!r} needs a scale beyond float16; keep it in fp32 or int8")
-    own = [tensor for key, tensor in stored.items() if key.endswith(f".{number}")]
-    facts: dict[str, Any] = {
-        "weights": int(before.size),
-        "bytes_before": before.nbytes,
-        "bytes_after": sum(tensor.nbytes for tensor in own) + scale.nbytes,
-    }
+    after = sum(tensor.nbytes for tensor in stored.values()) + scale.nbytes
+    facts: dict[str, Any] = {"weights": int(before.size), "bytes_before": before.nbytes, "bytes_after": after}
     error = norm = 0.0
     for start in range(0, len(before), _CHUNK // 8):
         part = slice(start, start + _CHUNK // 8)
@@ -145,18 +202,26 @@ def _facts(
         error += float(np.square(values - before[part]).sum(dtype=np.float64))
         norm += float(np.square(before[part]).sum(dtype=np.float64))
     facts["relative_error"] = float(np.sqrt(error / norm)) if norm else 0.0
-    if palette is not None:
-        facts |= {"entries": palette.entries, "dims": palette.dims, "bits": code_bits(palette.entries) / palette.dims}
-        if palette.dims == 1 and len(np.unique(steps)) > palette.entries:
+    found = palettes(precision)
+    if found:
+        books = {name.replace(".codebook.", ".codes."): book for name, book in stored.items() if ".codebook." in name}
+        bits = sum(len(stored[name]) * code_bits(len(book)) / book.shape[1] for name, book in books.items())
+        facts |= {"precision": precision, "bits": bits / len(before)}
+        most = sum(palette.entries * palette.dims for palette in found)
+        if len(np.unique(steps)) > most:
             raise ExportError(f"palettize: {name!r} has more values than its palette")
     return facts
 
 
-def cluster(matrix: Array, palette: Palette, seed: int = 0, even: int | None = None) -> Clustered:
+def cluster(
+    matrix: Array, palette: Palette, seed: int = 0, even: int | None = None, usage: Array | None = None
+) -> Clustered:
     """Return `matrix (rows, width) float32` clustered into `palette`; its width need not divide by `palette.dims`.
 
     Codes and scales are found in turns: the nearest entry, then the scale of least squared error. `even` is the number
-    of a row of one negative number, that of the padding, which the codebook must be able to say exactly.
+    of a row of one negative number, that of the padding, which the codebook must be able to say exactly. With `usage
+    (rows,)` a row counts for the codebook by the square root of how often it is used: what is never met counts little,
+    and the few words that are met all the time do not have it to themselves.
     """
     d = palette.dims
     width = matrix.shape[1]
@@ -168,7 +233,7 @@ def cluster(matrix: Array, palette: Palette, seed: int = 0, even: int | None = N
         scale = peak / (half * (127 // half))
     else:
         scale = np.sqrt(np.square(rows, dtype=np.float64).mean(1)).astype(np.float32)
-        codebook = _codebook(rows, scale, palette, seed)
+        codebook = _codebook(rows, scale, palette, seed, usage)
         largest = np.abs(codebook).max() or np.float32(1)
         codebook = np.rint(codebook * (127 / largest))
         if even is not None and palette.dims > 1:
@@ -211,11 +276,15 @@ def _best_scale(rows: Array, codes: Array, codebook: Array) -> Array:
     return np.maximum(out, 0)
 
 
-def _codebook(rows: Array, scale: Array, palette: Palette, seed: int) -> Array:
+def _codebook(rows: Array, scale: Array, palette: Palette, seed: int, usage: Array | None) -> Array:
     """Return the codebook `(K, d) float32` of a sample of the scaled rows."""
     rng = np.random.default_rng(seed)
     wanted = min(len(rows), -(-_SAMPLE // rows.shape[1]))
-    chosen = np.sort(rng.choice(len(rows), wanted, replace=False))
+    if usage is None:
+        chosen = np.sort(rng.choice(len(rows), wanted, replace=False))
+    else:
+        weight = np.sqrt(usage + 0.5)
+        chosen = np.sort(rng.choice(len(rows), wanted, p=weight / weight.sum()))
     chosen = chosen[scale[chosen] > 0] if (scale[chosen] > 0).any() else chosen
     vectors = (rows[chosen] / np.where(scale[chosen] > 0, scale[chosen], 1)[:, None]).reshape(-1, palette.dims)
     if palette.dims == 1:

@@ -1,10 +1,13 @@
-"""Recover: tune the codebooks of palettes so that the fields come back, codes left as they are.
+"""Recover: tune the codebooks of palettes and the operators of mixtures so that the fields come back.
+
+Codes are left as they are.
 
 Only centroids move (arXiv 2603.17917, section on centroid tuning): the gradient of an entry is the sum over the weights
 that share it. The loss is the field regression of the distillation, against the fields of the same student in float32,
 on real texts without labels. Entries are rounded to int8 steps at the end: rounded in every step, with a gradient that
 passes through, they left the fields farther than they were. A table's codebooks alone are tuned where there are any:
-what a dense palette's entries gain is less than the step that they are rounded to.
+what a dense palette's entries gain is less than the step that they are rounded to. The operators of a tensor mixture
+start far from the layer that they stand for and are always tuned, in float32 (arXiv 2605.25344).
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["recover"]
 
 _LEAST_TEXTS = 512
+_OPERATOR_RATE = 0.03  # of the learning rate: steps of a codebook are 127 to its largest entry
 _HELD_OUT = 256  # texts that tell what was won, and are not learnt from
 
 
@@ -43,7 +47,7 @@ def recover(
     """Return `deployed` with tuned codebooks, and what the fields of held-out texts gained.
 
     Args:
-        deployed: with at least one palette.
+        deployed: with at least one palette or mixture.
         folded: the student in float32, whose fields are the target.
         sequences: token ids of real texts, `_LEAST_TEXTS` or more; some, drawn, are held out.
         plan: steps, texts a step, rate, seed.
@@ -51,14 +55,14 @@ def recover(
 
     Raises:
         MissingDependency: torch is not installed.
-        ExportError: there is no palette, there are too few texts, or the fields are no nearer than before.
+        ExportError: there is nothing to tune, there are too few texts, or the fields are no nearer than before.
     """
     try:
         import torch
     except ImportError as error:
         raise MissingDependency("torch", "distill") from error
     if not deployed.packed:
-        raise ExportError("recover: there is no palette to tune; list 'palettize' before it, or leave it out")
+        raise ExportError("recover: there is no palette or mixture to tune; list its pass before it, or leave it out")
     if len(sequences) < _LEAST_TEXTS:
         raise ExportError(
             f"recover: {len(sequences)} texts are too few; give at least {_LEAST_TEXTS}, better thousands"
@@ -66,12 +70,18 @@ def recover(
     dim = folded.network.field_dim
     order = np.random.default_rng(plan.seed).permutation(len(sequences))  # texts of one source stand together
     shuffled = [sequences[i] for i in order]
-    target = outputs(folded, shuffled)[:, :dim]
+    answers = outputs(folded, shuffled)
+    target = answers[:, :dim]
     train, held = shuffled[:-_HELD_OUT], shuffled[-_HELD_OUT:]
     before = field_errors(target[-_HELD_OUT:], outputs(deployed, held)[:, :dim])
     network = _Network(torch, deployed)
-    optimizer = torch.optim.Adam(network.tuned_codebooks(), lr=plan.learning_rate)
-    spread = float(target.std()) ** 2
+    groups = [{"params": network.tuned_codebooks(), "share": 1.0}]
+    groups += [{"params": list(network.operators.values()), "share": _OPERATOR_RATE}]
+    optimizer = torch.optim.Adam([group for group in groups if group["params"]], lr=plan.learning_rate)
+    spread, spread_of_logits = (
+        float(target.std()) ** 2,
+        float(answers[:, dim:].std()) ** 2 if answers.shape[1] > dim else 1,
+    )
     rng = np.random.default_rng(plan.seed)
     lengths = np.array([len(ids) for ids in train])
     for step in range(plan.steps):
@@ -82,12 +92,16 @@ def recover(
         start = int(rng.integers(0, len(near) - plan.batch + 1))
         rows = near[start : start + plan.batch]
         wanted = torch.from_numpy(target[rows])
-        field = network.field(pad_ids([train[i] for i in rows]))
+        output = network.output(pad_ids([train[i] for i in rows]))
+        field = output[:, :dim]
         cosine = torch.nn.functional.cosine_similarity(field, wanted)
         loss = torch.nn.functional.mse_loss(field, wanted) / spread + (1 - cosine).mean()
+        if "output.weight.mixt.0" in network.operators:  # its operators make the logits too
+            logits = torch.from_numpy(answers[rows, dim:])
+            loss = loss + torch.nn.functional.mse_loss(output[:, dim:], logits) / spread_of_logits
         rate = 0.5 * (1 + np.cos(np.pi * step / plan.steps))
         for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate * max(rate, 1e-2)
+            group["lr"] = plan.learning_rate * max(rate, 1e-2) * group["share"]
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
@@ -123,7 +137,7 @@ def _opened(deployed: Deployed) -> Deployed:
 
 
 class _Network:
-    """The deployed form in torch, with the codebooks as parameters."""
+    """The deployed form in torch, with codebooks and operators as parameters."""
 
     def __init__(self, torch: Any, deployed: Deployed) -> None:
         self.torch, self.net, self.deployed = torch, deployed.network, deployed
@@ -131,6 +145,11 @@ class _Network:
             name: torch.from_numpy(np.ascontiguousarray(tensor.astype(np.float32)))
             for name, tensor in deployed.tensors.items()
             if name != "table"
+        }
+        self.operators = {
+            name: torch.tensor(tensor.astype(np.float32), requires_grad=True)
+            for name, tensor in deployed.packed.items()
+            if ".mixt." in name and not name.startswith("pairs.")
         }
         self.codebooks: dict[str, Any] = {}
         self.codes: dict[str, Array] = {}
@@ -140,25 +159,38 @@ class _Network:
                 stored = name.replace(".codebook.", ".codes.")
                 self.codes[name] = _numbers(deployed.packed[stored], code_bits(len(tensor)))
         self.table = deployed.tensors["table"]
-        self.parts = [
-            (start, stop, f"table.codebook.{number}") for number, (start, stop) in enumerate(deployed.blocks.values())
-        ]
+        self.owners = ["", *(name for name in self.codebooks if name.startswith("table."))]
+        self.owner = np.zeros(len(self.table), np.uint8)  # by number, 0 for rows that are int8
+        self.local = np.zeros(len(self.table), np.int64)
+        for number, (start, stop) in enumerate(deployed.blocks.values()):
+            often = deployed.packed.get(f"table.often.{number}")
+            rows = np.arange(start, stop)
+            mask = np.ones(len(rows), bool)
+            if often is not None:
+                mask = np.unpackbits(often, count=len(rows), bitorder="little").astype(bool)
+            for name, own in ((f"table.codebook.{number}", mask), (f"table.codebook.{number}.rarely", ~mask)):
+                if name in self.codebooks:
+                    self.owner[rows[own]] = self.owners.index(name)
+                    self.local[rows[own]] = np.arange(own.sum())
 
     def _look_up(self, rows: Array) -> Any:
         """Return the float rows of the table numbered `rows (n,)`, `(n, width)`."""
         torch = self.torch
         different, place = np.unique(rows, return_inverse=True)
+        owner = self.owner[different]
+        order = np.argsort(owner, kind="stable")
         parts = []
-        for start, stop, name in self.parts:
-            own = different[(different >= start) & (different < stop)]
-            if name in self.codebooks:
-                codes = torch.from_numpy(self.codes[name][own - start].astype(np.int64))
-                values = self.codebooks[name][codes].reshape(len(own), -1)[:, : self.net.width]
+        for number in np.unique(owner):
+            own = different[order[owner[order] == number]]
+            if number:
+                name = self.owners[number]
+                codes = torch.from_numpy(self.codes[name][self.local[own]].astype(np.int64))
+                parts.append(self.codebooks[name][codes].reshape(len(own), -1)[:, : self.net.width])
             else:
-                values = torch.from_numpy(np.asarray(self.table[own], np.float32))
-            parts.append(values)
-        scale = self.tensors["table.scale"][torch.from_numpy(different)]
-        return (torch.cat(parts) * scale[:, None])[torch.from_numpy(place.reshape(-1))]
+                parts.append(torch.from_numpy(np.asarray(self.table[own], np.float32)))
+        scale = self.tensors["table.scale"][torch.from_numpy(different[order])]
+        back = np.argsort(order, kind="stable")[place.reshape(-1)]
+        return (torch.cat(parts) * scale[:, None])[torch.from_numpy(back)]
 
     def tuned_codebooks(self) -> list[Any]:
         """Return the parameters to tune: a table's codebooks, or where it has none those of the dense layers."""
@@ -169,19 +201,31 @@ class _Network:
         name = f"{layer}.weight"
         book = f"{name}.codebook.0"
         weight = self.tensors[name]
+        branches = [self.operators[key] for key in sorted(self.operators) if key.startswith(f"{name}.mixt.")]
+        if branches:
+            return self._mixture(branches).T
         if book in self.codebooks:
             codes = self.torch.from_numpy(self.codes[book].astype(np.int64))
             weight = self.codebooks[book][codes].reshape(len(codes), -1)[:, : weight.shape[0]].T
         scale = self.tensors.get(f"{name}_scale")
         return weight if scale is None else weight * scale
 
+    def _mixture(self, branches: Sequence[Any]) -> Any:
+        """Return the matrix `(outputs, inputs)` of a mixture, as `fieldrun.packing.mixture` does."""
+        torch, count = self.torch, len(branches)
+        parts = [
+            torch.kron(torch.eye(2**k), torch.kron(branch, torch.eye(2 ** (count - 1 - k))))
+            for k, branch in enumerate(branches)
+        ]
+        return sum(parts[1:], parts[0]) / count
+
     def _dense(self, layer: str, x: Any) -> Any:
         y = x @ self._weight(layer)
         bias = self.tensors.get(f"{layer}.bias")
         return y if bias is None else y + bias
 
-    def field(self, ids: Array) -> Any:
-        """Return the fields of `ids (batch, length)`, as `fieldrun_exporters.simulate` does."""
+    def output(self, ids: Array) -> Any:
+        """Return fields and logits of `ids (batch, length)`, as `fieldrun_exporters.simulate` does."""
         torch, net, length = self.torch, self.net, ids.shape[1]
         rows = row_numbers(self.deployed, ids)
         values = self._look_up(rows.reshape(-1)).reshape(*rows.shape, net.width)
@@ -196,14 +240,15 @@ class _Network:
             pooled = torch.cat([mean, pooled], dim=-1)
         if net.hidden:
             pooled = torch.relu(self._dense("hidden", pooled))
-        return self._dense("output", pooled)[:, : net.field_dim]
+        return self._dense("output", pooled)
 
     def tuned(self) -> dict[str, Array]:
-        """Return the codebooks as they are stored."""
-        return {
+        """Return codebooks and operators as they are stored."""
+        books = {
             name: np.clip(np.rint(book.detach().numpy()), -127, 127).astype(np.int8)
             for name, book in self.codebooks.items()
         }
+        return books | {name: t.detach().numpy().astype(np.float16) for name, t in self.operators.items()}
 
 
 def _numbers(packed: Array, bits: int) -> Array:

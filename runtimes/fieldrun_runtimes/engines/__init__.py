@@ -6,19 +6,27 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from fieldrun.bundle import Bundle
-from fieldrun.errors import BundleError, UnknownName
+from fieldrun.bundle import Bundle, GraphNetwork, Network
+from fieldrun.errors import BundleError, EngineError, UnknownName, UsageError
 from fieldrun.packing import expand
 from fieldrun.tensors import Array, read_tensors
 
-__all__ = ["ENGINES", "Engine", "UnpaddedEngine", "map_weights", "open_engine"]
+__all__ = ["ENGINES", "PROVIDERS", "Engine", "UnpaddedEngine", "lookup_network", "map_weights", "open_engine"]
 
 ENGINES = {
     "native": "fieldrun_runtimes.engines.native_engine:NativeEngine",
     "numpy": "fieldrun_runtimes.engines.numpy_engine:NumpyEngine",
     "null": "fieldrun_runtimes.engines.null_engine:NullEngine",
     "onnxruntime": "fieldrun_runtimes.engines.onnxruntime_engine:OnnxRuntimeEngine",
+    "tensorrt": "fieldrun_runtimes.tensorrt.engine:TensorrtEngine",
+    "tensorrt-rtx": "fieldrun_runtimes.tensorrt.engine:TensorrtRtxEngine",
 }
+PROVIDERS = {
+    "cpu": ENGINES["onnxruntime"],
+    "cuda": "fieldrun_runtimes.engines.cuda_provider:CudaEngine",
+    "cuda-graph": "fieldrun_runtimes.engines.cuda_provider:CudaGraphEngine",
+}
+"""What ONNX Runtime runs on."""
 
 
 class Engine(Protocol):
@@ -45,19 +53,32 @@ class UnpaddedEngine(Engine, Protocol):
         ...
 
 
-def open_engine(name: str, bundle: Bundle, threads: int, weights: Mapping[str, Array] | None = None) -> Engine:
+def open_engine(
+    name: str,
+    bundle: Bundle,
+    threads: int,
+    weights: Mapping[str, Array] | None = None,
+    *,
+    provider: str | None = None,
+) -> Engine:
     """Open `bundle` with the engine `name` on `threads` CPU threads.
 
     `weights` are the bundle's, mapped by `map_weights`; two engines that are given the same share one mapping.
+    `provider` is what ONNX Runtime runs on: `"cpu"`, which None means too, `"cuda"` or `"cuda-graph"`.
 
     Raises:
-        UnknownName: no such engine.
+        UnknownName: no such engine or provider.
+        UsageError: a provider for an engine that has none.
         MissingDependency: its package is not installed.
         EngineError: it cannot run here.
     """
     if name not in ENGINES:
         raise UnknownName("engine", name, ("auto", *sorted(ENGINES)))
-    module, _, attribute = ENGINES[name].partition(":")
+    if provider is not None and provider not in PROVIDERS:
+        raise UnknownName("provider", provider, list(PROVIDERS))
+    if provider is not None and name != "onnxruntime":
+        raise UsageError(f"the provider {provider!r} is ONNX Runtime's; use engine='onnxruntime', not {name!r}")
+    module, _, attribute = (ENGINES[name] if provider is None else PROVIDERS[provider]).partition(":")
     engine: Engine = getattr(importlib.import_module(module), attribute)(
         bundle, threads, map_weights(bundle) if weights is None else weights
     )
@@ -65,8 +86,23 @@ def open_engine(name: str, bundle: Bundle, threads: int, weights: Mapping[str, A
 
 
 def map_weights(bundle: Bundle) -> dict[str, Array]:
-    """Map `weights.safetensors` of `bundle` and expand what is packed; `BundleError` when it is not what it says."""
+    """Map `weights.safetensors` of `bundle` and expand what is packed; `BundleError` when it is not what it says.
+
+    Nothing is mapped of a bundle that is nothing but graphs: the engine that runs these maps their weights itself.
+    """
+    if isinstance(bundle.manifest.network, GraphNetwork):
+        return {}
     try:
         return expand(read_tensors(bundle.path / "weights.safetensors"))
     except ValueError as error:
         raise BundleError(f"{bundle.path}: weights.safetensors cannot be used ({error}); copy it again") from error
+
+
+def lookup_network(bundle: Bundle, engine: str) -> Network:
+    """Return the look-up network of `bundle`; `EngineError` when it is a graph, which `engine` does not run."""
+    network = bundle.manifest.network
+    if isinstance(network, GraphNetwork):
+        raise EngineError(
+            f"{bundle.path} is an ONNX graph, which the engine {engine!r} does not run; use engine='onnxruntime'"
+        )
+    return network

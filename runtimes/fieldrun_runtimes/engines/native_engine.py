@@ -21,6 +21,7 @@ from fieldrun.errors import EngineError
 from fieldrun.student import SCORE_FLOOR
 from fieldrun.tensors import Array
 
+from . import lookup_network
 from .numpy_engine import NumpyEngine
 
 __all__ = ["LIBRARY", "NativeEngine", "is_compiled", "load_library"]
@@ -84,11 +85,11 @@ class NativeEngine:
     """Runs any bundle with the compiled library; each thread that calls it has a scratch of its own."""
 
     def __init__(self, bundle: Bundle, threads: int, weights: Mapping[str, Array]) -> None:
+        net = lookup_network(bundle, "native")
         self._library = load_library()
         self._call = self._library.fieldrun_run
         plain = NumpyEngine(bundle, threads, weights)  # checks the weights, and knows the pair heads
         self.run_pairs = plain.run_pairs
-        net = bundle.manifest.network
         self._kept: list[Array] = []  # what the structure points at
         self._net = _Network(
             shifts=len(net.shifts),

@@ -16,6 +16,8 @@ from fieldrun.errors import BundleError
 from fieldrun.student import SCORE_FLOOR
 from fieldrun.tensors import Array
 
+from . import lookup_network
+
 __all__ = ["NumpyEngine"]
 
 _SCORE = "score.weight"
@@ -26,7 +28,7 @@ class NumpyEngine:
 
     def __init__(self, bundle: Bundle, threads: int, weights: Mapping[str, Array]) -> None:
         del threads
-        net = bundle.manifest.network
+        net = lookup_network(bundle, "numpy")
         try:
             self._table, self._scale = weights["table"], weights["table.scale"]
             self._coef = weights["rows.coef"]

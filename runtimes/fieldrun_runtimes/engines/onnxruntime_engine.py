@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from fieldrun.bundle import Bundle
+from fieldrun.bundle import Bundle, GraphNetwork
 from fieldrun.errors import BundleError, EngineError, MissingDependency
 from fieldrun.tensors import Array, read_tensors
 
@@ -46,12 +46,14 @@ class OnnxRuntimeEngine:
         self._dim = network.field_dim
         self._pairs = set(bundle.manifest.pair_graphs.values())
         # one mapping of the table for all sessions: each would map it again, and resident memory would count it again
-        if "table" not in weights:
-            raise BundleError(f"{bundle.path}: weights.safetensors has no table; copy it again")
-        self._rows = weights["table"]
-        self._table = self._ort.OrtValue.ortvalue_from_numpy(self._rows)
+        self._table, self._packed = None, False
+        if not isinstance(network, GraphNetwork):
+            if "table" not in weights:
+                raise BundleError(f"{bundle.path}: weights.safetensors has no table; copy it again")
+            self._rows = weights["table"]
+            self._table = self._ort.OrtValue.ortvalue_from_numpy(self._rows)
+            self._packed = "table.width" in read_tensors(bundle.path / "weights.safetensors")
         self._small = {b.graph for b in bundle.manifest.buckets if b.batch == 1}
-        self._packed = "table.width" in read_tensors(bundle.path / "weights.safetensors")
         self._sessions: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -92,7 +94,7 @@ class OnnxRuntimeEngine:
             options.log_severity_level = 3
             # a batch's buffers are large and its calls rare: give them back instead of keeping an arena per bucket
             options.enable_cpu_mem_arena = graph in self._small
-            if graph not in self._pairs and not self._packed:
+            if self._table is not None and graph not in self._pairs and not self._packed:
                 options.add_initializer("table", self._table)
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             try:

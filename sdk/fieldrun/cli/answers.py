@@ -17,7 +17,7 @@ from .output import note
 if TYPE_CHECKING:
     from fieldrun_runtimes.model import FieldModel
 
-__all__ = ["Answers", "answer", "choose_tasks", "note_dropped"]
+__all__ = ["Answers", "answer", "best_first", "choose_tasks", "json_objects", "note_dropped"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,3 +111,25 @@ def note_dropped(dropped: int, cut: int, total: int) -> None:
     """Say on stderr how many texts were cut, when any was."""
     if cut:
         note(f"{cut} of {total} texts were too long and lost {dropped} tokens; --overflow window reads them whole")
+
+
+def json_objects(answers: Answers, labels: dict[str, tuple[str, ...]], top: int | None) -> Iterator[dict[str, Any]]:
+    """Yield one object per record and task: text, task, label, scores (the `top` best), rejection, tokens, dropped."""
+    for i, record in enumerate(answers.records):
+        for task, names in labels.items():
+            best = best_first(names, answers.scores[task][i])
+            yield {
+                "text": record.value,
+                "task": task,
+                "label": best[0][0],
+                "scores": dict(best[:top]),
+                "rejection": float(str(answers.rejection[task][i])),
+                "tokens": int(answers.tokens[i]),
+                "dropped": int(answers.dropped[i]),
+            }
+
+
+def best_first(names: tuple[str, ...], scores: Any) -> list[tuple[str, float]]:
+    """Return (label, probability), best first; the float has as many digits as the float32 it came from."""
+    order = (-scores).argsort(kind="stable")
+    return [(names[j], float(str(scores[j]))) for j in order]

@@ -51,9 +51,13 @@ def _put(facts: dict[str, Any]) -> None:
         ("python", f"{facts['python']} ({facts['implementation']}, {facts['machine']})"),
         ("platform", facts["platform"]),
         ("device", facts["device"]),
+        *_board(facts["board"]),
+        ("gpu", _gpu(facts["nvidia"])),
+        ("container", facts["container"]),
         ("cpu", cpu["model"] or "unknown"),
         ("cpus", f"{cpu['allowed']} of {cpu['processors']} allowed{limit}"),
         ("features", " ".join(cpu["features"]) or "unknown"),
+        ("int8", _int8(cpu["int8"])),
         ("memory", ", ".join(room) if memory["total_mib"] is not None else "unknown"),
         ("packages", ", ".join(f"{name} {version or 'missing'}" for name, version in facts["packages"].items())),
     ]
@@ -68,7 +72,34 @@ def _put(facts: dict[str, Any]) -> None:
     put(one_line(f"bundle {bundle['path']} {state}{bundle['reason']}"))
 
 
+def _board(board: dict[str, Any]) -> list[tuple[str, str | None]]:
+    named = [board["module"], board["part"], board["soc"]]
+    system = None if board["l4t"] is None else f"Jetson Linux {board['l4t']}"
+    if board["jetpack"] or board["jetpack_series"]:
+        system = f"{system or 'Jetson Linux'}, JetPack {board['jetpack'] or board['jetpack_series']}"
+    mode = board["power_mode"]
+    return [
+        ("module", ", ".join(filter(None, named)) or None),
+        ("system", system),
+        ("power", mode and f"{mode['name']} (mode {'unknown' if mode['id'] is None else mode['id']})"),
+    ]
+
+
+def _gpu(nvidia: dict[str, Any]) -> str | None:
+    named = (("driver", "driver"), ("CUDA", "cuda"), ("TensorRT", "tensorrt"), ("TensorRT-RTX", "tensorrt_rtx"))
+    found = [f"{label} {nvidia[key]}" for label, key in named if nvidia[key]]
+    if not nvidia["gpu"] and not nvidia["driver_library"] and not found:
+        return None
+    return ", ".join(found) or "NVIDIA, versions unknown"
+
+
+def _int8(instructions: dict[str, bool] | None) -> str | None:
+    if instructions is None:
+        return None
+    return " ".join(name for name, there in instructions.items() if there) or "no instructions of its own"
+
+
 def _state(thing: dict[str, Any]) -> tuple[str, str]:
     if not thing["ready"]:
-        return "missing", thing["command"]
+        return "missing", ": ".join(filter(None, (thing.get("reason"), thing["command"])))
     return "ready", thing.get("version") or ", ".join(f"{p} {v}" for p, v in thing.get("packages", {}).items())

@@ -45,6 +45,7 @@ def evaluate(
     confusion: Path | None,
     force: bool,
     engine: str,
+    provider: str | None,
     threads: int,
     overflow: str,
     as_json: bool,
@@ -64,7 +65,7 @@ def evaluate(
     dataset = read_tsv(data)
     predicted: list[str] = []
     dropped = cut = 0
-    with open_model(bundle, engine, threads, overflow) as model, progress() as step:
+    with open_model(bundle, engine, threads, overflow, provider) as model, progress() as step:
         labels, name, used = model.labels(task), model.manifest.name, model.engine
         check_dataset(dataset, task, model.kind(task), labels)
         texts: Sequence[str | tuple[str, str]] = dataset.texts

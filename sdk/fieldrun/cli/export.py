@@ -33,7 +33,10 @@ class _Command(click.Command):
 @click.command(
     cls=_Command,
     short_help="Make a bundle of a checkpoint.",
-    epilog=examples("fieldrun export reference --recipe cpu-int8 -o bundle"),
+    epilog=examples(
+        "fieldrun export reference --recipe cpu-int8 -o bundle",
+        "fieldrun export encoder --recipe encoder-int8 -o bundle",
+    ),
 )
 @click.argument("checkpoint")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle folder to make.")
@@ -62,7 +65,8 @@ def export(
 ) -> None:
     """Export the folder CHECKPOINT to a bundle, and prove it equal to its reference first.
 
-    'reference' is the checkpoint of the repository. A bundle that fails its comparison is not written.
+    'reference' is the checkpoint of the repository. A folder of 'fieldrun import-encoder', or one with a foreign
+    model.onnx and its tokenizer.json, takes the encoder recipes. A bundle that fails its comparison is not written.
     """
     import fieldrun
 

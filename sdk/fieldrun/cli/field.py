@@ -35,6 +35,7 @@ def field(
     dim: int | None,
     force: bool,
     engine: str,
+    provider: str | None,
     threads: int,
     overflow: str,
     as_json: bool,
@@ -49,7 +50,7 @@ def field(
     from .answers import answer, note_dropped
 
     check_output(output, force=force)
-    with open_model(bundle, engine, threads, overflow) as model:
+    with open_model(bundle, engine, threads, overflow, provider) as model:
         longest = model.manifest.network.field_dim
         if dim is not None and dim > longest:
             raise UsageError(f"--dim {dim} is more than the {longest} numbers of a field")

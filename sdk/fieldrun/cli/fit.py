@@ -45,6 +45,7 @@ def fit(
     dev: Path | None,
     force: bool,
     engine: str,
+    provider: str | None,
     threads: int,
     overflow: str,
     as_json: bool,
@@ -67,7 +68,7 @@ def fit(
     datasets = [read_tsv(path) for path in data]
     _check_kinds(datasets)
     held_out = None if dev is None else read_tsv(dev)
-    with open_model(bundle, engine, threads, overflow) as model, progress() as step:
+    with open_model(bundle, engine, threads, overflow, provider) as model, progress() as step:
         if name in model.tasks and not (force and name in model.attached):
             how = "add --force to replace it" if name in model.attached else "choose another name"
             raise NameTaken(f"{bundle} answers a task {name!r} already; {how}")

@@ -25,8 +25,13 @@ COMMANDS = {
     "verify": "fieldrun.cli.verify:verify",
     "fit": "fieldrun.cli.fit:fit",
     "export": "fieldrun.cli.export:export",
+    "import-encoder": "fieldrun.cli.import_encoder:import_encoder",
     "search": "fieldrun.cli.search:search",
+    "build": "fieldrun.cli.build:build",
+    "cache": "fieldrun.cli.cache:cache",
     "distill": "fieldrun.cli.distill:distill",
+    "bench": "fieldrun.cli.bench:bench",
+    "report": "fieldrun.cli.report:report",
     "doctor": "fieldrun.cli.doctor:doctor",
 }
 """Every command, in the order of the help, with the place of its function."""

@@ -11,7 +11,7 @@ from fieldrun.errors import InputTextError
 
 from .output import note
 
-__all__ = ["BATCH", "Record", "read_batches"]
+__all__ = ["BATCH", "Record", "read_batches", "record_of"]
 
 BATCH = 256
 """At most so many texts are answered at once: answers come early and memory stays flat."""
@@ -53,7 +53,7 @@ def read_batches(texts: tuple[str, ...], pairs: tuple[tuple[str, str], ...], *, 
         batch: list[Record] = []
         for where, text in chunk:
             try:
-                batch.append(_record(where, text, paired))
+                batch.append(record_of(where, text, paired))
             except InputTextError:
                 if batch:
                     yield batch
@@ -68,7 +68,8 @@ def read_batches(texts: tuple[str, ...], pairs: tuple[tuple[str, str], ...], *, 
         raise InputTextError("no texts: give them as arguments, or one per line on stdin")
 
 
-def _record(where: str, given: Given, paired: bool) -> Record:
+def record_of(where: str, given: Given, paired: bool) -> Record:
+    """Return the record of a text or, with `paired`, of `a<TAB>b`; `InputTextError` names `where` it is from."""
     if isinstance(given, bytes):
         try:
             given = given.decode("utf-8")

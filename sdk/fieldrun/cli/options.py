@@ -49,7 +49,7 @@ def bundle_argument(*, default: str | None = None) -> Callable[[F], F]:
 
 
 def runtime_options(function: F) -> F:
-    """Add `--engine`, `--threads` and `--overflow`."""
+    """Add `--engine`, `--provider`, `--threads` and `--overflow`."""
     function = click.option(
         "--overflow",
         type=click.Choice(["truncate", "window", "error"]),
@@ -61,23 +61,24 @@ def runtime_options(function: F) -> F:
 
 
 def engine_options(function: F) -> F:
-    """Add `--engine` and `--threads`."""
+    """Add `--engine`, `--provider` and `--threads`."""
     function = click.option(
         "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of the engine."
     )(function)
+    function = click.option("--provider", help="What onnxruntime runs on: cpu, cuda or cuda-graph.")(function)
     return click.option(
         "--engine",
         default="auto",
         show_default=True,
-        help="auto, native, onnxruntime, numpy, or null to measure the overhead.",
+        help="auto, native, onnxruntime, numpy, tensorrt, tensorrt-rtx, or null to measure the overhead.",
     )(function)
 
 
-def open_model(bundle: str, engine: str, threads: int, overflow: str) -> FieldModel:
+def open_model(bundle: str, engine: str, threads: int, overflow: str, provider: str | None = None) -> FieldModel:
     """Load the bundle with the options of the command line; the caller closes it."""
     import fieldrun
 
-    return fieldrun.load(bundle, engine=engine, threads=threads, overflow=overflow)
+    return fieldrun.load(bundle, engine=engine, provider=provider, threads=threads, overflow=overflow)
 
 
 def check_output(path: Path, *, force: bool) -> None:

@@ -37,6 +37,11 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int
 @click.argument("checkpoint")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder to make.")
 @click.option("--max-size", metavar="SIZE", callback=_bytes, help="Of the bundle: 10MB, 800kB, or bytes.")
+@click.option(
+    "--max-latency-us",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Microseconds from a text to all labels, on this device.",
+)
 @click.option("--max-drop", type=click.FloatRange(min=0), help="Points of mean accuracy on --data that it may cost.")
 @click.option(
     "--data",
@@ -60,6 +65,7 @@ def search(
     output: Path,
     max_size: int | None,
     max_drop: float | None,
+    max_latency_us: float | None,
     data: tuple[str, ...],
     calibration: Path | None,
     work: Path | None,
@@ -68,14 +74,16 @@ def search(
 ) -> None:
     """Search the precision of every part of CHECKPOINT, and export what keeps most within the limits.
 
-    With --max-size alone the nearest fields within it, with --max-drop the smallest bundle that costs no more. OUTPUT
-    gets bundle/, recipe.toml (which `fieldrun export` makes the same bundle of) and search.json with the whole front
-    of size against error. Ended half-way, the same command goes on where it stopped.
+    With --max-size alone the nearest fields within it, with --max-drop the smallest bundle that costs no more.
+    Precision changes no latency: with --max-latency-us the student loses features until it is fast enough. OUTPUT gets
+    bundle/, recipe.toml (which `fieldrun export` makes the same bundle of), search.json with the fronts of size and of
+    latency, and front.svg that shows them. Ended half-way, the same command goes on where it stopped.
     """
     import fieldrun
+    from fieldrun_runtimes.timing import text_to_labels_us
 
-    if max_size is None and max_drop is None:
-        raise click.UsageError("a search needs a limit: --max-size, --max-drop, or both")
+    if max_size is None and max_drop is None and max_latency_us is None:
+        raise click.UsageError("a search needs a limit: --max-size, --max-drop or --max-latency-us")
     rows = dict(labelled(each) for each in data)
     texts = None if calibration is None else read_texts(calibration)
     with progress() as step:
@@ -85,6 +93,8 @@ def search(
             data=rows,
             max_bytes=max_size,
             max_drop=max_drop,
+            max_latency_us=max_latency_us,
+            timer=text_to_labels_us,
             calibration=texts,
             work=work,
             seed=seed,
@@ -98,5 +108,10 @@ def search(
         drop = f", {-point['accuracy']['mean_drop']:+.2f} points" if "accuracy" in point else ""
         mark = "  <- chosen" if number == report.chosen else ""
         put(f"  {point['bytes'] / 1e6:6.2f} MB  field error {point['field_error']:.4f}{drop}{mark}")
+    for shape in report.shapes:
+        put(
+            f"  {shape['latency_us']:6.1f} us  {100 * shape['share']:g} % of the features, "
+            f"field error {shape['field_error']:.4f}, {-shape['accuracy']['mean_drop']:+.2f} points"
+        )
     put(f"{report.path}: {report.bytes / 1e6:.1f} MB; its recipe: {report.recipe}")
     put(f"next: fieldrun verify {report.path}")

@@ -2,32 +2,57 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
-from fieldrun.errors import ParityError
+from fieldrun.errors import ParityError, StorageError
 
 from .options import bundle_argument, engine_options, examples, json_option
-from .output import put_json, put_table, warn
+from .output import note, put_json, put_table, warn
+
+if TYPE_CHECKING:
+    from fieldrun_runtimes.verify import VerifyReport
 
 __all__ = ["verify"]
 
 
 @click.command(
-    short_help="Check a bundle's answers on this machine.", epilog=examples("fieldrun verify reference --engine numpy")
+    short_help="Check a bundle's answers on this machine.",
+    epilog=examples("fieldrun verify reference --engine numpy", "fieldrun verify reference --record records"),
 )
 @bundle_argument(default="reference")
 @engine_options
+@click.option(
+    "--record",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Also write the outcome and what this machine is to DIR/verify-BUNDLE-ENGINE.json; an older one is replaced.",
+)
 @json_option
 @click.pass_context
-def verify(ctx: click.Context, bundle: str, engine: str, threads: int, as_json: bool) -> None:
+def verify(
+    ctx: click.Context,
+    bundle: str,
+    engine: str,
+    provider: str | None,
+    threads: int,
+    record: Path | None,
+    as_json: bool,
+) -> None:
     """Replay the golden texts of a bundle and compare fields and scores with those of the export.
 
-    Ends with exit code 8 when they differ by more than the bundle's tolerance.
+    Ends with exit code 8 when they differ by more than the bundle's tolerance; the record is written all the same.
     """
     import fieldrun
 
-    report = fieldrun.verify(bundle, engine=engine, threads=threads)
+    if record is not None:
+        _make_folder(record)
+    report = fieldrun.verify(bundle, engine=engine, provider=provider, threads=threads)
     value = report.to_dict()
+    if record is not None:
+        note(f"wrote {_write(record, report, threads)}")
     if as_json:
         put_json(value)
     else:
@@ -35,3 +60,26 @@ def verify(ctx: click.Context, bundle: str, engine: str, threads: int, as_json: 
     if not report.passed:
         warn("error: the bundle does not give its golden values on this machine; copy it again or export it here")
         ctx.exit(ParityError.exit_code)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of the record before the work, so that one that cannot be written costs none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the folder {folder}: {error.strerror}; choose another place") from error
+
+
+def _write(folder: Path, report: VerifyReport, threads: int) -> Path:
+    from fieldrun.bundle import MANIFEST, Manifest
+    from fieldrun.doctor import board_facts
+    from fieldrun_benchmarks.record import conditions, write_record
+
+    manifest = Manifest.read(Path(report.path) / MANIFEST)
+    value = report.to_dict()
+    del value["path"]  # where it lies says nothing to a reader
+    value |= {"bundle": manifest.name, "recipe": manifest.recipe.get("name"), "sha256": manifest.to_dict()["sha256"]}
+    value |= {"threads": threads, "conditions": conditions() | {"machine": board_facts()}}
+    path = folder / f"verify-{manifest.name}-{report.engine}.json"
+    write_record(path, "verify", f"fieldrun verify {manifest.name} --engine {report.engine}", value)
+    return path

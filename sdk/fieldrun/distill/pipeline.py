@@ -19,6 +19,7 @@ from fieldrun.errors import FieldrunError, OutputExists, TrainingError
 from fieldrun.storage import sha256_bytes, write_json
 from fieldrun.student import Head, StudentConfig, check_tensors
 from fieldrun.tensors import Array
+from fieldrun.usage import count_usage
 
 from .align import align_field
 from .compressor import Compressed, TaskHeads, make_heads, pair_input, train_compressor
@@ -124,6 +125,7 @@ class _Run:
             tokenizer=tokenizer.to_str().encode("utf-8"),
             heads=tuple(finished),
             licence=recipe.licence,
+            usage=count_usage(config, [ids[: config.max_tokens] for ids in sequences[: pool.n_transfer]]),
             provenance={
                 "teacher": {"name": self.teacher_name, "sha256": self.hashes, "finetuned": recipe.finetune is not None},
                 "data": self._data(pool),

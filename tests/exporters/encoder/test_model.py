@@ -17,8 +17,7 @@ from fieldrun.errors import CheckpointError
 from fieldrun.tensors import Array
 from fieldrun_exporters.encoder.gelu import erf, gelu
 from fieldrun_exporters.encoder.model import Encoder, forward, load_encoder
-
-from .conftest import CONFIG, bert_weights, write_bert
+from tests.tiny_bert import CONFIG, bert_weights, write_bert
 
 
 def token_ids(rows: int = 5, length: int = 12, seed: int = 1) -> Array:

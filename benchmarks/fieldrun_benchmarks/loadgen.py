@@ -1,0 +1,122 @@
+"""The same scenarios through MLPerf LoadGen (`mlcommons-loadgen`), and what it says of them.
+
+LoadGen draws the texts and the arrivals itself, checks that the run was long enough, and logs its settings. Its cost
+per query is measured with the null subject like that of the own loops; it logs to a folder that is deleted afterwards.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fieldrun.errors import MissingDependency
+
+from .scenario import SAMPLES_PER_QUERY
+
+__all__ = ["SCENARIOS", "run_loadgen"]
+
+SCENARIOS = ("SingleStream", "MultiStream", "Offline", "Server")
+_FASTEST_NS = 20_000  # it plans no more queries than would take this long each, so that a run of nothing ends
+_KEPT = {
+    "result_validity": "validity",
+    "result_query_count": "queries",
+    "early_stopping_result": "early_stopping",
+    "result_samples_per_second": "texts_per_s",
+    "result_scheduled_samples_per_sec": "offered_per_s",
+    "result_completed_samples_per_sec": "texts_per_s",
+}
+_LATENCY = {"50.00": "p50_us", "90.00": "p90_us", "95.00": "p95_us", "99.00": "p99_us"}
+
+
+def run_loadgen(
+    run: Callable[[list[str]], object],
+    texts: Sequence[str],
+    scenario: str,
+    *,
+    seconds: float,
+    expected_us: float = 100.0,
+    batch: int = 32,
+    per_second: float = 0.0,
+    bound_ms: float = 0.0,
+) -> dict[str, Any]:
+    """Run one scenario and return LoadGen's own figures: validity, queries, p50_us to p99_us or texts_per_s.
+
+    Args:
+        run: answers a list of texts.
+        texts: what LoadGen draws from.
+        scenario: one of `SCENARIOS`.
+        seconds: the shortest time that makes the run valid.
+        expected_us: the mean time of one text, from which LoadGen works out how many queries make a valid run.
+        batch: Offline hands so many texts to `run` at once.
+        per_second: Server offers so many texts a second.
+        bound_ms: Server's latency bound, for the 99th percentile.
+
+    Raises:
+        MissingDependency: mlcommons-loadgen is not installed.
+    """
+    try:
+        lg: Any = importlib.import_module("mlperf_loadgen")
+    except ImportError as error:
+        raise MissingDependency("mlcommons-loadgen", "bench") from error
+    settings = lg.TestSettings()
+    settings.scenario = getattr(lg.TestScenario, scenario)
+    settings.mode = lg.TestMode.PerformanceOnly
+    settings.min_duration_ms = max(1, round(1000 * seconds))
+    settings.min_query_count = 1 if scenario == "Offline" else 662 if scenario == "MultiStream" else 64
+    settings.multi_stream_samples_per_query = SAMPLES_PER_QUERY
+    settings.single_stream_expected_latency_ns = max(_FASTEST_NS, round(1e3 * expected_us))
+    settings.multi_stream_expected_latency_ns = max(_FASTEST_NS, round(1e3 * expected_us * SAMPLES_PER_QUERY))
+    if scenario == "Offline":
+        settings.offline_expected_qps = per_second or len(texts) / seconds
+    if scenario == "Server":
+        settings.server_target_qps = per_second
+        settings.server_target_latency_ns = round(1e6 * bound_ms)
+        settings.server_target_latency_percentile = 0.99
+    failures: list[BaseException] = []
+
+    def issue(samples: Any) -> None:
+        try:
+            for start in range(0, len(samples), batch):
+                part = samples[start : start + batch]
+                if not failures:  # what is asked for after a failure is only called complete, so that LoadGen ends
+                    run([texts[sample.index] for sample in part])
+                lg.QuerySamplesComplete([lg.QuerySampleResponse(sample.id, 0, 0) for sample in part])
+        except BaseException as error:
+            failures.append(error)
+            lg.QuerySamplesComplete([lg.QuerySampleResponse(sample.id, 0, 0) for sample in samples])
+
+    with tempfile.TemporaryDirectory() as folder:
+        log = lg.LogSettings()
+        log.log_output.outdir = folder
+        log.log_output.copy_summary_to_stdout = False
+        log.enable_trace = False
+        sut = lg.ConstructSUT(issue, lambda: None)
+        library = lg.ConstructQSL(len(texts), len(texts), lambda _: None, lambda _: None)
+        try:
+            lg.StartTestWithLogSettings(sut, library, settings, log)
+        finally:
+            lg.DestroyQSL(library)
+            lg.DestroySUT(sut)
+        if failures:
+            raise failures[0]
+        return _read(Path(folder) / "mlperf_log_detail.txt")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for line in path.read_text("utf-8").splitlines():
+        _, mark, text = line.partition(":::MLLOG ")
+        if not mark:
+            continue
+        entry = json.loads(text)
+        key, value = entry["key"], entry["value"]
+        if key in _KEPT:
+            found[_KEPT[key]] = " ".join(value.split()) if isinstance(value, str) else value
+        for percentile, name in _LATENCY.items():
+            if key == f"result_{percentile}_percentile_latency_ns":
+                found[name] = round(value / 1e3, 3)
+    return found

@@ -1,0 +1,134 @@
+"""fieldrun's own subjects: a bundle on one engine, and the Rust tokenizer alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import fieldrun
+from fieldrun.bundle import Bundle
+from fieldrun.errors import UnknownName
+from fieldrun.storage import sha256_file
+from fieldrun_runtimes.engines import Engine, open_engine
+from fieldrun_runtimes.plan import BucketPlan
+
+from .subject import SubjectSpec
+
+__all__ = ["BundleSubject", "TokenizerSubject"]
+
+_PROGRAM = """
+import fieldrun
+with fieldrun.load({path!r}, engine={engine!r}, threads={threads}) as model:
+    model.predict_all(["a gripping film"])
+"""
+
+
+class BundleSubject:
+    """Text in, the labels of all single tasks out."""
+
+    def __init__(self, spec: SubjectSpec) -> None:
+        self._model = fieldrun.load(spec.place, engine=spec.variant, threads=spec.threads)
+        self._threads = spec.threads
+        self._stage: tuple[Engine, BucketPlan] | None = None
+
+    @staticmethod
+    def program(spec: SubjectSpec) -> str:
+        """Return the program of a first label."""
+        return _PROGRAM.format(path=spec.place, engine=spec.variant, threads=spec.threads)
+
+    def run(self, texts: list[str]) -> object:
+        """Return the labels of every single task, one forward pass for all."""
+        return self._model.predict_all(texts)
+
+    def stages(self, text: str) -> Mapping[str, Callable[[], object]]:
+        """Return `tokenize` (text to token ids) and `engine` (framed ids to field and logits)."""
+        if self._stage is None:  # an engine of its own, opened after memory was read
+            bundle = Bundle.load(self._model.path).exported()
+            plan = BucketPlan(bundle.manifest.network, bundle.manifest.buckets)
+            self._stage = open_engine(self._model.engine, bundle, self._threads), plan
+        engine, plan = self._stage
+        texts = [text]
+        ids = plan.one(self._model.token_ids(texts)[0])
+        return {"tokenize": lambda: self._model.token_ids(texts), "engine": lambda: engine.run(ids)}
+
+    def tokens(self, texts: Sequence[str]) -> list[int] | None:
+        """Return the tokens of each text, special tokens included."""
+        counts: list[int] = self._model.encode(list(texts)).tokens.tolist()
+        return counts
+
+    def tasks(self) -> Mapping[str, Sequence[str]]:
+        """Return the single tasks."""
+        single = (task for task in self._model.tasks if self._model.kind(task) == "single")
+        return {task: self._model.labels(task) for task in single}
+
+    def predict(self, texts: list[str], task: str) -> list[str]:
+        """Return the labels of one task."""
+        return self._model.predict(texts, task)
+
+    def about(self) -> dict[str, Any]:
+        """Return artifact, engine and why it was taken."""
+        bundle = Bundle.load(self._model.path)
+        manifest = bundle.manifest
+        return {
+            "artifact": {
+                "name": manifest.name,
+                "recipe": str(manifest.recipe.get("name", "unnamed")),
+                "bytes": bundle.total_bytes(),
+                "parameters": manifest.network.parameters,
+                "licence": manifest.licence,
+                "sha256": {
+                    "manifest.json": sha256_file(bundle.path / "manifest.json"),
+                    "weights.safetensors": manifest.files["weights.safetensors"].sha256,
+                    "tokenizer.json": manifest.files["tokenizer.json"].sha256,
+                },
+            },
+            "engine": self._model.engine,
+            "engine_reason": self._model.engine_reason,
+            "answers": f"the labels of all {len(self.tasks())} single tasks",
+        }
+
+    def close(self) -> None:
+        """Close the model."""
+        self._model.close()
+
+
+class TokenizerSubject:
+    """The Rust tokenizer of a bundle, from text to ids: what every other subject pays at least."""
+
+    def __init__(self, spec: SubjectSpec) -> None:
+        from tokenizers import Tokenizer
+
+        path = Bundle.load(spec.place).path / "tokenizer.json"
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._about = {"bytes": path.stat().st_size, "sha256": {"tokenizer.json": sha256_file(path)}}
+
+    def run(self, texts: list[str]) -> object:
+        """Return token ids."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
+
+    def stages(self, text: str) -> Mapping[str, Callable[[], object]]:
+        """Return nothing: it is a stage itself."""
+        del text
+        return {}
+
+    def tokens(self, texts: Sequence[str]) -> list[int] | None:
+        """Return the tokens of each text."""
+        return [len(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+
+    def tasks(self) -> Mapping[str, Sequence[str]]:
+        """Return nothing."""
+        return {}
+
+    def predict(self, texts: list[str], task: str) -> list[str]:
+        """Raise, for there is no task."""
+        del texts
+        raise UnknownName("task", task, [])
+
+    def about(self) -> dict[str, Any]:
+        """Return the tokenizer's file."""
+        return {"artifact": {"name": "tokenizer.json", **self._about}, "answers": "token ids"}
+
+    def close(self) -> None:
+        """Do nothing."""

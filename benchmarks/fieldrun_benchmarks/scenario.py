@@ -1,0 +1,146 @@
+"""The scenarios of MLPerf Inference, as thin loops: what they add to a call is measured with the null subject.
+
+| Scenario | Sends | Measures |
+|---|---|---|
+| SingleStream | one text, then the next when it is answered | latency of every call |
+| MultiStream | `SAMPLES_PER_QUERY` texts at once, then the next so many | latency of every query |
+| Offline | everything there is, in batches, from one or several threads | texts a second |
+| Server | one text at a time, at moments of a Poisson process, answered or not | latency, waiting counted |
+
+Reddi et al., "MLPerf Inference Benchmark", ISCA 2020.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["SAMPLES_PER_QUERY", "multi_stream", "offline", "poisson_arrivals", "server", "timed_calls"]
+
+Item = TypeVar("Item")
+Nanos = npt.NDArray[np.int64]
+Run = Callable[[list[str]], object]
+
+SAMPLES_PER_QUERY = 8
+_SPIN_S = 0.0002  # sleeping is not exact to more than this
+
+
+def timed_calls(call: Callable[[Item], object], items: Sequence[Item]) -> Nanos:
+    """Call `call` with every item and return the nanoseconds of each call `(n,)`; the garbage collector rests."""
+    clock = time.perf_counter_ns
+    nanos = [0] * len(items)
+    with _no_collection():
+        for i, item in enumerate(items):
+            start = clock()
+            call(item)
+            nanos[i] = clock() - start
+    return np.array(nanos, np.int64)
+
+
+def multi_stream(run: Run, texts: Sequence[str], *, seconds: float) -> Nanos:
+    """Return the nanoseconds of every query of `SAMPLES_PER_QUERY` texts, sent for about `seconds`."""
+    queries = _batches(texts, SAMPLES_PER_QUERY)
+    run(queries[0])
+    found: list[Nanos] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        found.append(timed_calls(run, queries[:64]))
+        queries = queries[64:] + queries[:64]
+    return np.concatenate(found)
+
+
+def offline(run: Run, texts: Sequence[str], *, batch: int, threads: int, seconds: float) -> float:
+    """Return texts a second over about `seconds`, in batches of `batch`, from `threads` callers at once."""
+    batches = _batches(texts, batch)
+    run(batches[0])
+    counter = itertools.count()
+    done = [0] * threads
+    gate = threading.Barrier(threads + 1)
+    failures: list[BaseException] = []
+
+    def caller(number: int) -> None:
+        gate.wait()
+        end = time.perf_counter() + seconds
+        try:
+            while time.perf_counter() < end:
+                chosen = batches[next(counter) % len(batches)]
+                run(chosen)
+                done[number] += len(chosen)
+        except BaseException as error:  # it belongs to the thread that asked
+            failures.append(error)
+
+    callers = [threading.Thread(target=caller, args=(number,)) for number in range(threads)]
+    with _no_collection():
+        for thread in callers:
+            thread.start()
+        gate.wait()
+        start = time.perf_counter()
+        for thread in callers:
+            thread.join()
+        taken = time.perf_counter() - start
+    if failures:
+        raise failures[0]
+    return sum(done) / taken
+
+
+def poisson_arrivals(per_second: float, count: int, seed: int) -> npt.NDArray[np.float64]:
+    """Return `count` moments in seconds from the start, whose gaps are exponential with mean `1 / per_second`."""
+    gaps = np.random.default_rng(seed).exponential(1 / per_second, count)
+    moments: npt.NDArray[np.float64] = np.cumsum(gaps)
+    return moments
+
+
+def server(run: Run, texts: Sequence[str], *, per_second: float, seconds: float, seed: int) -> dict[str, Any]:
+    """Offer texts at `per_second` for about `seconds` and return the nanoseconds from each sending to its answer.
+
+    One answerer takes them in turn. A load that it cannot keep up with ends after twice the time; what was not sent by
+    then is counted as `unsent`.
+    """
+    count = max(1, round(per_second * seconds))
+    arrivals = poisson_arrivals(per_second, count, seed)
+    order = random.Random(seed).choices(texts, k=count)
+    nanos: list[int] = []
+    clock = time.perf_counter
+    run([order[0]])
+    with _no_collection():
+        start = clock()
+        for moment, text in zip(arrivals.tolist(), order, strict=True):
+            wait = start + moment - clock()
+            if wait > _SPIN_S:
+                time.sleep(wait - _SPIN_S)
+            while clock() < start + moment:
+                pass
+            run([text])
+            now = clock() - start
+            nanos.append(int(1e9 * (now - moment)))
+            if now > 2 * seconds:
+                break
+    return {"nanos": np.array(nanos, np.int64), "unsent": count - len(nanos)}
+
+
+def _batches(texts: Sequence[str], size: int) -> list[list[str]]:
+    """Cut texts into batches of `size`, going round when they run out; every text is in one at least."""
+    count = -(-len(texts) // size)
+    around = itertools.islice(itertools.cycle(texts), count * size)
+    whole = list(around)
+    return [whole[i : i + size] for i in range(0, len(whole), size)]
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

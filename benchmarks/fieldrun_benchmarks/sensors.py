@@ -1,0 +1,238 @@
+"""What the machine says of itself while it is measured: each sensor answers a value, or why there is none.
+
+| Sensor | Read from |
+|---|---|
+| clock_mhz | cpufreq's `scaling_cur_freq`, else `/proc/cpuinfo` |
+| governor | cpufreq |
+| temperature_c | the hottest zone of `/sys/class/thermal` |
+| throttled | x86 thermal throttle counts, the Raspberry Pi's flags, the container's quota |
+| energy_j | RAPL's `energy_uj` |
+| power_w | a Jetson's INA3221 (voltage times current) or INA238 through hwmon, else tegrastats |
+| busy_cores, stolen_cores | `/proc/stat` |
+
+Nothing is started and no permission is asked for; a file that only root may read is "unavailable", with that reason.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Reading", "Sensors", "Unavailable", "parse_tegrastats", "process_memory"]
+
+Value = float | str
+_TEGRASTATS_POWER = re.compile(
+    r"\b(VDD_IN|POM_5V_IN|VIN_SYS_5V0|SYS5V|VDD_GPU_SOC|VDD_CPU_CV|CPU|GPU) (\d+)(?:mW)?/(\d+)"
+)
+_WHOLE_BOARD = ("VDD_IN", "POM_5V_IN", "VIN_SYS_5V0", "SYS5V")
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """There is no value, and why."""
+
+    why: str
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the JSON object that stands in the value's place."""
+        return {"unavailable": self.why}
+
+
+Reading = Value | Unavailable
+
+
+class Sensors:
+    """The sensors of the machine under `root`; another root is for tests."""
+
+    def __init__(self, root: Path = Path("/"), which: Callable[[str], str | None] = shutil.which) -> None:
+        self._root, self._which = root, which
+
+    def read(self) -> dict[str, Reading]:
+        """Read everything once."""
+        return {
+            "clock_mhz": self.clock_mhz(),
+            "governor": self.governor(),
+            "temperature_c": self.temperature_c(),
+            "throttled": self.throttled(),
+            "energy_j": self.energy_j(),
+            "power_w": self.power_w(),
+        }
+
+    def clock_mhz(self) -> Reading:
+        """Return the mean clock of the cores now."""
+        found = [self._number(path) for path in self._glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")]
+        khz = [value for value in found if isinstance(value, float)]
+        if khz:
+            return sum(khz) / len(khz) / 1000
+        text = self._text("proc/cpuinfo")
+        clocks = re.findall(r"^cpu MHz\s*: ([\d.]+)$", text, re.MULTILINE) if isinstance(text, str) else []
+        if clocks:
+            return sum(map(float, clocks)) / len(clocks)
+        return Unavailable("the kernel shows no clock: no cpufreq, no 'cpu MHz' in /proc/cpuinfo")
+
+    def governor(self) -> Reading:
+        """Return the cpufreq governors of the cores."""
+        found = [
+            self._text_of(path) for path in self._glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")
+        ]
+        names = sorted({value.strip() for value in found if isinstance(value, str)})
+        return ", ".join(names) if names else Unavailable("no cpufreq: a virtual machine, or a fixed clock")
+
+    def temperature_c(self) -> Reading:
+        """Return the hottest thermal zone, in degrees Celsius."""
+        found = [self._number(path) for path in self._glob("sys/class/thermal/thermal_zone*/temp")]
+        values = [value / 1000 for value in found if isinstance(value, float) and value > 0]
+        return max(values) if values else Unavailable("no thermal zone can be read in /sys/class/thermal")
+
+    def throttled(self) -> Reading:
+        """Return how often processor or container were throttled since the start; it matters whether it grows."""
+        counts = [
+            self._number(p) for p in self._glob("sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
+        ]
+        found = [value for value in counts if isinstance(value, float)]
+        flags = self._text("sys/devices/platform/soc/soc:firmware/get_throttled")
+        if isinstance(flags, str):
+            found.append(float(int(flags.strip(), 16) & 0xF != 0))
+        for path in ("sys/fs/cgroup/cpu.stat", "sys/fs/cgroup/cpu/cpu.stat"):
+            text = self._text(path)
+            match = re.search(r"^nr_throttled (\d+)$", text, re.MULTILINE) if isinstance(text, str) else None
+            if match:
+                found.append(float(match.group(1)))
+        return sum(found) if found else Unavailable("the kernel shows no count of throttling")
+
+    def energy_j(self) -> Reading:
+        """Return the energy counter of all processor packages, in joules since some start (RAPL)."""
+        packages = [
+            path.parent
+            for path in self._glob("sys/class/powercap/intel-rapl:*/energy_uj")
+            if path.parent.name.count(":") == 1
+        ]
+        if not packages:
+            return Unavailable("no RAPL counter in /sys/class/powercap")
+        found = [self._number(package / "energy_uj") for package in packages]
+        for value in found:
+            if isinstance(value, Unavailable):
+                return value
+        return sum(value for value in found if isinstance(value, float)) / 1e6
+
+    def energy_range_j(self) -> float | None:
+        """Return where the energy counter starts again from 0, None when it does not say."""
+        ranges = [
+            self._number(path)
+            for path in self._glob("sys/class/powercap/intel-rapl:*/max_energy_range_uj")
+            if path.parent.name.count(":") == 1
+        ]
+        values = [value for value in ranges if isinstance(value, float)]
+        return sum(values) / 1e6 if values else None
+
+    def power_w(self) -> Reading:
+        """Return the power of the whole board now, in watts, from INA238, INA3221 or tegrastats."""
+        why = "no INA3221 or INA238 in /sys/class/hwmon, and no tegrastats"
+        for name in self._glob("sys/class/hwmon/hwmon*/name"):
+            chip = self._text_of(name)
+            if not isinstance(chip, str) or chip.strip() not in ("ina3221", "ina238"):
+                continue
+            value = self._ina238(name.parent) if chip.strip() == "ina238" else self._ina3221(name.parent)
+            if isinstance(value, float):
+                return value
+            why = value.why
+        program = self._which("tegrastats")
+        return Unavailable(why) if program is None else _tegrastats(program)
+
+    def _ina238(self, folder: Path) -> float | Unavailable:
+        value = self._number(folder / "power1_input")
+        return value / 1e6 if isinstance(value, float) else value
+
+    def _ina3221(self, folder: Path) -> float | Unavailable:
+        """Sum the channels, or take the one that is the whole board's input."""
+        watts: dict[str, float] = {}
+        for volts in sorted(folder.glob("in[1-3]_input")):
+            channel = volts.name[2]
+            millivolt, milliampere = self._number(volts), self._number(folder / f"curr{channel}_input")
+            label = self._text_of(folder / f"in{channel}_label")
+            if isinstance(millivolt, float) and isinstance(milliampere, float):
+                watts[label.strip() if isinstance(label, str) else channel] = millivolt * milliampere / 1e6
+        whole = [value for name, value in watts.items() if name in _WHOLE_BOARD]
+        if whole:
+            return whole[0]
+        return sum(watts.values()) if watts else Unavailable(f"{folder}: the INA3221 shows no channel")
+
+    def busy(self) -> dict[str, float] | None:
+        """Return the seconds that all processors were busy, and that a hypervisor took, since the start."""
+        text = self._text("proc/stat")
+        line = text.split("\n", 1)[0].split() if isinstance(text, str) else []
+        if len(line) < 9 or line[0] != "cpu":
+            return None
+        user, nice, system, _, _, irq, softirq, stolen = (int(value) / os.sysconf("SC_CLK_TCK") for value in line[1:9])
+        return {"busy": user + nice + system + irq + softirq, "stolen": stolen}
+
+    def _glob(self, pattern: str) -> list[Path]:
+        return sorted(self._root.glob(pattern))
+
+    def _text(self, path: str) -> str | Unavailable:
+        return self._text_of(self._root / path)
+
+    def _text_of(self, path: Path) -> str | Unavailable:
+        try:
+            return path.read_text("utf-8", errors="replace")
+        except PermissionError:
+            return Unavailable(f"/{path.relative_to(self._root)}: only root may read it")
+        except OSError as error:
+            return Unavailable(f"/{path.relative_to(self._root)}: {error.strerror or error}")
+
+    def _number(self, path: Path) -> float | Unavailable:
+        text = self._text_of(path)
+        if isinstance(text, Unavailable):
+            return text
+        try:
+            return float(text)
+        except ValueError:
+            return Unavailable(f"/{path.relative_to(self._root)} holds no number")
+
+
+def parse_tegrastats(line: str) -> Reading:
+    """Return the watts of the whole board in one line of tegrastats, or else the sum of its rails."""
+    rails = {name: int(now) / 1000 for name, now, _ in _TEGRASTATS_POWER.findall(line)}
+    whole = [rails[name] for name in _WHOLE_BOARD if name in rails]
+    if whole:
+        return whole[0]
+    return sum(rails.values()) if rails else Unavailable("tegrastats shows no power rail")
+
+
+def _tegrastats(program: str) -> Reading:
+    try:
+        with subprocess.Popen([program, "--interval", "100"], stdout=subprocess.PIPE, text=True) as running:
+            line = running.stdout.readline() if running.stdout else ""
+            running.terminate()
+    except OSError as error:
+        return Unavailable(f"tegrastats: {error.strerror}")
+    return parse_tegrastats(line)
+
+
+def process_memory(pid: int | str = "self", root: Path = Path("/")) -> dict[str, Any]:
+    """Return a process's resident, peak and proportional memory in MiB, each a number or `{"unavailable": why}`.
+
+    Proportional (PSS) shares a page that several processes map among them, as a mapped bundle is.
+    """
+    wanted = {
+        "resident_mib": ("status", "VmRSS"),
+        "peak_mib": ("status", "VmHWM"),
+        "proportional_mib": ("smaps_rollup", "Pss"),
+    }
+    found: dict[str, Any] = {}
+    for name, (file, key) in wanted.items():
+        try:
+            text = (root / "proc" / str(pid) / file).read_text("utf-8")
+        except OSError as error:
+            found[name] = Unavailable(f"/proc/{pid}/{file}: {error.strerror or error}").to_dict()
+            continue
+        match = re.search(rf"^{key}:\s+(\d+) kB$", text, re.MULTILINE)
+        missing = Unavailable(f"/proc/{pid}/{file} has no {key}").to_dict()
+        found[name] = round(int(match.group(1)) / 1024, 1) if match else missing
+    return found

@@ -1,0 +1,64 @@
+"""How long and how often a bench measures; what was used stands in its record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fieldrun.errors import UsageError
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings of one bench; times in seconds.
+
+    `seconds` is one repeat of SingleStream, shared by all subjects; `short_s` one point of the other scenarios.
+    """
+
+    repeats: int = 5
+    seconds: float = 26.0
+    slice_calls: int = 200
+    slice_warm_up: int = 5
+    stage_calls: int = 2000
+    short_s: float = 3.0
+    batches: tuple[int, ...] = (1, 8, 32, 256)
+    threads: tuple[int, ...] = (1, 2)
+    server_loads: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
+    cold_runs: int = 9
+    loadgen: bool = True
+    timeout_s: float = 120.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.repeats < 2 or self.slice_calls < 1 or self.stage_calls < 1 or self.cold_runs < 1:
+            raise UsageError("a bench needs 2 repeats or more, and at least one call of everything")
+        if min(self.seconds, self.short_s, self.timeout_s) <= 0:
+            raise UsageError("the times of a bench must be above 0 s")
+        if not self.batches or not self.threads or min(*self.batches, *self.threads) < 1:
+            raise UsageError("batches and threads must be 1 or more")
+
+    @classmethod
+    def quick(cls, *, seed: int = 0, cores: int = 2) -> Settings:
+        """Return the settings of a first look: about half a minute for one subject."""
+        return cls(
+            seconds=1.2,
+            stage_calls=300,
+            short_s=0.4,
+            threads=(1, 2) if cores > 1 else (1,),
+            cold_runs=3,
+            timeout_s=60.0,
+            seed=seed,
+        )
+
+    @classmethod
+    def whole(cls, *, seed: int = 0, cores: int = 2) -> Settings:
+        """Return the settings of a report: over two minutes of SingleStream, for the first against the last."""
+        threads = tuple(sorted({1, *(n for n in (2, 4, 8, 16) if n <= cores)}))
+        return cls(threads=threads, seed=seed)
+
+    def to_dict(self) -> Mapping[str, Any]:
+        """Return the settings as JSON."""
+        return asdict(self)

@@ -1,0 +1,148 @@
+"""An encoder in deployed form: what passes transform and its graphs are built from.
+
+| Tensor | Shape, type |
+|---|---|
+| `table` | `(vocab, hidden)` float32, or int8 with `table.scale (vocab, 1) float32` |
+| `positions` | `(positions, hidden) float32`: position and type embedding in one |
+| `layer<k>.qkv` | query (scaled), key and value map side by side, `(hidden, heads * (2 d_qk + d_vo))` |
+| `layer<k>.attention`, `layer<k>.up`, `layer<k>.down` | as in `Encoder` |
+| `<map>.weight`, `<map>.bias` | float32, or an int8 weight with `<map>.weight_scale (outputs,) float32` |
+| `<map>.input_scale` | `(1,) float32`, only where the map's input is int8 too |
+| `<norm>.weight`, `<norm>.bias` | of the layer norms, float32 |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from fieldrun.errors import ExportError, RecipeError
+from fieldrun.tensors import Array
+
+from ..deployed import PassReport
+from ..passes.int8 import facts, quantize_columns, quantize_rows
+from ..precision import Precision
+from .model import Encoder, EncoderConfig
+
+__all__ = ["DeployedEncoder", "check_precision", "fold_encoder", "int8_encoder"]
+
+_MAPS = ("qkv", "attention", "up", "down")
+_KINDS = {"tables": ("fp32", "int8"), "dense": ("fp32", "int8", "int8-weights")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class DeployedEncoder:
+    """An encoder's shape and its deployed tensors."""
+
+    config: EncoderConfig
+    tensors: Mapping[str, Array]
+
+    def dense(self) -> tuple[str, ...]:
+        """Return the names of all maps `x @ weight + bias`, from the first to the last."""
+        return tuple(f"layer{k}.{name}" for k in range(self.config.layers) for name in _MAPS)
+
+    def inner_sizes(self, layer: int) -> tuple[int, int]:
+        """Return d_qk and d_vo of `layer`, per head."""
+        heads = self.config.heads
+        value = self.tensors[f"layer{layer}.attention.weight"].shape[0] // heads
+        return (self.tensors[f"layer{layer}.qkv.weight"].shape[1] // heads - value) // 2, value
+
+    def precision(self, part: str) -> str:
+        """Return what `part`, a map or `"table"`, is computed in: fp32, int8 or int8-weights."""
+        if self.tensors[part if part == "table" else f"{part}.weight"].dtype != np.int8:
+            return "fp32"
+        return "int8" if part == "table" or f"{part}.input_scale" in self.tensors else "int8-weights"
+
+    def stored(self) -> dict[str, Array]:
+        """Return the tensors as a bundle holds them: an int8 map's bias negative, as its graph subtracts it."""
+        out = {name: tensor for name, tensor in self.tensors.items() if not name.endswith(".input_scale")}
+        for name in self.dense():
+            if self.precision(name) == "int8":
+                out[f"{name}.negative_bias"] = -out.pop(f"{name}.bias")
+        return out
+
+    def nbytes(self) -> int:
+        """Return the bytes of all tensors as they are stored."""
+        return sum(tensor.nbytes for tensor in self.stored().values())
+
+
+def fold_encoder(encoder: Encoder) -> tuple[DeployedEncoder, PassReport]:
+    """Return `encoder` in deployed form, all float32.
+
+    Position and type embedding are added, query, key and value become one map, and the softmax scale goes into the
+    query's columns: three products and a multiplication of every score less per layer.
+    """
+    source, scale = encoder.tensors, np.float32(encoder.config.scale)
+    tensors = {
+        "table": source["embeddings.word"],
+        "positions": source["embeddings.position"] + source["embeddings.type"],
+    }
+    for name, tensor in source.items():
+        if "norm." in name or name.split(".")[1] in _MAPS:
+            tensors[name] = tensor
+    for k in range(encoder.config.layers):
+        for part in ("weight", "bias"):
+            query, key, value = (source[f"layer{k}.{name}.{part}"] for name in ("query", "key", "value"))
+            tensors[f"layer{k}.qkv.{part}"] = np.concatenate([query * scale, key, value], axis=-1)
+    deployed = DeployedEncoder(config=encoder.config, tensors=tensors)
+    before = sum(tensor.nbytes for tensor in source.values())
+    return deployed, PassReport(name="fold", bytes_before=before, bytes_after=deployed.nbytes())
+
+
+def check_precision(precision: Precision) -> None:
+    """Refuse a recipe with a part that an encoder has not, or a type that is for students.
+
+    Raises:
+        RecipeError: names the part or the type.
+    """
+    for name in precision.rules:
+        if name not in ("default", *_KINDS, *_MAPS):
+            raise RecipeError(
+                f"precision.{name}: an encoder has no such part; it has {', '.join((*_KINDS, *_MAPS))}. "
+                "Use --recipe encoder-int8 or one made from it"
+            )
+    for kind in ("table", *_MAPS):
+        value, known = precision.of(kind), _KINDS["tables" if kind == "table" else "dense"]
+        if value not in known:
+            raise RecipeError(f"precision: an encoder's {kind} is one of {', '.join(known)}, not {value!r}")
+
+
+def int8_encoder(
+    deployed: DeployedEncoder, precision: Precision, input_ranges: Mapping[str, float]
+) -> tuple[DeployedEncoder, PassReport]:
+    """Quantize what `precision` says, statically and symmetrically, as `fieldrun_exporters.passes.int8` does.
+
+    Args:
+        deployed: the encoder in float32.
+        precision: which of `tables` and the maps become int8. Layer norms, softmax and biases stay float.
+        input_ranges: per map, the largest absolute input to represent (from calibration).
+
+    Raises:
+        ExportError: a map has no calibrated range, or nothing was quantized although something should be.
+    """
+    tensors = dict(deployed.tensors)
+    changed: dict[str, dict[str, Any]] = {}
+    if precision.of("table") == "int8":
+        quantized, scale = quantize_rows(tensors["table"])
+        changed["table"] = facts(tensors["table"], quantized, scale[:, None])
+        tensors |= {"table": quantized, "table.scale": scale[:, None]}
+    for name in deployed.dense():
+        wanted, weight = precision.of(name.split(".")[1]), tensors[f"{name}.weight"]
+        if wanted == "fp32":
+            continue
+        quantized, scale = quantize_columns(weight, 63 if wanted == "int8" else 127)
+        tensors |= {f"{name}.weight": quantized, f"{name}.weight_scale": scale}
+        changed[name] = facts(weight, quantized, scale)
+        if wanted == "int8":
+            if not input_ranges.get(name, 0) > 0:
+                raise ExportError(f"int8: the calibration text never reached the map {name!r}; give more text")
+            tensors[f"{name}.input_scale"] = np.array([input_ranges[name] / 127], np.float32)
+            changed[name]["input_range"] = float(input_ranges[name])
+    result = replace(deployed, tensors=tensors)
+    report = PassReport(name="int8", bytes_before=deployed.nbytes(), bytes_after=result.nbytes(), changed=changed)
+    if not changed or report.bytes_after >= report.bytes_before:
+        raise ExportError("int8: nothing was quantized; check the recipe's precision")
+    return result, report

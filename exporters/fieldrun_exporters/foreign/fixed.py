@@ -1,0 +1,119 @@
+"""One bucket's graph of a foreign model: fixed shapes, ids alone in, the pooled field out, constants folded.
+
+ONNX Runtime's basic optimisations, which keep to ONNX's own operators, compute everything that the fixed shapes and the
+weights determine: what is left has no shape arithmetic.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, compose, helper, numpy_helper
+
+from fieldrun.errors import ExportError
+from fieldrun.tensors import Array
+
+from .read import ForeignModel
+from .reference import import_onnxruntime
+
+__all__ = ["fixed_graph"]
+
+_PREFIX = "model."  # of every name that the foreign graph brings, so that none is ours
+
+
+def fixed_graph(model: ForeignModel, rank: int, dim: int, batch: int, length: int) -> onnx.ModelProto:
+    """Return the graph ids `(batch, length) int32` -> output `(batch, dim) float32`.
+
+    Raises:
+        ExportError: ONNX Runtime cannot open the graph in this shape.
+    """
+    wrapped = compose.add_prefix(model.model, _PREFIX)
+    graph = wrapped.graph
+    _ids_only(graph, model, batch, length)
+    _field_only(graph, model, rank, dim, batch, length)
+    del graph.value_info[:]
+    del wrapped.metadata_props[:]
+    return _simplified(wrapped, f"{batch} x {length}")
+
+
+def _ids_only(graph: onnx.GraphProto, model: ForeignModel, batch: int, length: int) -> None:
+    before: list[onnx.NodeProto] = []
+    pad = numpy_helper.from_array(np.array(model.pad_id, np.int32), "pad")
+    before.append(helper.make_node("Equal", ["ids", "pad"], ["padding"]))
+    before.append(helper.make_node("Not", ["padding"], ["used"]))
+    graph.initializer.append(pad)
+    for each in model.inputs:
+        name = _PREFIX + each.name
+        if each.role == "types":
+            zeros = np.zeros((batch, length), helper.tensor_dtype_to_np_dtype(each.dtype))
+            graph.initializer.append(numpy_helper.from_array(zeros, name))
+        else:
+            source = "ids" if each.role == "ids" else "used"
+            before.append(helper.make_node("Cast", [source], [name], to=each.dtype))
+    kept = [*before, *graph.node]
+    del graph.node[:], graph.input[:]
+    graph.node.extend(kept)
+    graph.input.append(helper.make_tensor_value_info("ids", TensorProto.INT32, [batch, length]))
+
+
+def _field_only(graph: onnx.GraphProto, model: ForeignModel, rank: int, dim: int, batch: int, length: int) -> None:
+    numbers: dict[str, Array] = {
+        "axis.1": np.array([1], np.int64),
+        "shares.shape": np.array([batch, 1, length], np.int64),
+        "field.shape": np.array([batch, dim], np.int64),
+        "floor": np.array(1e-12, np.float32),
+        "first": np.array(0, np.int64),
+    }
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in numbers.items())
+
+    def op(kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        graph.node.append(helper.make_node(kind, inputs, [name], **attributes))
+        return name
+
+    x = op("Cast", [_PREFIX + model.output], "floats", to=TensorProto.FLOAT)
+    if rank == 3 and model.pooling == "cls":
+        x = op("Gather", [x, "first"], "pooled", axis=1)
+    elif rank == 3:
+        ones = op("Cast", ["used"], "ones", to=TensorProto.FLOAT)
+        shares = op("Div", [ones, op("ReduceSum", [ones, "axis.1"], "count", keepdims=1)], "shares")
+        x = op("MatMul", [op("Reshape", [shares, "shares.shape"], "shares.row"), x], "pooled.row")
+        x = op("Reshape", [x, "field.shape"], "pooled")
+    if rank == 3 and model.normalize:
+        norm = op("Sqrt", [op("ReduceSum", [op("Mul", [x, x], "squares"), "axis.1"], "square", keepdims=1)], "norm")
+        x = op("Div", [x, op("Max", [norm, "floor"], "norm.floor")], "unit")
+    op("Identity", [x], "output")
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info("output", TensorProto.FLOAT, [batch, dim]))
+
+
+def _simplified(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with TemporaryDirectory() as scratch:
+        source, target = Path(scratch) / "source.onnx", Path(scratch) / "simplified.onnx"
+        options.optimized_model_filepath = str(target)
+        try:
+            onnx.save(model, str(source))
+            ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+            found = onnx.load(str(target))
+        except Exception as error:  # onnxruntime's own kinds are not importable by name
+            raise ExportError(
+                f"model.onnx cannot be given the fixed shape {where}: {' '.join(str(error).split())[:300]}"
+            ) from error
+    foreign = [node for node in found.graph.node if node.domain not in ("", "ai.onnx")]
+    if foreign:
+        raise ExportError(
+            f"ONNX Runtime made the operator {foreign[0].domain}.{foreign[0].op_type} of model.onnx, which is not "
+            "ONNX's own; try another version of onnxruntime"
+        )
+    kept = [each for each in found.opset_import if each.domain in ("", "ai.onnx")]
+    del found.opset_import[:]
+    found.opset_import.extend(kept)
+    del found.graph.value_info[:], found.metadata_props[:]
+    return found

@@ -1,0 +1,128 @@
+"""Shapes: how many features a student keeps decides its latency, where precision decides its bytes alone.
+
+Every shape keeps a share of the features of all sites (`passes.lowrank`), in multiples of eight; each is exported once
+and timed on the device that searches. The search of precisions then goes on inside the largest that is fast enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fieldrun.storage import new_folder, write_bytes
+from fieldrun.tensors import Array
+
+from .deployed import Deployed
+from .export import export
+from .passes.lowrank import LowRank, lowrank
+from .simulate import field_errors, outputs
+
+__all__ = ["SHARES", "Shape", "Timer", "plan_of", "recipe_section", "shapes"]
+
+SHARES = (1.0, 0.875, 0.75, 0.625, 0.5)
+"""Of the features that a shape keeps, most first."""
+
+Timer = Callable[[Path, Sequence[str]], float]
+"""Takes a bundle and texts, returns the median microseconds from a text to all its labels."""
+
+_STEP = 8  # features that a processor handles together
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A student's shape: its plan (None for the whole one), its form in float32, and what was measured of it."""
+
+    share: float
+    plan: LowRank | None
+    folded: Deployed
+    latency_us: float
+    field_error: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the point of the front of latency against error, as JSON."""
+        net = self.folded.network
+        sizes = {"width": net.width, "mixer": net.mixer_width, "hidden": net.hidden}
+        return {"share": self.share, **sizes, "latency_us": self.latency_us, "field_error": self.field_error}
+
+
+def plan_of(folded: Deployed, share: float) -> LowRank | None:
+    """Return how many features a shape of `share` keeps, None for all of them."""
+    net = folded.network
+    sizes = {"width": net.width if net.mixer_kernel else 0, "mixer": net.mixer_width, "hidden": net.hidden}
+    kept = {site: max(_STEP, round(share * size / _STEP) * _STEP) for site, size in sizes.items() if size}
+    smaller = {site: keep for site, keep in kept.items() if keep < sizes[site]}
+    return LowRank(**smaller) if smaller and share < 1 else None
+
+
+def recipe_section(plan: LowRank | None) -> str:
+    """Return the section of a recipe that makes the shape, empty for the whole one."""
+    if plan is None:
+        return ""
+    lines = [f"{site} = {getattr(plan, site)}" for site in plan.wanted]
+    return "\n[lowrank]\n" + "\n".join([*lines, f"texts = {plan.texts}"]) + "\n"
+
+
+def shapes(
+    checkpoint: str | Path,
+    folded: Deployed,
+    learning: Sequence[Sequence[int]],
+    proven: Sequence[Sequence[int]],
+    texts: Sequence[str],
+    calibration: Sequence[str] | None,
+    work: Path,
+    do: Callable[[str, Callable[[], Any]], Any],
+    timer: Timer,
+    progress: Callable[[str, int, int], None],
+) -> list[Shape]:
+    """Return every shape of `folded`, measured here, the largest first; students too small to shrink have one.
+
+    Args:
+        checkpoint: what is exported.
+        folded: the student in float32.
+        learning: token ids of texts that say what a feature is worth.
+        proven: token ids of the texts that errors are measured on.
+        texts: what is timed.
+        calibration: texts for the exports; the shipped ones when None.
+        work: folder of the bundles that are timed.
+        do: returns what its function gives, or what is kept under a name.
+        timer: measures a bundle.
+        progress: called with (phase, done, total).
+    """
+    expected: Array = outputs(folded, proven)[:, : folded.network.field_dim]
+    found = []
+    for number, share in enumerate(SHARES):
+        progress("shapes", number, len(SHARES))
+        plan = plan_of(folded, share)
+        if plan is None and share < 1:
+            continue
+        form = folded if plan is None else lowrank(folded, learning, plan)[0]
+        error = 1 - field_errors(expected, outputs(form, proven)[:, : form.network.field_dim])["mean_cosine"]
+        latency = do(f"latency of {share}", partial(_timed, checkpoint, plan, calibration, work, texts, timer))
+        found.append(
+            Shape(share=share, plan=plan, folded=form, latency_us=round(latency, 2), field_error=round(error, 6))
+        )
+    progress("shapes", len(SHARES), len(SHARES))
+    return found
+
+
+def _timed(
+    checkpoint: str | Path,
+    plan: LowRank | None,
+    calibration: Sequence[str] | None,
+    work: Path,
+    texts: Sequence[str],
+    timer: Timer,
+) -> float:
+    path = work / "shape"
+    with new_folder(path, replace=path.exists()) as folder:
+        passes = '"fold", "int8"' if plan is None else '"fold", "lowrank", "int8"'
+        recipe = (
+            f'schema = 1\npasses = [{passes}]\n[precision]\ntables = "int8"\ndense = "int8-weights"\n[buckets]\n'
+            "batches = [1]\nlengths = [64]\n[parity]\nmin_cosine = 0.01\nmax_abs = 1000.0\nmin_top1 = 0.01\n"
+        )
+        write_bytes(folder / "recipe.toml", (recipe + recipe_section(plan)).encode("utf-8"))
+        export(checkpoint, folder / "bundle", recipe=folder / "recipe.toml", calibration=calibration)
+        return timer(folder / "bundle", texts)

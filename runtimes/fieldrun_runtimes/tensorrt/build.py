@@ -1,0 +1,221 @@
+"""Build engines: every TensorRT graph of a bundle, parsed and compiled under a lock, each renamed into the cache.
+
+Precision is in the graph, so the builder gets no precision flag; it gets a strongly typed network where its version
+still has the choice, no TF32, and a workspace. TensorRT builds for the GPU that it runs on. TensorRT-RTX builds for any
+compute capability that it knows, without a GPU too: nobody runs such an engine here, but a refused graph is found.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fieldrun.bundle import Bundle
+from fieldrun.errors import BundleError, EngineError
+from fieldrun.tensors import read_tensors
+
+from .cache import EngineCache
+from .device import Gpu, find_gpu, require_gpu
+from .key import OPTIONS, EngineKey, keys_of
+from .layers import fallen_back, layer_precisions, wanted_precisions
+from .library import load_library, quiet_logger
+
+__all__ = ["BuildReport", "BuiltEngine", "Compiled", "build", "compile_graph"]
+
+_SPARE_BYTES = 8 << 20  # an engine's code and constants, beside the weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiled:
+    """What the builder made of one graph: the engine, how long it took, layer precisions, its timing cache."""
+
+    engine: bytes
+    seconds: float
+    layers: dict[str, str]
+    timing: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltEngine:
+    """One engine of a report; `reused` when a valid one was there already, `layers` part -> precision as logged."""
+
+    graph: str
+    bucket: str
+    bytes: int
+    seconds: float
+    reused: bool
+    layers: dict[str, str]
+    fallen_back: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the engine as JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildReport:
+    """What a build made, for which device, and where."""
+
+    target: str
+    version: str
+    compute_capability: str
+    device: str | None
+    folder: Path
+    engines: tuple[BuiltEngine, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON."""
+        return {
+            "target": self.target,
+            "version": self.version,
+            "compute_capability": self.compute_capability,
+            "device": self.device,
+            "folder": str(self.folder),
+            "engines": [engine.to_dict() for engine in self.engines],
+        }
+
+
+def build(
+    bundle: str | Path | Bundle,
+    *,
+    target: str = "tensorrt",
+    compute_capability: str | None = None,
+    cache: str | Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> BuildReport:
+    """Build an engine of every TensorRT graph of a bundle, those that are valid already left alone.
+
+    Args:
+        bundle: a bundle folder whose recipe has `[tensorrt]`, or an open bundle.
+        target: `"tensorrt"` or `"tensorrt-rtx"`.
+        compute_capability: as in "8.6"; None for this machine's GPU. Only TensorRT-RTX builds for another one.
+        cache: the folder of all engines; None for the default one.
+        progress: called with (phase, done, total); the phase "waiting for another build" while one runs.
+
+    Raises:
+        UnknownName, MissingDependency, BundleError: the target is unknown, not installed, or the bundle is not valid.
+        EngineError: no driver, a capability that cannot be built for, or a graph that TensorRT refuses, with its words.
+        StorageError: the cache cannot be written or is full; nothing half-written is left.
+    """
+    report = progress or _silent
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+    library = load_library(target)
+    gpu = _gpu(target)
+    if target == "tensorrt" and gpu is not None and compute_capability not in (None, gpu.compute_capability):
+        raise EngineError(
+            f"TensorRT builds for the GPU that it runs on, {gpu.compute_capability}, not for {compute_capability}; "
+            "build on the device itself"
+        )
+    keys = keys_of(opened, target, library, gpu, compute_capability)
+    if target == "tensorrt-rtx":
+        _capability(library, next(iter(keys.values())).compute_capability)
+    store = EngineCache(cache)
+    folder = store.folder(opened, next(iter(keys.values())))
+    weights = read_tensors(opened.path / "weights.safetensors")
+    shape = (int(weights["table"].shape[0]), int(weights["table"].shape[1]))
+    wanted = wanted_precisions(weights)
+    each = opened.manifest.files["weights.safetensors"].bytes + _SPARE_BYTES
+    absent = [key for key in keys.values() if not store.has(folder, key) and not key.bucket.startswith("pairs")]
+    store.prepare(folder, len(absent) * each)
+    engines = []
+    with store.lock(folder, lambda: report("waiting for another build", 0, 1)):
+        for done, (name, key) in enumerate(keys.items()):
+            report("engines", done, len(keys))
+            about = store.about(folder, key)
+            reused = about is not None
+            if about is None:
+                timing = store.timing(folder) if target == "tensorrt" else b""
+                made = compile_graph(library, opened.path / name, key, shape, timing)
+                about = {"seconds": made.seconds, "layers": made.layers, "bytes": len(made.engine)}
+                store.write(folder, key, made.engine, about)
+                if made.timing:
+                    store.write_timing(folder, made.timing)
+            engines.append(
+                BuiltEngine(
+                    graph=name,
+                    bucket=key.bucket,
+                    bytes=about["bytes"],
+                    seconds=about["seconds"],
+                    reused=reused,
+                    layers=about["layers"],
+                    fallen_back=fallen_back(about["layers"], wanted),
+                )
+            )
+        report("engines", len(keys), len(keys))
+    first = next(iter(keys.values()))
+    return BuildReport(
+        target=target,
+        version=first.tensorrt,
+        compute_capability=first.compute_capability,
+        device=first.device,
+        folder=folder,
+        engines=tuple(engines),
+    )
+
+
+def _silent(phase: str, done: int, total: int) -> None:
+    del phase, done, total
+
+
+def _gpu(target: str) -> Gpu | None:
+    if target == "tensorrt":
+        return require_gpu()
+    found = find_gpu()
+    return None if isinstance(found, str) else found
+
+
+def _capability(library: ModuleType, capability: str) -> Any:
+    """Return TensorRT-RTX's name for `capability`; `EngineError` lists those that it builds for."""
+    names = library.ComputeCapability.__members__
+    wanted = f"SM{capability.replace('.', '')}"
+    if wanted not in names:
+        known = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in names if n.startswith("SM"))
+        raise EngineError(f"TensorRT-RTX {library.__version__} builds for {known}, not for {capability}")
+    return names[wanted]
+
+
+def compile_graph(
+    library: ModuleType, path: Path, key: EngineKey, table_shape: tuple[int, int], timing: bytes = b""
+) -> Compiled:
+    """Parse the graph at `path` and build its engine; `EngineError` with the parser's or the builder's words."""
+    log = quiet_logger(library)
+    builder = library.Builder(log)
+    if builder is None or not hasattr(builder, "create_network"):
+        raise EngineError(f"TensorRT has no builder here: {log.words()}")
+    strongly = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if strongly is None else 1 << int(strongly))
+    parser = library.OnnxParser(network, log)
+    start = time.perf_counter()
+    if not parser.parse_from_file(str(path)):
+        words = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or log.words()
+        words = " ".join(words.split())
+        if "external" in words.lower() and "weights" in words.lower():
+            raise BundleError(f"{path}: its weights cannot be read ({words}); copy the bundle again")
+        raise EngineError(f"TensorRT's parser refuses {path.name}: {words}")
+    config = builder.create_builder_config()
+    tf32 = getattr(library.BuilderFlag, "TF32", None)
+    if tf32 is not None and not OPTIONS["tf32"]:
+        config.clear_flag(tf32)
+    config.set_memory_pool_limit(library.MemoryPoolType.WORKSPACE, OPTIONS["workspace_mib"] << 20)
+    config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
+    known = None
+    if key.target == "tensorrt-rtx":
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(_capability(library, key.compute_capability), 0)
+    else:
+        known = config.create_timing_cache(timing)
+        config.set_timing_cache(known, False)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise EngineError(f"TensorRT cannot build {path.name}: {log.words()}")
+    engine = bytes(plan)
+    return Compiled(
+        engine=engine,
+        seconds=time.perf_counter() - start,
+        layers=layer_precisions(log.layers, table_shape),
+        timing=b"" if known is None else bytes(known.serialize()),
+    )

@@ -1,0 +1,242 @@
+"""Where engines are kept on one machine, and everything that is checked before one is loaded.
+
+    ROOT/<name>-<recipe>-<weights>/<target>-sm<capability>/<graph>.engine     what the builder made
+                                                           <graph>.json       its key, size, sha256, how it was built
+                                                           timing.cache       what TensorRT measured of kernels
+                                                           .lock              held by who builds
+
+An engine is code that a device runs. It is loaded only if this user owns it and nobody else can write it, its sidecar's
+key is this machine's and bundle's, and its bytes have the sidecar's sha256.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fieldrun.bundle import Bundle
+from fieldrun.errors import EngineError, EngineStale, StorageError
+from fieldrun.storage import read_json, sha256_bytes, write_bytes, write_json
+
+from .key import EngineKey
+
+__all__ = ["EngineCache", "Entry", "default_cache"]
+
+SCHEMA = 1
+_OTHERS_MAY_WRITE = 0o022
+_DIGEST = 64  # hexadecimal digits before a timing cache
+
+
+def default_cache() -> Path:
+    """Return the folder of all engines: `$FIELDRUN_CACHE`, else `fieldrun` in the user's cache folder."""
+    own = os.environ.get("FIELDRUN_CACHE")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "fieldrun" / "engines"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One engine of the cache: its file, the key in its sidecar, and its size in bytes."""
+
+    path: Path
+    key: EngineKey
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry as JSON."""
+        return {"path": str(self.path), "bytes": self.bytes, "key": self.key.to_dict()}
+
+
+class EngineCache:
+    """The engines under `root`."""
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = default_cache() if root is None else Path(root)
+
+    def folder(self, bundle: Bundle, key: EngineKey) -> Path:
+        """Return the folder of `bundle`'s engines for a target and a compute capability."""
+        manifest = bundle.manifest
+        name = re.sub(r"[^\w.-]+", "-", f"{manifest.name}-{manifest.recipe['name']}")[:80]
+        about = f"{name}-{key.weights_sha256[:12]}"
+        return self.root / about / f"{key.target}-sm{key.compute_capability.replace('.', '')}"
+
+    def prepare(self, folder: Path, need: int) -> None:
+        """Make `folder`, for this user alone, and see before any work that `need` bytes can be written there.
+
+        Raises:
+            StorageError: it cannot be made or written, is another user's, or its disk has less room.
+        """
+        import shutil
+        import tempfile
+
+        try:
+            for part in (self.root, folder.parent, folder):
+                part.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_owner(folder)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+            free = shutil.disk_usage(folder).free
+        except OSError as error:
+            raise StorageError(
+                f"cannot write the engine cache {folder}: {error.strerror or error}; give another one with --cache"
+            ) from error
+        except EngineError as error:
+            raise StorageError(str(error)) from error
+        if free < need:
+            raise StorageError(
+                f"the engines need about {need / 1e6:.0f} MB in {folder}, and there are {free / 1e6:.0f} MB; "
+                "free space or give another place with --cache"
+            )
+
+    @contextlib.contextmanager
+    def lock(self, folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
+        """Hold `folder` against other builders; calls `waiting` once if another has it, and then waits for it."""
+        import fcntl
+
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def write(self, folder: Path, key: EngineKey, engine: bytes, about: dict[str, Any]) -> None:
+        """Keep `engine` and its sidecar; a reader sees the old pair, the new one, or a pair that does not match.
+
+        Raises:
+            StorageError: the disk is full or the folder cannot be written; nothing half-written is left.
+        """
+        path = _engine_path(folder, key.graph)
+        write_bytes(path, engine)
+        entry = {"bytes": len(engine), "sha256": sha256_bytes(engine)}
+        write_json(path.with_suffix(".json"), {"schema": SCHEMA, "key": key.to_dict(), "engine": entry, "about": about})
+        for written in (path, path.with_suffix(".json")):
+            written.chmod(0o600)  # a umask that lets the group write would have the engine refused
+
+    def has(self, folder: Path, key: EngineKey) -> bool:
+        """Say whether there is an engine for `key`, its own bytes left aside."""
+        try:
+            self.check(folder, key, "")
+        except EngineError:
+            return False
+        return True
+
+    def about(self, folder: Path, key: EngineKey) -> dict[str, Any] | None:
+        """Return what the sidecar of a valid engine says of its build; None where there is no valid one."""
+        try:
+            self.read(folder, key, "")
+            about: dict[str, Any] = read_json(_engine_path(folder, key.graph).with_suffix(".json"))["about"]
+        except (EngineError, KeyError, OSError, ValueError):
+            return None
+        return about
+
+    def check(self, folder: Path, key: EngineKey, remedy: str) -> dict[str, Any]:
+        """Return the sidecar of the engine for `key`, without reading the engine itself.
+
+        Args:
+            folder: where `folder` says.
+            key: what this machine and bundle need.
+            remedy: the command that builds it, for the errors.
+
+        Raises:
+            EngineStale: the engine there is of another machine, version or graph.
+            EngineError: there is none, or this user did not write it.
+        """
+        path = _engine_path(folder, key.graph)
+        if not path.is_file() and not path.with_suffix(".json").is_file():
+            raise EngineError(f"no engine of {key.graph} in {folder}; {remedy}")
+        try:
+            for part in (folder, path, path.with_suffix(".json")):
+                _check_owner(part)
+            sidecar = read_json(path.with_suffix(".json"))
+        except (OSError, ValueError) as error:
+            raise EngineError(f"the engine {path} cannot be used: {error}; {remedy}") from error
+        if not isinstance(sidecar, dict) or sidecar.get("schema") != SCHEMA or "engine" not in sidecar:
+            raise EngineError(f"the engine {path} has no sidecar of schema {SCHEMA}; {remedy}")
+        differences = EngineKey.from_dict(sidecar.get("key")).differences(key)
+        if differences:
+            raise EngineStale(f"the engine {path}", differences, remedy)
+        return sidecar
+
+    def read(self, folder: Path, key: EngineKey, remedy: str) -> bytes:
+        """Return the bytes of the engine for `key`, after every check; raises as `check`, and where they changed."""
+        sidecar = self.check(folder, key, remedy)
+        path = _engine_path(folder, key.graph)
+        try:
+            engine = path.read_bytes()
+        except OSError as error:
+            raise EngineError(f"the engine {path} cannot be read: {error.strerror}; {remedy}") from error
+        if sidecar["engine"] != {"bytes": len(engine), "sha256": sha256_bytes(engine)}:
+            raise EngineError(f"the engine {path} was cut or changed after it was built; {remedy}")
+        return engine
+
+    def timing(self, folder: Path) -> bytes:
+        """Return TensorRT's timing cache, empty when there is none that was written whole."""
+        try:
+            text = (folder / "timing.cache").read_bytes()
+        except OSError:
+            return b""
+        digest, data = text[:_DIGEST], text[_DIGEST:]
+        return data if sha256_bytes(data).encode("ascii") == digest else b""
+
+    def write_timing(self, folder: Path, data: bytes) -> None:
+        """Keep TensorRT's timing cache for the next build."""
+        write_bytes(folder / "timing.cache", sha256_bytes(data).encode("ascii") + data)
+
+    def entries(self) -> list[Entry]:
+        """Return every engine that has a readable sidecar, in the order of their paths."""
+        found = []
+        for path in sorted(self.root.glob("*/*/*.engine")):
+            with contextlib.suppress(EngineError, OSError, ValueError, KeyError, TypeError):
+                key = EngineKey.from_dict(read_json(path.with_suffix(".json"))["key"])
+                found.append(Entry(path=path, key=key, bytes=path.stat().st_size))
+        return found
+
+    def clear(self) -> tuple[int, int]:
+        """Delete every engine, sidecar and timing cache; return how many engines and how many bytes.
+
+        Nothing else under `root` is touched, and no folder that still holds something else is deleted.
+
+        Raises:
+            StorageError: a file cannot be deleted.
+        """
+        engines = size = 0
+        try:
+            for folder in sorted(self.root.glob("*/*")):
+                mine = [p for p in folder.glob("*") if p.suffix in (".engine", ".json", ".cache") or p.name == ".lock"]
+                if not (folder.name.startswith("tensorrt") and folder.is_dir()):
+                    continue
+                for path in mine:
+                    engines += path.suffix == ".engine"
+                    size += path.stat().st_size
+                    path.unlink()
+                for empty in (folder, folder.parent):
+                    with contextlib.suppress(OSError):
+                        empty.rmdir()
+        except OSError as error:
+            raise StorageError(
+                f"cannot clear {self.root}: {error.strerror or error}; delete it as its owner"
+            ) from error
+        return engines, size
+
+
+def _engine_path(folder: Path, graph: str) -> Path:
+    return folder / f"{Path(graph).stem}.engine"
+
+
+def _check_owner(path: Path) -> None:
+    """Refuse what another user owns or may write: an engine is code."""
+    about = path.stat()
+    if about.st_uid != os.geteuid() or about.st_mode & _OTHERS_MAY_WRITE:
+        raise EngineError(f"{path} belongs to another user or can be written by one; give a cache of your own")

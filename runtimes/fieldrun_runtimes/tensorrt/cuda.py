@@ -1,0 +1,91 @@
+"""Device memory, streams and CUDA graphs, through NVIDIA's own `cuda-bindings`, imported when first needed."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fieldrun.errors import EngineError, MissingDependency
+from fieldrun.tensors import Array
+
+__all__ = ["Buffer", "Stream", "call", "load_runtime"]
+
+_NON_BLOCKING = 1  # cudaStreamNonBlocking: does not wait for the default stream
+
+
+def load_runtime() -> Any:
+    """Import the CUDA runtime's bindings; `MissingDependency` when they are not installed."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise MissingDependency("cuda-bindings", "tensorrt") from error
+    return runtime
+
+
+def call(runtime: Any, name: str, *arguments: Any) -> Any:
+    """Call the CUDA function `name` and return its result, None where it has none; `EngineError` names the failure."""
+    code, *results = getattr(runtime, name)(*arguments)
+    if int(code) != 0:
+        reason = runtime.cudaGetErrorString(code)[1].decode("utf-8", "replace")
+        raise EngineError(f"{name}: {reason}; is the GPU out of memory or used by another process?")
+    return results[0] if results else None
+
+
+class Stream:
+    """A CUDA stream, and the graphs captured on it. Freed when it is let go of, or when the process ends."""
+
+    def __init__(self, runtime: Any) -> None:
+        self._runtime = runtime
+        self._stream = call(runtime, "cudaStreamCreateWithFlags", _NON_BLOCKING)
+        self.handle = int(self._stream)
+        weakref.finalize(self, runtime.cudaStreamDestroy, self._stream)
+
+    def upload(self, buffer: Buffer) -> None:
+        """Copy a buffer's host side to the device, after what the stream was given before."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        call(self._runtime, "cudaMemcpyAsync", buffer.address, buffer.pinned, buffer.host.nbytes, kind, self._stream)
+
+    def download(self, buffer: Buffer) -> None:
+        """Copy a buffer's device side to the host."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        call(self._runtime, "cudaMemcpyAsync", buffer.pinned, buffer.address, buffer.host.nbytes, kind, self._stream)
+
+    def wait(self) -> None:
+        """Return when everything that the stream was given is done."""
+        call(self._runtime, "cudaStreamSynchronize", self._stream)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record what `work` gives the stream and return a function that does it again with one launch.
+
+        Raises:
+            EngineError: `work` does something that a CUDA graph cannot hold.
+        """
+        mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        call(self._runtime, "cudaStreamBeginCapture", self._stream, mode)
+        try:
+            work()
+        finally:  # a stream that is left capturing can do nothing else
+            graph = call(self._runtime, "cudaStreamEndCapture", self._stream)
+        executable = call(self._runtime, "cudaGraphInstantiate", graph, 0)
+        call(self._runtime, "cudaGraphDestroy", graph)
+        weakref.finalize(self, self._runtime.cudaGraphExecDestroy, executable)
+        runtime, stream = self._runtime, self._stream
+        return lambda: call(runtime, "cudaGraphLaunch", executable, stream)
+
+
+class Buffer:
+    """One tensor on the device at `address`, with a page-locked copy `host` of the same shape and dtype."""
+
+    def __init__(self, runtime: Any, shape: tuple[int, ...], dtype: Any) -> None:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self.address = int(call(runtime, "cudaMalloc", size))
+        weakref.finalize(self, runtime.cudaFree, self.address)
+        self.pinned = int(call(runtime, "cudaHostAlloc", size, 0))
+        # the array may outlive the buffer in a caller's hands only as a copy: results are copied out
+        weakref.finalize(self, runtime.cudaFreeHost, self.pinned)
+        raw = (ctypes.c_byte * size).from_address(self.pinned)
+        self.host: Array = np.frombuffer(raw, dtype).reshape(shape)

@@ -1,0 +1,95 @@
+"""The driver, the GPU and JetPack of this machine, read without any CUDA package.
+
+TensorRT's own objects are made only after the driver has answered here: a Runtime that is made without a driver crashes
+the process when it ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fieldrun.errors import EngineError
+
+__all__ = ["Gpu", "find_gpu", "jetpack", "machine_id", "require_gpu"]
+
+_DRIVER = "libcuda.so.1"
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
+_IDENTITY = ("etc/machine-id", "proc/device-tree/serial-number")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """The first GPU that the driver shows: its name, compute capability ("8.7"), UUID and the driver's CUDA version."""
+
+    name: str
+    compute_capability: str
+    uuid: str
+    cuda: str
+
+
+def require_gpu() -> Gpu:
+    """Return the first GPU; `EngineError` says why there is none."""
+    found = find_gpu()
+    if isinstance(found, str):
+        raise EngineError(f"{found}; use engine='auto' to run on the CPU")
+    return found
+
+
+@cache
+def find_gpu() -> Gpu | str:
+    """Return the first GPU, or why there is none: no driver library, a driver that does not start, no device."""
+    try:
+        driver: Any = ctypes.CDLL(_DRIVER)
+    except OSError:
+        return f"no NVIDIA driver on this machine: {_DRIVER} cannot be loaded"
+    code = driver.cuInit(0)
+    if code != 0:
+        return f"the NVIDIA driver does not start (cuInit gives error {code})"
+    count, device, version = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    if driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value < 1:
+        return "the NVIDIA driver shows no GPU"
+    name, uuid = ctypes.create_string_buffer(256), ctypes.create_string_buffer(16)
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    calls = (
+        driver.cuDeviceGet(ctypes.byref(device), 0),
+        driver.cuDeviceGetName(name, len(name), device),
+        driver.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device),
+        driver.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, device),
+        driver.cuDeviceGetUuid(uuid, device),
+        driver.cuDriverGetVersion(ctypes.byref(version)),
+    )
+    if any(calls):
+        return f"the NVIDIA driver does not describe its GPU (error {next(c for c in calls if c)})"
+    return Gpu(
+        name=name.value.decode("utf-8", "replace"),
+        compute_capability=f"{major.value}.{minor.value}",
+        uuid=uuid.raw.hex(),
+        cuda=f"{version.value // 1000}.{version.value % 1000 // 10}",
+    )
+
+
+def jetpack(root: Path = Path("/")) -> str | None:
+    """Return the L4T release that JetPack installed, as in "36.4.0"; None on any other machine."""
+    try:
+        text = (root / "etc/nv_tegra_release").read_text("utf-8", "replace")
+    except OSError:
+        return None
+    found = re.search(r"R(\d+) .*?REVISION: ([\d.]+)", text)
+    return f"{found[1]}.{found[2]}" if found else None
+
+
+def machine_id(gpu: Gpu | None, root: Path = Path("/")) -> str:
+    """Return 16 hexadecimal digits that tell this machine from others: a hash of its and its GPU's identity."""
+    parts = [gpu.uuid if gpu is not None else ""]
+    for name in _IDENTITY:
+        try:
+            parts.append((root / name).read_text("utf-8", "replace").strip("\0 \n"))
+        except OSError:
+            parts.append("")
+    return hashlib.sha256("\n".join(["fieldrun engines", *parts]).encode("utf-8")).hexdigest()[:16]

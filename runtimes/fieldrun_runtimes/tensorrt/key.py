@@ -1,0 +1,97 @@
+"""The key of an engine: what must be the same for it to be valid. TensorRT promises nothing for any other machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from types import ModuleType
+from typing import Any
+
+from fieldrun.bundle import Bundle
+from fieldrun.errors import EngineError
+from fieldrun.student import from_mapping
+
+from .device import Gpu, jetpack, machine_id
+
+__all__ = ["OPTIONS", "EngineKey", "keys_of"]
+
+OPTIONS: Mapping[str, Any] = {"tf32": False, "workspace_mib": 256}
+"""The builder's settings: no TF32, whose ten bits are not in any recipe; a workspace that a small board can spare."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineKey:
+    """What one engine was built from, with and for. `device`, `cuda` and `jetpack` are None where there is none."""
+
+    graph: str
+    graph_sha256: str
+    weights_sha256: str
+    target: str
+    tensorrt: str
+    cuda: str | None
+    compute_capability: str
+    device: str | None
+    machine: str
+    jetpack: str | None
+    bucket: str
+    options: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the key as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Any) -> EngineKey:
+        """Read what `to_dict` gave; `EngineError` for anything else."""
+        key: EngineKey = from_mapping(cls, value, "the key of the engine", EngineError)
+        return key
+
+    def differences(self, here: EngineKey) -> dict[str, tuple[Any, Any]]:
+        """Return the fields in which `here` differs: name -> (this key's value, the other's)."""
+        pairs = {f.name: (getattr(self, f.name), getattr(here, f.name)) for f in fields(self)}
+        return {name: (built, now) for name, (built, now) in pairs.items() if built != now}
+
+
+def keys_of(
+    bundle: Bundle, target: str, library: ModuleType, gpu: Gpu | None, capability: str | None = None
+) -> dict[str, EngineKey]:
+    """Return the key of every TensorRT graph of `bundle`, by file name.
+
+    Args:
+        bundle: its files were checked, so the manifest's hashes are theirs.
+        target: `"tensorrt"` or `"tensorrt-rtx"`.
+        library: the target's package.
+        gpu: the machine's GPU, or None.
+        capability: the compute capability to build for, where it is not the GPU's own.
+
+    Raises:
+        EngineError: the bundle has no TensorRT graphs, or there is neither a GPU nor a capability.
+    """
+    manifest = bundle.manifest
+    if manifest.tensorrt is None:
+        raise EngineError(
+            f"{bundle.path} has no TensorRT graphs (recipe {manifest.recipe['name']!r}); "
+            "export with a recipe that has [tensorrt], such as jetson-orin-int8"
+        )
+    capability = capability or (gpu.compute_capability if gpu is not None else None)
+    if capability is None:
+        raise EngineError("there is no GPU to build for; name one with --compute-capability, as in 8.6")
+    buckets = {b.graph: f"{b.batch}x{b.length}" for b in manifest.tensorrt.buckets}
+    buckets |= {name: f"pairs {batch}" for batch, name in manifest.tensorrt.pair_graphs.items()}
+    return {
+        name: EngineKey(
+            graph=name,
+            graph_sha256=manifest.files[name].sha256,
+            weights_sha256=manifest.files["weights.safetensors"].sha256,
+            target=target,
+            tensorrt=str(library.__version__),
+            cuda=gpu.cuda if gpu is not None else None,
+            compute_capability=capability,
+            device=gpu.name if gpu is not None else None,
+            machine=machine_id(gpu),
+            jetpack=jetpack(),
+            bucket=bucket,
+            options=dict(OPTIONS),
+        )
+        for name, bucket in buckets.items()
+    }

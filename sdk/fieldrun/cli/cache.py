@@ -1,0 +1,66 @@
+"""`fieldrun cache`: what engines are kept on this machine, and away with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import examples, json_option
+from .output import put, put_json, put_table
+
+__all__ = ["cache"]
+
+_folder = click.option(
+    "--cache",
+    "root",
+    type=click.Path(path_type=Path),
+    help="The folder of all engines.  [default: $FIELDRUN_CACHE, or fieldrun/engines in the user's cache folder]",
+)
+
+
+@click.group(short_help="List or delete compiled engines.", epilog=examples("fieldrun cache list --json"))
+def cache() -> None:
+    """List or delete the engines that 'fieldrun build' keeps."""
+
+
+@cache.command("list", epilog=examples("fieldrun cache list --json"))
+@_folder
+@json_option
+def list_(root: Path | None, as_json: bool) -> None:
+    """List every engine with what it was built for."""
+    from fieldrun_runtimes.tensorrt.cache import EngineCache
+
+    store = EngineCache(root)
+    entries = store.entries()
+    if as_json:
+        put_json({"root": str(store.root), "engines": [entry.to_dict() for entry in entries]})
+        return
+    put_table(
+        [
+            (
+                entry.path.relative_to(store.root),
+                entry.key.bucket,
+                f"{entry.bytes / 1e6:.1f} MB",
+                f"{entry.key.target} {entry.key.tensorrt}",
+                entry.key.device or "no GPU",
+            )
+            for entry in entries
+        ]
+    )
+    put(f"{store.root}: {len(entries)} engines, {sum(entry.bytes for entry in entries) / 1e6:.1f} MB")
+
+
+@cache.command(epilog=examples("fieldrun cache clear"))
+@_folder
+@json_option
+def clear(root: Path | None, as_json: bool) -> None:
+    """Delete every engine; 'fieldrun build' makes them again."""
+    from fieldrun_runtimes.tensorrt.cache import EngineCache
+
+    store = EngineCache(root)
+    engines, size = store.clear()
+    if as_json:
+        put_json({"root": str(store.root), "engines": engines, "bytes": size})
+    else:
+        put(f"{store.root}: deleted {engines} engines, {size / 1e6:.1f} MB")

@@ -1,0 +1,147 @@
+"""Which board this is: Jetson modules with their system release and power mode, and Raspberry Pis.
+
+The parsers take text and return what it says; `board` reads the files. The formats are public: the device tree's
+bindings (`arm/tegra.yaml`, `arm/bcm/bcm2835.yaml` of the Linux kernel) and the Jetson Linux Developer Guide.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .installed import ROOT, read
+
+__all__ = ["Board", "board", "jetpack_series", "parse_device_tree", "parse_nv_tegra_release", "parse_nvpmodel"]
+
+MODULES = {
+    "p2888-0001": "Jetson AGX Xavier 16GB",
+    "p2888-0004": "Jetson AGX Xavier 32GB",
+    "p2888-0005": "Jetson AGX Xavier 64GB",
+    "p2888-0008": "Jetson AGX Xavier Industrial",
+    "p3448-0000": "Jetson Nano",
+    "p3448-0002": "Jetson Nano",
+    "p3448-0003": "Jetson Nano 2GB",
+    "p3668-0000": "Jetson Xavier NX",
+    "p3668-0001": "Jetson Xavier NX",
+    "p3668-0003": "Jetson Xavier NX 16GB",
+    "p3701-0000": "Jetson AGX Orin developer kit",
+    "p3701-0004": "Jetson AGX Orin 32GB",
+    "p3701-0005": "Jetson AGX Orin 64GB",
+    "p3701-0008": "Jetson AGX Orin Industrial",
+    "p3767-0000": "Jetson Orin NX 16GB",
+    "p3767-0001": "Jetson Orin NX 8GB",
+    "p3767-0003": "Jetson Orin Nano 8GB",
+    "p3767-0004": "Jetson Orin Nano 4GB",
+    "p3767-0005": "Jetson Orin Nano 8GB developer kit",
+    "p3834-0008": "Jetson T5000 (Thor)",
+}
+"""Jetson modules by part number, as the Jetson Linux Developer Guide lists them."""
+
+COMPUTE_CAPABILITY = {"tegra186": "6.2", "tegra194": "7.2", "tegra210": "5.3", "tegra234": "8.7", "tegra264": "11.0"}
+_SERIES = {32: 4, 34: 5, 35: 5, 36: 6, 38: 7, 39: 7}  # JetPack by the first number of Jetson Linux
+_NVPMODEL_SECONDS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Board:
+    """A board as its device tree describes it; None where that says nothing.
+
+    `kind` is "jetson" or "raspberry-pi". `model` is the tree's own text, which on carrier boards of others can name
+    another module than is on them; `part` and the `module` it stands for come from the compatible strings.
+    """
+
+    kind: str | None = None
+    model: str | None = None
+    module: str | None = None
+    part: str | None = None
+    soc: str | None = None
+    compute_capability: str | None = None
+
+
+def parse_device_tree(model: str | None, compatible: str | None) -> Board:
+    """Read the texts of `/proc/device-tree/model` and `compatible` (names that end with a zero byte)."""
+    name = (model or "").strip("\0 \n") or None
+    entries = [entry for entry in re.split(r"[\0\n]", compatible or "") if entry]
+    soc = next((m[1] for entry in entries if (m := re.fullmatch(r"nvidia,(tegra\d+)", entry))), None)
+    if soc is not None:
+        # The module has an entry of its own, or stands after its carrier board: "nvidia,p3737-0000+p3701-0000".
+        parts = [m[1] for e in entries if (m := re.fullmatch(r"nvidia,(?:[\w-]+\+)?(p\d{4}-\d{4})(?:-[a-z]+)?", e))]
+        part = next((p for p in parts if p in MODULES), parts[-1] if parts else None)
+        return Board(
+            kind="jetson",
+            model=name,
+            module=MODULES.get(part or ""),
+            part=part,
+            soc=soc,
+            compute_capability=COMPUTE_CAPABILITY.get(soc),
+        )
+    if any(entry.startswith("raspberrypi,") for entry in entries) or (name or "").startswith("Raspberry Pi"):
+        chip = next((m[1] for entry in entries if (m := re.fullmatch(r"brcm,(bcm\d+)", entry))), None)
+        module = re.sub(r" Rev \d+(\.\d+)*$", "", name) if name else None
+        return Board(kind="raspberry-pi", model=name, module=module, soc=chip)
+    return Board(model=name)
+
+
+def parse_nv_tegra_release(text: str) -> str | None:
+    """Return the version of Jetson Linux (L4T), such as "36.4.3", from the text of `/etc/nv_tegra_release`."""
+    found = re.search(r"\bR(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", text)
+    return f"{found[1]}.{found[2]}" if found else None
+
+
+def jetpack_series(l4t: str | None) -> int | None:
+    """Return the first number of the JetPack that a version of Jetson Linux belongs to."""
+    return _SERIES.get(int(l4t.partition(".")[0])) if l4t else None
+
+
+def parse_nvpmodel(text: str) -> dict[str, Any] | None:
+    """Return `{name, id}` of the power mode from what `nvpmodel -q` prints, None where it names none."""
+    found = re.search(r"NV Power Mode:[ \t]*(\S+)[ \t]*(?:\n[ \t]*(\d+)[ \t]*$)?", text, re.MULTILINE)
+    return {"name": found[1], "id": int(found[2]) if found[2] else None} if found else None
+
+
+def board(packages: dict[str, str], root: Path = ROOT) -> dict[str, Any]:
+    """Return what is known of the board as JSON; `packages` are the installed Debian packages.
+
+    Besides `Board`: `l4t`, `jetpack` (its package's version), `jetpack_series` and `power_mode`, for Jetson alone.
+    """
+    tree = parse_device_tree(read(root / "proc/device-tree/model"), read(root / "proc/device-tree/compatible"))
+    # A container has neither device tree nor packages of the host; NVIDIA's images carry the release file.
+    l4t = parse_nv_tegra_release(read(root / "etc/nv_tegra_release") or "")
+    if l4t is None and (core := re.match(r"\d+(?:\.\d+)+", packages.get("nvidia-l4t-core", ""))):
+        l4t = core[0]
+    kind = tree.kind or ("jetson" if l4t else None)
+    return {
+        "kind": kind,
+        "model": tree.model,
+        "module": tree.module,
+        "part": tree.part,
+        "soc": tree.soc,
+        "compute_capability": tree.compute_capability,
+        "l4t": l4t,
+        "jetpack": packages.get("nvidia-jetpack"),
+        "jetpack_series": jetpack_series(l4t),
+        "power_mode": _power_mode() if kind == "jetson" else None,
+    }
+
+
+def _power_mode() -> dict[str, Any] | None:
+    command = shutil.which("nvpmodel", path="/usr/sbin:/usr/bin:/sbin:/bin")
+    if command is None:
+        return None
+    try:
+        ended = subprocess.run(
+            [command, "-q"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_NVPMODEL_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return parse_nvpmodel(ended.stdout)

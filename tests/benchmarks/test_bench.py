@@ -1,0 +1,313 @@
+"""The harness with planted subjects: what is measured, what happens to one that refuses, crashes or hangs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fieldrun.dataset import read_tsv
+from fieldrun.errors import DatasetError, EngineError, FieldrunError, UnknownName, UsageError
+from fieldrun.storage import write_json
+from fieldrun_benchmarks import bench, loadgen
+from fieldrun_benchmarks.bench import measure
+from fieldrun_benchmarks.scenario import SAMPLES_PER_QUERY, multi_stream, offline, poisson_arrivals, server, timed_calls
+from fieldrun_benchmarks.sensors import Sensors
+from fieldrun_benchmarks.settings import Settings
+from fieldrun_benchmarks.subject import NullSubject, parse_subject, program_of
+from fieldrun_benchmarks.warn import warnings_of
+from fieldrun_benchmarks.worker import Worker, pack
+from fieldrun_benchmarks.worker_process import WorkerProcess, unpack
+from fieldrun_benchmarks.workload import Workload, read_workload, sample_files
+
+PLANTED = "python:tests.benchmarks.planted"
+TEXTS = tuple(f"{'word ' * (1 + i % 9)}{i}" for i in range(60))
+SHORT = Settings(
+    repeats=2, seconds=0.01, slice_calls=20, stage_calls=8, short_s=0.01, batches=(1, 4), threads=(1, 2),
+    server_loads=(0.5,), cold_runs=1, loadgen=False, timeout_s=60,
+)  # fmt: skip
+
+
+class HereProcess:
+    """A worker in this process: what is measured is the same, and starting it costs nothing."""
+
+    alive = True
+
+    def __init__(self, spec: Any, texts: Any, *, timeout_s: float) -> None:
+        self._worker = Worker(spec, list(texts))
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        return getattr(self._worker, command)(**arguments)
+
+    def __enter__(self) -> HereProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "WorkerProcess", HereProcess)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> dict[str, Any]:
+    path = tmp_path / "rows.tsv"
+    path.write_text("text\tlabel\na\tshort\nb\tlong\n" + f"{'c' * 30}\tlong\n", "utf-8")
+    return {"length": read_tsv(path), "not answered": read_tsv(path)}
+
+
+def _workload() -> Workload:
+    return Workload(texts=TEXTS, sources=(), seed=0)
+
+
+def test_everything_is_measured(here: None, rows: dict[str, Any]) -> None:
+    phases: list[str] = []
+    specs = [replace(parse_subject(f"{PLANTED}:Counting"), name=name) for name in ("one", "two")]
+    values = measure(specs, _workload(), SHORT, rows, progress=lambda phase, *_: phases.append(phase))
+    assert phases[0] == "harness"
+    assert phases[-1] == "done"
+    one = values["subjects"]["one"]
+    single = one["single_stream"]
+    assert single["calls"] >= SHORT.repeats * SHORT.slice_calls
+    assert len(single["repeats_p50_us"]) == 2
+    assert single["min_us"] <= single["p50_us"] <= single["max_us"]
+    assert [share for share, _ in single["ecdf"]] == sorted(share for share, _ in single["ecdf"])
+    assert set(one["stages"]) == {"end_to_end", "tokenize", "engine"}
+    assert sum(row["calls"] for row in one["by_length"]["classes"]) == single["calls"]
+    assert [(row["batch"], row["threads"]) for row in one["offline"]] == [(1, 1), (4, 1), (4, 2)]
+    assert one["accuracy"] == {"length": one["accuracy"]["length"] | {"n": 3, "accuracy": 2 / 3, "file": "rows.tsv"}}
+    assert "unavailable" in one["cold_start"]
+    assert "--no-loadgen" in one["loadgen"]["unavailable"]
+    (ratio,) = values["ratios"]
+    assert (ratio["of"], ratio["to"]) == ("two", "one")
+    assert ratio["pairs"] >= SHORT.repeats
+    assert values["harness"]["own_loop"]["p50_us"] < 2  # what the harness adds to a call
+
+
+def test_labels_of_another_set_are_not_scored(here: None, tmp_path: Path) -> None:
+    path = tmp_path / "rows.tsv"
+    path.write_text("text\tlabel\na\tpositive\n", "utf-8")
+    values = measure([parse_subject(f"{PLANTED}:Counting")], _workload(), SHORT, {"length": read_tsv(path)})
+    (subject,) = values["subjects"].values()
+    assert "'positive', which the task lacks" in subject["accuracy"]["length"]["unavailable"]
+
+
+@pytest.fixture
+def importable(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a worker's process import the planted subjects."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(repository), os.environ.get("PYTHONPATH", "")]))
+
+
+def _ask(name: str, command: str, *, timeout_s: float = 60, **arguments: Any) -> Any:
+    with WorkerProcess(parse_subject(f"{PLANTED}:{name}"), TEXTS, timeout_s=timeout_s) as worker:
+        worker.ask("memory")  # started
+        worker._timeout_s = 0.5 if name == "Hanging" else timeout_s
+        return worker.ask(command, **arguments)
+
+
+def test_a_subject_that_prints_does_not_break_the_protocol(importable: None) -> None:
+    assert _ask("Printing", "load")["about"]["engine"] == "none"
+
+
+def test_a_subject_that_refuses_keeps_its_error(importable: None) -> None:
+    with pytest.raises(EngineError, match="this machine lacks what it needs"):
+        _ask("Refusing", "load")
+
+
+def test_a_subject_that_crashes_is_quoted(importable: None) -> None:
+    with pytest.raises(FieldrunError, match="exit code 7: out of luck"):
+        _ask("Crashing", "load")
+
+
+def test_a_subject_that_hangs_is_ended(importable: None) -> None:
+    with pytest.raises(FieldrunError, match=r"no answer to load within 0\.5 s; it was ended"):
+        _ask("Hanging", "load")
+
+
+def test_one_that_fails_does_not_take_the_others_along(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Half(HereProcess):
+        slices = 0
+
+        def ask(self, command: str, **arguments: Any) -> Any:
+            if command == "slice" and "bad" in self._worker._spec.name:
+                type(self).slices += 1
+                if type(self).slices > 3:
+                    self.alive = False
+                    raise FieldrunError("bad: its process ended with exit code 1")
+            return super().ask(command, **arguments)
+
+    monkeypatch.setattr(bench, "WorkerProcess", Half)
+    spec = parse_subject(f"{PLANTED}:Counting")
+    values = measure([replace(spec, name="good"), replace(spec, name="bad")], _workload(), SHORT, {})
+    assert "exit code 1" in values["subjects"]["bad"]["ended_early"]
+    assert values["subjects"]["bad"]["single_stream"]["calls"] > 0
+    assert "exit code 1" in values["subjects"]["bad"]["server"]["unavailable"]
+    assert values["subjects"]["good"]["single_stream"]["calls"] > 0
+    assert any(entry["about"] == "bad" and "it ended early" in entry["text"] for entry in values["warnings"])
+    refusing = [parse_subject(f"{PLANTED}:Refusing")]
+    with pytest.raises(FieldrunError, match="lacks"):
+        measure(refusing, _workload(), SHORT, {})
+
+
+def test_planted_noise_raises_the_warnings() -> None:
+    quiet = {"unavailable": "none"}
+    sensors: dict[str, Any] = {"other_cores": 1.2, "stolen_cores": 0.3, "throttled": {"events": 2.0}}
+    sensors |= {"clock_mhz": {"min": 800, "max": 2000, "mean": 1500}, "governor": "powersave"}
+    single = {"variation": 0.06, "minutes": {"ratio": 1.08}, "p50_us": 1.0}
+    values = {"sensors": sensors, "harness": {"own_loop": {"p50_us": 0.1}}}
+    values["subjects"] = {"a": {"kind": "bundle", "single_stream": single}}
+    text = " | ".join(entry["text"] for entry in warnings_of(values))
+    for words in ("1.20 cores busy", "hypervisor", "throttled 2 times", "800 and 2000", "powersave", "6.0 %", "1.080"):
+        assert words in text
+    assert "harness itself" in text
+    calm = {"variation": 0.01, "minutes": quiet, "p50_us": 50.0}
+    values["sensors"] = {"other_cores": 0.01, "stolen_cores": 0.0, "throttled": quiet, "clock_mhz": quiet}
+    values["sensors"] |= {"governor": quiet}
+    values["subjects"] = {"a": {"kind": "bundle", "single_stream": calm}}
+    assert warnings_of(values) == []
+
+
+def test_scenarios_answer_every_text_they_count() -> None:
+    seen: list[list[str]] = []
+
+    def run(texts: list[str]) -> None:
+        seen.append(texts)
+
+    nanos = timed_calls(run, [["a"], ["b"]])
+    assert seen == [["a"], ["b"]]
+    assert nanos.shape == (2,)
+    assert (nanos >= 0).all()
+    seen.clear()
+    queries = multi_stream(run, ["a", "b", "c"], seconds=0.005)
+    assert len(seen) == len(queries) + 1
+    assert all(len(texts) == SAMPLES_PER_QUERY for texts in seen)
+    assert offline(run, ["a", "b", "c"], batch=2, threads=2, seconds=0.005) > 0
+
+    def fail(texts: list[str]) -> None:
+        raise EngineError("no")
+
+    with pytest.raises(EngineError):
+        multi_stream(fail, ["a"], seconds=0.005)
+
+
+def test_arrivals_are_poisson() -> None:
+    moments = poisson_arrivals(1000.0, 20_000, 3)
+    gaps = np.diff(moments)
+    assert gaps.mean() == pytest.approx(1e-3, rel=0.05)
+    assert gaps.std() == pytest.approx(1e-3, rel=0.05)  # of an exponential distribution: equal to its mean
+    assert (poisson_arrivals(1000.0, 5, 3) == moments[:5]).all()
+
+
+def test_waiting_counts_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 1e-6
+        return now
+
+    def pass_by(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("time.perf_counter", clock)
+    monkeypatch.setattr("time.sleep", pass_by)
+
+    def slow(texts: list[str]) -> None:
+        pass_by(0.010)
+
+    found = server(slow, ["a"], per_second=200.0, seconds=1.0, seed=0)
+    assert found["nanos"][-1] > 50 * 10_000_000  # twice as much as it can do: the queue has grown
+    idle = server(slow, ["a"], per_second=1.0, seconds=10.0, seed=1)
+    assert np.median(idle["nanos"]) == pytest.approx(10_000_000, rel=0.01)
+    assert idle["unsent"] == 0
+
+
+def test_loadgen_runs_the_null_subject_or_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlperf_loadgen", reason="mlcommons-loadgen is not installed")
+    null = NullSubject(parse_subject("null"))
+    found = loadgen.run_loadgen(null.run, TEXTS, "SingleStream", seconds=0.01)
+    assert found["queries"] >= 64
+    assert found["p50_us"] > 0
+
+
+def test_without_loadgen_the_rest_goes_on(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)  # what makes an import fail
+    spec = parse_subject("null")
+    values = measure([spec], _workload(), replace(SHORT, loadgen=True), {})
+    assert "mlcommons-loadgen" in values["subjects"]["null"]["loadgen"]["unavailable"]
+    assert "mlcommons-loadgen" in values["harness"]["loadgen"]["unavailable"]
+
+
+def test_subjects_are_read_from_their_names(tmp_path: Path) -> None:
+    found = parse_subject("reference@numpy", threads=2)
+    assert (found.kind, found.place, found.variant, found.threads) == ("bundle", "reference", "numpy", 2)
+    assert "engine='numpy'" in (program_of(found) or "")
+    assert parse_subject("reference", engine="native").variant == "native"
+    assert parse_subject("tokenizer:reference").name == "tokenizer:reference"
+    assert program_of(parse_subject("null")) is None
+    folder = tmp_path / "a@b"
+    assert parse_subject(f"{folder}/c").place == str(folder / "c")
+    write_json(tmp_path / "peer.json", {"python": "/elsewhere/bin/python"})
+    assert parse_subject(f"peer:{tmp_path}").python == "/elsewhere/bin/python"
+    with pytest.raises(UsageError, match=r"no peer\.json"):
+        parse_subject(f"peer:{folder}")
+    with pytest.raises(UnknownName, match="kind of subject 'onnxx'"):
+        parse_subject("onnxx:thing")
+    with pytest.raises(UsageError, match="names no place"):
+        parse_subject("tokenizer:")
+    with pytest.raises(UsageError, match="cannot be imported"):
+        program_of(parse_subject("python:no.such.module:Class"))
+
+
+def test_a_workload_is_real_text_with_its_lengths(tmp_path: Path) -> None:
+    shipped = read_workload([])
+    assert len(shipped.texts) == sum(source.texts for source in shipped.sources) == 800
+    assert {source.file for source in shipped.sources} == {path.name for path in sample_files().values()}
+    about = shipped.to_dict()
+    assert sum(row["texts"] for row in about["characters"]["histogram"]) == 800
+    assert read_workload([], seed=1).texts != shipped.texts
+    lines = tmp_path / "lines.txt"
+    lines.write_text("one\n\n  two words \n", "utf-8")
+    assert sorted(read_workload([lines]).texts) == ["one", "two words"]
+    assert len(read_workload([lines], limit=1).texts) == 1
+
+
+@pytest.mark.parametrize(("data", "words"), [(b"", "has no texts"), (b"\xff", "UTF-8"), (None, "cannot read")])
+def test_a_workload_that_cannot_be_used(tmp_path: Path, data: bytes | None, words: str) -> None:
+    path = tmp_path / "texts.txt"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(DatasetError, match=words):
+        read_workload([path])
+
+
+@pytest.mark.parametrize(
+    "change", [{"repeats": 1}, {"seconds": 0}, {"batches": ()}, {"threads": (0,)}, {"cold_runs": 0}]
+)
+def test_settings_that_make_no_sense(change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        replace(SHORT, **change)
+    assert Settings.quick(cores=1).threads == (1,)
+    assert Settings.whole(cores=4).threads == (1, 2, 4)
+    assert Settings.whole().repeats * Settings.whole().seconds > 120
+
+
+def test_nanoseconds_travel_as_text() -> None:
+    nanos = np.array([0, 1, 2**40], np.int64)
+    assert unpack(pack(nanos)).tolist() == nanos.tolist()
+
+
+def test_a_worker_needs_to_load_first() -> None:
+    call: Callable[[], Any] = Worker(parse_subject("null"), ["a"]).tokens
+    with pytest.raises(RuntimeError, match="load comes first"):
+        call()
+    assert isinstance(Sensors(), Sensors)

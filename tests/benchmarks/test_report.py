@@ -1,0 +1,327 @@
+"""Reports of a record of planted subjects: what they say, that they hold no request, what --diff calls a regression."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from fieldrun.cli import main
+from fieldrun.dataset import read_tsv
+from fieldrun.errors import FieldrunError, SchemaTooNew
+from fieldrun.storage import read_json, write_json
+from fieldrun_benchmarks import bench
+from fieldrun_benchmarks.record import append_record
+from fieldrun_benchmarks.report.diff import diff
+from fieldrun_benchmarks.report.facts import not_measured
+from fieldrun_benchmarks.report.render import metrics, page, read_records, to_csv, to_json, to_markdown
+from fieldrun_benchmarks.report.sections import claim, sections
+from fieldrun_benchmarks.subject import parse_subject
+from tests.benchmarks.test_bench import PLANTED, SHORT, HereProcess, _workload
+
+needs_plots = pytest.mark.skipif(
+    not all(__import__("importlib.util").util.find_spec(name) for name in ("jinja2", "matplotlib")),
+    reason="needs the extra bench: pip install 'fieldrun[bench]'",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bench")
+    rows = path / "rows.tsv"
+    rows.write_text("text\tlabel\n" + "a\tshort\n" * 150 + "b\tlong\n" * 50, "utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "WorkerProcess", HereProcess)
+        spec = parse_subject(f"{PLANTED}:Counting")
+        specs = [replace(spec, name=name) for name in ("first", "<b>second</b>")]
+        values = bench.measure(specs, replace(_workload(), sources=()), SHORT, {"length": read_tsv(rows)})
+    append_record(path, "bench", "fieldrun bench first --quick", values)
+    return path
+
+
+@pytest.fixture
+def path(folder: Path) -> Path:
+    (found,) = folder.glob("bench-*.json")
+    return found
+
+
+@pytest.fixture
+def record(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = copy.deepcopy(dict(read_records([path])[0]))
+    return found
+
+
+def _steady(record: dict[str, Any], p50_us: float, seed: int = 0) -> dict[str, Any]:
+    """The record with a first subject of a known latency that varies by 1 % from window to window."""
+    found = copy.deepcopy(record)
+    draw = np.random.default_rng(seed)
+    windows = [(p50_us * draw.normal(1, 0.01, 10)).tolist() for _ in range(5)]
+    found["subjects"]["first"]["single_stream"] |= {"p50_us": p50_us, "windows_us": windows}
+    return found
+
+
+def test_records_are_only_added(folder: Path, record: dict[str, Any], tmp_path: Path) -> None:
+    values = {key: value for key, value in record.items() if key not in ("schema", "kind", "command", "conditions")}
+    paths = [append_record(tmp_path, "bench", "c", values) for _ in range(3)]
+    assert len(set(paths)) == len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_record_of_a_newer_schema_stops_the_report(path: Path, tmp_path: Path) -> None:
+    newer = tmp_path / "newer.json"
+    write_json(newer, read_json(path) | {"schema": 99})
+    with pytest.raises(SchemaTooNew, match="pip install --upgrade fieldrun"):
+        read_records([path, newer])
+    write_json(newer, {"schema": 1, "kind": "bench", "subjects": {}})
+    with pytest.raises(FieldrunError, match="not whole"):
+        read_records([newer])
+
+
+def test_the_claim_has_latency_machine_and_accuracy(record: dict[str, Any]) -> None:
+    text = claim(record)
+    p50 = record["subjects"]["first"]["single_stream"]["p50_us"]
+    assert text.startswith("first")
+    assert f"{p50:.1f} us" in text
+    assert record["conditions"]["processor"] in text
+    assert "75.0 % right on length (n = 200)" in text
+
+
+def test_missing_values_are_told_and_never_zero(record: dict[str, Any]) -> None:
+    assert record["sensors"]["energy_j"].get("unavailable") or record["sensors"]["energy_j"]["joules"] > 0
+    record["sensors"]["energy_j"] = {"unavailable": "/sys/class/powercap/x: only root may read it"}
+    text = to_markdown([record])
+    assert "Not measured: /sys/class/powercap/x: only root may read it." in text
+    found = dict(not_measured(record["subjects"]))
+    assert any("loadgen" in where for where in found)
+    row = next(row for row in metrics(record) if row["metric"] == "cold_start")
+    assert row["value"] is None
+
+
+def test_the_spellings_say_the_same(record: dict[str, Any]) -> None:
+    found = {section.title for section in sections(record)}
+    assert {"At a glance", "Latency", "Energy", "Accuracy", "Not measured", "Warnings", "Repeat it"} <= found
+    text = to_markdown([record])
+    assert all(f"### {title}" in text for title in found)
+    rows = list(csv.DictReader(io.StringIO(to_csv([record]))))
+    p50 = next(r for r in rows if (r["subject"], r["metric"]) == ("first", "single_stream_p50"))
+    assert float(p50["value"]) == pytest.approx(record["subjects"]["first"]["single_stream"]["p50_us"], abs=0.002)
+    assert json.loads(to_json([record]))["records"] == [record]
+
+
+def test_a_failed_subject_is_in_every_section_it_can_be(record: dict[str, Any]) -> None:
+    record["subjects"]["<b>second</b>"] = {"kind": "python", "threads": 1, "failed": "it hung"}
+    record["ratios"] = [{"of": "<b>second</b>", "to": "first", "pairs": 0, "unavailable": "one of the two failed"}]
+    text = to_markdown([record])
+    assert "one of the two failed" in text
+    assert "| <b>second</b> | failed |" in text
+
+
+class _Requests(HTMLParser):
+    """Everything in a page that a browser would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.ids: list[str] = []
+        self.images = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.found += [tag] if tag in ("script", "iframe", "object", "embed") else []
+        for name in ("src", "href", "xlink:href", "srcset", "data"):
+            value = values.get(name)
+            if value and not value.startswith(("#", "data:,")):
+                self.found.append(value)
+        if identity := values.get("id"):
+            self.ids.append(identity)
+        self.images += tag == "svg" and values.get("role") == "img"
+
+
+@needs_plots
+def test_the_page_needs_nothing_outside_itself(record: dict[str, Any]) -> None:
+    html = page([record, record])
+    parser = _Requests()
+    parser.feed(html)
+    assert parser.found == []
+    assert len(parser.ids) == len(set(parser.ids))
+    assert parser.images >= 12
+    assert "<script>alert" not in html
+    assert "<b>second</b>" not in html
+    assert "@import" not in html
+    used = set(re.findall(r"url\(#([^)]+)\)", html)) | set(re.findall(r'href="#([^"]+)"', html))
+    assert used <= set(parser.ids)
+    assert "#0102" not in html  # every stand-in colour has become a variable of the page
+
+
+@needs_plots
+def test_the_same_record_gives_the_same_page(record: dict[str, Any]) -> None:
+    assert page([record]) == page([record])
+
+
+@needs_plots
+def test_machines_are_not_mixed_in_silence(record: dict[str, Any]) -> None:
+    other = copy.deepcopy(record)
+    other["conditions"]["processor"] = "Cortex-A76"
+    for text in (page([record, other]), to_markdown([record, other])):
+        assert "2 machines" in text
+        assert "do not compare their times" in text
+    assert "do not compare" not in to_markdown([record, record])
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_colours_have_contrast(repository: Path) -> None:
+    """WCAG 2: 4.5 for text, 3 for the lines of figures, in the light and in the dark scheme."""
+    template = repository / "benchmarks/fieldrun_benchmarks/report/page.html.j2"
+    schemes = re.findall(r":root \{(.*?)\}", template.read_text("utf-8"), re.DOTALL)
+    assert len(schemes) == 3
+    for scheme in schemes:
+        colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", scheme))
+        for name in colours:
+            least = 4.5 if name in ("ink", "soft", "warn", "line0") else 3.0 if name.startswith("line") else 0
+            for ground in ("warnpaper",) if name == "warn" else ("paper", "panel"):
+                high, low = sorted((_luminance(colours[name]), _luminance(colours[ground])), reverse=True)
+                assert (high + 0.05) / (low + 0.05) >= least, (name, ground)
+
+
+def test_a_planted_regression_is_caught(record: dict[str, Any]) -> None:
+    old, slower = _steady(record, 100.0, 1), _steady(record, 120.0, 2)
+    found = diff(old, slower)
+    change = next(c for c in found.regressions if c.metric == "single_stream_p50_us")
+    assert change.subject == "first"
+    assert change.ci95 is not None
+    assert 1.17 < change.ci95[0] < 1.2 < change.ci95[1] < 1.23
+    assert "| regression | first | single_stream_p50_us |" in found.to_markdown()
+    better = next(c for c in diff(slower, old).changes if c.metric == "single_stream_p50_us")
+    assert better.verdict == "improvement"
+    same = diff(old, _steady(record, 100.0, 3))
+    assert not [c for c in same.regressions if c.subject == "first"]
+
+
+def test_accuracy_and_size_are_compared_too(record: dict[str, Any]) -> None:
+    new = copy.deepcopy(record)
+    entry = new["subjects"]["first"]["accuracy"]["length"]
+    entry["accuracy"] = 0.5
+    new["subjects"]["first"]["about"]["artifact"]["bytes"] = 1200
+    found = {c.metric: c for c in diff(record, new).regressions if c.subject == "first"}
+    low, high = found["accuracy_length"].ci95 or (0, 0)
+    assert low < -0.25 < high < 0
+    assert found["artifact_bytes"].change == 1.2
+    assert "-25.0 points" in diff(record, new).to_markdown()
+
+
+def test_newcombes_own_example(record: dict[str, Any]) -> None:
+    """56 of 70 against 48 of 80, method 10 of the paper: 0.0524 to 0.3339."""
+    from fieldrun_benchmarks.report.diff import _newcombe
+
+    low, high = _newcombe({"accuracy": 56 / 70, "n": 70}, {"accuracy": 48 / 80, "n": 80})
+    assert (low, high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+def test_other_machines_have_no_regressions_of_time(record: dict[str, Any]) -> None:
+    other = _steady(record, 900.0)
+    other["conditions"]["processor"] = "Cortex-A76"
+    found = diff(_steady(record, 100.0), other)
+    assert "times are not compared" in found.notes[0]
+    assert not [c for c in found.changes if c.metric.startswith("single_stream")]
+    with pytest.raises(FieldrunError, match="no subject is in both"):
+        diff(record, record | {"subjects": {"third": {}}})
+
+
+def _call(*arguments: str | Path, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == code, (result.stdout, result.stderr)
+    return result
+
+
+def test_the_command_compares(record: dict[str, Any], tmp_path: Path) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    write_json(old, _steady(record, 100.0, 1))
+    write_json(new, _steady(record, 120.0, 2))
+    result = _call("report", "--diff", old, new, "--json", code=1)
+    assert json.loads(result.stdout)["regressions"] >= 1
+    assert "worse than before: first single_stream_p50_us" in result.stderr
+    assert "no change shown" in _call("report", "--diff", old, old).stdout
+    assert "OLD NEW, not 1" in _call("report", "--diff", old, code=2).stderr
+
+
+def test_the_command_writes_what_the_ending_says(path: Path, tmp_path: Path) -> None:
+    _call("report", path, "-o", tmp_path / "a.md")
+    assert (tmp_path / "a.md").read_text("utf-8").startswith("# fieldrun bench")
+    assert "1 record" in _call("report", path, "-o", tmp_path / "a.csv").stdout
+    assert json.loads(_call("report", path, "-o", tmp_path / "a.json", "--json").stdout)["records"] == 1
+    assert "--force" in _call("report", path, "-o", tmp_path / "a.csv", code=2).stderr
+    assert "the ending chooses" in _call("report", path, "-o", tmp_path / "a.pdf", code=2).stderr
+    assert "give -o" in _call("report", path, code=2).stderr
+
+
+@needs_plots
+def test_bench_keeps_its_record_beside_the_report(
+    record: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {key: value for key, value in record.items() if key not in ("schema", "kind", "command", "conditions")}
+    monkeypatch.setattr(bench, "measure", lambda *_, **__: dict(values))
+    out = tmp_path / "out"
+    result = _call("bench", "null", "--quick", "--report", out)
+    (kept,) = out.glob("bench-*.json")
+    assert str(out / "report.html") in result.stdout
+    assert read_json(kept)["system"]["cpu"]
+    assert "<!doctype html>" in (out / "report.html").read_text("utf-8")
+    assert json.loads(_call("bench", "null", "--json").stdout)["kind"] == "bench"
+    values["subjects"] = {"null": {"kind": "null", "threads": 1, "failed": "null: it hung"}}
+    values["ratios"] = []
+    assert "error: null: null: it hung" in _call("bench", "null", "--report", out, code=1).stderr
+    assert len(list(out.glob("bench-*.json"))) == 2
+    assert "add --interleave" in _call("bench", "null", "reference", code=2).stderr
+    assert "same name" in _call("bench", "null", "null", "--interleave", code=2).stderr
+    assert "TASK=FILE" in _call("bench", "null", "--data", "x", code=2).stderr
+
+
+def _browser() -> str | None:
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@needs_plots
+@pytest.mark.slow
+@pytest.mark.skipif(_browser() is None, reason="no Chromium here: apt-get install chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_the_page_offline(record: dict[str, Any], tmp_path: Path, width: int) -> None:
+    """It renders, nothing overflows, and neither an error nor a blocked request is on the console."""
+    probe = (
+        "<script>addEventListener('load', () => { document.title = JSON.stringify({"
+        "wide: document.documentElement.scrollWidth, view: innerWidth, "
+        "figures: [...document.querySelectorAll('figure svg')]"
+        ".filter(s => s.getBoundingClientRect().height > 80).length, "
+        "resources: performance.getEntriesByType('resource').map(r => r.name) }); })</script>"
+    )
+    html = page([record])
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    watched = html.replace(policy, f"{policy}; script-src 'unsafe-inline'").replace("</head>", f"{probe}</head>")
+    file = tmp_path / "report.html"
+    file.write_text(watched, "utf-8")
+    command = [str(_browser()), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    command += [f"--window-size={width},900", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", file.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    title = re.search(r"<title>(\{.*?\})</title>", done.stdout)
+    assert title, done.stdout[:300]
+    seen = json.loads(title.group(1))
+    assert seen["wide"] <= seen["view"]
+    assert seen["figures"] == html.count("<figure>")
+    assert [name for name in seen["resources"] if not name.startswith("data:")] == []
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert console == []

@@ -1,0 +1,299 @@
+"""What is checked before an engine is loaded, and what a build does when disk, folder or a neighbour says no."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import fieldrun
+from fieldrun.errors import EngineError, EngineStale, StorageError
+from fieldrun.storage import read_json, sha256_bytes, write_json
+from fieldrun_runtimes.tensorrt.build import build
+from fieldrun_runtimes.tensorrt.cache import EngineCache, default_cache
+from tests.runtimes.tensorrt import doubles
+
+
+def engines(root: Path) -> list[Path]:
+    return sorted(root.glob("*/*/*.engine"))
+
+
+def refused(bundle: Path, kind: type[EngineError] = EngineError) -> str:
+    """The one line of the refusal when the bundle is loaded and its first text encoded."""
+    with pytest.raises(kind) as caught, fieldrun.load(bundle, engine="tensorrt") as model:
+        model.field(["a good film"])
+    message = str(caught.value)
+    assert "\n" not in message
+    assert caught.value.exit_code == 9
+    assert f"fieldrun build {bundle} --target tensorrt" in message
+    return message
+
+
+@pytest.fixture
+def built(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> doubles.Machine:
+    machine = doubles.install(monkeypatch)
+    build(tiny)
+    machine.calls.clear()
+    return machine
+
+
+def test_a_second_build_keeps_what_is_valid(tiny: Path, built: doubles.Machine, cache: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in engines(cache)}
+    report = build(tiny)
+    assert all(engine.reused for engine in report.engines)
+    assert not [call for call in built.calls if call.startswith("build")]
+    assert {path: path.stat().st_mtime_ns for path in engines(cache)} == before
+    assert oct(engines(cache)[0].parent.stat().st_mode & 0o777) == "0o700"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("tensorrt", "10.7.0", "tensorrt 10.7.0, here 10.3.0"),
+        ("device", "Orin", "device Orin, here Double GPU"),
+        ("cuda", "12.6", "cuda 12.6, here 13.0"),
+        ("jetpack", "36.4.0", "jetpack 36.4.0, here None"),
+        ("machine", "0123456789abcdef", "machine 0123456789abcdef, here "),
+        ("graph_sha256", "ab", "graph_sha256 ab, here "),
+        ("options", {"tf32": True, "workspace_mib": 256}, "options "),
+    ],
+)
+def test_a_stale_or_foreign_engine_names_both_sides(
+    tiny: Path, built: doubles.Machine, cache: Path, field: str, value: Any, says: str
+) -> None:
+    for path in cache.glob("*/*/*.json"):
+        sidecar = read_json(path)
+        sidecar["key"][field] = value
+        write_json(path, sidecar)
+        path.chmod(0o600)
+    message = refused(tiny, EngineStale)
+    assert says in message
+    assert "deserialize_cuda_engine" not in built.calls
+    assert not any(engine.reused for engine in build(tiny).engines), "a build replaces what is stale"
+    with fieldrun.load(tiny, engine="tensorrt") as model:
+        model.field(["a good film"])
+
+
+def test_another_gpu_or_tensorrt_makes_engines_stale(
+    tiny: Path, built: doubles.Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubles.install(monkeypatch, version="10.16.2", gpu=b"Another GPU")
+    message = refused(tiny, EngineStale)
+    assert "tensorrt 10.3.0, here 10.16.2" in message
+    assert "device Double GPU, here Another GPU" in message
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (truncate, "was cut or changed"),
+        (flip, "was cut or changed"),
+        (lambda path: path.write_bytes(b""), "was cut or changed"),
+        (lambda path: path.with_suffix(".json").unlink(), "cannot be used"),
+        (lambda path: path.with_suffix(".json").write_text("{"), "is not valid JSON"),
+        (lambda path: path.with_suffix(".json").write_text("[]"), "no sidecar of schema 1"),
+        (
+            lambda path: path.with_suffix(".json").write_text('{"schema": 1, "engine": 3, "key": 4}'),
+            "key of the engine",
+        ),
+        (lambda path: path.chmod(0o666), "can be written by one"),
+        (lambda path: path.parent.chmod(0o777), "can be written by one"),
+        (lambda path: path.unlink(), "cannot be used"),
+    ],
+)
+def test_a_damaged_engine_is_refused_before_it_is_deserialized(
+    tiny: Path, built: doubles.Machine, cache: Path, damage: Callable[[Path], object], says: str
+) -> None:
+    for path in engines(cache):
+        damage(path)
+    with pytest.raises(EngineError) as caught, fieldrun.load(tiny, engine="tensorrt") as model:
+        model.field(["a good film"])
+    assert says in str(caught.value)
+    assert "deserialize_cuda_engine" not in built.calls
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(min_size=1, max_size=64), at=st.integers(0, 63), bit=st.integers(0, 7))
+def test_no_flipped_bit_passes(tiny: Path, built: doubles.Machine, cache: Path, data: bytes, at: int, bit: int) -> None:
+    path = engines(cache)[0]
+    store, key = EngineCache(cache), EngineCache(cache).entries()[0].key
+    store.write(path.parent, key, data, {})
+    assert store.read(path.parent, key, "") == data
+    damaged = bytearray(data)
+    damaged[at % len(data)] ^= 1 << bit
+    path.write_bytes(bytes(damaged))
+    with pytest.raises(EngineError, match="cut or changed"):
+        store.read(path.parent, key, "")
+
+
+def test_an_engine_that_tensorrt_refuses_says_build_again(tiny: Path, built: doubles.Machine, cache: Path) -> None:
+    for path in engines(cache):
+        foreign = json.dumps({"version": "9", "graph": ""}).encode()
+        path.write_bytes(foreign)
+        sidecar = read_json(path.with_suffix(".json"))
+        sidecar["engine"] = {"bytes": len(foreign), "sha256": sha256_bytes(foreign)}
+        write_json(path.with_suffix(".json"), sidecar)
+    assert "cannot open its own engine" in refused(tiny)
+
+
+def test_two_builders_at_once_build_each_engine_once(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = doubles.install(monkeypatch)
+    phases: list[str] = []
+    holding, waiting = threading.Event(), threading.Event()
+
+    def first(phase: str, done: int, total: int) -> None:
+        if phase == "engines" and done == 1:
+            holding.set()
+            assert waiting.wait(30)
+
+    def second(phase: str, done: int, total: int) -> None:
+        phases.append(phase)
+        if phase == "waiting for another build":
+            waiting.set()
+
+    one = threading.Thread(target=lambda: build(tiny, progress=first))
+    one.start()
+    assert holding.wait(30)
+    report = build(tiny, progress=second)
+    one.join()
+    assert phases[0] == "waiting for another build"
+    assert all(engine.reused for engine in report.engines)
+    assert len([call for call in machine.calls if call.startswith("build")]) == len(report.engines)
+
+
+def test_a_read_only_cache_is_refused_before_anything_is_built(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = doubles.install(monkeypatch)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"cannot write the engine cache .*--cache") as caught:
+        build(tiny, cache=tmp_path / "file" / "engines")
+    assert caught.value.exit_code == 11
+    assert machine.calls == []
+
+    def read_only(**keywords: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    with pytest.raises(StorageError, match="Read-only file system"):
+        build(tiny)
+    assert machine.calls == []
+
+
+def test_too_little_room_is_seen_first(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = doubles.install(monkeypatch)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(StorageError, match=r"need about \d+ MB in .* and there are 0 MB"):
+        build(tiny)
+    assert machine.calls == []
+
+
+def test_a_full_disk_is_no_matter_when_nothing_is_to_be_built(
+    tiny: Path, built: doubles.Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    assert all(engine.reused for engine in build(tiny).engines)
+
+
+def test_a_umask_that_lets_others_write_does_not_matter(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doubles.install(monkeypatch)
+    before = os.umask(0)
+    try:
+        build(tiny)
+    finally:
+        os.umask(before)
+    with fieldrun.load(tiny, engine="tensorrt") as model:
+        model.field(["a good film"])
+
+
+def test_a_full_disk_leaves_nothing_half_written(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doubles.install(monkeypatch)
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fieldrun.storage.os.fsync", full)
+        with pytest.raises(StorageError, match="No space left on device; free space"):
+            build(tiny)
+    assert [path.name for path in cache.rglob("*") if path.is_file()] == [".lock"]
+    assert build(tiny).engines
+
+
+def test_a_parser_that_refuses_is_quoted(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = doubles.install(monkeypatch)
+    machine.parser_error = "Assertion failed: an operator of tomorrow"
+    with pytest.raises(EngineError, match=r"refuses trt-b1-l8\.onnx: Assertion failed: an operator of tomorrow"):
+        build(tiny)
+    assert engines(cache) == []
+
+
+def test_the_timing_cache_goes_from_build_to_build(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = doubles.install(monkeypatch)
+    build(tiny)
+    assert [call for call in machine.calls if call.startswith("timing")] == ["timing 0", *["timing 8"] * 5]
+    (timing,) = cache.glob("*/*/timing.cache")
+    assert EngineCache(cache).timing(timing.parent) == b"measured"
+    flip(timing)
+    assert EngineCache(cache).timing(timing.parent) == b"", "one that was changed is not used"
+
+
+def test_only_rtx_builds_for_another_gpu(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doubles.install(monkeypatch)
+    with pytest.raises(EngineError, match=r"builds for the GPU that it runs on, 8\.6, not for 8\.9"):
+        build(tiny, compute_capability="8.9")
+    doubles.install(monkeypatch, version="1.7.1", rtx=True, gpu=None)
+    with pytest.raises(EngineError, match=r"builds for 8\.6, 8\.9, 12\.0, not for 8\.7"):
+        build(tiny, target="tensorrt-rtx", compute_capability="8.7")
+    with pytest.raises(EngineError, match="name one with --compute-capability"):
+        build(tiny, target="tensorrt-rtx")
+
+
+def test_engines_built_ahead_for_another_gpu_are_not_run_here(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doubles.install(monkeypatch, version="1.7.1", rtx=True, gpu=None)
+    build(tiny, target="tensorrt-rtx", compute_capability="8.6")
+    doubles.install(monkeypatch, version="1.7.1", rtx=True)
+    with pytest.raises(EngineStale, match="device None, here Double GPU"):
+        fieldrun.load(tiny, engine="tensorrt-rtx")
+
+
+def test_list_and_clear(tiny: Path, built: doubles.Machine, cache: Path) -> None:
+    (cache / "mine.txt").write_text("keep")
+    store = EngineCache(cache)
+    entries = store.entries()
+    assert [entry.path for entry in entries] == engines(cache)
+    assert {entry.key.target for entry in entries} == {"tensorrt"}
+    count, size = store.clear()
+    assert count == len(entries)
+    assert size > sum(entry.bytes for entry in entries), "sidecars and the timing cache too"
+    assert [path.name for path in cache.rglob("*")] == ["mine.txt"]
+    assert store.clear() == (0, 0)
+
+
+def test_the_default_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FIELDRUN_CACHE", str(tmp_path))
+    assert default_cache() == tmp_path
+    monkeypatch.delenv("FIELDRUN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache() == tmp_path / "fieldrun" / "engines"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_cache() == Path.home() / ".cache" / "fieldrun" / "engines"

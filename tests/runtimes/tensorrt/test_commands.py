@@ -1,0 +1,54 @@
+"""`fieldrun build`, `fieldrun cache` and `--engine tensorrt` on the command line, over the doubles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from fieldrun.cli import main
+from tests.runtimes.tensorrt import doubles
+
+
+def call(*arguments: str | Path, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == code, (result.stdout, result.stderr)
+    return result
+
+
+def test_build_run_list_clear(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doubles.install(monkeypatch)
+    value = json.loads(call("build", tiny, "--json").stdout)
+    assert [engine["bucket"] for engine in value["engines"]] == ["1x8", "1x24", "4x8", "4x24", "pairs 1", "pairs 4"]
+    assert not any(engine["reused"] for engine in value["engines"])
+    text = call("build", tiny).stdout
+    assert "kept" in text
+    assert "compute capability 8.6" in text
+    arguments = ("--task", "mood", "--json", "a good film")
+    answer = json.loads(call("run", tiny, "--engine", "tensorrt", *arguments).stdout)
+    plain = json.loads(call("run", tiny, "--engine", "numpy", *arguments).stdout)
+    assert answer["label"] == plain["label"]
+    assert json.loads(call("verify", tiny, "--engine", "tensorrt", "--json").stdout)["passed"]
+    listed = json.loads(call("cache", "list", "--json").stdout)
+    assert (listed["root"], len(listed["engines"])) == (str(cache), 6)
+    assert "Double GPU" in call("cache", "list").stdout
+    assert json.loads(call("cache", "clear", "--json").stdout)["engines"] == 6
+    assert "0 engines" in call("cache", "list").stdout
+    call("run", tiny, "--engine", "tensorrt", *arguments, code=9)
+
+
+def test_a_dla_is_refused_with_its_reason(tiny: Path) -> None:
+    assert "neither look-ups nor integer arithmetic" in call("build", tiny, "--device", "dla", code=2).stderr
+
+
+def test_errors_are_one_line_and_a_code(tiny: Path, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doubles.install(monkeypatch, gpu=None)
+    error = json.loads(call("build", tiny, "--json", code=9).stdout)["error"]
+    assert error["type"] == "EngineError"
+    assert error["message"].startswith("no NVIDIA driver on this machine")
+    doubles.install(monkeypatch)
+    assert "no TensorRT graphs" in call("build", toy_bundle, code=9).stderr
+    assert len(call("build", toy_bundle, code=9).stderr.splitlines()) == 1
+    call("run", tiny, "--engine", "numpy", "--provider", "cuda", "--task", "mood", "x", code=2)

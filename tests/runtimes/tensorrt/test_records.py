@@ -1,0 +1,53 @@
+"""The records of builds and of GPU runs, over the doubles, and the table that is rendered from the first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fieldrun_benchmarks.gpu import measure, median_interval
+from fieldrun_benchmarks.record import write_record
+from fieldrun_benchmarks.tables import render
+from fieldrun_benchmarks.tensorrt_build import measure_recipe
+from tests.runtimes.tensorrt import doubles
+from tests.runtimes.tensorrt.conftest import RECIPE
+
+
+def test_a_gpu_record_names_the_gpu_and_has_every_bucket(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doubles.install(monkeypatch)
+    values = measure(tiny, "tensorrt", calls=20)
+    assert values["gpu"] == {"name": "Double GPU", "compute_capability": "8.6", "cuda": "13.0", "jetpack": None}
+    assert values["verify"]["passed"]
+    assert [(b["batch"], b["length"]) for b in values["buckets"]] == [(1, 8), (1, 24), (4, 8), (4, 24)]
+    for bucket in values["buckets"]:
+        low, high = bucket["p50_us_ci95"]
+        assert 0 < low <= bucket["p50_us"] <= high
+        assert bucket["calls"] == 20
+    assert str(tiny) not in str(values), "no path of this machine"
+
+
+def test_the_interval_of_a_median_covers_it() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.log(2)  # the median of an exponential distribution
+    hits = 0
+    for _ in range(400):
+        low, high = median_interval(rng.exponential(size=101))
+        hits += low <= truth <= high
+    assert 0.92 <= hits / 400 <= 0.99
+
+
+def test_a_build_record_becomes_a_table(toy_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doubles.install(monkeypatch, version="1.7.1", rtx=True, gpu=None)
+    (tmp_path / "tiny.toml").write_text(RECIPE.replace("0.98", "0.9"), "utf-8")
+    entry = measure_recipe(toy_checkpoint, str(tmp_path / "tiny.toml"), tmp_path, ("8.6", "12.0"))
+    assert set(entry["engines"]) == {"8.6", "12.0"}
+    assert [engine["bucket"] for engine in entry["engines"]["8.6"]][-1] == "pairs 4"
+    for engines in entry["engines"].values():
+        for engine in engines:
+            engine["layers"] = {"pairs": "fp32"} if engine["bucket"].startswith("pairs") else {"table": "int8"}
+    write_record(tmp_path / "tensorrt-build.json", "tensorrt-build", "c", {"recipes": {"tiny": entry}})
+    page = render("<!-- table: tensorrt-build -->\n<!-- end -->", tmp_path)
+    assert "| `tiny` | 12.0 | 6 | 0.0 - 0.0 | 0.0 | int8 | - | - | - | fp32 |" in page
+    assert "TensorRT-RTX 1.7.1, no GPU" in page

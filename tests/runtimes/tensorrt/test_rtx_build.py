@@ -1,0 +1,137 @@
+"""Every graph of every TensorRT recipe through the real parser and builder of TensorRT-RTX, on a machine without a GPU.
+
+It cannot run an engine here, and it is not the TensorRT of a Jetson; it is the same family of parser and builder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import fieldrun
+from fieldrun.bundle import Bundle
+from fieldrun.errors import EngineError
+from fieldrun.tensors import Array, read_tensors
+from fieldrun_exporters.recipe import load_recipe, recipe_names
+from fieldrun_runtimes.tensorrt import device
+from fieldrun_runtimes.tensorrt.build import build, compile_graph
+from fieldrun_runtimes.tensorrt.key import EngineKey, keys_of
+from fieldrun_runtimes.tensorrt.layers import fallen_back, layer_precisions, wanted_precisions
+from fieldrun_runtimes.tensorrt.library import load_library
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx_bindings") is None,
+    reason="TensorRT-RTX is not installed: pip install 'fieldrun[tensorrt-rtx]'",
+)
+
+RECIPES = [name for name in recipe_names() if load_recipe(name).tensorrt is not None]
+CAPABILITIES = ("8.6", "8.9", "12.0")
+NO_GPU = isinstance(device.find_gpu(), str)
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def bundle(request: pytest.FixtureRequest, toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("rtx") / request.param
+    return fieldrun.export(toy_checkpoint, out, recipe=request.param).path
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_every_graph_builds_in_its_precision(bundle: Path, capability: str, cache: Path) -> None:
+    report = build(bundle, target="tensorrt-rtx", compute_capability=capability)
+    graphs = Bundle.load(bundle).manifest.tensorrt
+    assert graphs is not None
+    assert [engine.graph for engine in report.engines] == list(graphs.names())
+    wanted = wanted_precisions(read_tensors(bundle / "weights.safetensors"))
+    for engine in report.engines:
+        parts = {"pairs"} if engine.bucket.startswith("pairs") else set(wanted) - {"pairs"}
+        assert engine.layers == {part: wanted[part] for part in parts}, (engine.graph, engine.layers)
+        assert engine.fallen_back == []
+        assert engine.bytes > 10_000
+    assert len(list(cache.glob("*/*/*.engine"))) == len(report.engines)
+
+
+def test_the_same_graph_gives_the_same_bytes(bundle: Path) -> None:
+    opened, library = Bundle.load(bundle), load_library("tensorrt-rtx")
+    key = next(iter(keys_of(opened, "tensorrt-rtx", library, None, "8.6").values()))
+    shape = read_tensors(bundle / "weights.safetensors")["table"].shape
+    one, other = (compile_graph(library, bundle / key.graph, key, (shape[0], shape[1])) for _ in range(2))
+    assert one.engine == other.engine
+
+
+def test_a_refused_graph_is_in_the_parsers_words(tmp_path: Path) -> None:
+    library = load_library("tensorrt-rtx")
+    int_product = helper.make_graph(
+        [helper.make_node("MatMul", ["a", "a"], ["b"], name="b")],
+        "g",
+        [helper.make_tensor_value_info("a", TensorProto.INT32, [2, 2])],
+        [helper.make_tensor_value_info("b", TensorProto.INT32, [2, 2])],
+    )
+    path = tmp_path / "refused.onnx"
+    model = helper.make_model(int_product, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    onnx.checker.check_model(str(path))
+    key = EngineKey(
+        graph=path.name, graph_sha256="", weights_sha256="", target="tensorrt-rtx", tensorrt="", cuda=None,
+        compute_capability="8.6", device=None, machine="", jetpack=None, bucket="1x1", options={},
+    )  # fmt: skip
+    with pytest.raises(EngineError, match=r"parser refuses refused\.onnx: .*INT32") as caught:
+        compile_graph(library, path, key, (1, 1))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_layer_that_falls_back_is_found() -> None:
+    tensor = "{{ Name: x, Dimensions: [{0}], Strides: [1], StrideOrder: [0], Datatype: {1}, Format: (L) Row }}"
+    line = "Name: hidden.product_U1, LayerType: gemm, Inputs: [ {}], Constants: [ {}], Outputs: [ {}], {}"
+    line = line.format(
+        tensor.format("16,24", "Float"), tensor.format("24,8", "Float"), tensor.format("16,8", "Float"),
+        "TacticName: t, StreamId: 0, Metadata: [ONNX Layer: hidden.product]",
+    )  # fmt: skip
+    found = layer_precisions(["Layers:", line], (100, 16))
+    assert found == {"hidden": "fp32"}
+    weights: dict[str, Array] = {
+        "table": np.zeros((100, 16), np.int8),
+        "hidden.weight": np.zeros((24, 8), np.int8),
+        "hidden.input_scale": np.ones(1, np.float32),
+    }
+    assert wanted_precisions(weights) == {"table": "int8", "hidden": "int8"}
+    assert fallen_back(found, wanted_precisions(weights)) == ["hidden is int8 in the bundle and fp32 in the engine"]
+
+
+PROGRAM = """
+import sys
+import fieldrun
+from fieldrun.errors import FieldrunError
+
+try:
+    with fieldrun.load(sys.argv[1], engine=sys.argv[2], provider=sys.argv[3] or None) as model:
+        print(model.predict(["a good film"], "mood"))
+except FieldrunError as error:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.skipif(not NO_GPU, reason="there is a GPU on this machine")
+@pytest.mark.parametrize(
+    ("engine", "provider", "says"),
+    [
+        ("tensorrt-rtx", "", "EngineError: no NVIDIA driver on this machine: libcuda.so.1 cannot be loaded"),
+        ("onnxruntime", "cuda", "EngineError: "),
+        ("onnxruntime", "cuda-graph", "EngineError: "),
+    ],
+)
+def test_an_asked_for_gpu_that_is_not_there_ends_cleanly(tiny: Path, engine: str, provider: str, says: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tiny), engine, provider], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 9, result.stderr
+    assert result.stdout == "", "no answer from the CPU"
+    assert result.stderr.startswith(says)
+    assert len(result.stderr.splitlines()) == 1

@@ -1,0 +1,218 @@
+"""Labelling files: the order of the input, no line lost or doubled after an end half-way, what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import fieldrun
+from fieldrun.cli import bulk, main
+from fieldrun.errors import DatasetError, EngineError, InputTextError, OutputExists
+from tests.toy import PAIR_TASK, TASKS, WORDS
+
+
+class _HerePool:
+    """Answers in this process, when the answer is asked for."""
+
+    submitted = 0
+    most_waiting = 0
+    fail_at: int | None = None
+
+    def __init__(self, workers: int, *, initializer: Any, initargs: Any, **_: Any) -> None:
+        initializer(*initargs)
+        type(self).submitted = type(self).most_waiting = 0
+        self.waiting = 0
+
+    def submit(self, call: Any, *arguments: Any) -> Any:
+        kind = type(self)
+        kind.submitted += 1
+        self.waiting += 1
+        kind.most_waiting = max(kind.most_waiting, self.waiting)
+        number = kind.submitted
+
+        class Later(Future[Any]):
+            def result(inner, timeout: float | None = None) -> Any:  # noqa: N805
+                self.waiting -= 1
+                if number == kind.fail_at:
+                    raise BrokenProcessPool
+                return call(*arguments)
+
+        return Later()
+
+    def shutdown(self, **_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> type[_HerePool]:
+    monkeypatch.setattr(bulk, "ProcessPoolExecutor", _HerePool)
+    monkeypatch.setattr(bulk, "_BATCH_BYTES", 100)
+    monkeypatch.setattr(bulk, "_NOTE_S", -1.0)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(_HerePool, "fail_at", None)
+    return _HerePool
+
+
+def _file(path: Path, n: int, end: str = "\n") -> list[str]:
+    texts = [f"{WORDS[i % len(WORDS)]} {WORDS[i * 11 % len(WORDS)]} {i}" for i in range(n)]
+    path.write_bytes(end.join([*texts, ""]).encode())
+    return texts
+
+
+def _objects(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("ascii").splitlines()]
+
+
+def _label(bundle: Path, sources: list[Path], output: Path, **settings: Any) -> bulk.Labelled:
+    chosen: dict[str, Any] = {"workers": 2, "runtime": ("numpy", 1, "truncate"), "tasks": ["mood"], **settings}
+    return bulk.label_files(str(bundle), chosen.pop("tasks"), sources, output, **chosen)
+
+
+def test_the_order_is_the_inputs(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:
+    one, two = tmp_path / "one.txt", tmp_path / "two.txt"
+    texts = _file(one, 30) + _file(two, 25, "\r\n")
+    seen: list[tuple[str, int, int]] = []
+    done = _label(toy_bundle, [one, two], tmp_path / "out", progress=lambda *step: seen.append(step), tasks=["all"])
+    found = _objects(tmp_path / "out")
+    assert [row["text"] for row in found[:: len(TASKS)]] == texts
+    assert done.lines == 55
+    assert done.resumed_at == 0
+    assert seen[-1] == ("label", (whole := one.stat().st_size + two.stat().st_size), whole)
+    with fieldrun.load(toy_bundle, engine="numpy") as model:
+        for task in TASKS:
+            assert [row["label"] for row in found if row["task"] == task] == model.predict(texts, task)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.txt", "out", "two.txt"]
+
+
+def test_few_batches_are_on_their_way(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:
+    _file(tmp_path / "in", 200)
+    _label(toy_bundle, [tmp_path / "in"], tmp_path / "out")
+    assert here.submitted > 20
+    assert here.most_waiting == 2 * bulk._AHEAD
+
+
+@pytest.mark.parametrize("fail_at", [1, 4, 6])
+@pytest.mark.parametrize("beyond", [b"", b'{"half a li'])
+def test_an_ended_run_goes_on(
+    toy_bundle: Path, tmp_path: Path, here: type[_HerePool], fail_at: int, beyond: bytes
+) -> None:
+    texts = _file(tmp_path / "one", 31) + _file(tmp_path / "two", 20)
+    sources, output = [tmp_path / "one", tmp_path / "two"], tmp_path / "out"
+    here.fail_at = fail_at
+    with pytest.raises(EngineError, match="run the same command"):
+        _label(toy_bundle, sources, output)
+    assert not output.exists()
+    with (tmp_path / "out.partial").open("ab") as partial:
+        partial.write(beyond)  # what a kill leaves that no note vouches for
+    here.fail_at = None
+    done = _label(toy_bundle, sources, output)
+    assert [row["text"] for row in _objects(output)] == texts
+    assert done.lines == 51
+    assert (done.resumed_at > 0) == (fail_at > 1)
+
+
+def test_other_input_or_settings_are_not_mixed(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    texts = _file(source, 60)
+    here.fail_at = 5
+    with pytest.raises(EngineError):
+        _label(toy_bundle, [source], output)
+    here.fail_at = None
+    with pytest.raises(OutputExists, match="other files, tasks or another bundle"):
+        _label(toy_bundle, [source], output, tasks=["intent"])
+    whole = source.read_bytes()
+    source.write_bytes(b"x" + whole[1:])
+    with pytest.raises(OutputExists, match="has changed where it was already labelled"):
+        _label(toy_bundle, [source], output)
+    source.write_bytes(whole)
+    assert _label(toy_bundle, [source], output, restart=True).resumed_at == 0
+    assert [row["text"] for row in _objects(output)] == texts
+    with pytest.raises(OutputExists, match="exists"):
+        _label(toy_bundle, [source], output)
+
+
+def test_a_bad_line_is_named_and_can_be_mended(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:
+    source, output = tmp_path / "in.txt", tmp_path / "out"
+    texts = _file(source, 40)
+    lines = source.read_bytes().split(b"\n")
+    source.write_bytes(b"\n".join([*lines[:30], b" ", *lines[31:]]))
+    with pytest.raises(InputTextError, match=r"in\.txt, line 31: the text is empty"):
+        _label(toy_bundle, [source], output)
+    source.write_bytes(b"\n".join(lines))
+    assert _label(toy_bundle, [source], output).resumed_at > 0
+    assert [row["text"] for row in _objects(output)] == texts
+
+
+def test_broken_notes_and_files(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    with pytest.raises(DatasetError, match="cannot read"):
+        _label(toy_bundle, [source], output)
+    source.write_bytes(b"")
+    with pytest.raises(InputTextError, match="no line"):
+        _label(toy_bundle, [source], output)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    _file(source, 3)
+    (tmp_path / "out.partial").write_bytes(b"x")
+    with pytest.raises(OutputExists, match="no note"):
+        _label(toy_bundle, [source], output)
+    (tmp_path / "out.resume").write_bytes(b"{")
+    with pytest.raises(OutputExists, match="cannot be read"):
+        _label(toy_bundle, [source], output)
+    assert _label(toy_bundle, [source], output, restart=True).lines == 3
+
+
+def test_pairs_are_two_texts_a_line(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:
+    (tmp_path / "in").write_bytes(b"it is wet\train\ngood\tbad")
+    _label(toy_bundle, [tmp_path / "in"], tmp_path / "out", tasks=[PAIR_TASK], top=1)
+    found = _objects(tmp_path / "out")
+    assert [row["text"] for row in found] == [["it is wet", "rain"], ["good", "bad"]]
+    assert all(len(row["scores"]) == 1 for row in found)
+
+
+def _call(*arguments: str | Path, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == code, (result.stdout, result.stderr)
+    return result
+
+
+def test_the_command_says_what_it_did(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:
+    _file(tmp_path / "in", 5)
+    run = ("run", toy_bundle, "--task", "mood", "--engine", "numpy")
+    found = json.loads(_call(*run, "--from", tmp_path / "in", "-o", tmp_path / "a", "--json").stdout)
+    assert (found["lines"], found["resumed_at"]) == (5, 0)
+    assert "5 lines" in _call(*run, "--from", tmp_path / "in", "-o", tmp_path / "b", "--workers", "2").stdout
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert "--from FILE -o OUT" in _call(*run, "--from", tmp_path / "in", code=2).stderr
+    assert "--from FILE -o OUT" in _call(*run, "--workers", "2", "a text", code=2).stderr
+
+
+_PROGRAM = "import sys\nif __name__ == '__main__':\n    from fieldrun.cli import main\n    main(sys.argv[1:])\n"
+
+
+@pytest.mark.slow
+def test_a_killed_process_loses_and_doubles_nothing(toy_bundle: Path, tmp_path: Path) -> None:
+    source, output = tmp_path / "in", tmp_path / "out"
+    texts = _file(source, 20_000)
+    program = tmp_path / "program.py"
+    program.write_text(_PROGRAM, "utf-8")
+    command = [sys.executable, str(program), "run", str(toy_bundle), "--task", "mood", "--engine", "numpy"]
+    command += ["--from", str(source), "-o", str(output), "--workers", "2"]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as run:
+        note = tmp_path / "out.resume"
+        while run.poll() is None and not note.exists():
+            time.sleep(0.05)
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert [row["text"] for row in _objects(output)] == texts, done.stderr

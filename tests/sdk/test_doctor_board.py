@@ -1,0 +1,360 @@
+"""What the doctor says of boards: its parsers on the public formats, and engines on boards that are not here.
+
+The samples are what these boards print, as published:
+
+- device trees: the Linux kernel's `arch/arm64/boot/dts/nvidia/*.dts` and `Documentation/devicetree/bindings/arm/`
+  (`tegra.yaml`, `bcm/bcm2835.yaml`); the running system shows the strings with a zero byte after each;
+- `/etc/nv_tegra_release`, `nvpmodel -q`, package versions: the Jetson Linux Developer Guide
+  (docs.nvidia.com/jetson/archives, r35.3 to r39.2), jetson_stats (github.com/rbonghi/jetson_stats) and the issues
+  of dusty-nv/jetson-containers and OE4T/meta-tegra;
+- model names of Raspberry Pis: raspberrypi.com/documentation, "Raspberry Pi revision codes".
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fieldrun import doctor
+from fieldrun.doctor import boards, readiness
+from fieldrun.doctor.boards import board, jetpack_series
+from fieldrun.doctor.gpu import nvidia
+
+DEVKIT = "Engineering Reference Developer Kit"
+TREES: dict[str, tuple[str, str, dict[str, str | None]]] = {
+    "Orin Nano developer kit, JetPack 6.2": (
+        f"NVIDIA Jetson Orin Nano {DEVKIT} Super\0",
+        "nvidia,p3768-0000+p3767-0005-super\0nvidia,p3767-0005\0nvidia,tegra234\0",
+        {"kind": "jetson", "part": "p3767-0005", "module": "Jetson Orin Nano 8GB developer kit", "soc": "tegra234"},
+    ),
+    "Orin NX 16GB, JetPack 6": (
+        f"NVIDIA Jetson Orin NX {DEVKIT}\0",
+        "nvidia,p3768-0000+p3767-0000\0nvidia,p3767-0000\0nvidia,tegra234\0",
+        {"kind": "jetson", "part": "p3767-0000", "module": "Jetson Orin NX 16GB", "compute_capability": "8.7"},
+    ),
+    "Orin Nano 8GB on another maker's carrier, whose model text names an Orin NX": (
+        f"NVIDIA Jetson Orin NX {DEVKIT} Super\0",
+        "nvidia,p3768-0000+p3767-0003-super\0nvidia,p3767-0003\0nvidia,tegra234\0",
+        {"kind": "jetson", "part": "p3767-0003", "module": "Jetson Orin Nano 8GB"},
+    ),
+    "AGX Orin, JetPack 5": (
+        "NVIDIA Orin Jetson-Small Developer Kit\0",
+        "nvidia,p3737-0000+p3701-0000\0nvidia,tegra23x\0nvidia,tegra234\0",
+        {"kind": "jetson", "part": "p3701-0000", "module": "Jetson AGX Orin developer kit", "soc": "tegra234"},
+    ),
+    "AGX Orin 64GB, JetPack 6": (
+        "NVIDIA Jetson AGX Orin Developer Kit\0",
+        "nvidia,p3737-0000+p3701-0005\0nvidia,p3701-0005\0nvidia,tegra234\0",
+        {"kind": "jetson", "part": "p3701-0005", "module": "Jetson AGX Orin 64GB", "compute_capability": "8.7"},
+    ),
+    "AGX Thor, JetPack 7": (
+        "NVIDIA Jetson AGX Thor Developer Kit\0",
+        "nvidia,p4071-0000+p3834-0008\0nvidia,p3834-0008\0nvidia,tegra264\0",
+        {"kind": "jetson", "part": "p3834-0008", "module": "Jetson T5000 (Thor)", "compute_capability": "11.0"},
+    ),
+    "a module that is newer than this list": (
+        "NVIDIA Jetson Something\0",
+        "nvidia,p9999-0001+p8888-0002\0nvidia,p8888-0002\0nvidia,tegra999\0",
+        {"kind": "jetson", "part": "p8888-0002", "module": None, "soc": "tegra999", "compute_capability": None},
+    ),
+    "Raspberry Pi 5": (
+        "Raspberry Pi 5 Model B Rev 1.0\0",
+        "raspberrypi,5-model-b\0brcm,bcm2712\0",
+        {"kind": "raspberry-pi", "module": "Raspberry Pi 5 Model B", "soc": "bcm2712", "part": None},
+    ),
+    "Raspberry Pi 4": (
+        "Raspberry Pi 4 Model B Rev 1.4\0",
+        "raspberrypi,4-model-b\0brcm,bcm2711\0",
+        {"kind": "raspberry-pi", "module": "Raspberry Pi 4 Model B", "soc": "bcm2711"},
+    ),
+    "Raspberry Pi Zero 2 W": (
+        "Raspberry Pi Zero 2 W Rev 1.0\0",
+        "raspberrypi,model-zero-2-w\0brcm,bcm2837\0",
+        {"kind": "raspberry-pi", "module": "Raspberry Pi Zero 2 W", "soc": "bcm2837"},
+    ),
+    "another board": ("Radxa ROCK 5B\0", "radxa,rock-5b\0rockchip,rk3588\0", {"kind": None, "model": "Radxa ROCK 5B"}),
+}
+
+OOT = "# KERNEL_VARIANT: oot\nTARGET_USERSPACE_LIB_DIR=nvidia\n"
+RELEASES = [  # the first line of /etc/nv_tegra_release without its "# ", what follows it, Jetson Linux, JetPack
+    ("R32 (release), REVISION: 7.1, GCID: 29689809, BOARD: t186ref, EABI: aarch64", "", "32.7.1", 4),
+    ("R35 (release), REVISION: 3.1, GCID: 32827747, BOARD: t186ref, EABI: aarch64", "", "35.3.1", 5),
+    ("R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref, EABI: aarch64", "", "35.4.1", 5),
+    ("R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8", OOT, "36.4.3", 6),
+    ("R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic, EABI: aarch64", OOT, "38.2.0", 7),
+    ("R39 (release), REVISION: 2.1, GCID: 46758480, BOARD: generic, EABI: aarch64, DATE: Fri Aug 7", OOT, "39.2.1", 7),
+]  # fmt: skip
+
+POWER_MODES = [
+    ("NV Power Mode: MAXN\n0\n", {"name": "MAXN", "id": 0}),
+    ("NV Power Mode: MAXN_SUPER\n2\n", {"name": "MAXN_SUPER", "id": 2}),
+    ("NV Power Mode: 25W\n1\n", {"name": "25W", "id": 1}),
+    ("NV Power Mode: 120W\n1\n", {"name": "120W", "id": 1}),
+    ("NV Fan Mode:quiet\nNV Power Mode: MODE_15W\n2\n", {"name": "MODE_15W", "id": 2}),  # JetPack 5
+    (
+        "NV Fan Mode:quiet\nNV Power Mode: MODE_15W_DESKTOP\n7\n"
+        "NVPM ERROR: Error opening /sys/kernel/nvpmodel_emc_cap/emc_iso_cap: 13\n",
+        {"name": "MODE_15W_DESKTOP", "id": 7},
+    ),
+    ("NVPM VERB: Current mode: NV Power Mode: 25W\n1\nNVPM VERB: PARAM CPU_ONLINE", {"name": "25W", "id": 1}),
+    ("NV Power Mode: 30W\n", {"name": "30W", "id": None}),
+    ("NV Power Mode:\n", None),
+    ("NVPM ERROR: failed to open /etc/nvpmodel.conf\n", None),
+    ("", None),
+]
+
+DPKG = """\
+Package: nvidia-jetpack
+Status: install ok installed
+Architecture: arm64
+Source: nvidia-jetpack (6.2.1)
+Version: 6.2.1+b38
+
+Package: nvidia-l4t-core
+Status: install ok installed
+Version: 36.4.4-20250616085344
+Description: NVIDIA Core Package
+ Package: this line belongs to the description
+
+Package: libnvinfer10
+Status: install ok installed
+Version: 10.3.0.30-1+cuda12.5
+
+Package: cuda-cudart-12-6
+Status: install ok installed
+Version: 12.6.68-1
+
+Package: cuda-cudart-12-2
+Status: install ok installed
+Version: 12.2.140-1
+
+Package: removed
+Status: deinstall ok config-files
+Version: 1.0
+"""
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, "utf-8")
+    return root
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_device_trees(name: str) -> None:
+    model, compatible, expected = TREES[name]
+    found = doctor.parse_device_tree(model, compatible)
+    assert found.model == model.strip("\0")
+    assert {key: getattr(found, key) for key in expected} == expected
+
+
+def test_no_device_tree_is_no_board() -> None:
+    assert doctor.parse_device_tree(None, None) == doctor.Board()
+    assert doctor.parse_device_tree("\0", "") == doctor.Board()
+
+
+@given(st.text(), st.text())
+def test_any_text_is_read(model: str, compatible: str) -> None:
+    assert doctor.parse_device_tree(model, compatible).kind in {None, "jetson", "raspberry-pi"}
+    doctor.parse_nv_tegra_release(model)
+    doctor.parse_nvpmodel(model)
+    doctor.parse_dpkg_status(model)
+    doctor.parse_driver_version(model)
+    doctor.parse_cuda_version(model)
+
+
+@pytest.mark.parametrize(("line", "rest", "l4t", "series"), RELEASES)
+def test_tegra_releases(line: str, rest: str, l4t: str, series: int) -> None:
+    assert doctor.parse_nv_tegra_release(f"# {line}\n{rest}") == l4t
+    assert jetpack_series(l4t) == series
+
+
+def test_unknown_releases_are_unknown() -> None:
+    assert doctor.parse_nv_tegra_release("# nothing\n") is None
+    assert jetpack_series(None) is None
+    assert jetpack_series("77.1.0") is None
+
+
+@pytest.mark.parametrize(("text", "mode"), POWER_MODES)
+def test_power_modes(text: str, mode: dict[str, Any] | None) -> None:
+    assert doctor.parse_nvpmodel(text) == mode
+
+
+@pytest.mark.parametrize("failure", [OSError(), subprocess.TimeoutExpired("nvpmodel", 3)])
+def test_a_power_mode_that_cannot_be_asked_is_unknown(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: "/usr/sbin/nvpmodel")
+    monkeypatch.setattr(subprocess, "run", fail)
+    assert boards._power_mode() is None
+
+
+def test_only_installed_packages_count() -> None:
+    packages = doctor.parse_dpkg_status(DPKG)
+    assert packages["nvidia-l4t-core"] == "36.4.4-20250616085344"
+    assert packages["libnvinfer10"] == "10.3.0.30-1+cuda12.5"
+    assert "removed" not in packages
+    assert doctor.parse_dpkg_status("") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\n", "580.95.05"),
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.216.03  Thu Apr  3 01:14:19 UTC\n", "535.216.03"),
+        ("NVRM version: NVIDIA UNIX Kernel Module for aarch64  34.1.1  Release Build\n", "34.1.1"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64 malformed\n", None),
+        ("", None),
+    ],
+)  # fmt: skip
+def test_driver_versions(text: str, version: str | None) -> None:
+    assert doctor.parse_driver_version(text) == version
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ('{"cuda": {"name": "CUDA SDK", "version": "12.6.11"}, "cuda_cccl": {"version": "12.6.37"}}', "12.6.11"),
+        ("CUDA Version 10.2.300\n", "10.2.300"),
+        ('{"cuda": 5}', None),
+        ("[1]", None),
+        ("", None),
+    ],
+)
+def test_cuda_versions(text: str, version: str | None) -> None:
+    assert doctor.parse_cuda_version(text) == version
+
+
+def test_a_jetson_as_its_files_describe_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boards, "_power_mode", lambda: {"name": "25W", "id": 1})
+    model, compatible, _ = TREES["Orin Nano developer kit, JetPack 6.2"]
+    files = {"proc/device-tree/model": model, "proc/device-tree/compatible": compatible, "dev/nvhost-gpu": ""}
+    files |= {"usr/lib/aarch64-linux-gnu/nvidia/libcuda.so.1": ""}
+    packages = doctor.parse_dpkg_status(DPKG)
+    write(tmp_path, files)
+    known = board(packages, tmp_path)  # no /etc/nv_tegra_release: the package says the release
+    assert (known["l4t"], known["jetpack"], known["jetpack_series"]) == ("36.4.4", "6.2.1+b38", 6)
+    assert known["power_mode"] == {"name": "25W", "id": 1}
+    gpu = nvidia(packages, tmp_path)
+    assert (gpu["gpu"], gpu["driver_library"], gpu["cuda"], gpu["tensorrt"]) == (True, True, "12.6", "10.3.0.30")
+
+
+def test_a_jetson_image_without_the_device_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boards, "_power_mode", lambda: None)
+    known = board({}, write(tmp_path, {"etc/nv_tegra_release": f"# {RELEASES[3][0]}\n"}))
+    assert (known["kind"], known["l4t"], known["module"], known["power_mode"]) == ("jetson", "36.4.3", None, None)
+
+
+def test_a_machine_without_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", _absent)
+    assert set(board({}, tmp_path).values()) == {None}
+    found = nvidia({}, tmp_path)
+    assert (found.pop("gpu"), found.pop("driver_library")) == (False, False)
+    assert set(found.values()) == {None}
+
+
+def _absent(name: str) -> str:
+    raise metadata.PackageNotFoundError(name)
+
+
+def test_a_discrete_gpu_without_its_driver(tmp_path: Path) -> None:
+    pci = "sys/bus/pci/devices/0000:01:00.0/"
+    write(tmp_path, {pci + "vendor": "0x10de\n", pci + "class": "0x030200\n"})
+    assert nvidia({}, tmp_path)["gpu"] is True
+    write(tmp_path, {pci + "class": "0x040300\n"})  # its sound device is no GPU
+    assert nvidia({}, tmp_path)["gpu"] is False
+
+
+@pytest.mark.parametrize(
+    ("files", "environment", "kind"),
+    [
+        ({}, {}, None),
+        ({"proc/self/cgroup": "0::/user.slice/session-1.scope\n"}, {}, None),
+        ({".dockerenv": ""}, {}, "docker"),
+        ({"run/.containerenv": 'engine="podman-5"\n'}, {}, "podman"),
+        ({".dockerenv": ""}, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, "kubernetes"),
+        ({"proc/1/environ": "TERM=linux\0container=lxc\0"}, {}, "lxc"),
+        ({"proc/self/cgroup": "12:pids:/kubepods/besteffort/pod1\n0::/\n"}, {}, "kubernetes"),
+        ({"proc/self/cgroup": "4:memory:/docker/1f\n"}, {}, "docker"),
+    ],
+)
+def test_containers(tmp_path: Path, files: dict[str, str], environment: dict[str, str], kind: str | None) -> None:
+    assert doctor.container(write(tmp_path, files), environment) == kind
+
+
+JETSON = {"kind": "jetson", "compute_capability": "8.7", "jetpack_series": 6}
+HOST = {"kind": None, "compute_capability": None, "jetpack_series": None}
+READY = {"gpu": True, "driver_library": True, "tensorrt": "10.3.0.30", "tensorrt_rtx": None}
+NO_DRIVER = {**READY, "driver_library": False, "tensorrt": None}
+
+
+def gpu_engines(board: dict[str, Any], gpu: dict[str, Any], container: str | None = None) -> dict[str, dict[str, Any]]:
+    return {engine["name"]: engine for engine in doctor.engines(board, gpu, container)}
+
+
+@pytest.mark.parametrize(
+    ("board", "gpu", "container", "reason", "command"),
+    [
+        (JETSON, NO_DRIVER, None, "libcuda", "apt-get install nvidia-l4t-cuda"),
+        (JETSON, NO_DRIVER, "docker", "started without the GPU", "docker run --runtime nvidia"),
+        (HOST, NO_DRIVER, "docker", "started without the GPU", "docker run --gpus all"),
+        (JETSON, READY, None, "JetPack's Python module", "--system-site-packages"),
+        (HOST, READY, None, "TensorRT is not installed", "pip install tensorrt"),
+    ],
+)
+def test_what_tensorrt_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+    board: dict[str, Any],
+    gpu: dict[str, Any],
+    container: str | None,
+    reason: str,
+    command: str,
+) -> None:
+    monkeypatch.setattr(util, "find_spec", lambda _: None)
+    engine = gpu_engines(board, gpu, container)["tensorrt"]
+    assert not engine["ready"]
+    assert reason in engine["reason"]
+    assert command in engine["command"]
+
+
+@pytest.mark.parametrize(("system", "command"), [("ubuntu", "ubuntu-drivers"), ("debian", "nvidia-driver")])
+def test_the_driver_is_the_distribution_s(monkeypatch: pytest.MonkeyPatch, system: str, command: str) -> None:
+    monkeypatch.setattr(readiness, "_distribution", lambda: system)
+    assert command in gpu_engines(HOST, NO_DRIVER)["tensorrt"]["command"]
+
+
+def test_tensorrt_is_ready_with_its_module_and_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(util, "find_spec", lambda name: object() if name == "tensorrt" else None)
+    monkeypatch.setattr(metadata, "version", _absent)
+    assert gpu_engines(JETSON, READY)["tensorrt"]["command"] == "pip install 'fieldrun[tensorrt]'"
+    monkeypatch.setattr(metadata, "version", lambda name: "12.6")
+    engine = gpu_engines(JETSON, READY)["tensorrt"]
+    assert (engine["ready"], engine["version"], engine["reason"]) == (True, "10.3.0.30", None)
+
+
+def test_tensorrt_rtx_is_refused_on_jetson() -> None:
+    engine = gpu_engines(JETSON, READY)["tensorrt-rtx"]
+    assert "8.7" in engine["reason"]
+    assert engine["command"] is None
+
+
+def test_the_cuda_provider_is_a_file_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Spec:
+        origin = None
+        submodule_search_locations = (str(tmp_path),)
+
+    monkeypatch.setattr(util, "find_spec", lambda name: Spec() if name == "onnxruntime" else None)
+    assert "no CUDA provider" in gpu_engines(JETSON, READY)["onnxruntime-cuda"]["reason"]
+    assert "JetPack" in gpu_engines(JETSON, READY)["onnxruntime-cuda"]["command"]
+    assert "onnxruntime-gpu" in gpu_engines({**JETSON, "jetpack_series": 7}, READY)["onnxruntime-cuda"]["command"]
+    write(tmp_path, {"capi/libonnxruntime_providers_cuda.so": ""})
+    assert gpu_engines(JETSON, READY)["onnxruntime-cuda"]["ready"]
