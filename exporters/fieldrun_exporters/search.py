@@ -39,7 +39,7 @@ from .precision import Precision
 from .recipe import Recipe, load_recipe
 from .search_front import front_plot
 from .search_shapes import Shape, Timer, recipe_section, shapes
-from .search_space import Levels, Space
+from .search_space import Levels, Space, least_bytes
 from .simulate import outputs
 
 __all__ = ["SearchReport", "search"]
@@ -152,6 +152,12 @@ def search(
         "seed": seed,
     }
     state = _State(work, identity)
+    least = least_bytes(folded)
+    if max_bytes is not None and max_latency_us is None and max_bytes < least:
+        raise ExportError(
+            f"no candidate fits {max_bytes:,} bytes: at a bit a number the student alone has {least:,}; allow more, or "
+            "train a smaller student"
+        )
     found_shapes = _shapes(checkpoint, source, folded, texts, calibration, longest, state, timer, report)
     shape = _fast_enough(found_shapes, max_latency_us)
     plan, shaped = (None, folded) if shape is None else (shape.plan, shape.folded)

@@ -21,7 +21,7 @@ from .passes.palettize import cluster, cluster_block
 from .precision import Palette, Split
 from .simulate import finish, outputs, row_numbers
 
-__all__ = ["DENSE_LEVELS", "TABLE_LEVELS", "Levels", "Space", "unit"]
+__all__ = ["DENSE_LEVELS", "TABLE_LEVELS", "Levels", "Space", "least_bytes", "unit"]
 
 TABLE_LEVELS = (
     "int8",
@@ -48,6 +48,14 @@ def unit(fields: Array) -> Array:
     """Return `fields (n, dim)` of length 1."""
     found: Array = fields / np.maximum(np.linalg.norm(fields, axis=1, keepdims=True), 1e-12)
     return found
+
+
+def least_bytes(folded: Deployed) -> int:
+    """Return a size that no candidate goes below, without clustering anything: a bit a number, and the rows' scales."""
+    numbers = folded.tensors["table"].size + sum(
+        folded.tensors[f"{layer}.weight"].size for layer in folded.dense() if layer != "pairs"
+    )
+    return numbers // 8 + 2 * len(folded.tensors["table"])
 
 
 class Space:

@@ -196,7 +196,8 @@ def test_the_plot_shows_what_was_judged() -> None:
         ({}, UsageError, "needs a limit"),
         ({"max_bytes": 0}, UsageError, "must be positive"),
         ({"max_drop": float("nan")}, UsageError, "from 0 on"),
-        ({"max_bytes": 2000}, ExportError, "no candidate fits 2,000 bytes: the smallest has"),
+        ({"max_bytes": 100_000}, ExportError, "no candidate fits 100,000 bytes: the smallest has"),
+        ({"max_bytes": 200}, ExportError, "no candidate fits 200 bytes: at a bit a number the student alone has"),
     ],
 )
 def test_limits_that_cannot_be_kept_are_refused(
