@@ -54,6 +54,7 @@ def test_a_missing_record_is_an_error(tmp_path: Path) -> None:
         ("docs/recipes.md", 4),
         ("docs/methods-on-transformers.md", 5),
         ("docs/deploy-raspberry-pi.md", 1),
+        ("docs/tensorrt.md", 1),
     ],
 )
 def test_a_page_shows_what_the_records_say(repository: Path, page: str, tables: int) -> None:
