@@ -73,7 +73,9 @@ def tensorrt_field_graph(
         RecipeError: the deployed form has palettes, which no TensorRT layer opens.
     """
     if deployed.packed:
-        raise RecipeError("a palette or a mixture has no TensorRT spelling; use fp32, fp16, int8 or int8-weights for every part")
+        raise RecipeError(
+            "a palette or a mixture has no TensorRT spelling; use fp32, fp16, int8 or int8-weights for every part"
+        )
     b, net = _Builder(deployed, offsets), deployed.network
     left, right = net.margins
     steps = length + max(1, net.mixer_kernel) - 1  # those after the text are padding, and so zeros after the ReLU
