@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from fieldrun.errors import CheckpointError, ExportError, InputTextError
 from fieldrun.reference import pair_features
+from fieldrun.storage import sha256_bytes
 from fieldrun.tensors import Array
 
 from .deployed import Deployed
@@ -69,6 +70,15 @@ class CalibrationText:
     def learning(self, count: int) -> list[str]:
         """Return at most `count` texts that are not held back."""
         return self._seen(choose_texts(self._given, count))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a bundle's report says of the texts, as JSON."""
+        return {
+            "texts": len(self.calibration),
+            "proven_on": len(self.proof),
+            "held_back": self.held_back,
+            "sha256": sha256_bytes("\n".join(self.chosen).encode("utf-8")),
+        }
 
     def _seen(self, texts: Sequence[str]) -> list[str]:
         return [text for text in texts if text not in self._hidden]

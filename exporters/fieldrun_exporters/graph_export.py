@@ -160,12 +160,7 @@ def write_graph_bundle(
                 "pair_parity": [],
                 "operators": operators,
                 "proof": proof,
-                "calibration": {
-                    "texts": len(texts.calibration),
-                    "proven_on": len(texts.proof),
-                    "held_back": texts.held_back,
-                    "sha256": sha256_bytes("\n".join(texts.chosen).encode("utf-8")),
-                },
+                "calibration": texts.facts(),
                 "libraries": {name: version(name) for name in ("onnx", "onnxruntime", "numpy", "tokenizers")},
             },
         )

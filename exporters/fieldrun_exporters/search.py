@@ -161,7 +161,7 @@ def search(
     found_shapes = _shapes(checkpoint, source, folded, texts, calibration, longest, state, timer, report)
     shape = _fast_enough(found_shapes, max_latency_us)
     plan, shaped = (None, folded) if shape is None else (shape.plan, shape.folded)
-    scope = "" if plan is None else f"share {shape.share}, " if shape else ""
+    scope = f"share {shape.share}, " if shape is not None and plan is not None else ""
     target = outputs(folded, sequences)[:, : folded.network.field_dim]
     report("cluster", 0, 1)
     own = state.folder(scope)
