@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ class Study:
         return {"variants": variants, "counted": counted}
 
     def cluster(self) -> Result:
-        """Few values per matrix, untuned and with tuned centroids."""
+        """Few values per matrix, untuned, with tuned centroids, and with tuned centroids and biases."""
         dense = self.dense()
         variants: Result = {}
         plan = self.plans["cluster"]
@@ -159,18 +160,20 @@ class Study:
                 encoder, _, facts = self.clustering(entries)
                 return encoder, facts
 
-            def tuned(entries: int = entries) -> tuple[Encoder, Result]:
+            def tuned(entries: int = entries, biases: bool = False) -> tuple[Encoder, Result]:
                 _, clustering, facts = self.clustering(entries)
                 ids, states = self.tuning()
-                encoder, _, report = tune(self.encoder, clustering, ids, states, plan, _progress())
+                encoder, _, report = tune(self.encoder, clustering, ids, states, plan, _progress(), biases=biases)
                 return encoder, _only_sizes(facts) | {"held_out": dict(report.changed["field"])}
 
             before = self.variant(f"cluster: {entries}", untuned)
-            after = self.variant(f"cluster: {entries} tuned", tuned)
-            variants[str(entries)] = {"entries": entries, "tuned": False} | self.shown(before, dense)
-            variants[f"{entries} tuned"] = {"entries": entries, "tuned": True} | self.shown(after, dense)
-            if "refused" not in after:
-                variants[f"{entries} tuned"]["recovered"] = recovered(after, before, dense, self.suite)
+            variants[str(entries)] = {"entries": entries, "tuned": []} | self.shown(before, dense)
+            for moved in (["centroids"], ["centroids", "biases"]):
+                name, biases = f"{entries} tuned {' and '.join(moved)}", "biases" in moved
+                after = self.variant(f"cluster: {name}", partial(tuned, biases=biases))
+                variants[name] = {"entries": entries, "tuned": moved} | self.shown(after, dense)
+                if "refused" not in after:
+                    variants[name]["recovered"] = recovered(after, before, dense, self.suite)
         return {"variants": variants, "tuning": asdict(plan)}
 
     def clustering(self, entries: int) -> tuple[Encoder, Clustering, Result]:

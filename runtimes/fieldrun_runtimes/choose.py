@@ -52,12 +52,12 @@ def choose_engine(bundle: Bundle, name: str, threads: int, provider: str | None 
         return Choice(
             name="onnxruntime", engine=open_engine("onnxruntime", bundle, threads), reason="the bundle is a graph"
         )
-    weights = map_weights(bundle)
     if is_compiled():
         try:
-            return Choice(name="native", engine=open_engine("native", bundle, threads, weights), reason="compiled here")
+            return Choice(name="native", engine=open_engine("native", bundle, threads), reason="compiled here")
         except EngineError:  # a library of another machine: the others still run
             pass
+    weights = map_weights(bundle)
     plain = open_engine("numpy", bundle, threads, weights)
     if importlib.util.find_spec("onnxruntime") is None:
         return Choice(name="numpy", engine=plain, reason="onnxruntime is not installed")

@@ -35,11 +35,42 @@ typedef struct {
     float input_scale;
 } layer;
 
+/* Rows as they are stored, `bytes` bytes each: codes of `bits` bits, from the lowest bit on, each for `run` numbers that
+ * stand together in `book`, which has `entries` such runs. */
+typedef struct {
+    int32_t bits, entries, run, bytes;
+    const uint8_t *codes;
+    const int8_t *book;
+} coded;
+
+/* Rows `start` to `stop` of a packed table: `plain` ones, or coded ones. A split part has a bit in `often` for each row
+ * that `rows` has, the others are in `rarely`; `before` counts the ones before every 64 rows. */
+typedef struct {
+    int64_t start, stop;
+    const int8_t *plain;
+    const uint8_t *often;
+    const uint32_t *before;
+    coded rows, rarely;
+} part;
+
+/* A packed table, which is opened a row at a time, when a text first needs it. table_q and table_scale of the network
+ * have 2 `rows` slots: opened rows stand in the upper half in the order of their first use, so that those in use lie
+ * together, `used` of them; `slot` has one more than the slot of each row, 0 for a row that is not opened. */
+typedef struct {
+    int32_t rows, parts;
+    const part *part;
+    const float *scale;
+    int32_t *slot, *used;
+} packing;
+
 typedef struct {
     int32_t shifts, blocks, width, kernel, left, right, mean;
     const int32_t *shift, *coef, *modulus, *base;
-    const int8_t *table_q;
-    const float *table_f, *table_scale, *score;
+    int8_t *table_q;
+    const float *table_f;
+    float *table_scale;
+    const float *score;
+    const packing *packed;
     float floor, share;
     layer mixer, hidden, output;
 } network;
@@ -190,6 +221,64 @@ INLINE void dense(const layer *l, float *x, float *y, int32_t *at, int relu, enu
     finish(l, y, relu);
 }
 
+/* out (width) = the row `number` of `from`; 0, or 1 where a code is beyond the codebook. Eight codes are `bits` bytes, and
+ * a row has whole eights of them. */
+INLINE int decode_as(const coded *from, int64_t number, int32_t width, int8_t *out, int32_t bits, int32_t run) {
+    const uint8_t *next = from->codes + number * from->bytes;
+    for (int32_t i = 0; i < width; i += 8 * run, next += bits) {
+        int32_t n = (width - i + run - 1) / run;
+        uint64_t eight = 0;
+        for (int32_t byte = 0; byte < bits; byte++) eight |= (uint64_t)next[byte] << 8 * byte;
+        for (int32_t k = 0; k < (n < 8 ? n : 8); k++) {
+            int32_t code = eight >> k * bits & ((1u << bits) - 1), at = i + k * run;
+            if (code >= from->entries) return 1;
+            memcpy(out + at, from->book + code * run, width - at < run ? width - at : run);
+        }
+    }
+    return 0;
+}
+
+static int decode(const coded *from, int64_t number, int32_t width, int8_t *out) {
+    int whole = width % (8 * from->run) == 0; /* the usual ones, with all their numbers known to the compiler */
+    if (whole && from->bits == 4 && from->run == 1) return decode_as(from, number, width / 8 * 8, out, 4, 1);
+    if (whole && from->bits == 6 && from->run == 1) return decode_as(from, number, width / 8 * 8, out, 6, 1);
+    if (whole && from->bits == 6 && from->run == 2) return decode_as(from, number, width / 16 * 16, out, 6, 2);
+    if (whole && from->bits == 8 && from->run == 4) return decode_as(from, number, width / 32 * 32, out, 8, 4);
+    if (whole && from->bits == 8 && from->run == 8) return decode_as(from, number, width / 64 * 64, out, 8, 8);
+    return decode_as(from, number, width, out, from->bits, from->run);
+}
+
+static int read_row(const network *net, int64_t row, int8_t *out) {
+    const part *p = net->packed->part;
+    while (row >= p->stop) p++;
+    int64_t number = row - p->start;
+    if (p->plain) {
+        memcpy(out, p->plain + number * net->width, net->width);
+        return 0;
+    }
+    if (!p->often) return decode(&p->rows, number, net->width, out);
+    int64_t ones = p->before[number / 64];
+    for (int64_t byte = number / 64 * 8; byte < number / 8; byte++) ones += __builtin_popcount(p->often[byte]);
+    ones += __builtin_popcount(p->often[number / 8] & ((1u << number % 8) - 1));
+    int chosen = p->often[number / 8] >> number % 8 & 1;
+    return decode(chosen ? &p->rows : &p->rarely, chosen ? ones : number - ones, net->width, out);
+}
+
+/* Open a row of a packed table and return its slot, -1 where that fails. Of two threads that open the same row, the first
+ * to note its slot is right, and the slot of the other is lost; should all have been used up so, a row has its own in
+ * the lower half, and threads that write it at once write the same bytes. */
+static __attribute__((noinline)) int32_t open_row(const network *net, int32_t row) {
+    const packing *packed = net->packed;
+    int32_t none = 0, slot = row, used = __atomic_load_n(packed->used, __ATOMIC_RELAXED);
+    while (used < packed->rows && !__atomic_compare_exchange_n(packed->used, &used, used + 1, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        ;
+    if (used < packed->rows) slot = packed->rows + used;
+    if (read_row(net, row, net->table_q + (int64_t)slot * net->width)) return -1;
+    net->table_scale[slot] = packed->scale[row];
+    if (__atomic_compare_exchange_n(packed->slot + row, &none, slot + 1, 0, __ATOMIC_RELEASE, __ATOMIC_ACQUIRE)) return slot;
+    return none - 1;
+}
+
 /* h (width) = relu of the sum of one position's rows. Plain loops over a fixed block: compilers make vectors of them,
  * which they do not of a conversion from a vector of int8. */
 INLINE void look_up(const network *net, const uint32_t *rows, float *h) {
@@ -252,8 +341,9 @@ int64_t fieldrun_scratch(const network *net, int32_t longest, int64_t *integers)
     return positions * (net->width + net->mixer.outputs + PANEL) + GROUP * (2 * net->width + wide);
 }
 
-/* h (tokens, width) of a text: all row numbers first, so that the memory is asked for before it is needed. */
-INLINE void encode(const network *net, const int32_t *text, int32_t tokens, float *h, uint32_t *rows) {
+/* h (tokens, width) of a text: all row numbers first, so that the memory is asked for before it is needed. 0 on success,
+ * 1 where a packed row cannot be opened. */
+INLINE int encode(const network *net, const int32_t *text, int32_t tokens, float *h, uint32_t *rows) {
     int32_t blocks = net->blocks, width = net->width;
     for (int32_t t = 0; t < tokens; t++)
         for (int32_t j = 0; j < blocks; j++) {
@@ -261,12 +351,18 @@ INLINE void encode(const network *net, const int32_t *text, int32_t tokens, floa
             for (int32_t s = 0; s < net->shifts; s++)
                 hash += (uint32_t)text[t + net->shift[s]] * (uint32_t)net->coef[s * blocks + j];
             uint32_t found = hash % (uint32_t)net->modulus[j] + (uint32_t)net->base[j];
+            if (net->packed) {
+                int32_t slot = __atomic_load_n(net->packed->slot + found, __ATOMIC_ACQUIRE) - 1;
+                if (slot < 0 && (slot = open_row(net, (int32_t)found)) < 0) return 1;
+                found = (uint32_t)slot;
+            }
             rows[t * blocks + j] = found;
             __builtin_prefetch(net->table_scale + found);
             if (net->table_q)
                 for (int32_t c = 0; c < width; c += 64) __builtin_prefetch(net->table_q + (int64_t)found * width + c);
         }
     for (int32_t t = 0; t < tokens; t++) look_up(net, rows + t * blocks, h + (int64_t)t * width);
+    return 0;
 }
 
 /* pooled (n) of `texts` texts, whose h stand one after another with kernel - 1 rows of zeros after each. */
@@ -335,7 +431,7 @@ INLINE int run(const network *net, const int32_t *ids, const int64_t *starts, in
             }
             memcpy(framed + left, text, length * sizeof(int32_t));
             memset(framed + left + length, 0, net->right * sizeof(int32_t));
-            encode(net, framed + left, tokens[row], h + (int64_t)used * net->width, integers);
+            if (encode(net, framed + left, tokens[row], h + (int64_t)used * net->width, integers)) return 2;
             used += tokens[row];
             memset(h + (int64_t)used * net->width, 0, (int64_t)gap * net->width * sizeof(float));
             used += gap;
@@ -358,8 +454,8 @@ static int run_plain(PARAMETERS) { return run(ARGUMENTS, PLAIN); }
 #endif
 
 /* output (texts, outputs) of texts whose ids start at ids[starts[i]] and end before ids[starts[i + 1]]; zeros at the end
- * of a text are padding. 0 on success, 1 where a text has no token or more than `longest`. `widest` forbids what is
- * above that level. */
+ * of a text are padding. 0 on success, 1 where a text has no token or more than `longest`, 2 where a code of the packed
+ * table is beyond its codebook. `widest` forbids what is above that level. */
 int fieldrun_run(PARAMETERS, int32_t widest) {
 #ifdef AVX2
     __builtin_cpu_init();

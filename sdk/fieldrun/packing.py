@@ -17,19 +17,32 @@ A float matrix may be a tensor mixture (arXiv 2605.25344): `NAME.mixt.<k>`, floa
 over k of I_(2^k) (x) T_k (x) I_(2^(N-1-k)), with (x) the Kronecker product.
 
 A dense `<layer>.weight` stands transposed, a row for each output. A code has ceil(log2 K) bits; a row's codes, their
-number rounded up to a multiple of 8, stand in its bytes from the lowest bit on. What is packed is expanded when a
-bundle is opened, to the very numbers that were exported: engines see `NAME` alone, and are as fast as without packing.
+number rounded up to a multiple of 8, stand in its bytes from the lowest bit on. What is packed is opened to the very
+numbers that were exported: by most engines whole when a bundle is loaded, by the native engine a row of the table when
+a text first needs it. From then on all are as fast as without packing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from .tensors import Array
 
-__all__ = ["code_bits", "expand", "mixture", "pack_codes", "packed_names", "unpack_codes"]
+__all__ = [
+    "Coded",
+    "PackedMatrix",
+    "Part",
+    "code_bits",
+    "expand",
+    "mixture",
+    "pack_codes",
+    "packed_names",
+    "take_packed",
+    "unpack_codes",
+]
 
 _UNIT = {1: 8, 2: 8, 3: 12, 4: 8, 5: 10, 6: 12, 7: 14, 8: 8}  # bits that are looked up together, whole codes
 _MOST_BRANCHES = 4
@@ -66,8 +79,7 @@ def unpack_codes(packed: Array, codebook: Array, width: int) -> Array:
     bits = code_bits(entries)
     codes = -(-width // each)
     groups = -(-codes // 8)
-    if packed.ndim != 2 or packed.shape[1] != groups * bits:
-        raise ValueError(f"rows of {width} numbers take {groups * bits} bytes, not {packed.shape[1:]}")
+    _check_bytes(packed, codebook, width)
     unit = _UNIT[bits]
     together = unit // bits
     digits = np.arange(1 << unit)[:, None] >> (bits * np.arange(together)) & ((1 << bits) - 1)
@@ -99,6 +111,60 @@ def _units(groups: Array, bits: int, unit: int) -> Array:
     return out
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Coded:
+    """Rows as they are stored: `codes (rows, bytes) uint8` into `codebook (K, d) int8`."""
+
+    codes: Array
+    codebook: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Part:
+    """`rows` consecutive rows of a matrix: `plain` as they are, or `coded`.
+
+    In a split part `often (rows,) bool` chooses the rows that `coded` has, in their order; `rarely` has the others.
+    """
+
+    rows: int
+    plain: Array | None = None
+    coded: Coded | None = None
+    often: Array | None = None
+    rarely: Coded | None = None
+
+    def open_into(self, out: Array) -> None:
+        """Write the rows into `out (rows, width) int8`; `ValueError` when a code or the size is wrong."""
+        width = out.shape[1]
+        if self.plain is not None:
+            out[:] = self.plain
+        elif self.coded is not None and self.often is not None and self.rarely is not None:
+            out[self.often] = unpack_codes(self.coded.codes, self.coded.codebook, width)
+            out[~self.often] = unpack_codes(self.rarely.codes, self.rarely.codebook, width)
+        elif self.coded is not None:
+            out[:] = unpack_codes(self.coded.codes, self.coded.codebook, width)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PackedMatrix:
+    """An int8 matrix `(rows, width)` that is still packed."""
+
+    width: int
+    parts: Sequence[Part]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of the opened matrix."""
+        return sum(part.rows for part in self.parts), self.width
+
+    def open(self) -> Array:
+        """Return the matrix `(rows, width) int8`; `ValueError` when a code is beyond its codebook."""
+        out, start = np.empty(self.shape, np.int8), 0
+        for part in self.parts:
+            part.open_into(out[start : start + part.rows])
+            start += part.rows
+        return out
+
+
 def packed_names(tensors: Mapping[str, Array]) -> tuple[str, ...]:
     """Return the names of the matrices that `tensors` holds in packed form."""
     names = [name.removesuffix(".width") for name in tensors if name.endswith(".width")]
@@ -106,64 +172,78 @@ def packed_names(tensors: Mapping[str, Array]) -> tuple[str, ...]:
     return tuple(name for name in names if any(f"{name}.{kind}.0" in tensors for kind in kinds))
 
 
-def expand(tensors: Mapping[str, Array]) -> dict[str, Array]:
+def take_packed(name: str, tensors: dict[str, Array]) -> PackedMatrix:
+    """Take the parts of the packed matrix `name` out of `tensors`, without opening them.
+
+    Raises:
+        ValueError: a part is missing or does not fit.
+    """
+    width = int(tensors.pop(f"{name}.width")[0])
+    parts: list[Part] = []
+    while width > 0 and (part := _take_part(name, len(parts), width, tensors)) is not None:
+        parts.append(part)
+    return PackedMatrix(width=max(width, 0), parts=parts)
+
+
+def expand(tensors: Mapping[str, Array], *, but: Collection[str] = ()) -> dict[str, Array]:
     """Return `tensors` with every packed matrix in place of its parts, and float16 scales as float32.
+
+    Matrices named in `but` stay packed.
 
     Raises:
         ValueError: a part is missing or does not fit.
     """
     out = dict(tensors)
     for name in packed_names(tensors):
-        width = int(out.pop(f"{name}.width")[0])
+        if name in but:
+            continue
         if f"{name}.mixt.0" in out:
-            whole = _mixed(name, width, out)
+            whole = _mixed(name, int(out.pop(f"{name}.width")[0]), out)
         else:
-            whole = np.concatenate(_parts(name, width, out)) if width > 0 else np.zeros((0, 0), np.int8)
+            whole = take_packed(name, out).open()
         out[name] = np.ascontiguousarray(whole.T) if name.endswith(".weight") else whole
     return {
         name: t.astype(np.float32) if name.endswith("scale") and t.dtype == np.float16 else t for name, t in out.items()
     }
 
 
-def _parts(name: str, width: int, tensors: dict[str, Array]) -> Sequence[Array]:
-    parts: list[Array] = []
-    while True:
-        rows = tensors.pop(f"{name}.rows.{len(parts)}", None)
-        codes = tensors.pop(f"{name}.codes.{len(parts)}", None)
-        if rows is not None:
-            if rows.dtype != np.int8 or rows.ndim != 2 or rows.shape[1] != width:
-                raise ValueError(f"{name}.rows.{len(parts)} is not (rows, {width}) int8")
-            parts.append(rows)
-        elif codes is not None:
-            often = tensors.pop(f"{name}.often.{len(parts)}", None)
-            part = _opened(name, f"{len(parts)}", codes, width, tensors)
-            if often is not None:
-                rarely = tensors.pop(f"{name}.codes.{len(parts)}.rarely", np.zeros(0))
-                rest = _opened(name, f"{len(parts)}.rarely", rarely, width, tensors)
-                part = _merged(f"{name}.often.{len(parts)}", often, part, rest)
-            parts.append(part)
-        else:
-            return parts
+def _take_part(name: str, number: int, width: int, tensors: dict[str, Array]) -> Part | None:
+    plain = tensors.pop(f"{name}.rows.{number}", None)
+    if plain is not None:
+        if plain.dtype != np.int8 or plain.ndim != 2 or plain.shape[1] != width:
+            raise ValueError(f"{name}.rows.{number} is not (rows, {width}) int8")
+        return Part(rows=len(plain), plain=plain)
+    if f"{name}.codes.{number}" not in tensors:
+        return None
+    coded = _take_coded(name, f"{number}", width, tensors)
+    bits = tensors.pop(f"{name}.often.{number}", None)
+    if bits is None:
+        return Part(rows=len(coded.codes), coded=coded)
+    rarely = _take_coded(name, f"{number}.rarely", width, tensors)
+    rows = len(coded.codes) + len(rarely.codes)
+    if bits.dtype != np.uint8 or bits.shape != (-(-rows // 8),):
+        raise ValueError(f"{name}.often.{number} is not a bit for each of {rows} rows")
+    often = np.unpackbits(bits, count=rows, bitorder="little").astype(bool)
+    if int(often.sum()) != len(coded.codes):
+        raise ValueError(f"{name}.often.{number} chooses {int(often.sum())} rows of {len(coded.codes)}")
+    return Part(rows=rows, coded=coded, often=often, rarely=rarely)
 
 
-def _opened(name: str, part: str, codes: Array, width: int, tensors: dict[str, Array]) -> Array:
+def _take_coded(name: str, part: str, width: int, tensors: dict[str, Array]) -> Coded:
+    codes = tensors.pop(f"{name}.codes.{part}", np.zeros(0))
     codebook = tensors.pop(f"{name}.codebook.{part}", np.zeros(0))
     if codebook.dtype != np.int8 or codebook.ndim != 2 or 0 in codebook.shape or codes.dtype != np.uint8:
         raise ValueError(f"{name}.codes.{part} has no codebook (K, d) int8")
-    return unpack_codes(codes, codebook, width)
+    _check_bytes(codes, codebook, width)
+    return Coded(codes=codes, codebook=codebook)
 
 
-def _merged(name: str, bits: Array, often: Array, rarely: Array) -> Array:
-    """Return the rows of `often` where `bits` says so and those of `rarely` elsewhere, each in their order."""
-    rows = len(often) + len(rarely)
-    if bits.dtype != np.uint8 or bits.shape != (-(-rows // 8),):
-        raise ValueError(f"{name} is not a bit for each of {rows} rows")
-    chosen = np.unpackbits(bits, count=rows, bitorder="little").astype(bool)
-    if int(chosen.sum()) != len(often):
-        raise ValueError(f"{name} chooses {int(chosen.sum())} rows of {len(often)}")
-    out = np.empty((rows, often.shape[1]), np.int8)
-    out[chosen], out[~chosen] = often, rarely
-    return out
+def _check_bytes(packed: Array, codebook: Array, width: int) -> None:
+    """`ValueError` unless a row of `packed` has the bytes of `width` numbers."""
+    codes = -(-width // codebook.shape[1])
+    wanted = -(-codes // 8) * code_bits(len(codebook))
+    if packed.ndim != 2 or packed.shape[1] != wanted:
+        raise ValueError(f"rows of {width} numbers take {wanted} bytes, not {packed.shape[1:]}")
 
 
 def _mixed(name: str, width: int, tensors: dict[str, Array]) -> Array:

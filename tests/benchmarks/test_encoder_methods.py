@@ -139,7 +139,7 @@ def test_the_tables_show_the_records(done: tuple[list[str], Path], tmp_path: Pat
         rows = [line.count("|") for line in text.split("\n") if line.startswith("|")]
         assert rows
         assert "Tiny" in text
-    assert shown["encoder-claims"].count("\n") == 6
+    assert shown["encoder-claims"].count("\n") == 7
 
 
 def test_a_quick_record_is_not_shown_and_a_missing_one_says_how_to_measure(

@@ -1,9 +1,9 @@
 """Weight clustering of an encoder, centroid tuning, and the rank experiment (arXiv 2603.17917).
 
 Every dense map's weight becomes `K` shared values: labels of ceil(log2 K) bits into a codebook of K float16 numbers of
-its own, sorted, so that the order of the labels is the order of the values. Tuning moves the centroids alone; the
-gradient of one is the sum over the weights that share it. The rank experiment leaves the labels as they are and gives
-them other values.
+its own, sorted, so that the order of the labels is the order of the values. Tuning moves the centroids, and nothing
+else unless it is asked to; the gradient of one is the sum over the weights that share it. The rank experiment leaves
+the labels as they are and gives them other values.
 """
 
 from __future__ import annotations
@@ -107,6 +107,8 @@ def tune(
     target: Array,
     plan: Regression,
     progress: Callable[[str, int, int], None] | None = None,
+    *,
+    biases: bool = False,
 ) -> tuple[Encoder, Clustering, PassReport]:
     """Move the centroids by field regression; labels stay, and centroids stay sorted.
 
@@ -117,6 +119,8 @@ def tune(
         target: `pooled_states` of the original for them.
         plan: of the regression.
         progress: called with ("regression", steps done, steps in all).
+        biases: move the biases of the same maps too. They are not clustered, so this costs no bytes; it takes back
+            what the clustered weights add to every text alike, which the few centroids cannot.
 
     The report says how far the held-out fields were before and after, and the share of 1 - cosine that came back.
 
@@ -127,18 +131,22 @@ def tune(
     torch = need_torch()
     books = {name: torch.tensor(book.astype(np.float32), requires_grad=True) for name, book in clustering.books.items()}
     codes = {name: torch.from_numpy(c.astype(np.int32)) for name, c in clustering.codes.items()}
+    names = [name.removesuffix("weight") + "bias" for name in books] if biases else []
+    added = {name: torch.tensor(encoder.tensors[name], requires_grad=True) for name in names}
 
     def replaced() -> Mapping[str, Any]:
-        return {
+        weights = {
             name: book.index_select(0, codes[name].reshape(-1)).reshape(codes[name].shape)
             for name, book in books.items()
         }
+        return weights | added
 
     untuned = clustering.apply(encoder)
-    held = regress(untuned, replaced, list(books.values()), sequences, target, plan, progress)
+    held = regress(untuned, replaced, [*books.values(), *added.values()], sequences, target, plan, progress)
     # two that changed places are set in order again: a label's value may move, its rank may not
     found = replace(clustering, books={n: np.sort(b.detach().numpy()).astype(np.float16) for n, b in books.items()})
-    tuned = found.apply(encoder)
+    moved = {name: bias.detach().numpy() for name, bias in added.items()}
+    tuned = found.apply(replace(encoder, tensors=dict(encoder.tensors) | moved))
     before, after = held.errors(untuned), held.errors(tuned)
     if not after["mean_cosine"] > before["mean_cosine"]:
         raise ExportError(

@@ -63,7 +63,8 @@ def open_engine(
 ) -> Engine:
     """Open `bundle` with the engine `name` on `threads` CPU threads.
 
-    `weights` are the bundle's, mapped by `map_weights`; two engines that are given the same share one mapping.
+    `weights` are the bundle's, mapped by `map_weights`; two engines that are given the same share one mapping. Without
+    them the native engine leaves a packed table as it is, and opens a row when a text first needs it.
     `provider` is what ONNX Runtime runs on: `"cpu"`, which None means too, `"cuda"` or `"cuda-graph"`.
 
     Raises:
@@ -79,21 +80,22 @@ def open_engine(
     if provider is not None and name != "onnxruntime":
         raise UsageError(f"the provider {provider!r} is ONNX Runtime's; use engine='onnxruntime', not {name!r}")
     module, _, attribute = (ENGINES[name] if provider is None else PROVIDERS[provider]).partition(":")
-    engine: Engine = getattr(importlib.import_module(module), attribute)(
-        bundle, threads, map_weights(bundle) if weights is None else weights
-    )
+    if weights is None:
+        weights = map_weights(bundle, packed_table=name == "native")
+    engine: Engine = getattr(importlib.import_module(module), attribute)(bundle, threads, weights)
     return engine
 
 
-def map_weights(bundle: Bundle) -> dict[str, Array]:
-    """Map `weights.safetensors` of `bundle` and expand what is packed; `BundleError` when it is not what it says.
+def map_weights(bundle: Bundle, *, packed_table: bool = False) -> dict[str, Array]:
+    """Map `weights.safetensors` of `bundle` and open what is packed; `BundleError` when it is not what it says.
 
+    With `packed_table` a packed table is left in its parts, for the native engine, which opens rows as they are needed.
     Nothing is mapped of a bundle that is nothing but graphs: the engine that runs these maps their weights itself.
     """
     if isinstance(bundle.manifest.network, GraphNetwork):
         return {}
     try:
-        return expand(read_tensors(bundle.path / "weights.safetensors"))
+        return expand(read_tensors(bundle.path / "weights.safetensors"), but=("table",) if packed_table else ())
     except ValueError as error:
         raise BundleError(f"{bundle.path}: weights.safetensors cannot be used ({error}); copy it again") from error
 

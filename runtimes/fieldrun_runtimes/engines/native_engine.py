@@ -2,11 +2,16 @@
 
 It computes what the NumPy engine does, on the same mapped weights, in float32 throughout, one text at a time and
 without padding; so a text's answer is the same bits alone, in any batch and in any bucket.
+
+A packed table stays packed in its file: a row is opened when a text first needs it, into memory that the system gives
+page by page. A process that reads some thousand words holds their rows and no others, and starts at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import mmap
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -17,12 +22,13 @@ from typing import Any
 import numpy as np
 
 from fieldrun.bundle import Bundle
-from fieldrun.errors import EngineError
+from fieldrun.errors import BundleError, EngineError
+from fieldrun.packing import Coded, PackedMatrix, code_bits, take_packed
 from fieldrun.student import SCORE_FLOOR
 from fieldrun.tensors import Array
 
 from . import lookup_network
-from .numpy_engine import NumpyEngine
+from .numpy_engine import PairHeads, check_weights
 
 __all__ = ["LIBRARY", "NativeEngine", "is_compiled", "load_library"]
 
@@ -46,11 +52,33 @@ class _Layer(ctypes.Structure):
     )
 
 
+class _Coded(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("bits", "entries", "run", "bytes")),
+        *((name, ctypes.c_void_p) for name in ("codes", "book")),
+    )
+
+
+class _Part(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("start", "stop")),
+        *((name, ctypes.c_void_p) for name in ("plain", "often", "before")),
+        *((name, _Coded) for name in ("rows", "rarely")),
+    )
+
+
+class _Packing(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("rows", "parts")),
+        *((name, ctypes.c_void_p) for name in ("part", "scale", "slot", "used")),
+    )
+
+
 class _Network(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("shifts", "blocks", "width", "kernel", "left", "right", "mean")),
         *((name, ctypes.c_void_p) for name in ("shift", "coef", "modulus", "base")),
-        *((name, ctypes.c_void_p) for name in ("table_q", "table_f", "table_scale", "score")),
+        *((name, ctypes.c_void_p) for name in ("table_q", "table_f", "table_scale", "score", "packed")),
         ("floor", ctypes.c_float),
         ("share", ctypes.c_float),
         *((name, _Layer) for name in ("mixer", "hidden", "output")),
@@ -88,9 +116,21 @@ class NativeEngine:
         net = lookup_network(bundle, "native")
         self._library = load_library()
         self._call = self._library.fieldrun_run
-        plain = NumpyEngine(bundle, threads, weights)  # checks the weights, and knows the pair heads
-        self.run_pairs = plain.run_pairs
-        self._kept: list[Array] = []  # what the structure points at
+        del threads
+        packed = None
+        if "table" not in weights and "table.width" in weights:
+            weights = dict(weights)
+            try:
+                packed = take_packed("table", weights)
+            except ValueError as error:
+                raise BundleError(
+                    f"{bundle.path}: weights.safetensors cannot be used ({error}); copy it again"
+                ) from error
+        table = weights.get("table")
+        shape = packed.shape if packed is not None else (0, 0) if table is None else table.shape
+        check_weights(bundle, weights, shape)
+        self._pairs = PairHeads(weights)
+        self._kept: list[Any] = []  # what the structure points at
         self._net = _Network(
             shifts=len(net.shifts),
             blocks=weights["rows.coef"].shape[1],
@@ -103,8 +143,8 @@ class NativeEngine:
             coef=self._keep(weights["rows.coef"], np.int32),
             modulus=self._keep(weights["rows.modulus"], np.int32),
             base=self._keep(weights["rows.base"], np.int32),
-            table_q=self._keep(weights["table"]) if weights["table"].dtype == np.int8 else None,
-            table_f=None if weights["table"].dtype == np.int8 else self._keep(weights["table"], np.float32),
+            table_q=self._keep(table) if table is not None and table.dtype == np.int8 else None,
+            table_f=self._keep(table, np.float32) if table is not None and table.dtype != np.int8 else None,
             table_scale=self._keep(weights["table.scale"], np.float32),
             score=self._keep(weights["score.weight"], np.float32) if net.mean else None,
             floor=SCORE_FLOOR,
@@ -113,6 +153,8 @@ class NativeEngine:
             hidden=self._layer(weights, "hidden") if net.hidden else _Layer(),
             output=self._layer(weights, "output"),
         )
+        if packed is not None:
+            self._leave_packed(packed)
         self._address = ctypes.addressof(self._net)
         self._outputs, self._dim = int(self._net.output.outputs), net.field_dim
         self._left, self._margins = net.margins[0], sum(net.margins)
@@ -140,6 +182,10 @@ class NativeEngine:
         ids = np.fromiter(chain.from_iterable(sequences), np.int32, int(starts[-1]))
         return self._run(ids, starts, len(sequences))
 
+    def run_pairs(self, a: Array, b: Array) -> Array:
+        """Return the pair tasks' logits `(batch, labels) float32` for fields `a`, `b` `(batch, dim) float32`."""
+        return self._pairs(a, b)
+
     def _run(self, ids: Array, starts: Array, texts: int) -> tuple[Array, Array]:
         try:
             floats, integers = self._local.scratch
@@ -148,10 +194,13 @@ class NativeEngine:
         output = np.empty((texts, self._outputs), np.float32)
         # an array's `ctypes` makes an object that costs more than the look-up of its address
         addresses = [array.__array_interface__["data"][0] for array in (ids, starts, output)]
-        if self._call(
+        failed = self._call(
             self._address, addresses[0], addresses[1], texts, self._longest, addresses[2], floats, integers, _WIDEST
-        ):
+        )
+        if failed == 1:
             raise EngineError("a text is all padding, or longer than the largest bucket")
+        if failed:
+            raise BundleError("weights.safetensors has a code beyond its codebook; copy the bundle again")
         return output[:, : self._dim], output[:, self._dim :]
 
     def _scratch(self) -> tuple[int, int]:
@@ -169,6 +218,48 @@ class NativeEngine:
         kept = np.ascontiguousarray(array, dtype)
         self._kept.append(kept)
         return int(kept.ctypes.data)
+
+    def _leave_packed(self, packed: PackedMatrix) -> None:
+        """Point the structure at `packed`, and at memory for the rows that will be opened."""
+        rows, width = packed.shape
+        parts, start = [], 0
+        for part in packed.parts:
+            one = _Part(start=start, stop=start + part.rows)
+            if part.plain is not None:
+                one.plain = self._keep(part.plain)
+            elif part.coded is not None:
+                one.rows = self._coded(part.coded)
+            if part.often is not None and part.rarely is not None:
+                one.rarely = self._coded(part.rarely)
+                one.often = self._keep(np.packbits(part.often, bitorder="little"))
+                counts = np.add.reduceat(part.often, np.arange(0, part.rows, 64), dtype=np.uint32)
+                one.before = self._keep(np.cumsum(counts, dtype=np.uint32) - counts)
+            parts.append(one)
+            start += part.rows
+        held = (_Part * len(parts))(*parts)
+        packing = _Packing(
+            rows=rows,
+            parts=len(parts),
+            part=ctypes.addressof(held),
+            scale=self._net.table_scale,
+            slot=self._keep(np.zeros(rows, np.int32)),
+            used=self._keep(np.zeros(1, np.int32)),
+        )
+        self._kept += [held, packing]
+        self._net.packed = ctypes.addressof(packing)
+        self._net.table_q = self._keep(_pages(2 * rows * width))
+        self._net.table_scale = self._keep(_pages(2 * rows * 4))
+
+    def _coded(self, coded: Coded) -> _Coded:
+        entries, run = coded.codebook.shape
+        return _Coded(
+            bits=code_bits(entries),
+            entries=entries,
+            run=run,
+            bytes=coded.codes.shape[1],
+            codes=self._keep(coded.codes),
+            book=self._keep(coded.codebook),
+        )
 
     def _layer(self, weights: Mapping[str, Array], name: str) -> _Layer:
         weight = weights[f"{name}.weight"]
@@ -190,3 +281,15 @@ class NativeEngine:
                 scale = scale * step
             layer.output_scale = self._keep(scale, np.float32)
         return layer
+
+
+def _pages(size: int) -> Array:
+    """Return `size` bytes of zeros, int8, that cost nothing before they are written to.
+
+    They are not NumPy's, for which it asks huge pages: these are to be taken up a few rows at a time.
+    """
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, np.int8)

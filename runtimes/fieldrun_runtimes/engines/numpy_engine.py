@@ -18,9 +18,7 @@ from fieldrun.tensors import Array
 
 from . import lookup_network
 
-__all__ = ["NumpyEngine"]
-
-_SCORE = "score.weight"
+__all__ = ["NumpyEngine", "PairHeads", "check_weights"]
 
 
 class NumpyEngine:
@@ -29,41 +27,16 @@ class NumpyEngine:
     def __init__(self, bundle: Bundle, threads: int, weights: Mapping[str, Array]) -> None:
         del threads
         net = lookup_network(bundle, "numpy")
-        try:
-            self._table, self._scale = weights["table"], weights["table.scale"]
-            self._coef = weights["rows.coef"]
-            self._modulus, self._base = weights["rows.modulus"], weights["rows.base"]
-            self._share = 1 / weights["mean.gain"]
-            self._score = weights["score.weight"] if net.mean else None
-            names = [name.removesuffix(".weight") for name in weights if name.endswith(".weight") and name != _SCORE]
-            self._layers = {name: _Dense(weights, name) for name in names}
-            self._mixer = self._layers["mixer"] if net.mixer_kernel else None
-            self._hidden = self._layers["hidden"] if net.hidden else None
-            self._output = self._layers["output"]
-        except KeyError as error:
-            raise BundleError(f"{bundle.path}: weights.safetensors cannot be used ({error}); copy it again") from error
-        labels = sum(len(task.labels) for task in bundle.manifest.tasks if task.kind == "single")
-        wanted = {
-            "rows.coef": (self._coef.shape, (len(net.shifts), len(self._modulus))),
-            "rows.base": (len(self._base), len(self._modulus)),
-            "rows.modulus": (bool((self._modulus > 0).all() and (self._base >= 0).all()), True),
-            "table rows": (bool((self._base + self._modulus <= len(self._table)).all()), True),
-            "table": (self._table.shape[1], net.width),
-            "table.scale": (self._scale.shape, (len(self._table),)),
-            "output.bias": (weights["output.bias"].shape, (net.field_dim + labels,)),
-        }
-        pooled = (net.mixer_width or net.width) * (2 if net.mean else 1)
-        layers = {
-            "mixer": (net.mixer_kernel * net.width, net.mixer_width),
-            "hidden": (pooled, net.hidden),
-            "output": (net.hidden or pooled, net.field_dim + labels),
-        }
-        wanted |= {name: (weights[f"{name}.weight"].shape, shape) for name, shape in layers.items() if min(shape)}
-        if self._score is not None:
-            wanted["score.weight"] = (self._score.shape, (net.mixer_width or net.width, 1))
-        wrong = [name for name, (found, want) in wanted.items() if found != want]
-        if wrong:
-            raise BundleError(f"{bundle.path}: {wrong[0]!r} in weights.safetensors is not of the manifest's network")
+        check_weights(bundle, weights, weights["table"].shape if "table" in weights else (0, 0))
+        self._table, self._scale = weights["table"], weights["table.scale"]
+        self._coef = weights["rows.coef"]
+        self._modulus, self._base = weights["rows.modulus"], weights["rows.base"]
+        self._share = 1 / weights["mean.gain"]
+        self._score = weights["score.weight"] if net.mean else None
+        self._mixer = _Dense(weights, "mixer") if net.mixer_kernel else None
+        self._hidden = _Dense(weights, "hidden") if net.hidden else None
+        self._output = _Dense(weights, "output")
+        self._pairs = PairHeads(weights)
         self._shifts, self._kernel, self._dim = net.shifts, max(1, net.mixer_kernel), net.field_dim
         self._left, self._right = net.margins
 
@@ -95,7 +68,50 @@ class NumpyEngine:
 
     def run_pairs(self, a: Array, b: Array) -> Array:
         """Return the pair tasks' logits `(batch, labels) float32` for fields `a`, `b` `(batch, dim) float32`."""
+        return self._pairs(a, b)
+
+
+class PairHeads:
+    """The heads of all pair tasks, where a bundle has such tasks, on two fields."""
+
+    def __init__(self, weights: Mapping[str, Array]) -> None:
+        self._layers = {"pairs": _Dense(weights, "pairs")} if "pairs.weight" in weights else {}
+
+    def __call__(self, a: Array, b: Array) -> Array:
+        """Return the logits `(batch, labels) float32` for fields `a`, `b` `(batch, dim) float32`."""
         return self._layers["pairs"](np.concatenate([a, b, np.abs(a - b), a * b], axis=-1))
+
+
+def check_weights(bundle: Bundle, weights: Mapping[str, Array], table: tuple[int, ...]) -> None:
+    """Check that `weights`, with a table of the shape `table`, are the manifest's network's; `BundleError` if not."""
+    net = lookup_network(bundle, "numpy")
+    pooled = (net.mixer_width or net.width) * (2 if net.mean else 1)
+    labels = sum(len(task.labels) for task in bundle.manifest.tasks if task.kind == "single")
+    layers = {
+        "mixer": (net.mixer_kernel * net.width, net.mixer_width),
+        "hidden": (pooled, net.hidden),
+        "output": (net.hidden or pooled, net.field_dim + labels),
+    }
+    try:
+        coef, modulus, base = (weights[f"rows.{name}"] for name in ("coef", "modulus", "base"))
+        wanted = {
+            "rows.coef": (coef.shape, (len(net.shifts), len(modulus))),
+            "rows.base": (len(base), len(modulus)),
+            "rows.modulus": (bool((modulus > 0).all() and (base >= 0).all()), True),
+            "table rows": (bool((base + modulus <= table[0]).all()), True),
+            "table": (table[1:], (net.width,)),
+            "table.scale": (weights["table.scale"].shape, table[:1]),
+            "mean.gain": (weights["mean.gain"].shape, (1,)),
+            "output.bias": (weights["output.bias"].shape, (net.field_dim + labels,)),
+        }
+        wanted |= {name: (weights[f"{name}.weight"].shape, shape) for name, shape in layers.items() if min(shape)}
+        if net.mean:
+            wanted["score.weight"] = (weights["score.weight"].shape, (net.mixer_width or net.width, 1))
+    except KeyError as error:
+        raise BundleError(f"{bundle.path}: weights.safetensors cannot be used ({error}); copy it again") from error
+    wrong = [name for name, (found, want) in wanted.items() if found != want]
+    if wrong:
+        raise BundleError(f"{bundle.path}: {wrong[0]!r} in weights.safetensors is not of the manifest's network")
 
 
 class _Dense:

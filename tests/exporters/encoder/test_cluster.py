@@ -77,6 +77,17 @@ def test_tuning_moves_centroids_alone_and_brings_the_fields_back() -> None:
     assert np.square(forward(tuned, IDS) - dense).sum() < np.square(forward(small, IDS) - dense).sum()
 
 
+def test_biases_that_are_tuned_too_win_more_and_cost_nothing() -> None:
+    _, clustering, _ = cluster(ENCODER, 8)
+    target, plan = pooled_states(ENCODER, SEQUENCES), Regression(steps=40, batch=16, rate=0.01)
+    _, _, alone = tune(ENCODER, clustering, SEQUENCES, target, plan)
+    tuned, found, report = tune(ENCODER, clustering, SEQUENCES, target, plan, biases=True)
+    assert report.changed["field"]["recovered"] > alone.changed["field"]["recovered"]
+    assert report.bytes_after == alone.bytes_after == clustering.nbytes()
+    moved = {name for name in tuned.tensors if tuned.tensors[name] is not ENCODER.tensors[name]}
+    assert moved == set(found.books) | {name.removesuffix("weight") + "bias" for name in found.books}
+
+
 def test_tuning_that_does_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     _, clustering, _ = cluster(ENCODER, 8)
     target = pooled_states(ENCODER, SEQUENCES)
