@@ -42,10 +42,10 @@ def main(output: Path) -> None:
     Raises:
         FieldrunError: a step failed.
     """
-    click.echo("1. export the shipped checkpoint with the recipe cpu-int8")
+    click.echo("1. export the shipped checkpoint with the recipe cpu-small")
     shutil.rmtree(output, ignore_errors=True)
     start = time.perf_counter()
-    report = fieldrun.export("reference", output, recipe="cpu-int8")
+    report = fieldrun.export("reference", output, recipe="cpu-small")
     cosine = min(bucket.min_cosine for bucket in report.parity)
     click.echo(
         f"   {output}: {report.bytes / 1e6:.1f} MB in {time.perf_counter() - start:.0f} s; {len(report.parity)} "

@@ -16,32 +16,34 @@ import click
 from fieldrun.errors import FieldrunError
 from fieldrun.storage import write_bytes
 
-from . import an1_report, arm_report, encoder_methods_report, ladder_report, peers_report, tensorrt_report
+from . import an1_report, arm_report, bulk_report, encoder_methods_report, ladder_report, peers_report, tensorrt_report
 from .record import read_record, where
 
 __all__ = ["main", "render"]
 
 
 def _accuracy_table(records: Path) -> str:
-    fp32 = read_record(records / "accuracy-cpu-fp32.json", "accuracy")
-    int8 = read_record(records / "accuracy-cpu-int8.json", "accuracy")
+    names = ("cpu-small", "cpu-int8", "cpu-fp32")
+    shipped, int8, fp32 = (read_record(records / f"accuracy-{name}.json", "accuracy") for name in names)
     lines = [
-        "| Task | n | `cpu-int8`, % (95 % interval) | `cpu-fp32`, % | majority, % | calibration error |",
-        "|---|---|---|---|---|---|",
+        "| Task | n | `reference` (`cpu-small`), % (95 % interval) | `cpu-int8`, % | `cpu-fp32`, % | majority, % "
+        "| calibration error |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for task, entry in int8["tasks"].items():
+    for task, entry in shipped["tasks"].items():
         low, high = (100 * x for x in entry["ci95"])
         file, n = entry["file"].removesuffix(".tsv"), entry["n"]
         lines.append(
             f"| {file} | {n:,} | {100 * entry['accuracy']:.1f} ({low:.1f} - {high:.1f}) "
-            f"| {100 * fp32['tasks'][task]['accuracy']:.1f} | {100 * entry['majority']:.1f} "
-            f"| {entry['calibration_error']:.3f} |"
+            f"| {100 * int8['tasks'][task]['accuracy']:.1f} | {100 * fp32['tasks'][task]['accuracy']:.1f} "
+            f"| {100 * entry['majority']:.1f} | {entry['calibration_error']:.3f} |"
         )
-    lines.append(f"| mean | | {100 * int8['mean_accuracy']:.2f} | {100 * fp32['mean_accuracy']:.2f} | | |")
-    lines.append(
-        f"| bundle, MB | | {int8['artifact']['bytes'] / 1e6:.1f} | {fp32['artifact']['bytes'] / 1e6:.1f} | | |"
-    )
-    similarity, rejection = int8["similarity"], int8["rejection"]
+    for name, cells in (
+        ("mean", [f"{100 * record['mean_accuracy']:.2f}" for record in (shipped, int8, fp32)]),
+        ("bundle, MB", [f"{record['artifact']['bytes'] / 1e6:.1f}" for record in (shipped, int8, fp32)]),
+    ):
+        lines.append(f"| {name} | | {' | '.join(cells)} | | |")
+    similarity, rejection = shipped["similarity"], shipped["rejection"]
     by_dim = ", ".join(f"{value:.3f} ({dim}-d)" for dim, value in similarity["spearman"].items())
     lines += [
         "",
@@ -135,6 +137,7 @@ _TABLES: dict[str, Callable[[Path], str]] = {
     "fit-heads": _fit_heads_table,
     **an1_report.TABLES,
     **arm_report.TABLES,
+    **bulk_report.TABLES,
     **encoder_methods_report.TABLES,
     **ladder_report.TABLES,
     **peers_report.TABLES,

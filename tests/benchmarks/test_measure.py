@@ -44,7 +44,7 @@ def test_every_record_is_written(
     out = tmp_path / "records"
     result = CliRunner().invoke(measure.main, ["--data", str(suite), "-o", str(out)], catch_exceptions=False)
     assert result.exit_code == 0
-    accuracy = read_record(out / "accuracy-cpu-int8.json", "accuracy")
+    accuracy = read_record(out / "accuracy-cpu-small.json", "accuracy")
     assert set(accuracy["tasks"]) == {*TASKS, PAIR_TASK}
     for entry in accuracy["tasks"].values():
         assert entry["ci95"][0] <= entry["accuracy"] <= entry["ci95"][1]

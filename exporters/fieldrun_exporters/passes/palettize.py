@@ -34,6 +34,7 @@ _STEPS = 15
 _LLOYD_STEPS = 2000  # on sorted numbers a step costs as much as there are centroids; from the quantiles it needs many
 _ROUNDS = 3  # of codes, then scales
 _CHUNK = 1 << 16
+_VECTORS = 1 << 11  # whose distances to all centroids are held at once: 4 MB stay in the cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -270,9 +271,10 @@ def _best_scale(rows: Array, codes: Array, codebook: Array) -> Array:
     out = np.zeros(len(rows), np.float32)
     for start in range(0, len(rows), _CHUNK // 8):
         part = slice(start, start + _CHUNK // 8)
-        steps = codebook[codes[part]].reshape(rows[part].shape)
-        squares = np.einsum("ij,ij->i", steps, steps)
-        out[part] = np.einsum("ij,ij->i", rows[part], steps) / np.where(squares > 0, squares, 1)
+        steps = codebook[codes[part]].reshape(rows[part].shape).astype(np.float64)
+        squares = np.square(steps).sum(1)
+        # products and sums apart: a processor that fuses them rounds otherwise
+        out[part] = (rows[part] * steps).sum(1) / np.where(squares > 0, squares, 1)
     return np.maximum(out, 0)
 
 
@@ -296,14 +298,14 @@ def lloyd(values: Array, entries: int) -> Array:
     """Return the `(entries,) float32` centroids of `values (n,)`, sorted: Lloyd's algorithm from their quantiles."""
     ordered = np.sort(values.astype(np.float64))
     sums = np.concatenate([[0.0], np.cumsum(ordered)])
-    centroids = np.quantile(ordered, (np.arange(entries) + 0.5) / entries)
+    centroids, settled = np.quantile(ordered, (np.arange(entries) + 0.5) / entries), 1e-5 * ordered.std()
     for _ in range(_LLOYD_STEPS):
         edges = np.searchsorted(ordered, (centroids[1:] + centroids[:-1]) / 2)
         edges = np.concatenate([[0], edges, [len(ordered)]])
         counts = np.diff(edges)
         means = np.diff(sums[edges]) / np.maximum(counts, 1)
         before, centroids = centroids, np.where(counts > 0, means, centroids)
-        if np.abs(centroids - before).max() < 1e-5 * ordered.std():
+        if np.abs(centroids - before).max() < settled:
             break
     return centroids.astype(np.float32)
 
@@ -326,9 +328,19 @@ def _nearest(vectors: Array, centroids: Array) -> Array:
         order = np.argsort(centroids[:, 0], kind="stable")
         ordered = centroids[order, 0]
         return order.astype(np.uint8)[np.searchsorted((ordered[1:] + ordered[:-1]) / 2, vectors[:, 0])]
-    half = np.square(centroids).sum(1) / 2
+    wide = _whole(centroids)
+    half = np.square(wide).sum(1) / 2
     out = np.empty(len(vectors), np.uint8)
-    for start in range(0, len(vectors), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        out[part] = (vectors[part] @ centroids.T - half).argmax(1)
+    for start in range(0, len(vectors), _VECTORS):
+        part = slice(start, start + _VECTORS)
+        out[part] = (_whole(vectors[part]) @ wide.T - half).argmax(1)
     return out
+
+
+def _whole(numbers: Array) -> Array:
+    """Return `numbers` in steps of 1/1024 as whole float64 numbers: their sums of products are exact.
+
+    So no processor and no BLAS gives another nearest entry than the others.
+    """
+    whole: Array = np.rint(numbers.astype(np.float64) * 1024)
+    return whole
