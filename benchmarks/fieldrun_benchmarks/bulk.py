@@ -4,8 +4,8 @@
 
 Every run is `fieldrun run --from`, as a user types it. Runs with one worker and with two take turns. Memory is the
 proportional memory of all its processes together, so that a page that they share counts once; it is read twice a
-second, and the second fifth of a run is compared with the last. The killed run gets SIGKILL, with its workers, once a share of
-the lines is noted, and is then started again; its output must be the bytes of a run that was left alone.
+second, and the second fifth of a run is compared with the last. The killed run gets SIGKILL, with its workers, once a
+share of the lines is noted, and is then started again; its output must be the bytes of a run that was left alone.
 """
 
 from __future__ import annotations
