@@ -127,7 +127,7 @@ class NativeEngine:
                     f"{bundle.path}: weights.safetensors cannot be used ({error}); copy it again"
                 ) from error
         table = weights.get("table")
-        shape = packed.shape if packed is not None else (0, 0) if table is None else table.shape
+        shape = packed.shape if packed is not None else None if table is None else table.shape
         check_weights(bundle, weights, shape)
         self._pairs = PairHeads(weights)
         self._kept: list[Any] = []  # what the structure points at

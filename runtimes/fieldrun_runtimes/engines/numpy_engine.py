@@ -27,7 +27,7 @@ class NumpyEngine:
     def __init__(self, bundle: Bundle, threads: int, weights: Mapping[str, Array]) -> None:
         del threads
         net = lookup_network(bundle, "numpy")
-        check_weights(bundle, weights, weights["table"].shape if "table" in weights else (0, 0))
+        check_weights(bundle, weights, weights["table"].shape if "table" in weights else None)
         self._table, self._scale = weights["table"], weights["table.scale"]
         self._coef = weights["rows.coef"]
         self._modulus, self._base = weights["rows.modulus"], weights["rows.base"]
@@ -82,17 +82,23 @@ class PairHeads:
         return self._layers["pairs"](np.concatenate([a, b, np.abs(a - b), a * b], axis=-1))
 
 
-def check_weights(bundle: Bundle, weights: Mapping[str, Array], table: tuple[int, ...]) -> None:
+def check_weights(bundle: Bundle, weights: Mapping[str, Array], table: tuple[int, ...] | None) -> None:
     """Check that `weights`, with a table of the shape `table`, are the manifest's network's; `BundleError` if not."""
     net = lookup_network(bundle, "numpy")
     pooled = (net.mixer_width or net.width) * (2 if net.mean else 1)
-    labels = sum(len(task.labels) for task in bundle.manifest.tasks if task.kind == "single")
+    labels, pairs = (
+        sum(len(task.labels) for task in bundle.manifest.tasks if task.kind == kind) for kind in ("single", "pair")
+    )
     layers = {
         "mixer": (net.mixer_kernel * net.width, net.mixer_width),
         "hidden": (pooled, net.hidden),
         "output": (net.hidden or pooled, net.field_dim + labels),
+        "pairs": (4 * net.field_dim, pairs),
     }
+    layers = {name: shape for name, shape in layers.items() if min(shape)}
     try:
+        if table is None:
+            raise KeyError("table")
         coef, modulus, base = (weights[f"rows.{name}"] for name in ("coef", "modulus", "base"))
         wanted = {
             "rows.coef": (coef.shape, (len(net.shifts), len(modulus))),
@@ -102,9 +108,13 @@ def check_weights(bundle: Bundle, weights: Mapping[str, Array], table: tuple[int
             "table": (table[1:], (net.width,)),
             "table.scale": (weights["table.scale"].shape, table[:1]),
             "mean.gain": (weights["mean.gain"].shape, (1,)),
-            "output.bias": (weights["output.bias"].shape, (net.field_dim + labels,)),
         }
-        wanted |= {name: (weights[f"{name}.weight"].shape, shape) for name, shape in layers.items() if min(shape)}
+        for name, shape in layers.items():
+            wanted[name] = (weights[f"{name}.weight"].shape, shape)
+            if name != "mixer":
+                wanted[f"{name}.bias"] = (weights[f"{name}.bias"].shape, shape[1:])
+            if weights[f"{name}.weight"].dtype == np.int8:
+                wanted[f"{name}.weight_scale"] = (weights[f"{name}.weight_scale"].shape, shape[1:])
         if net.mean:
             wanted["score.weight"] = (weights["score.weight"].shape, (net.mixer_width or net.width, 1))
     except KeyError as error:
