@@ -12,6 +12,8 @@ import pytest
 from fieldrun import doctor
 from fieldrun.doctor import installed
 from fieldrun.doctor.cpu import int8_instructions
+from fieldrun.doctor.gpu import nvidia
+from fieldrun_runtimes.engines import ENGINES, PROVIDERS
 
 X86 = """\
 processor\t: 0
@@ -155,21 +157,38 @@ def test_requirements_of_an_extra() -> None:
 
 
 HOST = {"kind": None, "compute_capability": None, "jetpack_series": None}
-NO_GPU = {"gpu": False, "driver_library": False, "tensorrt": None, "tensorrt_rtx": None}
 
 
-def test_missing_engine_names_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_engine_names_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(util, "find_spec", lambda _: None)
-    native, numpy, ort, *gpu = doctor.engines(HOST, NO_GPU, None)
+    monkeypatch.setattr(installed, "version", lambda *names: "2.0" if "numpy" in names else None)
+    native, ort, numpy, *gpu = doctor.engines(HOST, nvidia({}, tmp_path), None)
     assert (native["name"], native["ready"], native["version"]) == ("native", False, None)
-    assert "install gcc" in native["command"]
-    assert (numpy["name"], numpy["ready"], numpy["reason"], numpy["command"]) == ("numpy", True, None, None)
+    assert "install gcc" in native["missing"][0]["command"]
+    assert (numpy["name"], numpy["ready"], numpy["version"], numpy["missing"]) == ("numpy", True, "2.0", [])
     assert (ort["name"], ort["ready"], ort["version"]) == ("onnxruntime", False, None)
-    assert ort["command"] == "pip install 'fieldrun[ort]'"
-    assert [engine["name"] for engine in gpu] == ["onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
-    assert {(engine["ready"], engine["reason"], engine["command"]) for engine in gpu} == {
-        (False, "no NVIDIA GPU on this machine", None)
-    }
+    assert ort["missing"] == [
+        {"part": "package", "reason": "onnxruntime is not installed", "command": "pip install 'fieldrun[ort]'"}
+    ]
+    assert [engine["name"] for engine in gpu] == ["onnxruntime --provider cuda", "tensorrt", "tensorrt-rtx"]
+    assert [[lack["part"] for lack in engine["missing"]] for engine in gpu] == [
+        ["device", "package"],
+        ["device", "bindings", "cuda-python"],
+        ["device", "bindings", "cuda-python"],
+    ]
+    for engine in gpu:
+        assert engine["missing"][0] == {
+            "part": "device",
+            "reason": "no NVIDIA GPU on this machine",
+            "command": None,
+        }
+
+
+def test_every_engine_that_load_takes_is_listed() -> None:
+    known = {(engine["engine"], engine["provider"]) for engine in doctor.examine()["engines"]}
+    # "null" is a meter of overheads; a CUDA graph needs nothing that "cuda" does not; "cpu" is the default
+    assert {engine for engine, _ in known} == set(ENGINES) - {"null"}
+    assert {provider for _, provider in known} - {None} == set(PROVIDERS) - {"cpu", "cuda-graph"}
 
 
 def test_extras_from_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,7 +258,8 @@ def test_a_machine_without_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(metadata, "version", _absent)
     assert set(board({}, tmp_path).values()) == {None}
     found = nvidia({}, tmp_path)
-    assert (found.pop("gpu"), found.pop("driver_library")) == (False, False)
+    there = {name: found.pop(name) for name in list(found) if name == "gpu" or name.endswith("_library")}
+    assert (len(there), set(there.values())) == (5, {False})
     assert set(found.values()) == {None}
 
 
@@ -292,23 +293,53 @@ def test_containers(tmp_path: Path, files: dict[str, str], environment: dict[str
 
 
 JETSON = {"kind": "jetson", "compute_capability": "8.7", "jetpack_series": 6}
+THOR = {"kind": "jetson", "compute_capability": "11.0", "jetpack_series": 7}
 HOST = {"kind": None, "compute_capability": None, "jetpack_series": None}
-READY = {"gpu": True, "driver_library": True, "tensorrt": "10.3.0.30", "tensorrt_rtx": None}
-NO_DRIVER = {**READY, "driver_library": False, "tensorrt": None}
+READY = {
+    "gpu": True,
+    "driver_library": True,
+    "driver": None,
+    "tensorrt": "10.3.0.30",
+    "tensorrt_library": True,
+    "tensorrt_module": "10.3.0.30-1+cuda12.5",
+    "tensorrt_rtx": None,
+    "tensorrt_rtx_library": False,
+    "cublas_library": True,
+}
+BARE = {**READY, "tensorrt": None, "tensorrt_library": False, "tensorrt_module": None, "cublas_library": False}
+NO_DRIVER = {**BARE, "driver_library": False}
+CUDA = "onnxruntime --provider cuda"
 
 
-def gpu_engines(board: dict[str, Any], gpu: dict[str, Any], container: str | None = None) -> dict[str, dict[str, Any]]:
-    return {engine["name"]: engine for engine in doctor.engines(board, gpu, container)}
+def lacks(
+    name: str, board: dict[str, Any], gpu: dict[str, Any], container: str | None = None
+) -> dict[str, tuple[str, str | None]]:
+    """What the engine `name` lacks: part -> (reason, command)."""
+    (engine,) = (engine for engine in doctor.engines(board, gpu, container) if engine["name"] == name)
+    assert engine["ready"] is not bool(engine["missing"])
+    return {lack["part"]: (lack["reason"], lack["command"]) for lack in engine["missing"]}
+
+
+def have(monkeypatch: pytest.MonkeyPatch, *modules: str, **versions: str) -> None:
+    """Let only these modules be found, and only these distributions be installed."""
+    monkeypatch.setattr(util, "find_spec", lambda name: object() if name in modules else None)
+    known = {name.replace("_", "-"): version for name, version in versions.items()}
+    monkeypatch.setattr(metadata, "version", lambda name: known[name] if name in known else _absent(name))
 
 
 @pytest.mark.parametrize(
-    ("board", "gpu", "container", "reason", "command"),
+    ("board", "gpu", "container", "part", "reason", "command"),
     [
-        (JETSON, NO_DRIVER, None, "libcuda", "apt-get install nvidia-l4t-cuda"),
-        (JETSON, NO_DRIVER, "docker", "started without the GPU", "docker run --runtime nvidia"),
-        (HOST, NO_DRIVER, "docker", "started without the GPU", "docker run --gpus all"),
-        (JETSON, READY, None, "JetPack's Python module", "--system-site-packages"),
-        (HOST, READY, None, "TensorRT is not installed", "pip install tensorrt"),
+        (JETSON, NO_DRIVER, None, "driver", "libcuda", "apt-get install nvidia-l4t-cuda"),
+        (JETSON, NO_DRIVER, "docker", "driver", "started without the GPU", "docker run --runtime nvidia"),
+        (HOST, NO_DRIVER, "docker", "driver", "started without the GPU", "docker run --gpus all"),
+        (JETSON, BARE, None, "bindings", "no package of pip's", "sudo apt-get install python3-libnvinfer"),
+        (JETSON, READY, None, "bindings", "not visible", "/usr/bin/python3 -m venv --system-site-packages"),
+        (HOST, BARE, None, "bindings", "TensorRT is not installed", "pip install tensorrt"),
+        (JETSON, READY, None, "cuda-python", "not installed", "pip install 'cuda-bindings>=12.8,<13'"),
+        (THOR, READY, None, "cuda-python", "not installed", "pip install 'fieldrun[tensorrt]'"),
+        (HOST, {**READY, "driver": "570.86.10"}, None, "cuda-python", "not installed", "cuda-bindings>=12.8,<13"),
+        (HOST, {**READY, "driver": "580.95.05"}, None, "cuda-python", "not installed", "'fieldrun[tensorrt]'"),
     ],
 )
 def test_what_tensorrt_lacks(
@@ -316,35 +347,68 @@ def test_what_tensorrt_lacks(
     board: dict[str, Any],
     gpu: dict[str, Any],
     container: str | None,
+    part: str,
     reason: str,
     command: str,
 ) -> None:
-    monkeypatch.setattr(util, "find_spec", lambda _: None)
-    engine = gpu_engines(board, gpu, container)["tensorrt"]
-    assert not engine["ready"]
-    assert reason in engine["reason"]
-    assert command in engine["command"]
+    have(monkeypatch)
+    found = lacks("tensorrt", board, gpu, container)[part]
+    assert reason in found[0]
+    assert command in str(found[1])
+
+
+def test_a_machine_without_gpu_lists_all_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch)
+    bare = {**NO_DRIVER, "gpu": False}
+    assert list(lacks("tensorrt", HOST, bare)) == ["device", "bindings", "cuda-python"]
+    assert list(lacks("tensorrt-rtx", HOST, bare)) == ["device", "bindings", "cuda-python"]
+    assert list(lacks(CUDA, HOST, bare)) == ["device", "package"]
+    assert "--gpus all" in lacks(CUDA, HOST, bare, "docker")["device"][0]
 
 
 @pytest.mark.parametrize(("system", "command"), [("ubuntu", "ubuntu-drivers"), ("debian", "nvidia-driver")])
 def test_the_driver_is_the_distribution_s(monkeypatch: pytest.MonkeyPatch, system: str, command: str) -> None:
     monkeypatch.setattr(readiness, "_distribution", lambda: system)
-    assert command in gpu_engines(HOST, NO_DRIVER)["tensorrt"]["command"]
+    assert command in str(lacks("tensorrt", HOST, NO_DRIVER)["driver"][1])
 
 
 def test_tensorrt_is_ready_with_its_module_and_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(util, "find_spec", lambda name: object() if name == "tensorrt" else None)
-    monkeypatch.setattr(metadata, "version", _absent)
-    assert gpu_engines(JETSON, READY)["tensorrt"]["command"] == "pip install 'fieldrun[tensorrt]'"
-    monkeypatch.setattr(metadata, "version", lambda name: "12.6")
-    engine = gpu_engines(JETSON, READY)["tensorrt"]
-    assert (engine["ready"], engine["version"], engine["reason"]) == (True, "10.3.0.30", None)
+    have(monkeypatch, "tensorrt", cuda_bindings="12.9.4")
+    engines = {engine["name"]: engine for engine in doctor.engines(JETSON, READY, None)}
+    assert (engines["tensorrt"]["ready"], engines["tensorrt"]["version"]) == (True, "10.3.0.30")
+
+
+def test_cuda_python_of_a_newer_cuda_than_the_driver_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, "tensorrt", cuda_bindings="13.4.4")
+    reason, command = lacks("tensorrt", JETSON, READY)["cuda-python"]
+    assert "13.4.4 needs a driver of CUDA 13" in reason
+    assert command == "pip install 'cuda-bindings>=12.8,<13'"
+    assert lacks("tensorrt", THOR, READY) == {}
+
+
+def test_an_old_tensorrt_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, "tensorrt", cuda_bindings="12.9.4")
+    old = {**READY, "tensorrt": "8.6.2.3"}  # JetPack 6.0
+    assert lacks("tensorrt", JETSON, old)["library"] == (
+        "TensorRT 8.6.2.3 is too old: 10.3 or later is needed",
+        "flash JetPack 6.1 or later",
+    )
+    assert "pip install" in str(lacks("tensorrt", HOST, old)["library"][1])
+
+
+def test_bindings_without_their_library_are_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, "tensorrt", "tensorrt_rtx_bindings", cuda_bindings="13.4.4")
+    bare = {**READY, "tensorrt_library": False}
+    assert "its shared library is not" in lacks("tensorrt", HOST, bare)["library"][0]
+    assert "fieldrun[tensorrt-rtx]" in str(lacks("tensorrt-rtx", HOST, bare)["library"][1])
+    have(monkeypatch, "tensorrt_rtx_bindings", "tensorrt_rtx_libs", cuda_bindings="13.4.4")
+    assert lacks("tensorrt-rtx", HOST, bare) == {}
 
 
 def test_tensorrt_rtx_is_refused_on_jetson() -> None:
-    engine = gpu_engines(JETSON, READY)["tensorrt-rtx"]
-    assert "8.7" in engine["reason"]
-    assert engine["command"] is None
+    ((reason, command),) = lacks("tensorrt-rtx", JETSON, READY).values()
+    assert "8.7" in reason
+    assert command is None
 
 
 def test_the_cuda_provider_is_a_file_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,8 +417,22 @@ def test_the_cuda_provider_is_a_file_of_the_package(tmp_path: Path, monkeypatch:
         submodule_search_locations = (str(tmp_path),)
 
     monkeypatch.setattr(util, "find_spec", lambda name: Spec() if name == "onnxruntime" else None)
-    assert "no CUDA provider" in gpu_engines(JETSON, READY)["onnxruntime-cuda"]["reason"]
-    assert "JetPack" in gpu_engines(JETSON, READY)["onnxruntime-cuda"]["command"]
-    assert "onnxruntime-gpu" in gpu_engines({**JETSON, "jetpack_series": 7}, READY)["onnxruntime-cuda"]["command"]
+    reason, command = lacks(CUDA, JETSON, READY)["package"]
+    assert "no CUDA provider" in reason
+    assert "NVIDIA's wheel for this JetPack" in reason
+    assert str(command).startswith("pip uninstall --yes onnxruntime && ")
+    assert str(lacks(CUDA, THOR, READY)["package"][1]).endswith("pip install 'onnxruntime-gpu[cuda,cudnn]'")
+    old = {**READY, "driver": "535.216.03"}
+    assert str(lacks(CUDA, HOST, old)["package"][1]).endswith("pip install 'onnxruntime-gpu[cuda,cudnn]<1.27'")
     write(tmp_path, {"capi/libonnxruntime_providers_cuda.so": ""})
-    assert gpu_engines(JETSON, READY)["onnxruntime-cuda"]["ready"]
+    assert lacks(CUDA, JETSON, READY) == {}
+    assert "nvidia-jetpack" in str(lacks(CUDA, JETSON, {**READY, "cublas_library": False})["library"][1])
+    assert "[cuda,cudnn]" in str(lacks(CUDA, HOST, {**READY, "cublas_library": False})["library"][1])
+
+
+def test_libraries_are_files_where_the_loader_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", _absent)
+    files = {"usr/lib/aarch64-linux-gnu/libnvinfer.so.10": "", "usr/local/cuda/lib64/libcublasLt.so.12": ""}
+    found = nvidia({"python3-libnvinfer": "10.3.0.30-1+cuda12.5"}, write(tmp_path, files))
+    assert (found["tensorrt_library"], found["cublas_library"], found["tensorrt_rtx_library"]) == (True, True, False)
+    assert found["tensorrt_module"] == "10.3.0.30-1+cuda12.5"

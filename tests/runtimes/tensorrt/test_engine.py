@@ -128,6 +128,14 @@ def test_a_missing_package_names_the_command(tiny: Path, monkeypatch: pytest.Mon
     assert caught.value.exit_code == 3
 
 
+def test_cuda_python_that_is_newer_than_the_driver_says_so(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doubles.install(monkeypatch)
+    runtime = sys.modules["cuda.bindings.runtime"]
+    monkeypatch.setattr(runtime, "cudaSetDevice", lambda _: (doubles.Code(35),))
+    with pytest.raises(EngineError, match=r"cudaSetDevice: .*newer than this driver; pip install 'cuda-bindings<13'"):
+        fieldrun.load(tiny, engine="tensorrt")
+
+
 def test_an_old_tensorrt_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     doubles.install(monkeypatch, version="8.6.1")
     with pytest.raises(EngineError, match=r"tensorrt 8\.6\.1 is too old: 10\.3 or later"):
