@@ -191,6 +191,11 @@ def test_doctor_loads_the_bundle(toy_bundle: Path, tmp_path: Path) -> None:
     assert "nowhere" in facts["bundle"]["reason"]
 
 
+@pytest.mark.parametrize("command", ["run", "field", "fit", "eval", "build"])
+def test_a_bundle_that_is_not_named_is_asked_for(command: str) -> None:
+    assert "Missing argument 'BUNDLE'" in call(command, code=2).stderr
+
+
 @pytest.mark.parametrize("command", ["run", "info", "tasks", "verify"])
 def test_a_changed_bundle_is_refused(toy_bundle: Path, tmp_path: Path, single: TaskSpec, command: str) -> None:
     copy = shutil.copytree(toy_bundle, tmp_path / "copy")
