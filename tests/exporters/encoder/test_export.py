@@ -92,7 +92,7 @@ def test_what_is_reported_is_in_the_bundle_and_verifies(exported: dict[str, Expo
 
 
 def test_a_bundle_whose_every_field_moved_does_not_verify(exported: dict[str, ExportReport], tmp_path: Path) -> None:
-    """The tolerance for the text that rounding moves most lets it pass, the one for the least moved quarter does not."""
+    """The tolerance for the text that rounding moves most lets it pass, that for the least moved quarter does not."""
     rounding = exported["int8"].proof["rounding"]
     assert rounding["typical_tolerance"] == max(1e-5, min(4 * rounding["quartile_abs"], rounding["golden_tolerance"]))
     folder = Path(shutil.copytree(exported["int8"].path, tmp_path / "bundle"))
