@@ -17,7 +17,7 @@ test: lint ## lint, type-check and test with coverage
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --cov
 
-test-arm: $(VENV)/.dev ## replay the shipped bundle on emulated ARM processors (numerics only)
+test-arm: $(VENV)/.dev ## replay the shipped bundle and the recipe raspberry-pi on emulated ARM processors (numerics only)
 	$(BIN)/python -m tests.arm
 
 bench: $(VENV)/.bench ## measure again: DATA=FOLDER, for the peers GTE=, MINILM= and WORK= too

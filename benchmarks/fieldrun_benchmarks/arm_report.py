@@ -13,18 +13,21 @@ __all__ = ["TABLES"]
 def _arm_table(records: Path) -> str:
     record = read_record(records / "arm-emulation.json", "arm-emulation")
     lines = [
-        "| Emulated processor | engine | golden texts | token ids | labels equal | largest difference of a field "
-        "| of a probability |",
-        "|---" * 7 + "|",
+        "| Emulated processor | bundle | engine | golden texts | token ids | labels equal "
+        "| largest difference of a field | of a probability |",
+        "|---" * 8 + "|",
     ]
     for name, processor in record["processors"].items():
-        for engine, result in processor["engines"].items():
-            ids = "equal" if result["tokens_equal"] else "differ"
-            lines.append(
-                f"| {name} ({processor['boards']}) | `{engine}` | {result['texts']} | {ids} "
-                f"| {result['labels_equal']} of {result['labels']} | {result['max_abs_field']:.1e} "
-                f"| {result['max_abs_scores']:.1e} |"
-            )
+        bundles = {f"`{record['bundle']['name']}`": processor["engines"]}
+        bundles |= {f"recipe `{recipe}`": engines for recipe, engines in processor.get("recipes", {}).items()}
+        for bundle, engines in bundles.items():
+            for engine, result in engines.items():
+                ids = "equal" if result["tokens_equal"] else "differ"
+                lines.append(
+                    f"| {name} ({processor['boards']}) | {bundle} | `{engine}` | {result['texts']} | {ids} "
+                    f"| {result['labels_equal']} of {result['labels']} | {result['max_abs_field']:.1e} "
+                    f"| {result['max_abs_scores']:.1e} |"
+                )
     guest, native = record["guest"], record["native"]
     packages = ", ".join(f"{name} {version}" for name, version in guest["packages"].items())
     tolerance = next(iter(processor["engines"].values()))["tolerance"]

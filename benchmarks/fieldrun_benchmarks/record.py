@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import os
@@ -18,7 +19,12 @@ __all__ = ["SCHEMA", "THREAD_SETTINGS", "append_record", "conditions", "read_rec
 
 SCHEMA = 1
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKENIZERS_PARALLELISM")
-_PACKAGES = ("fieldrun", "numpy", "onnxruntime", "tokenizers")
+_PACKAGES = {  # what is looked for under each name: ONNX Runtime with a GPU is another distribution
+    "fieldrun": ("fieldrun",),
+    "numpy": ("numpy",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "tokenizers": ("tokenizers",),
+}
 
 
 def conditions() -> dict[str, Any]:
@@ -32,7 +38,7 @@ def conditions() -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 2),
         "system": platform.system(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: _version(*distributions) for name, distributions in _PACKAGES.items()},
     }
 
 
@@ -93,11 +99,11 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+def _version(*distributions: str) -> str | None:
+    for name in distributions:
+        with contextlib.suppress(PackageNotFoundError):
+            return version(name)
+    return None
 
 
 def where(record: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@
 | temperature_c | the hottest zone of `/sys/class/thermal` |
 | throttled | x86 thermal throttle counts, the Raspberry Pi's flags, the container's quota |
 | energy_j | RAPL's `energy_uj` |
-| power_w | a Jetson's INA3221 (voltage times current) or INA238 through hwmon, else tegrastats |
+| power_w | a Jetson's INA238 or INA3221 (voltage times current) through hwmon, else tegrastats |
 | busy_cores, stolen_cores | `/proc/stat` |
 
 Nothing is started and no permission is asked for; a file that only root may read is "unavailable", with that reason.
@@ -27,10 +27,10 @@ from typing import Any
 __all__ = ["Reading", "Sensors", "Unavailable", "parse_tegrastats", "process_memory"]
 
 Value = float | str
-_TEGRASTATS_POWER = re.compile(
-    r"\b(VDD_IN|POM_5V_IN|VIN_SYS_5V0|SYS5V|VDD_GPU_SOC|VDD_CPU_CV|CPU|GPU) (\d+)(?:mW)?/(\d+)"
-)
-_WHOLE_BOARD = ("VDD_IN", "POM_5V_IN", "VIN_SYS_5V0", "SYS5V")
+_TEGRASTATS_POWER = re.compile(r"\b([A-Z]\w*) (-?\d+)mW")
+_TEGRASTATS_OLD = re.compile(r"\b(POM_5V_\w+|SYS5V|VDDRQ|CPU|GPU|SOC|CV) (\d+)/\d+(?=\s|$)")  # JetPack 4 wrote no unit
+_WHOLE_BOARD = ("VIN", "VDD_IN", "POM_5V_IN")  # the input of Thor, of Orin Nano and NX, of Nano
+_WITHIN_ANOTHER = ("NC", "VDDQ_VDD2_1V8AO")  # not connected; fed from VIN_SYS_5V0, which counts it
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,36 +132,38 @@ class Sensors:
         return sum(values) / 1e6 if values else None
 
     def power_w(self) -> Reading:
-        """Return the power of the whole board now, in watts, from INA238, INA3221 or tegrastats."""
+        """Return the power now, in watts: of the board's input where one is measured, else of the module's rails."""
         why = "no INA3221 or INA238 in /sys/class/hwmon, and no tegrastats"
+        rails: dict[str, float] = {}
         for name in self._glob("sys/class/hwmon/hwmon*/name"):
             chip = self._text_of(name)
             if not isinstance(chip, str) or chip.strip() not in ("ina3221", "ina238"):
                 continue
-            value = self._ina238(name.parent) if chip.strip() == "ina238" else self._ina3221(name.parent)
-            if isinstance(value, float):
-                return value
-            why = value.why
+            found = self._ina238(name.parent) if chip.strip() == "ina238" else self._ina3221(name.parent)
+            if isinstance(found, Unavailable):
+                why = found.why
+            else:
+                rails |= found
+        if rails:
+            return _total(rails)
         program = self._which("tegrastats")
         return Unavailable(why) if program is None else _tegrastats(program)
 
-    def _ina238(self, folder: Path) -> float | Unavailable:
+    def _ina238(self, folder: Path) -> dict[str, float] | Unavailable:
+        """Return the input of a Thor's carrier board, the one place where a Jetson has this chip."""
         value = self._number(folder / "power1_input")
-        return value / 1e6 if isinstance(value, float) else value
+        return {"VIN": value / 1e6} if isinstance(value, float) else value
 
-    def _ina3221(self, folder: Path) -> float | Unavailable:
-        """Sum the channels, or take the one that is the whole board's input."""
+    def _ina3221(self, folder: Path) -> dict[str, float] | Unavailable:
         watts: dict[str, float] = {}
         for volts in sorted(folder.glob("in[1-3]_input")):
             channel = volts.name[2]
             millivolt, milliampere = self._number(volts), self._number(folder / f"curr{channel}_input")
             label = self._text_of(folder / f"in{channel}_label")
             if isinstance(millivolt, float) and isinstance(milliampere, float):
-                watts[label.strip() if isinstance(label, str) else channel] = millivolt * milliampere / 1e6
-        whole = [value for name, value in watts.items() if name in _WHOLE_BOARD]
-        if whole:
-            return whole[0]
-        return sum(watts.values()) if watts else Unavailable(f"{folder}: the INA3221 shows no channel")
+                name = label.strip() if isinstance(label, str) else f"{folder.name} {channel}"
+                watts[name] = millivolt * milliampere / 1e6
+        return watts or Unavailable(f"{folder}: the INA3221 shows no channel")
 
     def busy(self) -> dict[str, float] | None:
         """Return the seconds that all processors were busy, and that a hypervisor took, since the start."""
@@ -197,12 +199,15 @@ class Sensors:
 
 
 def parse_tegrastats(line: str) -> Reading:
-    """Return the watts of the whole board in one line of tegrastats, or else the sum of its rails."""
-    rails = {name: int(now) / 1000 for name, now, _ in _TEGRASTATS_POWER.findall(line)}
+    """Return the watts in one line of tegrastats: of the board's input, or else the sum of the module's rails."""
+    found = _TEGRASTATS_POWER.findall(line) or _TEGRASTATS_OLD.findall(line)
+    rails = {name: int(now) / 1000 for name, now in found}
+    return _total(rails) if rails else Unavailable("tegrastats shows no power rail")
+
+
+def _total(rails: dict[str, float]) -> float:
     whole = [rails[name] for name in _WHOLE_BOARD if name in rails]
-    if whole:
-        return whole[0]
-    return sum(rails.values()) if rails else Unavailable("tegrastats shows no power rail")
+    return whole[0] if whole else sum(value for name, value in rails.items() if name not in _WITHIN_ANOTHER)
 
 
 def _tegrastats(program: str) -> Reading:

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import onnx
 
 from fieldrun import __version__
@@ -25,7 +26,7 @@ from fieldrun.tensors import Array, data_offsets
 
 from .calibrate import CalibrationText
 from .deployed import PassReport
-from .golden import golden_fields
+from .golden import QUARTILE, golden_fields
 from .graph import WEIGHTS_FILE, op_histogram
 from .parity import BucketParity, check_parity, open_session
 from .recipe import Recipe
@@ -144,12 +145,16 @@ def write_graph_bundle(
         parity, fields = check_parity(folder, network, buckets, sequences, expected, no_logits, {}, plan.parity)
         progress("parity", len(buckets), len(buckets))
         golden, rounding = golden_fields(folder, network, buckets, texts.proof, sequences)
-        gap = max(rounding, *(bucket.bucket_gap for bucket in parity))
+        gap = max(float(rounding.max()), *(bucket.bucket_gap for bucket in parity))
         tolerance = max(_FLOOR, _SPARE * gap)
+        quartile = float(np.quantile(rounding, QUARTILE))
+        typical = min(max(_FLOOR, _SPARE * quartile), tolerance)
+        golden["typical_tolerance"] = typical
         if not tolerance < 1:
             raise ExportError(f"rounding alone changes fields by {gap:.3g}; keep more parts in fp32")
         write_json(folder / "golden.json", golden)
         proof = {"field": field_errors(expected, fields), "rounding": {"max_abs": gap, "golden_tolerance": tolerance}}
+        proof["rounding"] |= {"quartile_abs": quartile, "typical_tolerance": typical}
         write_json(
             folder / "report.json",
             {

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fieldrun.bundle import Bucket, GraphNetwork, Network
-from fieldrun.errors import MissingDependency, ParityError
+from fieldrun.errors import ExportError, MissingDependency, ParityError
 from fieldrun.packing import expand
 from fieldrun.reference import head_logits, pair_features
 from fieldrun.student import Head
@@ -52,6 +52,7 @@ def open_session(graph: Path, *, optimise: bool = True, optimised: Path | None =
 
     Raises:
         MissingDependency: onnxruntime is not installed.
+        ExportError: it does not open the graph.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
@@ -67,7 +68,13 @@ def open_session(graph: Path, *, optimise: bool = True, optimised: Path | None =
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
-    session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own kinds are not importable by name
+        said = " ".join(str(error).split())[:300]
+        raise ExportError(
+            f"onnxruntime {ort.__version__} cannot open {graph.name} of this export: {said}; try another version of it"
+        ) from error
     if not any(each.name == "table" for each in session.get_inputs()):
         return session
     return _WithTable(session, expand(read_tensors(graph.parent / "weights.safetensors"))["table"])

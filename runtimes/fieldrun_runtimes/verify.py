@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,42 @@ from fieldrun.reference import softmax
 from fieldrun.storage import read_json
 from fieldrun.tensors import Array
 
+from .engines.onnxruntime_engine import import_onnxruntime
 from .model import FieldModel, load
+from .tensorrt.library import TARGETS, load_library
 
 __all__ = ["VerifyReport", "verify"]
+
+_QUARTILE = 0.25  # of the texts, the least moved: as the export measured it for `typical_tolerance`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """The outcome: largest absolute differences of fields and scores from the golden ones, and whether they pass."""
+    """The outcome: largest absolute differences of fields and scores from the golden ones, and whether they pass.
+
+    `engine_version` is that of the library that ran: ONNX Runtime's, TensorRT's, NumPy's or fieldrun's own. `provider`
+    is what ONNX Runtime ran on, None for other engines. `by_bucket` has the largest difference of fields in each bucket
+    ("1x16" for batch 1 of 16 tokens), `buckets` their number; a bucket that no golden text fits in is not replayed.
+    `quartile_abs_field` is the lower quartile, over the texts, of each one's largest difference when it runs alone. A
+    deep int8 network may round some texts another way here, which moves them far: then `typical_tolerance` is what the
+    quartile must keep; None elsewhere.
+    """
 
     passed: bool
     path: str
     engine: str
+    engine_version: str | None
+    provider: str | None
     texts: int
     buckets: int
     max_abs_field: float
     max_abs_scores: float
+    quartile_abs_field: float
     tolerance: float
+    typical_tolerance: float | None
     tokens_equal: bool
     files: int
+    by_bucket: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON."""
@@ -56,23 +74,30 @@ def verify(
         graphs = model.manifest.tensorrt if on_gpu else None
         tolerance = model.manifest.golden_tolerance if graphs is None else graphs.golden_tolerance
         try:
-            return _replay(model, read_json(model.path / "golden.json"), tolerance)
+            return _replay(model, read_json(model.path / "golden.json"), tolerance, provider)
         except (AttributeError, KeyError, OverflowError, TextTooLong, TypeError, ValueError) as error:
             raise BundleError(f"{model.path}: golden.json cannot be used ({error}); export again") from error
 
 
-def _replay(model: FieldModel, golden: dict[str, Any], tolerance: float) -> VerifyReport:
+def _replay(model: FieldModel, golden: dict[str, Any], tolerance: float, provider: str | None) -> VerifyReport:
     texts, sequences, manifest = golden["texts"], golden["ids"], model.manifest
     if set(golden["scores"]) != set(model.tasks):
         raise ValueError("its scores are not those of the bundle's tasks")
     encodings = [model.encode([text]) for text in texts]
     fields = np.concatenate([encoding.field for encoding in encodings])
     worst_field = _gap(fields, golden["fields"])
+    quartile = float(np.quantile(np.abs(fields - np.array(golden["fields"], np.float32)).max(1), _QUARTILE))
+    typical = golden.get("typical_tolerance")
+    if typical is not None and not 0 < float(typical) < 1:
+        raise ValueError(f"a typical_tolerance of {typical!r}")
+    by_bucket = {}
     for bucket in manifest.buckets:
         rows = [i for i, ids in enumerate(sequences) if len(ids) <= bucket.length]
         if rows:
             found = model.replay([sequences[i] for i in rows], bucket)
-            worst_field = _worse(worst_field, _gap(found, [golden["fields"][i] for i in rows]))
+            gap = _gap(found, [golden["fields"][i] for i in rows])
+            by_bucket[f"{bucket.batch}x{bucket.length}"] = gap
+            worst_field = _worse(worst_field, gap)
     worst_scores = 0.0
     for task, expected in golden["scores"].items():
         if model.kind(task) == "single":
@@ -90,17 +115,39 @@ def _replay(model: FieldModel, golden: dict[str, Any], tolerance: float) -> Veri
             worst_scores = _worse(worst_scores, _gap(scores, expected))
     same_tokens = model.token_ids(texts) == sequences
     return VerifyReport(
-        passed=same_tokens and worst_field <= tolerance and worst_scores <= tolerance,
+        passed=same_tokens
+        and worst_field <= tolerance
+        and worst_scores <= tolerance
+        and (typical is None or quartile <= typical),
         path=str(model.path),
         engine=model.engine,
+        engine_version=_version(model.engine),
+        provider=(provider or "cpu") if model.engine == "onnxruntime" else None,
         texts=len(texts),
-        buckets=len(manifest.buckets),
+        buckets=len(by_bucket),
         max_abs_field=worst_field,
         max_abs_scores=worst_scores,
+        quartile_abs_field=quartile,
         tolerance=tolerance,
+        typical_tolerance=typical,
         tokens_equal=same_tokens,
         files=len(manifest.files) + 1,
+        by_bucket=by_bucket,
     )
+
+
+def _version(engine: str) -> str | None:
+    """Return the version of the library behind `engine`, as it says itself: a Jetson's packages are not pip's."""
+    if engine == "onnxruntime":
+        return str(import_onnxruntime().__version__)
+    if engine in TARGETS:
+        return str(load_library(engine).__version__)
+    if engine == "numpy":
+        return np.__version__
+    try:
+        return metadata.version("fieldrun")
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _worse(a: float, b: float) -> float:

@@ -66,17 +66,82 @@ def test_a_counter_that_only_root_may_read(tmp_path: Path, monkeypatch: pytest.M
     assert found.why == "/sys/class/powercap/intel-rapl:0/energy_uj: only root may read it"
 
 
-def test_a_jetson(tmp_path: Path) -> None:
-    chip = "sys/class/hwmon/hwmon1"
+def _ina3221(number: int, *channels: tuple[str, int, int]) -> dict[str, str]:
+    """The files of one chip: label, millivolt and milliampere of each channel."""
+    chip = f"sys/class/hwmon/hwmon{number}"
     files = {f"{chip}/name": "ina3221\n"}
-    for channel, (label, volt, ampere) in enumerate([("VDD_IN", 5000, 1200), ("VDD_CPU", 5000, 400)], start=1):
+    for channel, (label, volt, ampere) in enumerate(channels, start=1):
         files |= {f"{chip}/in{channel}_label": label, f"{chip}/in{channel}_input": str(volt)}
         files |= {f"{chip}/curr{channel}_input": str(ampere)}
-    assert _plant(tmp_path / "a", files).power_w() == 6.0
-    assert _plant(tmp_path / "b", {f"{chip}/name": "ina238", f"{chip}/power1_input": "7250000"}).power_w() == 7.25
-    line = "RAM 2458/7620MB CPU [2%@729] VDD_IN 4988mW/5012mW VDD_CPU_GPU_CV 480mW/500mW"
-    assert parse_tegrastats(line) == 4.988
-    assert isinstance(parse_tegrastats("RAM 1/2MB"), Unavailable)
+    return files
+
+
+def test_an_orin_nano(tmp_path: Path) -> None:
+    # names of chip and files: the Linux kernel's Documentation/hwmon/ina3221.rst; labels: tegrastats of an Orin Nano
+    files = _ina3221(1, ("VDD_IN", 5000, 1200), ("VDD_CPU_GPU_CV", 5000, 400), ("VDD_SOC", 5000, 300))
+    assert _plant(tmp_path, files).power_w() == 6.0
+
+
+def test_an_agx_orin_has_no_channel_for_the_whole(tmp_path: Path) -> None:
+    # two chips, and none of their rails is the input: github.com/rbonghi/jetson_stats/issues/344
+    files = _ina3221(1, ("NC", 0, 0), ("VDDQ_VDD2_1V8AO", 5000, 100), ("NC", 0, 0))
+    files |= _ina3221(2, ("VDD_GPU_SOC", 20000, 100), ("VDD_CPU_CV", 20000, 50), ("VIN_SYS_5V0", 5000, 800))
+    assert _plant(tmp_path, files).power_w() == 7.0
+
+
+def test_a_thor(tmp_path: Path) -> None:
+    # power1_input in microwatts: the Linux kernel's Documentation/hwmon/ina238.rst; that it is VIN, the input:
+    # github.com/rbonghi/jetson_stats/pull/900
+    files = _ina3221(1, ("VDD_GPU", 20000, 100), ("VDD_CPU_SOC_MSS", 20000, 300), ("VIN_SYS_5V0", 5000, 1200))
+    files |= {"sys/class/hwmon/hwmon2/name": "ina238\n", "sys/class/hwmon/hwmon2/power1_input": "27250000"}
+    assert _plant(tmp_path, files).power_w() == 27.25
+
+
+TEGRASTATS = [  # captured lines as published, each with the watts that it says
+    # Jetson Nano: the format without units is that of L4T 32's "AppendixTegraStats"; this line was composed after it
+    ("RAM 1903/3964MB CPU [2%@102,off,off,1%@102] POM_5V_IN 2092/2092 POM_5V_GPU 0/0 POM_5V_CPU 203/203", 2.092),
+    # AGX Xavier, JetPack 4: github.com/martinkersner/gtop/pull/7
+    (
+        "RAM 14700/15692MB (lfb 3x2MB) SWAP 898/8192MB (cached 23MB) CPU [0%@1190,0%@1190] EMC_FREQ 0% GR3D_FREQ 0% "
+        "AO@30C GPU@30.5C PMIC@100C GPU 463/463 CPU 618/618 SOC 2936/2936 CV 0/0 VDDRQ 309/309 SYS5V 3306/3306",
+        7.632,
+    ),
+    # AGX Orin, JetPack 5: a vehicle computer's manual ("rudi2"); every report of this board has these rails
+    (
+        "10-16-2023 10:59:22 RAM 1205/30623MB (lfb 6429x4MB) SWAP 0/15311MB (cached 0MB) CPU [0%@729,1%@729] "
+        "GR3D_FREQ 0%@114 VIC_FREQ 729 APE 233 CPU@43.5C VDD_GPU_SOC 4788mW/4788mW VDD_CPU_CV 798mW/798mW "
+        "VIN_SYS_5V0 3842mW/3842mW NC 0mW/0mW VDDQ_VDD2_1V8AO 707mW/707mW NC 0mW/0mW",
+        9.428,
+    ),
+    # AGX Orin, JetPack 7: a project's test from its board; three values, now, mean and peak
+    (
+        "07-25-2026 09:08:28 RAM 20642/62817MB (lfb 1x2MB) CPU [23%@2201,10%@2201] EMC_FREQ 3%@3199 "
+        "GR3D_FREQ 12%@[1300,1300] APE 174 cpu@52.968C/52.968C VDD_GPU_SOC 5139mW/5139mW/5139mW "
+        "VDD_CPU_CV 3268mW/3268mW/3268mW VIN_SYS_5V0 5500mW/5500mW/5500mW",
+        13.907,
+    ),
+    # Orin Nano: a project's test; beszel (github.com/henrygd/beszel/issues/286) has the same rails
+    (
+        "RAM 2493/7620MB (lfb 1x4MB) SWAP 0/3810MB (cached 0MB) CPU [5%@729,3%@729] GR3D_FREQ 37% cpu@45.5C "
+        "VDD_IN 4542mW/4000mW VDD_CPU_GPU_CV 495mW/400mW VDD_SOC 1286mW/1200mW",
+        4.542,
+    ),
+    # AGX Thor, JetPack 7: a project's test; that an idle GPU's rail reads -392 mW there is another's note
+    (
+        "07-31-2026 14:45:55 RAM 86905/125772MB (lfb 368x4MB) CPU [12%@972,off] cpu@39.812C tj@39.906C "
+        "VDD_GPU -392mW/3561mW VDD_CPU_SOC_MSS 7910mW/7910mW VIN_SYS_5V0 7620mW/7620mW VIN 26686mW/26686mW",
+        26.686,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "watts"), TEGRASTATS)
+def test_tegrastats(line: str, watts: float) -> None:
+    assert parse_tegrastats(line) == pytest.approx(watts)
+
+
+def test_tegrastats_without_rails() -> None:
+    assert isinstance(parse_tegrastats("RAM 1/2MB SWAP 0/3MB CPU [2%@729]"), Unavailable)
 
 
 def test_a_sampler_adds_up_what_it_saw(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fieldrun.errors import FieldrunError
+from fieldrun.errors import FieldrunError, UnknownName
+from fieldrun_benchmarks.arm_report import TABLES
 from fieldrun_benchmarks.record import read_record
 from hatch_build import LIBRARY, SOURCE, NativeBuildHook
 from tests.arm.__main__ import main
@@ -60,7 +62,7 @@ def test_the_interpreter_is_the_versioned_one(tmp_path: Path) -> None:
 
 def test_an_arm_machine_is_not_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    result = CliRunner().invoke(main, [])
+    result = CliRunner().invoke(main, ["--recipe", "no-such-recipe"])
     assert result.exit_code == FieldrunError.exit_code
     assert "run `fieldrun verify` on it" in result.stderr
 
@@ -72,12 +74,30 @@ def test_the_record_has_every_processor_and_engine_within_the_tolerance(reposito
     assert record["guest"]["machine"] == "aarch64"
     assert set(record["processors"]) == {"cortex-a76", "cortex-a72"}
     for processor in record["processors"].values():
-        assert set(processor["engines"]) == {"native", "numpy", "onnxruntime"}
-        for result in processor["engines"].values():
-            assert result["passed"]
-            assert result["tokens_equal"]
-            assert result["labels_equal"] == result["labels"] > 0
-            assert 0 < result["max_abs_field"] <= 1e-5
+        # a record from before the recipe was replayed has no "recipes"
+        for engines in (processor["engines"], *processor.get("recipes", {}).values()):
+            assert set(engines) == {"native", "numpy", "onnxruntime"}
+            for result in engines.values():
+                assert result["passed"]
+                assert result["tokens_equal"]
+                assert result["labels_equal"] == result["labels"] > 0
+                assert 0 < result["max_abs_field"] <= 1e-5
+
+
+def test_the_table_has_a_row_for_every_bundle_and_engine(repository: Path, tmp_path: Path) -> None:
+    value = json.loads((repository / "benchmarks" / "records" / "arm-emulation.json").read_text("utf-8"))
+    for processor in value["processors"].values():
+        processor["recipes"] = {"some-recipe": dict(processor["engines"])}
+    (tmp_path / "arm-emulation.json").write_text(json.dumps(value), "utf-8")
+    rows = [row for row in TABLES["arm-emulation"](tmp_path).splitlines() if row.startswith("| cortex-")]
+    assert [row.split(" | ")[1] for row in rows] == 2 * (3 * ["`reference`"] + 3 * ["recipe `some-recipe`"])
+
+
+def test_the_recipe_is_exported_before_anything_is_fetched(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["--recipe", "no-such-recipe", "--cache", str(tmp_path / "cache")])
+    assert result.exit_code == UnknownName.exit_code
+    assert "raspberry-pi" in result.stderr
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("compiler", ["cc-of-another-machine", "", "no-such-compiler"])

@@ -17,14 +17,12 @@ import click
 import pytest
 
 from fieldrun.cli import main
-from fieldrun.cli.group import COMMANDS
 from fieldrun_exporters.recipe import recipe_names
 
 PAGES = ("docs/deploy-jetson.md", "docs/deploy-raspberry-pi.md")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 UNIT = re.compile(r"<!-- unit: (\S+) -->\n```ini\n(.*?)```", re.DOTALL)
 COMMAND = re.compile(r"(?:^|[/\s])fieldrun ((?:run|verify|build|export|doctor|cache|eval|field|fit)\b[^|;#]*)")
-OF_THE_GPU = {"build", "cache"}  # commands, and by "jetson" recipes, that are there where TensorRT's part is
 
 
 @pytest.fixture(params=PAGES)
@@ -58,15 +56,12 @@ def test_commands_exist(page: str) -> None:
     found = [words for language, text in FENCE.findall(page) if language in {"bash", "ini"} for words in commands(text)]
     assert len(found) >= 5
     for name, *words in found:
-        if name in OF_THE_GPU and name not in COMMANDS:
-            continue
         command = main.get_command(click.Context(main), name)
         assert command is not None, name
         options = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= options, words
         if "--recipe" in words:
-            recipe = words[words.index("--recipe") + 1]
-            assert recipe in recipe_names() or recipe.startswith("jetson-"), recipe
+            assert words[words.index("--recipe") + 1] in recipe_names(), words
 
 
 def test_commands_are_found_in_a_block() -> None:

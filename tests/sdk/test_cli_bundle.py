@@ -136,7 +136,7 @@ def test_verify_writes_a_record_with_what_the_machine_is(toy_bundle: Path, tmp_p
     folder = tmp_path / "new" / "records"
     result = call("verify", toy_bundle, "--engine", "numpy", "--record", folder, "--json")
     (path,) = folder.iterdir()
-    assert path.name == "verify-toy-numpy.json"
+    assert path.name == "verify-toy-cpu-int8-numpy.json"
     assert str(path) in result.stderr
     record, (report,) = read_record(path, "verify"), lines(result)
     assert {key: record[key] for key in report if key != "path"} == {k: v for k, v in report.items() if k != "path"}
@@ -144,7 +144,23 @@ def test_verify_writes_a_record_with_what_the_machine_is(toy_bundle: Path, tmp_p
     assert str(tmp_path) not in path.read_text()
     machine = record["conditions"]["machine"]
     assert {"device", "board", "nvidia", "container", "cpu", "memory"} == set(machine)
-    assert record["conditions"]["packages"]["numpy"]
+    assert record["conditions"]["packages"]["numpy"] == record["engine_version"] == np.__version__
+    manifest = json.loads((toy_bundle / "manifest.json").read_text())
+    assert record["files_sha256"] == {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    assert set(record["by_bucket"]) <= {f"{b['batch']}x{b['length']}" for b in manifest["buckets"]}
+    assert len(record["by_bucket"]) == record["buckets"] > 0
+    assert max(record["by_bucket"].values()) <= record["max_abs_field"] <= record["tolerance"]
+
+
+def test_records_of_two_engines_providers_and_recipes_lie_side_by_side(toy_bundle: Path, tmp_path: Path) -> None:
+    for engine in ("numpy", "onnxruntime"):
+        call("verify", toy_bundle, "--engine", engine, "--record", tmp_path)
+    call("verify", toy_bundle, "--provider", "cpu", "--record", tmp_path)  # the default by its name: the same record
+    names = ["verify-toy-cpu-int8-numpy.json", "verify-toy-cpu-int8-onnxruntime-cpu.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    record = read_record(tmp_path / names[1], "verify")
+    assert (record["engine"], record["provider"]) == ("onnxruntime", "cpu")
+    assert record["command"].endswith("--engine onnxruntime --provider cpu")
 
 
 def test_a_record_of_a_bundle_that_differs_says_so(toy_bundle: Path, tmp_path: Path) -> None:
@@ -157,7 +173,7 @@ def test_a_record_of_a_bundle_that_differs_says_so(toy_bundle: Path, tmp_path: P
     manifest["files"]["golden.json"] = {"bytes": size, "sha256": sha256_file(folder / "golden.json")}
     (folder / "manifest.json").write_text(json.dumps(seal(manifest)))
     call("verify", folder, "--engine", "numpy", "--record", tmp_path / "records", code=8)
-    record = read_record(tmp_path / "records" / "verify-toy-numpy.json", "verify")
+    record = read_record(tmp_path / "records" / "verify-toy-cpu-int8-numpy.json", "verify")
     assert record["passed"] is False
     assert record["max_abs_field"] > 0.5
 
@@ -173,6 +189,11 @@ def test_doctor_loads_the_bundle(toy_bundle: Path, tmp_path: Path) -> None:
     (facts,) = lines(call("doctor", tmp_path / "nowhere", "--json"))
     assert facts["bundle"]["ready"] is False
     assert "nowhere" in facts["bundle"]["reason"]
+
+
+@pytest.mark.parametrize("command", ["run", "field", "fit", "eval", "build"])
+def test_a_bundle_that_is_not_named_is_asked_for(command: str) -> None:
+    assert "Missing argument 'BUNDLE'" in call(command, code=2).stderr
 
 
 @pytest.mark.parametrize("command", ["run", "info", "tasks", "verify"])

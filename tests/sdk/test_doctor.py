@@ -12,7 +12,10 @@ import pytest
 from fieldrun import doctor
 from fieldrun.doctor import installed
 from fieldrun.doctor.cpu import int8_instructions
+from fieldrun.doctor.gpu import nvidia
+from fieldrun_runtimes.engines import ENGINES, PROVIDERS
 
+# The form and the model: several public reports of this server processor; the flags are cut to those that matter.
 X86 = """\
 processor\t: 0
 vendor_id\t: GenuineIntel
@@ -28,19 +31,108 @@ bogomips\t: 5586.87
 
 """
 
+# The flags of an Orin: github.com/KavrakiLab/vamp/issues/20 (lscpu); implementer, part, variant and revision:
+# github.com/Dr-Noob/cpufetch/issues/275; the other lines as other Jetsons print them, SoC table #63.
 ORIN = """\
 processor\t: 0
 model name\t: ARMv8 Processor rev 1 (v8l)
 BogoMIPS\t: 62.50
-Features\t: fp asimd evtstrm aes crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp uscat ilrcpc
+Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp uscat \
+ilrcpc flagm paca pacg
 CPU implementer\t: 0x41
 CPU architecture: 8
 CPU variant\t: 0x0
 CPU part\t: 0xd42
 CPU revision\t: 1
+
 """
 
-# Two kinds of cores, of which only the first has dot products; no "model name", as mainline kernels write it.
+# github.com/hrw/arm-socs-table, the "SoC table", issue 96, of which the first of four cores; no "model name", as
+# mainline kernels write it, and a "Hardware" that says BCM2835 on every Raspberry Pi.
+PI5 = """\
+processor\t: 0
+BogoMIPS\t: 108.00
+Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x4
+CPU part\t: 0xd0b
+CPU revision\t: 1
+
+Hardware\t: BCM2835
+Revision\t: d04170
+Serial\t\t: 0000000000000000
+Model\t\t: Raspberry Pi 5 Model B Rev 1.0
+"""
+
+# SoC table, issue 28: a 32-bit system
+PI4_32BIT = """\
+processor       : 0
+model name      : ARMv7 Processor rev 3 (v7l)
+BogoMIPS        : 144.00
+Features        : half thumb fastmult vfp edsp neon vfpv3 tls vfpv4 idiva idivt vfpd32 lpae evtstrm crc32
+CPU implementer : 0x41
+CPU architecture: 7
+CPU variant     : 0x0
+CPU part        : 0xd08
+CPU revision    : 3
+
+"""
+
+# SoC table, issue 6: a Raspberry Pi 3, whose four Cortex-A53 a Zero 2 W has too
+PI3 = """\
+processor       : 0
+model name      : ARMv8 Processor rev 4 (v8l)
+BogoMIPS        : 38.40
+Features        : fp asimd evtstrm crc32 cpuid
+CPU implementer : 0x41
+CPU architecture: 8
+CPU variant     : 0x0
+CPU part        : 0xd03
+CPU revision    : 4
+
+Hardware        : BCM2835
+Revision        : a02082
+Serial          : 0000000000000000
+Model           : Raspberry Pi 3 Model B Rev 1.2
+"""
+
+# SoC table, issue 1: NXP's LX2160A, of the same Cortex-A72 as a Raspberry Pi 4, which lacks its aes to sha2
+A72 = """\
+processor       : 0
+BogoMIPS        : 50.00
+Features        : fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid
+CPU implementer : 0x41
+CPU architecture: 8
+CPU variant     : 0x0
+CPU part        : 0xd08
+CPU revision    : 3
+
+"""
+
+# SoC table, issue 18: cores of two kinds, each as its first
+RK3588 = """\
+processor       : 0
+BogoMIPS        : 48.00
+Features        : fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp
+CPU implementer : 0x41
+CPU architecture: 8
+CPU variant     : 0x2
+CPU part        : 0xd05
+CPU revision    : 0
+
+processor       : 4
+BogoMIPS        : 48.00
+Features        : fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp
+CPU implementer : 0x41
+CPU architecture: 8
+CPU variant     : 0x4
+CPU part        : 0xd0b
+CPU revision    : 0
+
+"""
+
+# Invented: two kinds of cores, of which only the first has dot products.
 BIG_LITTLE = """\
 processor\t: 0
 Features\t: fp asimd aes asimddp
@@ -51,9 +143,6 @@ processor\t: 1
 Features\t: fp asimd aes
 CPU implementer\t: 0x41
 CPU part\t: 0xd03
-
-Hardware\t: BCM2835
-Model\t\t: Some board
 """
 
 MEMINFO = (
@@ -77,11 +166,22 @@ def test_x86() -> None:
     assert cpu.features == ("avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512vl", "avx512_vnni")
 
 
-def test_arm() -> None:
-    cpu = doctor.parse_cpuinfo(ORIN)
-    assert cpu.model == "Cortex-A78AE"
-    assert cpu.processors == 1
-    assert cpu.features == ("asimd", "asimddp", "asimdhp", "fphp")
+HALF_AND_DOT = ("asimd", "asimddp", "asimdhp", "fphp")
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "processors", "features"),
+    [
+        (ORIN, "Cortex-A78AE", 1, HALF_AND_DOT),
+        (PI5, "Cortex-A76", 1, HALF_AND_DOT),
+        (PI4_32BIT, "Cortex-A72", 1, ("neon",)),
+        (A72, "Cortex-A72", 1, ("asimd",)),
+        (PI3, "Cortex-A53", 1, ("asimd",)),
+        (RK3588, "Cortex-A55 + Cortex-A76", 2, HALF_AND_DOT),
+    ],
+)
+def test_arm(text: str, model: str, processors: int, features: tuple[str, ...]) -> None:
+    assert doctor.parse_cpuinfo(text) == doctor.Cpu(model=model, processors=processors, features=features)
 
 
 def test_int8_instructions() -> None:
@@ -155,21 +255,38 @@ def test_requirements_of_an_extra() -> None:
 
 
 HOST = {"kind": None, "compute_capability": None, "jetpack_series": None}
-NO_GPU = {"gpu": False, "driver_library": False, "tensorrt": None, "tensorrt_rtx": None}
 
 
-def test_missing_engine_names_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_engine_names_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(util, "find_spec", lambda _: None)
-    native, numpy, ort, *gpu = doctor.engines(HOST, NO_GPU, None)
+    monkeypatch.setattr(installed, "version", lambda *names: "2.0" if "numpy" in names else None)
+    native, ort, numpy, *gpu = doctor.engines(HOST, nvidia({}, tmp_path), None)
     assert (native["name"], native["ready"], native["version"]) == ("native", False, None)
-    assert "install gcc" in native["command"]
-    assert (numpy["name"], numpy["ready"], numpy["reason"], numpy["command"]) == ("numpy", True, None, None)
+    assert "install gcc" in native["missing"][0]["command"]
+    assert (numpy["name"], numpy["ready"], numpy["version"], numpy["missing"]) == ("numpy", True, "2.0", [])
     assert (ort["name"], ort["ready"], ort["version"]) == ("onnxruntime", False, None)
-    assert ort["command"] == "pip install 'fieldrun[ort]'"
-    assert [engine["name"] for engine in gpu] == ["onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
-    assert {(engine["ready"], engine["reason"], engine["command"]) for engine in gpu} == {
-        (False, "no NVIDIA GPU on this machine", None)
-    }
+    assert ort["missing"] == [
+        {"part": "package", "reason": "onnxruntime is not installed", "command": "pip install 'fieldrun[ort]'"}
+    ]
+    assert [engine["name"] for engine in gpu] == ["onnxruntime --provider cuda", "tensorrt", "tensorrt-rtx"]
+    assert [[lack["part"] for lack in engine["missing"]] for engine in gpu] == [
+        ["device", "package"],
+        ["device", "bindings", "cuda-python"],
+        ["device", "bindings", "cuda-python"],
+    ]
+    for engine in gpu:
+        assert engine["missing"][0] == {
+            "part": "device",
+            "reason": "no NVIDIA GPU on this machine",
+            "command": None,
+        }
+
+
+def test_every_engine_that_load_takes_is_listed() -> None:
+    known = {(engine["engine"], engine["provider"]) for engine in doctor.examine()["engines"]}
+    # "null" is a meter of overheads; a CUDA graph needs nothing that "cuda" does not; "cpu" is the default
+    assert {engine for engine, _ in known} == set(ENGINES) - {"null"}
+    assert {provider for _, provider in known} - {None} == set(PROVIDERS) - {"cpu", "cuda-graph"}
 
 
 def test_extras_from_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,11 @@ def _system(record: Record) -> Section:
         ("date", about["date"]),
         ("load average before", f"{about['load_average']}"),
     ]
-    units = {"clock_mhz": ("clock", "MHz"), "temperature_c": ("temperature", "C"), "power_w": ("board power", "W")}
+    units = {
+        "clock_mhz": ("clock", "MHz"),
+        "temperature_c": ("temperature", "C"),
+        "power_w": ("power of the board or its module", "W"),
+    }
     for key, (label, unit) in units.items():
         value = sensors[key]
         shown = (

@@ -23,6 +23,7 @@ from .reference import import_onnxruntime
 __all__ = ["fixed_graph"]
 
 _PREFIX = "model."  # of every name that the foreign graph brings, so that none is ours
+_MADE = "made."  # of every other
 
 
 def fixed_graph(model: ForeignModel, rank: int, dim: int, batch: int, length: int) -> onnx.ModelProto:
@@ -116,4 +117,23 @@ def _simplified(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
     del found.opset_import[:]
     found.opset_import.extend(kept)
     del found.graph.value_info[:], found.metadata_props[:]
+    _rename_made(found.graph)
     return found
+
+
+def _rename_made(graph: onnx.GraphProto) -> None:
+    """Give the names that ONNX Runtime made a prefix, in place.
+
+    It makes the same ones when it optimises the graph again, and then fails: "Attempt to replace the existing tensor".
+    """
+    fixed = {value.name for value in (*graph.input, *graph.output)} | {""}
+
+    def renamed(name: str) -> str:
+        return name if name in fixed or name.startswith(_PREFIX) else _MADE + name
+
+    for tensor in graph.initializer:
+        tensor.name = renamed(tensor.name)
+    for node in graph.node:
+        node.name = renamed(node.name)
+        for names in (node.input, node.output):
+            names[:] = [renamed(name) for name in names]

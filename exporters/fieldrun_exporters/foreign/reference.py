@@ -67,7 +67,11 @@ class Reference:
         try:
             found: Array = self._session.run([model.output], feeds)[0]
         except Exception as error:  # as above
-            raise ExportError(f"ONNX Runtime cannot run model.onnx: {' '.join(str(error).split())[:300]}") from error
+            said = " ".join(str(error).split())[:300]
+            raise ExportError(
+                f"ONNX Runtime cannot run model.onnx on a text of {width} tokens: {said}; if the model has fewer "
+                "positions, set shorter buckets.lengths in a recipe of your own"
+            ) from error
         if found.ndim not in (2, 3) or len(found) != len(ids) or (found.ndim == 3 and found.shape[1] != width):
             raise ExportError(
                 f"model.onnx gives {model.output!r} of shape {found.shape} for ids {ids.shape}; it must be a field "

@@ -7,6 +7,8 @@ device. `provider="cuda-graph"` also captures the call as a CUDA graph, where th
 
 from __future__ import annotations
 
+import contextlib
+import io
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -36,9 +38,10 @@ class CudaEngine:
         if PROVIDER not in self._ort.get_available_providers():
             raise EngineError(
                 f"this onnxruntime {self._ort.__version__} has no CUDA provider: pip uninstall onnxruntime && "
-                "pip install onnxruntime-gpu; or use engine='auto' to run on the CPU"
+                "pip install 'onnxruntime-gpu[cuda,cudnn]'; or use engine='auto' to run on the CPU"
             )
         require_gpu()
+        _load_cuda_libraries(self._ort)
         graphs = bundle.manifest.tensorrt
         if graphs is None:
             raise EngineError(
@@ -97,8 +100,21 @@ class CudaEngine:
         except Exception as error:  # onnxruntime's own kinds are not importable by name
             raise EngineError(f"ONNX Runtime cannot open {graph} on the GPU: {' '.join(str(error).split())}") from error
         if session.get_providers()[:1] != [PROVIDER]:
-            raise EngineError(f"asked ONNX Runtime for {PROVIDER}, it took {session.get_providers()}")
+            raise EngineError(
+                f"asked ONNX Runtime for {PROVIDER}, it took {session.get_providers()}: a library of CUDA is missing "
+                "or of another version; see 'fieldrun doctor'"
+            )
         return session
+
+
+def _load_cuda_libraries(ort: Any) -> None:
+    """Load the CUDA libraries that pip installed, which the loader does not find by itself; ONNX Runtime has the list.
+
+    It prints what it does not find. A library that is missing indeed is an error when the first session is opened.
+    """
+    if hasattr(ort, "preload_dlls"):  # from 1.21 on
+        with contextlib.redirect_stdout(io.StringIO()):
+            ort.preload_dlls()
 
 
 class CudaGraphEngine(CudaEngine):

@@ -83,6 +83,10 @@ class EngineCache:
             with tempfile.TemporaryFile(dir=folder):
                 pass
             free = shutil.disk_usage(folder).free
+        except (FileExistsError, NotADirectoryError) as error:
+            raise StorageError(
+                f"a file is where the engine cache {folder} goes; give another one with --cache"
+            ) from error
         except OSError as error:
             raise StorageError(
                 f"cannot write the engine cache {folder}: {error.strerror or error}; give another one with --cache"

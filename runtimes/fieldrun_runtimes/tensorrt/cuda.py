@@ -14,6 +14,7 @@ from fieldrun.tensors import Array
 
 __all__ = ["Buffer", "Stream", "call", "load_runtime"]
 
+_INSUFFICIENT_DRIVER = 35  # cudaErrorInsufficientDriver
 _NON_BLOCKING = 1  # cudaStreamNonBlocking: does not wait for the default stream
 
 
@@ -31,6 +32,11 @@ def call(runtime: Any, name: str, *arguments: Any) -> Any:
     code, *results = getattr(runtime, name)(*arguments)
     if int(code) != 0:
         reason = runtime.cudaGetErrorString(code)[1].decode("utf-8", "replace")
+        if int(code) == _INSUFFICIENT_DRIVER:
+            raise EngineError(
+                f"{name}: {reason}: cuda-python is newer than this driver; pip install 'cuda-bindings<13' for one of "
+                "CUDA 12, as JetPack 6 has"
+            )
         raise EngineError(f"{name}: {reason}; is the GPU out of memory or used by another process?")
     return results[0] if results else None
 

@@ -23,7 +23,7 @@ from .device import require_gpu
 from .key import EngineKey, keys_of
 from .library import load_library, quiet_logger
 
-__all__ = ["TensorrtEngine", "TensorrtRtxEngine"]
+__all__ = ["TensorrtEngine", "TensorrtRtxEngine", "built_engines"]
 
 
 class TensorrtEngine:
@@ -97,6 +97,22 @@ class TensorrtRtxEngine(TensorrtEngine):
     """The same with TensorRT-RTX."""
 
     target = "tensorrt-rtx"
+
+
+def built_engines(bundle: Bundle, target: str) -> list[dict[str, Any]]:
+    """Return what is kept of every engine of `bundle` for this machine: graph, bucket, bytes, sha256, layers, seconds.
+
+    Raises:
+        EngineError, EngineStale: an engine is missing or not for this machine; MissingDependency: no TensorRT.
+    """
+    keys = keys_of(bundle, target, load_library(target), require_gpu())
+    store = EngineCache()
+    folder = store.folder(bundle, next(iter(keys.values())))
+    found = []
+    for key in keys.values():
+        sidecar = store.check(folder, key, f"run: fieldrun build {bundle.path} --target {target}")
+        found.append({"graph": key.graph, "bucket": key.bucket, **sidecar["engine"], **sidecar.get("about", {})})
+    return found
 
 
 class _Slot:

@@ -63,9 +63,9 @@ def _put(facts: dict[str, Any]) -> None:
     ]
     put_table([row for row in rows if row[1] is not None])
     put("")
-    table = [("engine", engine["name"], *_state(engine)) for engine in facts["engines"]]
-    table += [("extra", extra["name"], *_state(extra)) for extra in facts["extras"]]
-    put_table(table)
+    put_table([row for engine in facts["engines"] for row in _engine(engine)])
+    put("")
+    put_table([("extra", extra["name"], *_state(extra)) for extra in facts["extras"]])
     put("")
     bundle = facts["bundle"]
     state = f"loads with {bundle['engine']}: " if bundle["ready"] else "does not load: "
@@ -99,7 +99,18 @@ def _int8(instructions: dict[str, bool] | None) -> str | None:
     return " ".join(name for name, there in instructions.items() if there) or "no instructions of its own"
 
 
-def _state(thing: dict[str, Any]) -> tuple[str, str]:
-    if not thing["ready"]:
-        return "missing", ": ".join(filter(None, (thing.get("reason"), thing["command"])))
-    return "ready", thing.get("version") or ", ".join(f"{p} {v}" for p, v in thing.get("packages", {}).items())
+def _engine(engine: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return a row for an engine that is ready, and one for each part that it lacks."""
+    if engine["ready"]:
+        return [("engine", engine["name"], "ready", engine["version"] or "")]
+    rows = []
+    for number, lack in enumerate(engine["missing"]):
+        head = ("", "", "") if number else ("engine", engine["name"], "missing")
+        rows.append((*head, ": ".join(filter(None, (lack["reason"], lack["command"])))))
+    return rows
+
+
+def _state(extra: dict[str, Any]) -> tuple[str, str]:
+    if not extra["ready"]:
+        return "missing", extra["command"]
+    return "ready", ", ".join(f"{package} {version}" for package, version in extra["packages"].items())

@@ -45,7 +45,9 @@ def force_option(function: F) -> F:
 
 def bundle_argument(*, default: str | None = None) -> Callable[[F], F]:
     """Add the argument BUNDLE; `default` makes it optional."""
-    return click.argument("bundle", default=default, required=default is None)
+    if default is None:  # click takes a default of None for one that was given, and then asks for nothing
+        return click.argument("bundle")
+    return click.argument("bundle", default=default)
 
 
 def runtime_options(function: F) -> F:

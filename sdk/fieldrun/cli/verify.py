@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +14,7 @@ from .options import bundle_argument, engine_options, examples, json_option
 from .output import note, put_json, put_table, warn
 
 if TYPE_CHECKING:
+    from fieldrun.bundle import Bundle
     from fieldrun_runtimes.verify import VerifyReport
 
 __all__ = ["verify"]
@@ -28,7 +30,8 @@ __all__ = ["verify"]
     "--record",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Also write the outcome and what this machine is to DIR/verify-BUNDLE-ENGINE.json; an older one is replaced.",
+    help="Also write the outcome and what this machine is to DIR/verify-BUNDLE-RECIPE-ENGINE.json, with the provider "
+    "behind the engine where it has one; an older record of the same name is replaced.",
 )
 @json_option
 @click.pass_context
@@ -71,15 +74,34 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write(folder: Path, report: VerifyReport, threads: int) -> Path:
-    from fieldrun.bundle import MANIFEST, Manifest
+    from fieldrun.bundle import Bundle
     from fieldrun.doctor import board_facts
     from fieldrun_benchmarks.record import conditions, write_record
 
-    manifest = Manifest.read(Path(report.path) / MANIFEST)
+    bundle = Bundle.load(report.path)
+    manifest = bundle.manifest
     value = report.to_dict()
     del value["path"]  # where it lies says nothing to a reader
     value |= {"bundle": manifest.name, "recipe": manifest.recipe.get("name"), "sha256": manifest.to_dict()["sha256"]}
+    value |= {"files_sha256": {name: entry.sha256 for name, entry in manifest.files.items()}}
     value |= {"threads": threads, "conditions": conditions() | {"machine": board_facts()}}
-    path = folder / f"verify-{manifest.name}-{report.engine}.json"
-    write_record(path, "verify", f"fieldrun verify {manifest.name} --engine {report.engine}", value)
+    command = f"fieldrun verify {manifest.name} --engine {report.engine}"
+    if report.provider is not None:
+        command += f" --provider {report.provider}"
+    if report.engine in ("tensorrt", "tensorrt-rtx") or report.provider in ("cuda", "cuda-graph"):
+        value |= _gpu(bundle, report.engine)
+    parts = (manifest.name, manifest.recipe.get("name"), report.engine, report.provider)
+    name = "-".join(re.sub(r"[^\w.-]+", "-", str(part)) for part in parts if part is not None)
+    path = folder / f"verify-{name}.json"
+    write_record(path, "verify", command, value)
     return path
+
+
+def _gpu(bundle: Bundle, engine: str) -> dict[str, Any]:
+    """Return the GPU, and of TensorRT the engines that ran, with their layers' precision."""
+    from fieldrun_runtimes.tensorrt.device import require_gpu
+    from fieldrun_runtimes.tensorrt.engine import built_engines
+
+    gpu = require_gpu()
+    about = {"name": gpu.name, "compute_capability": gpu.compute_capability, "cuda": gpu.cuda}
+    return {"gpu": about, "engines": built_engines(bundle, engine) if engine.startswith("tensorrt") else None}

@@ -25,7 +25,9 @@ _FOLDERS = (
     "usr/lib/wsl/lib",
     "usr/local/nvidia/lib64",
     "usr/local/cuda/compat",
+    "usr/local/cuda/lib64",
 )
+_CUBLAS = ("nvidia-cublas", "nvidia-cublas-cu13", "nvidia-cublas-cu12")
 _VENDOR, _DISPLAY = "0x10de", "0x03"  # NVIDIA; the PCI class of display controllers
 
 
@@ -48,15 +50,16 @@ def parse_cuda_version(text: str) -> str | None:
 
 
 def has_library(name: str, root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> bool:
-    """Say whether the shared library `name` stands where the loader looks."""
+    """Say whether a shared library whose name matches the pattern `name` stands where the loader looks."""
     asked = [Path(folder) for folder in environment.get("LD_LIBRARY_PATH", "").split(":") if folder]
-    return any((folder / name).exists() for folder in (*asked, *(root / folder for folder in _FOLDERS)))
+    return any(any(folder.glob(name)) for folder in (*asked, *(root / folder for folder in _FOLDERS)))
 
 
 def nvidia(packages: Mapping[str, str], root: Path = ROOT) -> dict[str, Any]:
-    """Return `{gpu, driver_library, driver, cuda, tensorrt, tensorrt_rtx}`; `packages` are the Debian packages.
+    """Return what there is of NVIDIA's; `packages` are the Debian packages.
 
-    `gpu` and `driver_library` are true or false, the others versions or None.
+    `gpu` and those that end in `_library` are true or false; the others are versions or None. `tensorrt_module` is
+    JetPack's package of TensorRT's Python module.
     """
     return {
         "gpu": _has_gpu(root),
@@ -64,7 +67,12 @@ def nvidia(packages: Mapping[str, str], root: Path = ROOT) -> dict[str, Any]:
         "driver": parse_driver_version(read(root / "proc/driver/nvidia/version") or ""),
         "cuda": _cuda(packages, root),
         "tensorrt": _tensorrt(packages),
+        "tensorrt_library": has_library("libnvinfer.so.*", root),
+        "tensorrt_module": packages.get("python3-libnvinfer"),
         "tensorrt_rtx": version("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu13-bindings"),
+        "tensorrt_rtx_library": has_library("libtensorrt_rtx.so.*", root),
+        "cublas_library": has_library("libcublasLt.so.*", root) or version(*_CUBLAS) is not None,
+        "cuda_python": version("cuda-bindings", "cuda-python"),
     }
 
 
@@ -91,4 +99,4 @@ def _tensorrt(packages: Mapping[str, str]) -> str | None:
     libraries = [(int(m[1]), p) for p in packages if (m := re.fullmatch(r"libnvinfer(\d+)", p))]
     if libraries:
         return re.split(r"[-+]", packages[max(libraries)[1]])[0]
-    return version("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
+    return version("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import sys
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -13,96 +14,163 @@ from . import installed
 __all__ = ["engines", "extras", "parse_requirements"]
 
 _ORT = ("onnxruntime", "onnxruntime-gpu")  # one import name, two distributions
-_GPU_ENGINES = ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
+_BINDINGS = {  # engine -> import names of its Python module and its shared library, as its runtime looks for them
+    "tensorrt": (("tensorrt", "tensorrt_bindings"), ("tensorrt_libs",), "tensorrt_library"),
+    "tensorrt-rtx": (("tensorrt_rtx", "tensorrt_rtx_bindings"), ("tensorrt_rtx_libs",), "tensorrt_rtx_library"),
+}
+_OLDEST_TENSORRT = (10, 3)  # JetPack 6.1 and later have it
 _RTX_REFUSED = ("8.7", "11.0")  # TensorRT-RTX 1.7 builds for 7.5, 8.0, 8.6, 8.9, 12.0 and 12.1: not for Jetson
-Missing = tuple[str, str | None]
-"""What is missing, and the command that brings it; None where no command can."""
+_LAST_ORT_OF_CUDA12 = "<1.27"  # the extra `cuda` of 1.26 brings CUDA 12, of 1.27 CUDA 13
+_CUDA13_DRIVER = 580  # docs.nvidia.com/deploy/cuda-compatibility: CUDA 13 needs 580, CUDA 12 needs 525
+Missing = tuple[str, str, str | None]
+"""Which part is missing, what is the matter with it, and the command that brings it; None where no command can."""
 
 
 def engines(board: dict[str, Any], nvidia: dict[str, Any], container: str | None) -> list[dict[str, Any]]:
-    """Return one `{name, ready, version, reason, command}` per engine.
+    """Return one `{name, engine, provider, ready, version, missing}` per engine that `fieldrun.load` takes.
 
-    `reason` says what is missing, None when the engine is ready; `command` brings it, None where no command can.
+    `missing` lists every part that is not there as `{part, reason, command}`: "package", "bindings", "library",
+    "cuda-python", "device", "driver" or "compiler"; `command` is None where no command brings it.
     """
+    gpu = _no_gpu(board, nvidia, container)
     found = [
-        _engine("native", *_native()),
-        _engine("numpy", installed.version("numpy"), None),
-        _engine("onnxruntime", *_onnxruntime()),
+        _engine("native", installed.version("fieldrun"), _native()),
+        _engine("onnxruntime", installed.version(*_ORT), _onnxruntime()),
+        _engine("numpy", installed.version("numpy"), []),
+        _engine("onnxruntime", installed.version(*_ORT), gpu + _no_cuda_provider(board, nvidia), "cuda"),
     ]
-    for name in _GPU_ENGINES:
-        missing = _no_gpu(board, nvidia, container) or _no_package(name, board)
-        versions = {"tensorrt": nvidia["tensorrt"], "tensorrt-rtx": nvidia["tensorrt_rtx"]}
-        found.append(_engine(name, versions.get(name) or installed.version(*_ORT), missing))
+    for name in _BINDINGS:
+        found.append(_engine(name, nvidia[name.replace("-", "_")], gpu + _no_tensorrt(name, board, nvidia)))
     return found
 
 
-def _engine(name: str, version: str | None, missing: Missing | None) -> dict[str, Any]:
-    reason, command = missing or (None, None)
+def _engine(name: str, version: str | None, missing: list[Missing], provider: str | None = None) -> dict[str, Any]:
     return {
-        "name": name,
-        "ready": missing is None,
-        "version": version if missing is None else None,
-        "reason": reason,
-        "command": command,
+        "name": name if provider is None else f"{name} --provider {provider}",
+        "engine": name,
+        "provider": provider,
+        "ready": not missing,
+        "version": None if missing else version,
+        "missing": [dict(zip(("part", "reason", "command"), one, strict=True)) for one in missing],
     }
 
 
-def _native() -> tuple[str | None, Missing | None]:
+def _native() -> list[Missing]:
     runtimes = getattr(util.find_spec("fieldrun_runtimes"), "origin", None)
     if runtimes is not None and (Path(runtimes).parent / "native.so.1").is_file():
-        return installed.version("fieldrun"), None
-    command = "apt-get install gcc && pip install --force-reinstall --no-deps fieldrun"
-    return None, ("no C compiler was there when fieldrun was installed", command)
+        return []
+    command = "sudo apt-get install gcc libc6-dev && pip install --force-reinstall --no-deps fieldrun"
+    return [("compiler", "no C compiler was there when fieldrun was installed", command)]
 
 
-def _onnxruntime() -> tuple[str | None, Missing | None]:
+def _onnxruntime() -> list[Missing]:
     if util.find_spec("onnxruntime") is None:
-        return None, ("onnxruntime is not installed", "pip install 'fieldrun[ort]'")
-    return installed.version(*_ORT), None
+        return [("package", "onnxruntime is not installed", "pip install 'fieldrun[ort]'")]
+    return []
 
 
-def _no_gpu(board: dict[str, Any], nvidia: dict[str, Any], container: str | None) -> Missing | None:
+def _no_gpu(board: dict[str, Any], nvidia: dict[str, Any], container: str | None) -> list[Missing]:
     jetson = board["kind"] == "jetson"
     if nvidia["driver_library"] and (nvidia["gpu"] or jetson):
-        return None
+        return []
     if container and (nvidia["gpu"] or jetson):
         flags = "--runtime nvidia" if jetson else "--gpus all"
-        return "the container was started without the GPU's driver", f"docker run {flags} ..."
+        return [("driver", "the container was started without the GPU's driver", f"docker run {flags} ...")]
     if jetson:
-        return "libcuda.so.1 of Jetson Linux is not there", "sudo apt-get install nvidia-l4t-cuda"
+        return [("driver", "libcuda.so.1 of Jetson Linux is not there", "sudo apt-get install nvidia-l4t-cuda")]
     if not nvidia["gpu"]:
-        return "no NVIDIA GPU on this machine", None
+        inside = ", or this container was not given it (docker run --gpus all ...)" if container else ""
+        return [("device", f"no NVIDIA GPU on this machine{inside}", None)]
     ubuntu = _distribution() == "ubuntu"
-    return "no NVIDIA driver", "sudo ubuntu-drivers install" if ubuntu else "sudo apt-get install nvidia-driver"
+    return [
+        (
+            "driver",
+            "no NVIDIA driver",
+            "sudo ubuntu-drivers install" if ubuntu else "sudo apt-get install nvidia-driver",
+        )
+    ]
 
 
-def _no_package(engine: str, board: dict[str, Any]) -> Missing | None:
-    if engine == "onnxruntime-cuda":
-        return _no_cuda_provider(board)
+def _no_tensorrt(engine: str, board: dict[str, Any], nvidia: dict[str, Any]) -> list[Missing]:
+    if engine == "tensorrt-rtx" and board["compute_capability"] in _RTX_REFUSED:
+        reason = f"TensorRT-RTX has no code for compute capability {board['compute_capability']}: use tensorrt"
+        return [("device", reason, None)]
+    modules, libraries, seen = _BINDINGS[engine]
+    title = "TensorRT" if engine == "tensorrt" else "TensorRT-RTX"
+    version = nvidia[engine.replace("-", "_")]
+    found: list[Missing] = []
+    if _is_there(modules):
+        if not _is_there(libraries) and not nvidia[seen]:
+            reason = f"{title}'s Python module is there, its shared library is not"
+            found.append(("library", reason, _tensorrt_command(engine, board, nvidia)[1]))
+        elif engine == "tensorrt" and version is not None and _is_too_old(version):
+            command = "flash JetPack 6.1 or later" if board["kind"] == "jetson" else "pip install --upgrade tensorrt"
+            found.append(("library", f"TensorRT {version} is too old: 10.3 or later is needed", command))
+    else:
+        found.append(("bindings", *_tensorrt_command(engine, board, nvidia)))
+    return found + _no_cuda_python(engine, board, nvidia)
+
+
+def _is_too_old(version: str) -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) < _OLDEST_TENSORRT
+
+
+def _is_there(modules: tuple[str, ...]) -> bool:
+    return any(util.find_spec(name) is not None for name in modules)
+
+
+def _tensorrt_command(engine: str, board: dict[str, Any], nvidia: dict[str, Any]) -> tuple[str, str]:
+    """Return what to say of a module that cannot be found, and the command."""
     if engine == "tensorrt-rtx":
-        if board["compute_capability"] in _RTX_REFUSED:
-            return f"TensorRT-RTX has no code for compute capability {board['compute_capability']}: use tensorrt", None
-        if util.find_spec("tensorrt_rtx_bindings") is None and util.find_spec("tensorrt_rtx") is None:
-            return "TensorRT-RTX is not installed", "pip install 'fieldrun[tensorrt-rtx]'"
-    elif util.find_spec("tensorrt") is None:
-        if board["kind"] == "jetson":
-            command = "sudo apt-get install python3-libnvinfer, and an environment made with --system-site-packages"
-            return "JetPack's Python module of TensorRT is not visible", command
-        return "TensorRT is not installed", "pip install tensorrt, from NVIDIA's own package index"
-    if installed.version("cuda-bindings", "cuda-python") is None:
-        return "cuda-python is not installed", f"pip install 'fieldrun[{engine}]'"
-    return None
+        return "TensorRT-RTX is not installed", "pip install 'fieldrun[tensorrt-rtx]'"
+    if board["kind"] != "jetson":
+        return "TensorRT is not installed (pip's package fetches it from NVIDIA)", "pip install tensorrt"
+    if nvidia["tensorrt_module"] is None:
+        reason = "JetPack's Python module of TensorRT is not installed; it is no package of pip's"
+        return reason, "sudo apt-get install python3-libnvinfer"
+    if sys.prefix != sys.base_prefix:
+        reason = "JetPack's Python module of TensorRT is not visible in this virtual environment"
+        return reason, f"/usr/bin/python3 -m venv --system-site-packages {sys.prefix}"
+    running = f"{sys.version_info.major}.{sys.version_info.minor}"
+    reason = f"JetPack's Python module of TensorRT is not visible to this Python {running}, only to the system's"
+    return reason, "/usr/bin/python3 -m venv --system-site-packages fieldrun-gpu"
 
 
-def _no_cuda_provider(board: dict[str, Any]) -> Missing | None:
+def _no_cuda_python(engine: str, board: dict[str, Any], nvidia: dict[str, Any]) -> list[Missing]:
+    """Say whether cuda-python is there and of a CUDA that the driver knows: it has CUDA's runtime linked in."""
+    version = installed.version("cuda-bindings", "cuda-python")
+    old = _is_before_cuda13(board, nvidia)
+    command = "pip install 'cuda-bindings>=12.8,<13'" if old else f"pip install 'fieldrun[{engine}]'"
+    if version is None:
+        return [("cuda-python", "cuda-python is not installed", command)]
+    if old and int(version.partition(".")[0]) >= 13:
+        return [("cuda-python", f"cuda-python {version} needs a driver of CUDA 13, and this one is older", command)]
+    return []
+
+
+def _is_before_cuda13(board: dict[str, Any], nvidia: dict[str, Any]) -> bool:
+    if nvidia["driver"] is not None:
+        return int(nvidia["driver"].partition(".")[0]) < _CUDA13_DRIVER
+    return board["jetpack_series"] is not None and board["jetpack_series"] < 7
+
+
+def _no_cuda_provider(board: dict[str, Any], nvidia: dict[str, Any]) -> list[Missing]:
+    old = _is_before_cuda13(board, nvidia)
+    package = f"'onnxruntime-gpu[cuda,cudnn]{_LAST_ORT_OF_CUDA12 if old else ''}'"
     spec = util.find_spec("onnxruntime")
     folders = getattr(spec, "submodule_search_locations", None) or ()
     if any((Path(folder) / "capi/libonnxruntime_providers_cuda.so").is_file() for folder in folders):
-        return None
+        if nvidia["cublas_library"]:
+            return []
+        command = "sudo apt-get install nvidia-jetpack" if board["kind"] == "jetson" else f"pip install {package}"
+        return [("library", "CUDA's own libraries (cuBLAS) are not there", command)]
     reason = "onnxruntime is not installed" if spec is None else "this onnxruntime has no CUDA provider"
+    before = "" if spec is None else "pip uninstall --yes onnxruntime && "
     if board["jetpack_series"] is not None and board["jetpack_series"] < 7:
-        return reason, "pip install NVIDIA's onnxruntime-gpu wheel for this JetPack, in the place of onnxruntime"
-    return reason, "pip uninstall --yes onnxruntime && pip install onnxruntime-gpu"
+        reason += "; pip's own for ARM is for CUDA 13, so take NVIDIA's wheel for this JetPack"
+        return [("package", reason, f"{before}pip install ./onnxruntime_gpu-*.whl")]
+    return [("package", reason, f"{before}pip install {package}")]
 
 
 def _distribution() -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fieldrun
-from fieldrun.bundle import Bundle, GraphNetwork
+from fieldrun.bundle import Bundle, GraphNetwork, seal
 from fieldrun.errors import (
     CheckpointError,
     ExportError,
@@ -29,8 +30,8 @@ from fieldrun.errors import (
     UsageError,
 )
 from fieldrun.reference import pad_ids
-from fieldrun.storage import read_json, sha256_file
-from fieldrun.tensors import read_tensors
+from fieldrun.storage import read_json, sha256_file, write_json
+from fieldrun.tensors import Array, read_tensors
 from fieldrun_exporters.deployed import PassReport
 from fieldrun_exporters.encoder import export as module
 from fieldrun_exporters.encoder.calibrate import Largest, fields, input_ranges
@@ -38,6 +39,7 @@ from fieldrun_exporters.encoder.deployed import DeployedEncoder
 from fieldrun_exporters.encoder.graph import encoder_graph
 from fieldrun_exporters.encoder.model import Encoder, forward, load_encoder
 from fieldrun_exporters.export import ExportReport
+from fieldrun_runtimes.verify import VerifyReport
 
 Write = Callable[..., Path]
 
@@ -87,6 +89,37 @@ def test_what_is_reported_is_in_the_bundle_and_verifies(exported: dict[str, Expo
     assert 0.99 < proof["min_cosine"] <= proof["p1_cosine"] <= proof["mean_cosine"] <= 1 + 1e-6
     assert 0.5 < proof["rank_agreement"] <= 1
     assert "2 layers of width 32, 4 heads" in (report.path / "CARD.md").read_text("utf-8")
+
+
+def test_a_bundle_whose_every_field_moved_does_not_verify(exported: dict[str, ExportReport], tmp_path: Path) -> None:
+    """The tolerance for the text that rounding moves most lets it pass, that for the least moved quarter does not."""
+    rounding = exported["int8"].proof["rounding"]
+    assert rounding["typical_tolerance"] == max(1e-5, min(4 * rounding["quartile_abs"], rounding["golden_tolerance"]))
+    folder = Path(shutil.copytree(exported["int8"].path, tmp_path / "bundle"))
+
+    def change(move: Callable[[Array], None]) -> VerifyReport:
+        golden, manifest = read_json(exported["int8"].path / "golden.json"), read_json(folder / "manifest.json")
+        fields = np.array(golden["fields"])
+        move(fields)
+        write_json(folder / "golden.json", golden | {"fields": fields.tolist()})
+        path = folder / "golden.json"
+        manifest["files"]["golden.json"] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        write_json(folder / "manifest.json", seal(manifest | {"golden_tolerance": 0.3}))
+        return fieldrun.verify(folder)
+
+    def some(fields: Array) -> None:
+        fields[: len(fields) // 2] += 0.1
+
+    def every(fields: Array) -> None:
+        fields += 0.1
+
+    moved = change(some)
+    assert (moved.passed, moved.typical_tolerance) == (True, rounding["typical_tolerance"])
+    assert moved.max_abs_field > 0.09
+    assert moved.quartile_abs_field <= rounding["typical_tolerance"]
+    moved = change(every)
+    assert moved.max_abs_field < moved.tolerance == 0.3
+    assert not moved.passed
 
 
 def test_every_map_runs_as_int8_and_the_table_is_int8_rows(

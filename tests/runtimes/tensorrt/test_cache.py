@@ -5,7 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +67,10 @@ def test_a_second_build_keeps_what_is_valid(tiny: Path, built: doubles.Machine, 
         ("cuda", "12.6", "cuda 12.6, here 13.0"),
         ("jetpack", "36.4.0", "jetpack 36.4.0, here None"),
         ("machine", "0123456789abcdef", "machine 0123456789abcdef, here "),
+        ("compute_capability", "8.7", "compute_capability 8.7, here 8.6"),
+        ("target", "tensorrt-rtx", "target tensorrt-rtx, here tensorrt"),
+        ("bucket", "2x8", "bucket 2x8, here "),
+        ("weights_sha256", "cd", "weights_sha256 cd, here "),
         ("graph_sha256", "ab", "graph_sha256 ab, here "),
         ("options", {"tf32": True, "workspace_mib": 256}, "options "),
     ],
@@ -180,14 +188,50 @@ def test_two_builders_at_once_build_each_engine_once(tiny: Path, cache: Path, mo
     assert len([call for call in machine.calls if call.startswith("build")]) == len(report.engines)
 
 
+HOLDER = """
+import sys
+from pathlib import Path
+from fieldrun_runtimes.tensorrt.cache import EngineCache
+
+folder = Path(sys.argv[1])
+with EngineCache().lock(folder, lambda: None):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_another_process_is_waited_for_and_one_that_was_killed_is_not(
+    tiny: Path, built: doubles.Machine, cache: Path
+) -> None:
+    (folder,) = {path.parent for path in engines(cache)}
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        phases = []
+
+        def progress(phase: str, done: int, total: int) -> None:
+            phases.append(phase)
+            if phase == "waiting for another build":
+                other.kill()  # the system takes its lock back
+
+        assert all(engine.reused for engine in build(tiny, progress=progress).engines)
+    assert phases[:2] == ["waiting for another build", "engines"]
+    assert other.returncode == -signal.SIGKILL
+
+
 def test_a_read_only_cache_is_refused_before_anything_is_built(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = doubles.install(monkeypatch)
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"cannot write the engine cache .*--cache") as caught:
-        build(tiny, cache=tmp_path / "file" / "engines")
-    assert caught.value.exit_code == 11
+    for taken in (tmp_path / "file", tmp_path / "file" / "engines"):
+        with pytest.raises(StorageError, match=r"a file is where the engine cache .*--cache") as caught:
+            build(tiny, cache=taken)
+        assert caught.value.exit_code == 11
+    with pytest.raises(StorageError, match=r"cannot write the engine cache .*: .*; give another one with --cache"):
+        build(tiny, cache="/proc/self/engines")  # nobody can make a folder there, root included
     assert machine.calls == []
 
     def read_only(**keywords: Any) -> None:
@@ -237,6 +281,42 @@ def test_a_full_disk_leaves_nothing_half_written(tiny: Path, cache: Path, monkey
             build(tiny)
     assert [path.name for path in cache.rglob("*") if path.is_file()] == [".lock"]
     assert build(tiny).engines
+
+
+def test_a_file_that_the_system_lets_grow_no_further_leaves_the_old_engine(
+    tiny: Path, built: doubles.Machine, cache: Path
+) -> None:
+    """The system's own refusal of a write half way, by a limit on the size of files: no disk has to be filled."""
+    path = engines(cache)[0]
+    store, key, before = EngineCache(cache), EngineCache(cache).entries()[0].key, path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
+    try:
+        with pytest.raises(StorageError, match="File too large"):
+            store.write(path.parent, key, bytes(1 << 20), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert not [other for other in cache.rglob(".*") if other.name != ".lock"]
+    assert store.read(path.parent, key, "") == before
+
+
+def test_an_engine_whose_sidecar_had_no_room_is_not_loaded(
+    tiny: Path, built: doubles.Machine, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = engines(cache)[0]
+    store, key = EngineCache(cache), EngineCache(cache).entries()[0].key
+
+    def full(path: Path, value: object) -> None:
+        raise StorageError(f"cannot write {path}: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fieldrun_runtimes.tensorrt.cache.write_json", full)
+        with pytest.raises(StorageError, match="No space left"):
+            store.write(path.parent, key, b"another engine", {})
+    with pytest.raises(EngineError, match="was cut or changed"):
+        store.read(path.parent, key, "")
+    assert not all(engine.reused for engine in build(tiny).engines), "the next build mends it"
 
 
 def test_a_parser_that_refuses_is_quoted(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fieldrun.cli import main
+from fieldrun_benchmarks.record import read_record
 from tests.runtimes.tensorrt import doubles
 
 
@@ -52,3 +53,21 @@ def test_errors_are_one_line_and_a_code(tiny: Path, toy_bundle: Path, monkeypatc
     assert "no TensorRT graphs" in call("build", toy_bundle, code=9).stderr
     assert len(call("build", toy_bundle, code=9).stderr.splitlines()) == 1
     call("run", tiny, "--engine", "numpy", "--provider", "cuda", "--task", "mood", "x", code=2)
+
+
+def test_a_record_has_the_gpu_and_the_engines_that_ran(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubles.install(monkeypatch)
+    monkeypatch.setattr("fieldrun.doctor.board_facts", dict)
+    call("build", tiny)
+    call("verify", tiny, "--engine", "tensorrt", "--record", tmp_path / "records")
+    (path,) = (tmp_path / "records").iterdir()
+    assert path.name == "verify-toy-tiny-tensorrt.json"
+    record = read_record(path, "verify")
+    assert (record["engine"], record["engine_version"], record["provider"]) == ("tensorrt", "10.3.0", None)
+    assert record["gpu"] == {"name": "Double GPU", "compute_capability": "8.6", "cuda": "13.0"}
+    assert [engine["bucket"] for engine in record["engines"]] == ["1x8", "1x24", "4x8", "4x24", "pairs 1", "pairs 4"]
+    assert {"bytes", "sha256", "seconds", "layers"} <= set(record["engines"][0])
+    assert set(record["by_bucket"]) == {"1x8", "1x24", "4x8", "4x24"}
+    assert str(tmp_path) not in path.read_text("utf-8")

@@ -31,7 +31,12 @@ class Stand:
     def __init__(self) -> None:
         self.available, self.taken = [CUDA, CPU], [CUDA, CPU]
         self.settings: list[dict[str, str]] = []
+        self.preloaded = 0
         self.OrtValue = self
+
+    def preload_dlls(self) -> None:
+        print("Failed to load libcudnn.so.9")  # as the package does, on stdout
+        self.preloaded += 1
 
     def get_available_providers(self) -> list[str]:
         return self.available
@@ -40,6 +45,7 @@ class Stand:
         ((name, settings),) = providers
         assert name == CUDA
         assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+        assert self.preloaded, "the loader does not find CUDA's libraries where pip puts them"
         self.settings.append(settings)
         session = onnxruntime.InferenceSession(path, options_of(options), providers=[CPU])
         taken = self.taken
@@ -95,9 +101,16 @@ def test_the_same_lines_and_answers_on_a_gpu(tiny: Path, stand: Stand, provider:
 
 def test_an_onnxruntime_without_cuda_says_what_to_install(tiny: Path, stand: Stand) -> None:
     stand.available = [CPU]
-    with pytest.raises(EngineError, match=r"has no CUDA provider: .*pip install onnxruntime-gpu") as caught:
+    with pytest.raises(EngineError, match=r"has no CUDA provider: .*pip install 'onnxruntime-gpu\[cuda") as caught:
         fieldrun.load(tiny, engine="onnxruntime", provider="cuda")
     assert caught.value.exit_code == 9
+
+
+def test_loading_cuda_s_libraries_writes_no_answer(
+    tiny: Path, stand: Stand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fieldrun.load(tiny, engine="onnxruntime", provider="cuda").close()
+    assert (stand.preloaded, capsys.readouterr().out) == (1, "")
 
 
 def test_a_session_that_fell_back_is_refused(tiny: Path, stand: Stand) -> None:

@@ -16,6 +16,7 @@ from fieldrun.bundle import Bundle
 from fieldrun.errors import EngineError, MissingDependency, UsageError
 from fieldrun_runtimes.tensorrt import device
 from fieldrun_runtimes.tensorrt.build import build
+from fieldrun_runtimes.tensorrt.library import TARGETS
 from tests.runtimes.tensorrt import doubles
 
 TEXTS = ["a good film", "the card did not work", "rain", "who wrote it ?", "it was very wet to day and all"]
@@ -126,6 +127,40 @@ def test_a_missing_package_names_the_command(tiny: Path, monkeypatch: pytest.Mon
     with pytest.raises(MissingDependency, match=r"cuda-bindings.*pip install 'fieldrun\[tensorrt\]'") as caught:
         fieldrun.load(tiny, engine="tensorrt")
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("target", "command"),
+    [("tensorrt", "apt-get install python3-libnvinfer on a Jetson"), ("tensorrt-rtx", "fieldrun[tensorrt-rtx]")],
+)
+def test_a_missing_tensorrt_names_the_command(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, target: str, command: str
+) -> None:
+    doubles.install(monkeypatch)
+    for name in TARGETS[target]:
+        monkeypatch.setitem(sys.modules, name, None)  # as if it was not installed
+    for call in (lambda: fieldrun.load(tiny, engine=target), lambda: build(tiny, target=target)):
+        with pytest.raises(MissingDependency) as caught:
+            call()
+        assert command in str(caught.value)
+
+
+def test_bindings_without_their_library_name_it(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "libnvinfer.so.10: cannot open shared object file: No such file or directory"
+    (tmp_path / "tensorrt.py").write_text(f"raise ImportError({said!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    doubles.install(monkeypatch)
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    with pytest.raises(EngineError, match=f"tensorrt cannot be imported: {said}; install tensorrt's libraries"):
+        fieldrun.load(tiny, engine="tensorrt")
+
+
+def test_cuda_python_that_is_newer_than_the_driver_says_so(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doubles.install(monkeypatch)
+    runtime = sys.modules["cuda.bindings.runtime"]
+    monkeypatch.setattr(runtime, "cudaSetDevice", lambda _: (doubles.Code(35),))
+    with pytest.raises(EngineError, match=r"cudaSetDevice: .*newer than this driver; pip install 'cuda-bindings<13'"):
+        fieldrun.load(tiny, engine="tensorrt")
 
 
 def test_an_old_tensorrt_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

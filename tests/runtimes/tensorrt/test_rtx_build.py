@@ -6,6 +6,7 @@ It cannot run an engine here, and it is not the TensorRT of a Jetson; it is the 
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -135,3 +136,26 @@ def test_an_asked_for_gpu_that_is_not_there_ends_cleanly(tiny: Path, engine: str
     assert result.stdout == "", "no answer from the CPU"
     assert result.stderr.startswith(says)
     assert len(result.stderr.splitlines()) == 1
+
+
+BUILD = """
+import json, sys
+import fieldrun
+
+sys.stdin.readline()
+report = fieldrun.build(sys.argv[1], target="tensorrt-rtx", compute_capability="8.6")
+print(json.dumps([engine.reused for engine in report.engines]))
+"""
+
+
+def test_two_processes_at_once_build_each_engine_once(tiny: Path) -> None:
+    """With the real builder; both start at a word, and one of them then waits for the other."""
+    command = [sys.executable, "-c", BUILD, str(tiny)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, **pipes) for _ in range(2)]  # type: ignore[call-overload]
+    for process in both:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    ended = [process.communicate(timeout=300) for process in both]
+    assert [(process.returncode, error) for process, (_, error) in zip(both, ended, strict=True)] == [(0, ""), (0, "")]
+    assert sorted(json.loads(out) for out, _ in ended) == [[False] * 6, [True] * 6]
