@@ -19,7 +19,7 @@ from fieldrun_benchmarks import bench, loadgen
 from fieldrun_benchmarks.bench import measure
 from fieldrun_benchmarks.scenario import SAMPLES_PER_QUERY, multi_stream, offline, poisson_arrivals, server, timed_calls
 from fieldrun_benchmarks.sensors import Sensors
-from fieldrun_benchmarks.settings import Settings
+from fieldrun_benchmarks.settings import SCENARIOS, Settings
 from fieldrun_benchmarks.subject import NullSubject, parse_subject, program_of
 from fieldrun_benchmarks.warn import warnings_of
 from fieldrun_benchmarks.worker import Worker, pack
@@ -30,7 +30,7 @@ PLANTED = "python:tests.benchmarks.planted"
 TEXTS = tuple(f"{'word ' * (1 + i % 9)}{i}" for i in range(60))
 SHORT = Settings(
     repeats=2, seconds=0.01, slice_calls=20, stage_calls=8, short_s=0.01, batches=(1, 4), threads=(1, 2),
-    server_loads=(0.5,), cold_runs=1, loadgen=False, timeout_s=60,
+    server_loads=(0.5,), cold_runs=1, scenarios=("stages", "multi_stream", "offline", "server"), timeout_s=60,
 )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def test_everything_is_measured(here: None, rows: dict[str, Any]) -> None:
     assert [(row["batch"], row["threads"]) for row in one["offline"]] == [(1, 1), (4, 1), (4, 2)]
     assert one["accuracy"] == {"length": one["accuracy"]["length"] | {"n": 3, "accuracy": 2 / 3, "file": "rows.tsv"}}
     assert "unavailable" in one["cold_start"]
-    assert "--no-loadgen" in one["loadgen"]["unavailable"]
+    assert "left out" in one["loadgen"]["unavailable"]
     (ratio,) = values["ratios"]
     assert (ratio["of"], ratio["to"]) == ("two", "one")
     assert ratio["pairs"] >= SHORT.repeats
@@ -139,7 +139,7 @@ def test_one_that_fails_does_not_take_the_others_along(here: None, monkeypatch: 
         def ask(self, command: str, **arguments: Any) -> Any:
             if command == "slice" and "bad" in self._worker._spec.name:
                 type(self).slices += 1
-                if type(self).slices > 3:
+                if type(self).slices > 5:
                     self.alive = False
                     raise FieldrunError("bad: its process ended with exit code 1")
             return super().ask(command, **arguments)
@@ -242,7 +242,7 @@ def test_loadgen_runs_the_null_subject_or_says_what_is_missing(monkeypatch: pyte
 def test_without_loadgen_the_rest_goes_on(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)  # what makes an import fail
     spec = parse_subject("null")
-    values = measure([spec], _workload(), replace(SHORT, loadgen=True), {})
+    values = measure([spec], _workload(), replace(SHORT, scenarios=SCENARIOS), {})
     assert "mlcommons-loadgen" in values["subjects"]["null"]["loadgen"]["unavailable"]
     assert "mlcommons-loadgen" in values["harness"]["loadgen"]["unavailable"]
 
@@ -291,7 +291,8 @@ def test_a_workload_that_cannot_be_used(tmp_path: Path, data: bytes | None, word
 
 
 @pytest.mark.parametrize(
-    "change", [{"repeats": 1}, {"seconds": 0}, {"batches": ()}, {"threads": (0,)}, {"cold_runs": 0}]
+    "change",
+    [{"repeats": 1}, {"seconds": 0}, {"batches": ()}, {"threads": (0,)}, {"cold_runs": 0}, {"scenarios": ("x",)}],
 )
 def test_settings_that_make_no_sense(change: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

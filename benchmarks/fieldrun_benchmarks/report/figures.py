@@ -360,7 +360,7 @@ def _pareto(record: Record, axes: Axes) -> tuple[str, str] | None:
 
 
 def _ratios(record: Record, axes: Axes) -> tuple[str, str] | None:
-    rows = [ratio for ratio in record["ratios"] if ratio.get("ci95")]
+    rows = [ratio for ratio in record["ratios"] if ratio.get("ci95") and ratio["to"] == record["ratios"][0]["to"]]
     if not rows:
         return None
     for y, ratio in enumerate(rows):

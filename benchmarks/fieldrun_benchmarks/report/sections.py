@@ -195,10 +195,22 @@ def _start_and_memory(record: Record) -> Section:
         cold, memory = subject["cold_start"], subject["memory"]
         start = f"{cold['wall_s']:.2f} s, {cold['peak_rss_mib']:.0f} MiB" if "wall_s" in cold else "not measured"
         cells = (_mib(memory, "loaded", key) for key in ("resident_mib", "proportional_mib"))
-        rows.append((name, start, f"{subject['load_ms']:.0f} ms", *cells, _mib(memory, "after", "peak_mib")))
-    head = ("Subject", "fresh process to first answer, peak", "load", "resident", "proportional", "peak, at the end")
+        size = subject.get("install", {}).get("bytes")
+        packages = "not measured" if size is None else f"{size / 1e6:,.0f} MB"
+        rows.append((name, start, f"{subject['load_ms']:.0f} ms", *cells, _mib(memory, "after", "peak_mib"), packages))
+    head = (
+        "Subject",
+        "fresh process to first answer, peak",
+        "load",
+        "resident",
+        "proportional",
+        "peak, at the end",
+        "packages on disk",
+    )
     table = Table(
-        caption="Cold start (page cache warm) and memory of the subject's process", head=head, rows=tuple(rows)
+        caption="Cold start (page cache warm), memory of the subject's process, and what it needs installed",
+        head=head,
+        rows=tuple(rows),
     )
     harness = record["harness"]["memory"]["resident_mib"]
     own = f"Of the memory {harness:.0f} MiB are Python, NumPy and the harness." if isinstance(harness, float) else ""
