@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +159,15 @@ def test_one_that_fails_does_not_take_the_others_along(here: None, monkeypatch: 
         measure(refusing, _workload(), SHORT, {})
 
 
+def test_a_crash_is_told_in_the_values_and_the_rest_is_measured(importable: None) -> None:
+    good, bad = (parse_subject(f"{PLANTED}:{name}") for name in ("Counting", "Crashing"))
+    values = measure([good, bad], _workload(), replace(SHORT, seconds=0.05), {})
+    assert "exit code 7: out of luck" in values["subjects"][bad.name]["failed"]
+    assert values["subjects"][good.name]["single_stream"]["calls"] > 0
+    (ratio,) = values["ratios"]
+    assert ratio["unavailable"] == "one of the two failed"
+
+
 def test_planted_noise_raises_the_warnings() -> None:
     quiet = {"unavailable": "none"}
     sensors: dict[str, Any] = {"other_cores": 1.2, "stolen_cores": 0.3, "throttled": {"events": 2.0}}
@@ -173,6 +184,45 @@ def test_planted_noise_raises_the_warnings() -> None:
     values["sensors"] |= {"governor": quiet}
     values["subjects"] = {"a": {"kind": "bundle", "single_stream": calm}}
     assert warnings_of(values) == []
+
+
+class _Crowded(Sensors):
+    """Counters of a machine on which others keep two cores busy."""
+
+    def busy(self) -> dict[str, float]:
+        return {"busy": 3 * time.monotonic(), "stolen": 0.0}  # the bench itself is on one core
+
+
+class _Quiet(Sensors):
+    def busy(self) -> dict[str, float]:
+        return {"busy": 0.0, "stolen": 0.0}
+
+
+def _noise(sensors: Sensors, settings: Settings = SHORT) -> list[str]:
+    values = measure([parse_subject("null")], _workload(), settings, {}, sensors=sensors)
+    return [entry["text"] for entry in values["warnings"] if "cores busy" in entry["text"]]
+
+
+def test_a_crowded_machine_is_warned_of(here: None) -> None:
+    (text,) = _noise(_Crowded())
+    assert float(text.split()[3]) >= 1.9
+    assert _noise(_Quiet()) == []
+
+
+def test_a_busy_second_process_raises_the_warning(here: None) -> None:
+    if Sensors().busy() is None:
+        pytest.skip("/proc/stat cannot be read here")
+    spin = "print(flush=True)\nwhile True: pass"
+    busy = [subprocess.Popen([sys.executable, "-c", spin], stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for process in busy:
+            assert process.stdout is not None
+            process.stdout.readline()  # it spins from here on
+        assert _noise(Sensors(), replace(SHORT, seconds=0.4))
+    finally:
+        for process in busy:
+            process.kill()
+            process.communicate()
 
 
 def test_scenarios_answer_every_text_they_count() -> None:
@@ -281,9 +331,17 @@ def test_a_workload_is_real_text_with_its_lengths(tmp_path: Path) -> None:
     assert len(read_workload([lines], limit=1).texts) == 1
 
 
-@pytest.mark.parametrize(("data", "words"), [(b"", "has no texts"), (b"\xff", "UTF-8"), (None, "cannot read")])
-def test_a_workload_that_cannot_be_used(tmp_path: Path, data: bytes | None, words: str) -> None:
-    path = tmp_path / "texts.txt"
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.txt", b"", "has no texts"),
+        ("a.txt", b"\xff", "UTF-8"),
+        ("a.txt", None, "cannot read"),
+        ("a.tsv", b"text\tlabel\n", "no record after the header"),
+    ],
+)
+def test_a_workload_that_cannot_be_used(tmp_path: Path, name: str, data: bytes | None, words: str) -> None:
+    path = tmp_path / name
     if data is not None:
         path.write_bytes(data)
     with pytest.raises(DatasetError, match=words):

@@ -290,6 +290,8 @@ def test_bench_keeps_its_record_beside_the_report(
     assert "add --interleave" in _call("bench", "null", "reference", code=2).stderr
     assert "same name" in _call("bench", "null", "null", "--interleave", code=2).stderr
     assert "TASK=FILE" in _call("bench", "null", "--data", "x", code=2).stderr
+    (tmp_path / "empty.txt").touch()
+    assert "has no texts" in _call("bench", "null", "--workload", tmp_path / "empty.txt", code=4).stderr
 
 
 def _browser() -> str | None:
