@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,10 +104,11 @@ def measure(
         own = cpu + sum(piece.cpu_ns for one in running for piece in one.slices) / 1e9
         values["single_stream_s"] = round(seconds, 1)
         values["sensors"] = sampler.summary(own)
+        lengths = _lengths(running)
         for one in running:
             if one.slices:  # also of a subject that ended meanwhile
                 one.values["single_stream"] = single_values(one.slices, settings.repeats)
-            _guard(one, "by_length", _by_length, workload)
+            _guard(one, "by_length", _by_length, workload, lengths)
         enter("stages")
         for one in running:
             _scenario(one, "stages", settings)
@@ -225,8 +226,18 @@ def _single_stream(running: Sequence[_Running], n: int, settings: Settings) -> f
     return time.perf_counter() - begin
 
 
-def _by_length(one: _Running, workload: Workload) -> dict[str, Any]:
-    return by_length(one.slices, workload.texts, one.worker.ask("tokens"))
+def _lengths(running: Sequence[_Running]) -> list[int] | None:
+    """Return the tokens of every text by the first subject that counts any: one axis for all."""
+    for one in running:
+        with suppress(FieldrunError):
+            counts: list[int] | None = None if one.failed else one.worker.ask("tokens")
+            if counts is not None:
+                return counts
+    return None
+
+
+def _by_length(one: _Running, workload: Workload, lengths: list[int] | None) -> dict[str, Any]:
+    return by_length(one.slices, workload.texts, lengths)
 
 
 def _stages(one: _Running, settings: Settings) -> dict[str, Any]:

@@ -137,7 +137,7 @@ class PeerSubject:
         return {}
 
     def tokens(self, texts: Sequence[str]) -> list[int] | None:
-        """Return None: peers count differently, so they are compared by characters."""
+        """Return None: each counts otherwise."""
         del texts
         return None
 

@@ -12,8 +12,9 @@ from typing import Any
 from fieldrun.errors import FieldrunError
 
 from ..record import read_record
+from .canvas import check_matplotlib
 from .facts import machine_of
-from .figures import check_matplotlib, figures
+from .figures import figures
 from .sections import claim, sections
 
 __all__ = ["metrics", "page", "read_records", "to_csv", "to_json", "to_markdown"]

@@ -62,9 +62,9 @@ def _summary(record: Record) -> Section:
     if record["ratios"]:
         shown = []
         for ratio in record["ratios"]:
-            value = f"{ratio['median']:.3f}" if "median" in ratio else ratio["unavailable"]
+            value = _times(ratio["median"]) if "median" in ratio else ratio["unavailable"]
             ends = ratio.get("ci95")
-            interval = f"{ends[0]:.3f} - {ends[1]:.3f}" if ends else "too few pairs"
+            interval = f"{_times(ends[0])} - {_times(ends[1])}" if ends else "too few pairs"
             shown.append((f"{ratio['of']} / {ratio['to']}", value, interval, str(ratio["pairs"])))
         columns = ("Ratio of times", "median", "95 % interval", "paired slices")
         caption = "Compared in alternating slices on the same texts, each subject in its own process"
@@ -291,6 +291,10 @@ def _us(value: float) -> str:
     if value >= 1e4:
         return f"{value / 1e3:,.1f} ms"
     return f"{value:,.0f} us" if value >= 100 else f"{value:.1f} us"
+
+
+def _times(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:,.1f}"
 
 
 def _percentile(entry: Mapping[str, Any]) -> str:

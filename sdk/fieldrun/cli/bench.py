@@ -87,7 +87,7 @@ def bench(
     from fieldrun.doctor import examine
     from fieldrun_benchmarks.bench import measure
     from fieldrun_benchmarks.record import SCHEMA, append_record, conditions
-    from fieldrun_benchmarks.report.figures import check_matplotlib
+    from fieldrun_benchmarks.report.canvas import check_matplotlib
     from fieldrun_benchmarks.report.render import metrics, page, read_records
     from fieldrun_benchmarks.report.sections import claim
     from fieldrun_benchmarks.settings import SCENARIOS, Settings
