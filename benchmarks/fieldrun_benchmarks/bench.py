@@ -38,6 +38,7 @@ __all__ = ["Progress", "measure"]
 Progress = Callable[[str, int, int], None]
 _BOUND = 10.0  # of the median: Server's latency bound
 _FEWEST = 4  # texts of a slice
+_OFFLINE_TURNS = 3
 _LEFT_OUT = "left out of this bench"
 _NULL = SubjectSpec(name="null", kind="null")
 
@@ -51,6 +52,7 @@ class _Running:
     values: dict[str, Any]
     calls: int = 0  # of a slice
     labels: dict[str, set[str]] = field(default_factory=dict)  # by task
+    rates: dict[tuple[int, int], list[float]] = field(default_factory=dict)  # texts a second by batch and threads
     slices: list[Slice] = field(default_factory=list)
     failed: str | None = None
 
@@ -113,8 +115,11 @@ def measure(
         for one in running:
             _scenario(one, "stages", settings)
         enter("other scenarios")
+        for _ in range(_OFFLINE_TURNS):
+            for one in running:
+                _scenario(one, "offline", settings)
         for one in running:
-            for name in ("multi_stream", "offline", "server", "loadgen"):
+            for name in ("multi_stream", "server", "loadgen"):
                 _scenario(one, name, settings)
         enter("accuracy")
         for one in running:
@@ -257,17 +262,14 @@ def _multi_stream(one: _Running, settings: Settings) -> dict[str, Any]:
 
 
 def _offline(one: _Running, settings: Settings) -> list[dict[str, Any]]:
-    """Time batches; one that would take longer than it is timed for is made smaller."""
+    """Time every batch once more; one that would take longer than it is timed for is made smaller."""
     most = max(1, int(settings.short_s / 3 * 1e6 / one.values["single_stream"]["mean_us"]))
-    batches = dict.fromkeys(min(batch, most) for batch in settings.batches)
-    wanted = [(batch, 1) for batch in batches]
-    wanted += [([*batches][-1], threads) for threads in settings.threads if threads > 1]
+    batches = [*dict.fromkeys(min(batch, 1 << most.bit_length() - 1) for batch in settings.batches)]
     found = []
-    for batch, threads in wanted:
-        rates = [
-            one.worker.ask("offline", batch=batch, threads=threads, seconds=settings.short_s / 3) for _ in range(3)
-        ]
-        low, middle, high = (round(value, 1) for value in sorted(rates))
+    for batch, threads in [(b, 1) for b in batches] + [(batches[-1], t) for t in settings.threads if t > 1]:
+        rates = one.rates.setdefault((batch, threads), [])
+        rates.append(one.worker.ask("offline", batch=batch, threads=threads, seconds=settings.short_s / 3))
+        low, middle, high = (round(float(value), 1) for value in (min(rates), np.median(rates), max(rates)))
         found.append({"batch": batch, "threads": threads, "texts_per_s": middle, "min": low, "max": high})
     return found
 

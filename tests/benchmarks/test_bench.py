@@ -203,6 +203,43 @@ def _noise(sensors: Sensors, settings: Settings = SHORT) -> list[str]:
     return [entry["text"] for entry in values["warnings"] if "cores busy" in entry["text"]]
 
 
+def test_a_slow_subject_gets_less_to_do(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text takes 1 ms or 10 us: 50 and 200 a slice of 0.05 s, batches of 64 and 256 in a tenth of a second."""
+
+    class Slow(HereProcess):
+        def ask(self, command: str, **arguments: Any) -> Any:
+            answer = super().ask(command, **arguments)
+            if command == "slice":
+                nanos = 1_000_000 if self._worker._spec.name == "slow" else 10_000
+                return answer | {"nanos": pack(np.full(arguments["count"], nanos, np.int64))}
+            if command == "offline":
+                asked.append((self._worker._spec.name, arguments["batch"]))
+            return answer
+
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(bench, "WorkerProcess", Slow)
+    spec = parse_subject(f"{PLANTED}:Counting")
+    settings = replace(SHORT, slice_calls=200, slice_s=0.05, short_s=0.3, batches=(1, 256), threads=(1,))
+    values = measure(
+        [replace(spec, name="fast"), replace(spec, name="slow")],
+        _workload(),
+        replace(settings, scenarios=("offline",)),
+        {},
+        against=("slow", "fast"),
+    )
+    fast, slow = (values["subjects"][name] for name in ("fast", "slow"))
+    assert (fast["slice_calls"], slow["slice_calls"]) == (200, 50)
+    assert {row["batch"] for row in slow["offline"]} == {1, 64}
+    assert {row["batch"] for row in fast["offline"]} == {1, 256}
+    assert [name for name, batch in asked if batch in (64, 256)] == ["fast", "slow"] * 3  # in turns
+    assert [(ratio["of"], ratio["to"], ratio["median"]) for ratio in values["ratios"]] == [
+        ("fast", "slow", 0.01),
+        ("slow", "fast", 100.0),
+    ]
+    assert {one["by_length"]["unit"] for one in (fast, slow)} == {"tokens"}
+    assert fast["server"] == {"unavailable": "left out of this bench"}
+
+
 def test_a_crowded_machine_is_warned_of(here: None) -> None:
     (text,) = _noise(_Crowded())
     assert float(text.split()[3]) >= 1.9

@@ -56,7 +56,7 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.8,
 }
-_INSIDE = 4  # subjects whose legend fits into the axes
+_FEW = 4  # subjects whose legend needs no higher canvas
 WIDE = 20  # times from the least to the most value, above which an axis is logarithmic
 _MARKS = ("o", "s", "^", "D", "v", "P")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
@@ -86,7 +86,7 @@ def drawn(record: Record, draw: Callable[[Record, Axes], tuple[str, str] | None]
     from matplotlib.figure import Figure as Canvas
 
     with matplotlib.rc_context(_STYLE):
-        canvas = Canvas(figsize=(4.8, 3.1 + 0.13 * max(0, len(numbered(record)) - _INSIDE)), layout="constrained")
+        canvas = Canvas(figsize=(4.8, 3.1 + 0.13 * max(0, len(numbered(record)) - _FEW)), layout="constrained")
         axes = canvas.add_subplot()
         axes.set_axisbelow(True)
         said = draw(record, axes)
@@ -153,11 +153,9 @@ def from_zero(axes: Axes, values: Sequence[float]) -> None:
 
 
 def legend(axes: Axes, count: int) -> None:
-    """Name the subjects, inside the axes where they are few."""
-    if count > _INSIDE:
+    """Name the subjects where there are several."""
+    if count > 1:
         below(axes)
-    elif count > 1:
-        axes.legend(fontsize=9)
 
 
 def below(axes: Axes, columns: int = 2) -> None:

@@ -111,7 +111,7 @@ def _stages(record: Record, axes: Axes) -> tuple[str, str] | None:
         yticks=range(len(rows)),
         yticklabels=[name for name, _ in rows],
         xlabel="median, us",
-        ylim=(-0.6, len(rows) - 0.4),
+        ylim=(len(rows) - 0.4, -0.6),
     )
     axes.grid(axis="y", visible=False)
     below(axes, 3)
@@ -162,6 +162,7 @@ def _throughput(record: Record, axes: Axes) -> tuple[str, str] | None:
     )
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(_nothing())
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     below(axes)
     return "Throughput by batch and callers (bars: least and most of 3)", f"Texts a second by batch. {'; '.join(said)}."
 
