@@ -22,11 +22,12 @@ from fieldrun_benchmarks.bench import measure
 from fieldrun_benchmarks.scenario import SAMPLES_PER_QUERY, multi_stream, offline, poisson_arrivals, server, timed_calls
 from fieldrun_benchmarks.sensors import Sensors
 from fieldrun_benchmarks.settings import SCENARIOS, Settings
-from fieldrun_benchmarks.subject import NullSubject, parse_subject, program_of
+from fieldrun_benchmarks.subject import NullSubject, open_subject, packages_of, parse_subject, program_of
 from fieldrun_benchmarks.warn import warnings_of
 from fieldrun_benchmarks.worker import Worker, pack
 from fieldrun_benchmarks.worker_process import WorkerProcess, unpack
 from fieldrun_benchmarks.workload import Workload, read_workload, sample_files
+from tests.toy import PAIR_TASK, TASKS
 
 PLANTED = "python:tests.benchmarks.planted"
 TEXTS = tuple(f"{'word ' * (1 + i % 9)}{i}" for i in range(60))
@@ -339,6 +340,11 @@ def test_subjects_are_read_from_their_names(tmp_path: Path) -> None:
     assert (found.kind, found.place, found.variant, found.threads) == ("bundle", "reference", "numpy", 2)
     assert "engine='numpy'" in (program_of(found) or "")
     assert parse_subject("reference", engine="native").variant == "native"
+    one = parse_subject("reference@native#sst2")
+    assert (one.place, one.variant, one.task, one.name) == ("reference", "native", "sst2", "reference@native#sst2")
+    assert packages_of(replace(one, variant="onnxruntime")) == ("fieldrun[ort]",)
+    assert packages_of(one) == ("fieldrun",)
+    assert packages_of(parse_subject("null")) is None
     assert parse_subject("tokenizer:reference").name == "tokenizer:reference"
     assert program_of(parse_subject("null")) is None
     folder = tmp_path / "a@b"
@@ -353,6 +359,20 @@ def test_subjects_are_read_from_their_names(tmp_path: Path) -> None:
         parse_subject("tokenizer:")
     with pytest.raises(UsageError, match="cannot be imported"):
         program_of(parse_subject("python:no.such.module:Class"))
+
+
+def test_our_subjects_answer_all_tasks_or_one(toy_bundle: Path) -> None:
+    single = [task for task in TASKS if task != PAIR_TASK]
+    task = single[0]
+    every, one = (open_subject(parse_subject(f"{toy_bundle}@numpy{mark}")) for mark in ("", f"#{task}"))
+    assert sorted(every.tasks()) == sorted(single)
+    assert list(one.tasks()) == [task]
+    assert one.run(["a good film"]) == every.predict(["a good film"], task)
+    assert one.about()["answers"] == f"the label of {task}"
+    with pytest.raises(UnknownName, match="single task 'nothing'"):
+        open_subject(parse_subject(f"{toy_bundle}#nothing"))
+    for name in (f"{toy_bundle}@numpy", f"{toy_bundle}@numpy#{task}", f"tokenizer:{toy_bundle}"):
+        exec(compile(program_of(parse_subject(name)) or "", "program", "exec"), {})
 
 
 def test_a_workload_is_real_text_with_its_lengths(tmp_path: Path) -> None:
