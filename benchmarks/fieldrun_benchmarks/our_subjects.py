@@ -35,8 +35,10 @@ class BundleSubject:
     def __init__(self, spec: SubjectSpec) -> None:
         self._model = fieldrun.load(spec.place, engine=spec.variant, threads=spec.threads)
         self._threads, self._task = spec.threads, spec.task
-        if spec.task and spec.task not in self.tasks():
-            raise UnknownName("single task", spec.task, sorted(self.tasks()))
+        single = [task for task in self._model.tasks if self._model.kind(task) == "single"]
+        if spec.task and spec.task not in single:
+            raise UnknownName("single task", spec.task, single)
+        self._tasks = [spec.task] if spec.task else single
         self._stage: tuple[Engine, BucketPlan] | None = None
 
     @staticmethod
@@ -71,9 +73,8 @@ class BundleSubject:
         return counts
 
     def tasks(self) -> Mapping[str, Sequence[str]]:
-        """Return the single tasks."""
-        single = (task for task in self._model.tasks if self._model.kind(task) == "single")
-        return {task: self._model.labels(task) for task in single}
+        """Return the single tasks, or the one."""
+        return {task: self._model.labels(task) for task in self._tasks}
 
     def predict(self, texts: list[str], task: str) -> list[str]:
         """Return the labels of one task."""
@@ -100,7 +101,7 @@ class BundleSubject:
             "engine_reason": self._model.engine_reason,
             "answers": f"the label of {self._task}"
             if self._task
-            else f"the labels of all {len(self.tasks())} single tasks",
+            else f"the labels of all {len(self._tasks)} single tasks",
         }
 
     def close(self) -> None:
