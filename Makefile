@@ -20,11 +20,13 @@ test: lint ## lint, type-check and test with coverage
 test-arm: $(VENV)/.dev ## replay the shipped bundle and the recipe raspberry-pi on emulated ARM processors (numerics only)
 	$(BIN)/python -m tests.arm
 
-bench: $(VENV)/.bench ## measure again: DATA=FOLDER, for the peers GTE=, MINILM= and WORK= too
+bench: $(VENV)/$(if $(GTE),.peers,.bench) ## measure again: DATA=FOLDER, for the peers GTE=, MINILM= and WORK= too
 ifdef DATA
 	$(BIN)/python -m fieldrun_benchmarks.measure --data $(DATA) -o benchmarks/records
 ifdef GTE
-	$(BIN)/python -m fieldrun_benchmarks.peers --data $(DATA) --gte $(GTE) --minilm $(MINILM) --work $(WORK) --profile -o benchmarks/records/peers.json
+	$(BIN)/python -m fieldrun_benchmarks.peers --data $(DATA) --gte $(GTE) --minilm $(MINILM) --work $(WORK) -o benchmarks/records/peers.json
+	$(BIN)/python -m fieldrun_benchmarks.tables docs/peers.md benchmarks/records
+	$(BIN)/fieldrun report benchmarks/records/peers.json -o build/peers.html --force
 endif
 	$(BIN)/python -m fieldrun_benchmarks.tables README.md benchmarks/records
 endif
@@ -63,6 +65,11 @@ $(VENV)/.bench: $(INPUTS)
 	@echo "installing fieldrun[bench] into $(VENV)"
 	@$(PIP) -e '.[bench]'
 	@touch $(VENV)/.demo $@
+
+$(VENV)/.peers: $(INPUTS)
+	@echo "installing fieldrun[bench,peers] into $(VENV)"
+	@$(PIP) -e '.[bench,peers]'
+	@touch $(VENV)/.demo $(VENV)/.bench $@
 
 $(VENV)/.dev: $(INPUTS)
 	@echo "installing fieldrun[dev] into $(VENV)"

@@ -1,15 +1,16 @@
 """One bench: subjects in processes of their own, every scenario, every sensor, one set of values for a record.
 
-SingleStream comes first and alone decides the comparison: in every turn each subject is timed on the same slice of
-texts, in an order that rotates, so that what slows the machine slows them all. What fails is said in the place of its
-value, and the rest goes on.
+SingleStream comes first and alone decides the comparison: in every turn each subject is timed on a slice that starts
+at the same text, in an order that rotates, so that what slows the machine slows them all. A slow subject gets shorter
+slices, and is compared on the texts that both were timed on. What fails is said in the place of its value, and the rest
+goes on.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,13 +21,14 @@ from fieldrun.errors import FieldrunError
 from fieldrun.metrics import wilson_interval
 
 from .cold_start import cold_starts
-from .loadgen import SCENARIOS
+from .install_size import install_size
+from .loadgen import SCENARIOS as LOADGEN_SCENARIOS
 from .percentiles import median_interval, percentiles
 from .sampler import Sampler
 from .sensors import Sensors, Unavailable
 from .settings import Settings
 from .single_stream import Slice, by_length, single_values
-from .subject import SubjectSpec, program_of
+from .subject import SubjectSpec, packages_of, program_of
 from .warn import warnings_of
 from .worker_process import WorkerProcess, unpack
 from .workload import Workload
@@ -35,6 +37,9 @@ __all__ = ["Progress", "measure"]
 
 Progress = Callable[[str, int, int], None]
 _BOUND = 10.0  # of the median: Server's latency bound
+_FEWEST = 4  # texts of a slice
+_OFFLINE_TURNS = 3
+_LEFT_OUT = "left out of this bench"
 _NULL = SubjectSpec(name="null", kind="null")
 
 
@@ -45,6 +50,9 @@ class _Running:
     spec: SubjectSpec
     worker: WorkerProcess
     values: dict[str, Any]
+    calls: int = 0  # of a slice
+    labels: dict[str, set[str]] = field(default_factory=dict)  # by task
+    rates: dict[tuple[int, int], list[float]] = field(default_factory=dict)  # texts a second by batch and threads
     slices: list[Slice] = field(default_factory=list)
     failed: str | None = None
 
@@ -55,6 +63,7 @@ def measure(
     settings: Settings,
     labelled: Mapping[str, Dataset],
     *,
+    against: Sequence[str] = (),
     sensors: Sensors | None = None,
     progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
@@ -65,6 +74,7 @@ def measure(
         workload: the texts.
         settings: how long and how often.
         labelled: rows to measure accuracy on, by task; a subject is measured on the tasks that it answers.
+        against: names of the subjects that all are compared with; else the first one.
         sensors: the machine's; other ones are for tests.
         progress: is told (phase, done, total).
 
@@ -96,19 +106,21 @@ def measure(
         own = cpu + sum(piece.cpu_ns for one in running for piece in one.slices) / 1e9
         values["single_stream_s"] = round(seconds, 1)
         values["sensors"] = sampler.summary(own)
+        lengths = _lengths(running)
         for one in running:
             if one.slices:  # also of a subject that ended meanwhile
                 one.values["single_stream"] = single_values(one.slices, settings.repeats)
-            _guard(one, "by_length", _by_length, workload)
+            _guard(one, "by_length", _by_length, workload, lengths)
         enter("stages")
         for one in running:
-            _guard(one, "stages", _stages, settings)
+            _scenario(one, "stages", settings)
         enter("other scenarios")
+        for _ in range(_OFFLINE_TURNS):
+            for one in running:
+                _scenario(one, "offline", settings)
         for one in running:
-            _guard(one, "multi_stream", _multi_stream, settings)
-            _guard(one, "offline", _offline, settings)
-            _guard(one, "server", _server, settings)
-            _guard(one, "loadgen", _loadgen, settings)
+            for name in ("multi_stream", "server", "loadgen"):
+                _scenario(one, name, settings)
         enter("accuracy")
         for one in running:
             _guard(one, "accuracy", _accuracy, labelled)
@@ -116,11 +128,12 @@ def measure(
         enter("cold start")
     for one in running:
         _guard(one, "cold_start", _cold_start, settings)
+        _guard(one, "install", _install)
         if one.failed:  # one that ended after SingleStream keeps what was measured of it
             measured = "p50_us" in one.values.get("single_stream", {})
             one.values["ended_early" if measured else "failed"] = one.failed
     values["subjects"] = {one.spec.name: one.values for one in running}
-    values["ratios"] = _ratios(running)
+    values["ratios"] = [ratio for name in against or [specs[0].name] for ratio in _ratios(running, name)]
     values["warnings"] = warnings_of(values)
     progress("done", len(phases), len(phases))
     return values
@@ -139,6 +152,16 @@ def _guard(one: _Running, name: str, call: Callable[..., Any], *arguments: Any) 
             one.failed = str(error)
 
 
+def _scenario(one: _Running, name: str, settings: Settings) -> None:
+    if name not in settings.scenarios:
+        one.values[name] = Unavailable(_LEFT_OUT).to_dict()
+        return
+    calls = {
+        "stages": _stages, "multi_stream": _multi_stream, "offline": _offline, "server": _server, "loadgen": _loadgen,
+    }  # fmt: skip
+    _guard(one, name, calls[name], settings)
+
+
 def _harness(workload: Workload, settings: Settings) -> dict[str, Any]:
     """Measure the null subject: what the harness adds to a call, and the memory of its process."""
     with WorkerProcess(_NULL, workload.texts, timeout_s=settings.timeout_s) as worker:
@@ -149,8 +172,8 @@ def _harness(workload: Workload, settings: Settings) -> dict[str, Any]:
             "memory": loaded["memory_loaded"],
         }
         try:
-            if not settings.loadgen:
-                raise FieldrunError("switched off with --no-loadgen")
+            if "loadgen" not in settings.scenarios:
+                raise FieldrunError(_LEFT_OUT)
             about = worker.ask(
                 "loadgen", scenario="SingleStream", seconds=0.2, expected_us=5.0, per_second=0.0, bound_ms=0.0
             )
@@ -163,13 +186,19 @@ def _harness(workload: Workload, settings: Settings) -> dict[str, Any]:
 def _start(spec: SubjectSpec, workload: Workload, settings: Settings, stack: ExitStack) -> _Running:
     worker = stack.enter_context(WorkerProcess(spec, workload.texts, timeout_s=settings.timeout_s))
     one = _Running(spec=spec, worker=worker, values={"kind": spec.kind, "threads": spec.threads})
+    most = max(_FEWEST, settings.slice_calls)
     try:
         loaded = worker.ask("load")
-        worker.ask("slice", start=0, count=min(len(workload.texts), settings.slice_calls), warm_up=0)
+        one.calls = _FEWEST
+        for _ in range(3):  # what is opened on first use must not count as slow
+            nanos = unpack(worker.ask("slice", start=0, count=one.calls, warm_up=one.calls)["nanos"])
+            one.calls = int(np.clip(settings.slice_s * 1e9 / max(1.0, float(np.median(nanos))), _FEWEST, most))
     except FieldrunError as error:
         one.failed = str(error)
         return one
-    one.values |= {name: loaded[name] for name in ("about", "load_ms", "first_answer_ms", "tasks")}
+    one.values["slice_calls"] = one.calls
+    one.values |= {name: loaded[name] for name in ("about", "load_ms", "first_answer_ms")}
+    one.labels = {task: set(labels) for task, labels in loaded["tasks"].items()}
     one.values["memory"] = {"before_load": loaded["memory_before"], "loaded": loaded["memory_loaded"]}
     return one
 
@@ -184,13 +213,12 @@ def _single_stream(running: Sequence[_Running], n: int, settings: Settings) -> f
             alive = [one for one in running if not one.failed]
             if not alive:
                 break
-            start = turn * settings.slice_calls % n
+            start = turn * (settings.slice_calls + 1) % n  # one further, so that short slices see every text in time
             for one in alive[turn % len(alive) :] + alive[: turn % len(alive)]:
                 at = time.perf_counter() - begin
                 try:
-                    answer = one.worker.ask(
-                        "slice", start=start, count=settings.slice_calls, warm_up=settings.slice_warm_up
-                    )
+                    warm_up = -(-settings.slice_warm_up * one.calls // settings.slice_calls)
+                    answer = one.worker.ask("slice", start=start, count=one.calls, warm_up=warm_up)
                 except FieldrunError as error:
                     one.failed = str(error)
                     continue
@@ -203,8 +231,18 @@ def _single_stream(running: Sequence[_Running], n: int, settings: Settings) -> f
     return time.perf_counter() - begin
 
 
-def _by_length(one: _Running, workload: Workload) -> dict[str, Any]:
-    return by_length(one.slices, workload.texts, one.worker.ask("tokens"))
+def _lengths(running: Sequence[_Running]) -> list[int] | None:
+    """Return the tokens of every text by the first subject that counts any: one axis for all."""
+    for one in running:
+        with suppress(FieldrunError):
+            counts: list[int] | None = None if one.failed else one.worker.ask("tokens")
+            if counts is not None:
+                return counts
+    return None
+
+
+def _by_length(one: _Running, workload: Workload, lengths: list[int] | None) -> dict[str, Any]:
+    return by_length(one.slices, workload.texts, lengths)
 
 
 def _stages(one: _Running, settings: Settings) -> dict[str, Any]:
@@ -224,14 +262,14 @@ def _multi_stream(one: _Running, settings: Settings) -> dict[str, Any]:
 
 
 def _offline(one: _Running, settings: Settings) -> list[dict[str, Any]]:
+    """Time every batch once more; one that would take longer than it is timed for is made smaller."""
+    most = max(1, int(settings.short_s / 3 * 1e6 / one.values["single_stream"]["mean_us"]))
+    batches = [*dict.fromkeys(min(batch, 1 << most.bit_length() - 1) for batch in settings.batches)]
     found = []
-    wanted = [(batch, 1) for batch in settings.batches]
-    wanted += [(settings.batches[-1], threads) for threads in settings.threads if threads > 1]
-    for batch, threads in wanted:
-        rates = [
-            one.worker.ask("offline", batch=batch, threads=threads, seconds=settings.short_s / 3) for _ in range(3)
-        ]
-        low, middle, high = (round(value, 1) for value in sorted(rates))
+    for batch, threads in [(b, 1) for b in batches] + [(batches[-1], t) for t in settings.threads if t > 1]:
+        rates = one.rates.setdefault((batch, threads), [])
+        rates.append(one.worker.ask("offline", batch=batch, threads=threads, seconds=settings.short_s / 3))
+        low, middle, high = (round(float(value), 1) for value in (min(rates), np.median(rates), max(rates)))
         found.append({"batch": batch, "threads": threads, "texts_per_s": middle, "min": low, "max": high})
     return found
 
@@ -260,11 +298,9 @@ def _server(one: _Running, settings: Settings) -> dict[str, Any]:
 
 def _loadgen(one: _Running, settings: Settings) -> dict[str, Any]:
     """Let LoadGen repeat the scenarios, as a second opinion on the own loops."""
-    if not settings.loadgen:
-        return Unavailable("switched off with --no-loadgen").to_dict()
     mean_us, p50_us = (one.values["single_stream"][name] for name in ("mean_us", "p50_us"))
     found: dict[str, Any] = {}
-    for scenario in SCENARIOS:
+    for scenario in LOADGEN_SCENARIOS:
         half = 0.5e6 / mean_us
         found[scenario] = one.worker.ask(
             "loadgen",
@@ -278,14 +314,13 @@ def _loadgen(one: _Running, settings: Settings) -> dict[str, Any]:
 
 
 def _accuracy(one: _Running, labelled: Mapping[str, Dataset]) -> dict[str, Any]:
-    tasks = {task: set(labels) for task, labels in one.values["tasks"].items()}
-    if not tasks:
+    if not one.labels:
         return Unavailable("the subject answers no task").to_dict()
     found: dict[str, Any] = {}
     for task, data in labelled.items():
-        if task not in tasks:
+        if task not in one.labels:
             continue
-        strange = sorted(set(data.labels) - tasks[task])
+        strange = sorted(set(data.labels) - one.labels[task])
         if strange:
             found[task] = Unavailable(f"{data.path.name} has the label {strange[0]!r}, which the task lacks").to_dict()
             continue
@@ -323,19 +358,27 @@ def _cold_start(one: _Running, settings: Settings) -> dict[str, Any]:
     return measured[name].to_dict() | {"python_alone_s": measured[bare].wall_s, "page_cache": "warm"}
 
 
-def _ratios(running: Sequence[_Running]) -> list[dict[str, Any]]:
-    """Return how many times the first subject's time every other takes: medians of slices on the same texts, paired."""
-    first, *others = running
+def _install(one: _Running) -> dict[str, Any]:
+    packages = packages_of(one.spec)
+    if packages is None:
+        return Unavailable("the subject does not say which packages it needs").to_dict()
+    return {"requirements": list(packages), **install_size(packages, python=one.spec.python)}
+
+
+def _ratios(running: Sequence[_Running], to: str) -> list[dict[str, Any]]:
+    """Return how many times `to`'s time every other takes: medians of slices, paired by turn, on their common texts."""
+    (base,) = (one for one in running if one.spec.name == to)
     found: list[dict[str, Any]] = []
-    below = {p.at_s: p for p in first.slices}
-    by_turn = list(below.values())
-    for one in others:
+    for one in running:
+        if one is base:
+            continue
+        common = min(one.calls, base.calls)
         pairs = [
-            float(np.median(a.micros) / np.median(b.micros))
-            for a, b in zip(one.slices, by_turn, strict=False)
+            float(np.median(a.micros[:common]) / np.median(b.micros[:common]))
+            for a, b in zip(one.slices, base.slices, strict=False)
             if a.start == b.start and a.repeat == b.repeat
         ]
-        entry: dict[str, Any] = {"of": one.spec.name, "to": first.spec.name, "pairs": len(pairs)}
+        entry: dict[str, Any] = {"of": one.spec.name, "to": to, "pairs": len(pairs)}
         if not pairs:
             found.append(entry | Unavailable("one of the two failed").to_dict())
             continue

@@ -5,11 +5,12 @@ r"""Peers whose packages do not go together with ours, each in an environment of
 | `wordllama` | wordllama, scikit-learn | `WordLlama.embed`, 256-d, and a linear head as in `peer_models` |
 | `fasttext` | fasttext (built from source), numpy < 2 | its own classifier: bigrams, 100-d, one model per task |
 
-    python -m fieldrun_benchmarks.peers --prepare --isolated fasttext --isolated wordllama --data DATA --work WORK ...
-    fieldrun bench reference tokenizer:reference peer:WORK/fasttext@sst2 peer:WORK/wordllama@sst2 --interleave \
+    python -m fieldrun_benchmarks.peers --prepare --data DATA --gte FOLDER --minilm FOLDER --work WORK
+    fieldrun bench reference tokenizer:reference peer:WORK/fasttext#sst2 peer:WORK/wordllama#sst2 --interleave \
         --workload DATA/sst2/dev.tsv --data sst2=DATA/sst2/dev.tsv --report OUT
 
 A peer's environment runs this module to make it, and `worker` to measure it; of fieldrun it sees links to two packages.
+In its folder `head-TASK.json` has at least the labels of each task.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from fieldrun.dataset import read_tsv
 from fieldrun.errors import DatasetError, ExportError, UnknownName
 from fieldrun.storage import new_folder, read_json, sha256_file, write_json
 
-from .peer_models import HEAD_ROWS, PEERS, LinearHead, fit_head, need
+from .peer_models import HEAD_ROWS, PEERS, fit_head, need, read_head, write_head
 from .subject import SubjectSpec
 from .worker_process import link_packages, worker_environment
 
@@ -40,28 +41,20 @@ __all__ = ["ISOLATED", "PeerSubject", "prepare_isolated"]
 Answer = Callable[[Sequence[str]], list[str]]
 
 
-class _Opened(Protocol):
-    """A peer of this module, opened: its tasks with their labels, and who answers each."""
-
-    labels: Mapping[str, Sequence[str]]
-    answers: Mapping[str, Answer]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IsolatedPeer:
-    """How a peer is made and opened; `build` and `start` run in its own environment."""
+    """How a peer is made and opened; `build` and `start` run in its own environment.
 
+    `needs` names the packages that it runs with, `program` is the shortest Python that gives one label, from `{folder}`
+    and `{task}`.
+    """
+
+    name: str
     requirements: tuple[str, ...]
+    needs: tuple[str, ...]
     build: Callable[[Path, Mapping[str, Path]], None]
-    start: Callable[[Path], _Opened]
+    start: Callable[[Path, str], Answer]
     program: str
-    """The shortest program that a user would write, with `{folder}` and `{task}`."""
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Peer:
-    labels: Mapping[str, Sequence[str]]
-    answers: Mapping[str, Answer]
 
 
 def prepare_isolated(key: str, work: Path, train: Mapping[str, Path], say: Callable[[str], None]) -> Path:
@@ -109,26 +102,34 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 class PeerSubject:
-    """A peer that was prepared, as a subject that answers one task: `peer:FOLDER@TASK`, else its first task."""
+    """A peer that was prepared, as a subject that answers one task: `peer:FOLDER#TASK`, else its first task."""
 
     def __init__(self, spec: SubjectSpec) -> None:
-        self._folder = Path(spec.place)
-        self._peer = _open(self._folder)
-        self._task = next(iter(self._peer.labels)) if spec.variant == "auto" else spec.variant
-        if self._task not in self._peer.labels:
-            raise UnknownName("task", self._task, sorted(self._peer.labels))
+        self._folder, self._task = Path(spec.place), _task(spec)
+        self._labels: list[str] = read_json(self._folder / f"head-{self._task}.json")["labels"]
+        key = _known(self._folder)
+        self._answer = (
+            ISOLATED[key].start(self._folder, self._task)
+            if key in ISOLATED
+            else _headed(self._folder, self._task, PEERS[key].start(self._folder))
+        )
 
     @staticmethod
-    def program(spec: SubjectSpec) -> str | None:
-        """Return the shortest program that answers with the peer's own package, None where it has none."""
-        folder = Path(spec.place)
-        key = folder.name
-        task = spec.variant if spec.variant != "auto" else next((p.stem for p in sorted(folder.glob("*.bin"))), "")
-        return ISOLATED[key].program.format(folder=str(folder), task=task) if key in ISOLATED else None
+    def program(spec: SubjectSpec) -> str:
+        """Return the shortest program that gives one label with the peer's own packages."""
+        key = _known(Path(spec.place))
+        program = ISOLATED[key].program if key in ISOLATED else PEERS[key].program + _HEAD_PROGRAM
+        return program.format(folder=spec.place, task=_task(spec))
+
+    @staticmethod
+    def packages(spec: SubjectSpec) -> tuple[str, ...]:
+        """Return the packages that it runs with."""
+        key = _known(Path(spec.place))
+        return ISOLATED[key].needs if key in ISOLATED else PEERS[key].needs
 
     def run(self, texts: list[str]) -> object:
         """Return the labels of its task."""
-        return self._peer.answers[self._task](texts)
+        return self._answer(texts)
 
     def stages(self, text: str) -> Mapping[str, Callable[[], object]]:
         """Return nothing: its inside is its own."""
@@ -136,62 +137,61 @@ class PeerSubject:
         return {}
 
     def tokens(self, texts: Sequence[str]) -> list[int] | None:
-        """Return None: peers count differently, so they are compared by characters."""
+        """Return None: each counts otherwise."""
         del texts
         return None
 
     def tasks(self) -> Mapping[str, Sequence[str]]:
-        """Return its tasks."""
-        return self._peer.labels
+        """Return its task."""
+        return {self._task: self._labels}
 
     def predict(self, texts: list[str], task: str) -> list[str]:
-        """Return the labels of one task."""
-        return self._peer.answers[task](texts)
+        """Return the labels of its task."""
+        if task != self._task:
+            raise UnknownName("task", task, [self._task])
+        return self._answer(texts)
 
     def about(self) -> dict[str, Any]:
-        """Return its files, what it was made with, and the size of an environment of its own."""
-        found = _about(self._folder)
-        files = [path for path in sorted(self._folder.rglob("*")) if path.is_file() and path.name != "peer.json"]
-        about: dict[str, Any] = {
+        """Return the files that its task needs, and what it was made with."""
+        others = {f"{start}{task}" for task in _tasks(self._folder) if task != self._task for start in ("", "head-")}
+        found = [path for path in sorted(self._folder.rglob("*")) if path.is_file() and path.name != "peer.json"]
+        files = [path for path in found if path.stem not in others]
+        return {
             "artifact": {
                 "name": self._folder.name,
                 "bytes": sum(path.stat().st_size for path in files),
                 "sha256": {path.name: sha256_file(path) for path in files},
             },
             "answers": f"the label of one task, {self._task}",
-            "made_with": found.get("made_with"),
+            "made_with": _about(self._folder).get("made_with"),
         }
-        if "python" in found:
-            packages = (path for path in Path(sys.prefix).rglob("*") if path.is_file() and not path.is_symlink())
-            about["environment_bytes"] = sum(path.stat().st_size for path in packages)
-        return about
 
     def close(self) -> None:
         """Do nothing."""
 
 
-def _open(folder: Path) -> _Opened:
-    if folder.name in ISOLATED:
-        return ISOLATED[folder.name].start(folder)
-    spec = next((spec for spec in PEERS.values() if spec.slug == folder.name), None)
-    if spec is None:
-        raise UnknownName("peer", folder.name, sorted([*ISOLATED, *(spec.slug for spec in PEERS.values())]))
-    return _with_heads(folder, spec.start(folder))
+def _known(folder: Path) -> str:
+    if folder.name not in ISOLATED and folder.name not in PEERS:
+        raise UnknownName("peer", folder.name, sorted([*ISOLATED, *PEERS]))
+    return folder.name
 
 
-def _with_heads(folder: Path, vectors: Callable[[Sequence[str]], Any]) -> _Peer:
-    labels: dict[str, Sequence[str]] = {}
-    answers: dict[str, Answer] = {}
-    for path in sorted(folder.glob("head-*.json")):
-        stored = read_json(path)
-        weight, bias = (np.array(stored[name], np.float32) for name in ("weight", "bias"))
-        head = LinearHead(weight=weight, bias=bias, labels=tuple(stored["labels"]))
-        task = path.stem.removeprefix("head-")
-        labels[task] = head.labels
-        answers[task] = lambda texts, head=head: head(vectors(texts))  # type: ignore[misc]
-    if not labels:
-        raise DatasetError(f"{folder} has no heads; make it again with fieldrun_benchmarks.peers --prepare")
-    return _Peer(labels=labels, answers=answers)
+def _tasks(folder: Path) -> list[str]:
+    return [path.stem.removeprefix("head-") for path in sorted(folder.glob("head-*.json"))]
+
+
+def _task(spec: SubjectSpec) -> str:
+    tasks = _tasks(Path(spec.place))
+    if not tasks:
+        raise DatasetError(f"{spec.place} has no heads; make it again with fieldrun_benchmarks.peers --prepare")
+    if spec.task and spec.task not in tasks:
+        raise UnknownName("task", spec.task, tasks)
+    return spec.task or tasks[0]
+
+
+def _headed(folder: Path, task: str, vectors: Callable[[Sequence[str]], Any]) -> Answer:
+    head = read_head(folder / f"head-{task}.json")
+    return lambda texts: head(vectors(texts))
 
 
 def _wordllama(folder: Path) -> Callable[[Sequence[str]], Any]:
@@ -211,8 +211,7 @@ def _build_wordllama(folder: Path, train: Mapping[str, Path]) -> None:
         data = read_tsv(path)
         rows = np.random.default_rng(0).permutation(len(data))[:HEAD_ROWS].tolist()
         head = fit_head(vectors([str(data.texts[i]) for i in rows]), [data.labels[i] for i in rows])
-        stored = {"labels": head.labels, "weight": head.weight.tolist(), "bias": head.bias.tolist()}
-        write_json(folder / f"head-{task}.json", stored)
+        write_head(folder / f"head-{task}.json", head)
 
 
 def _build_fasttext(folder: Path, train: Mapping[str, Path]) -> None:
@@ -225,39 +224,46 @@ def _build_fasttext(folder: Path, train: Mapping[str, Path]) -> None:
         lines.write_text("".join(f"__label__{names.index(label)} {text}\n" for text, label in rows), "utf-8")
         model = fasttext.train_supervised(str(lines), wordNgrams=2, epoch=25, lr=0.5, thread=1, seed=0, verbose=0)
         model.save_model(str(folder / f"{task}.bin"))
-        write_json(folder / f"{task}.json", names)
+        write_json(folder / f"head-{task}.json", {"labels": names})
         lines.unlink()
 
 
-def _start_fasttext(folder: Path) -> _Opened:
-    fasttext = need("fasttext")
-    labels = {path.stem: read_json(path) for path in sorted(folder.glob("*.json")) if path.name != "peer.json"}
+def _start_fasttext(folder: Path, task: str) -> Answer:
+    model = need("fasttext").load_model(str(folder / f"{task}.bin"))
+    names = read_json(folder / f"head-{task}.json")["labels"]
 
-    def answer(task: str) -> Answer:
-        model, names = fasttext.load_model(str(folder / f"{task}.bin")), labels[task]
+    def labels_of(texts: Sequence[str]) -> list[str]:
+        found, _ = model.predict([text.replace("\n", " ") for text in texts])
+        return [names[int(best[0].removeprefix("__label__"))] for best in found]
 
-        def labels_of(texts: Sequence[str]) -> list[str]:
-            found, _ = model.predict([text.replace("\n", " ") for text in texts])
-            return [names[int(best[0].removeprefix("__label__"))] for best in found]
+    return labels_of
 
-        return labels_of
 
-    return _Peer(labels=labels, answers={task: answer(task) for task in labels})
-
+_HEAD_PROGRAM = """
+import json
+import numpy as np
+head = json.load(open({folder!r} + "/head-{task}.json"))
+head["labels"][int((x @ np.array(head["weight"]) + head["bias"]).argmax())]
+"""
 
 ISOLATED = {
     "fasttext": IsolatedPeer(
+        name="fastText",
         requirements=("fasttext==0.9.3", "numpy<2"),
+        needs=("fasttext",),
         build=_build_fasttext,
         start=_start_fasttext,
-        program='import fasttext\nfasttext.load_model("{folder}/{task}.bin").predict("a gripping film")\n',
+        program='import fasttext\nfasttext.load_model({folder!r} + "/{task}.bin").predict("a gripping film")\n',
     ),
     "wordllama": IsolatedPeer(
+        name="wordllama",
         requirements=("wordllama==0.4.0.post1", "scikit-learn>=1.5"),
+        needs=("wordllama",),
         build=_build_wordllama,
-        start=lambda folder: _with_heads(folder, _wordllama(folder)),
+        start=lambda folder, task: _headed(folder, task, _wordllama(folder)),
         program="from wordllama import WordLlama\n"
-        'WordLlama.load(cache_dir="{folder}", dim=256, disable_download=True).embed(["a gripping film"])\n',
+        "model = WordLlama.load(cache_dir={folder!r}, dim=256, disable_download=True)\n"
+        'x = model.embed(["a gripping film"], norm=True)\n' + _HEAD_PROGRAM,
     ),
 }
 

@@ -19,7 +19,7 @@ __all__ = ["Latency", "Micros", "interleave", "summary", "time_in_turns"]
 
 Item = TypeVar("Item")
 Micros = npt.NDArray[np.float64]
-"""Wall times in microseconds, `(rounds, items)`; NaN where a subject was not called."""
+"""Wall times in microseconds, `(rounds, items)`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,6 @@ def time_in_turns(
     *,
     rounds: int = 1,
     warm_up: int = 50,
-    every: Mapping[str, int] | None = None,
     apart: bool = False,
 ) -> dict[str, Micros]:
     """Call every subject with every item, `rounds` times over, and return each call's time, by subject.
@@ -65,20 +64,15 @@ def time_in_turns(
         items: what each is called with: texts, or batches of texts.
         rounds: how often all items are gone through.
         warm_up: so many items run once uncounted.
-        every: subjects that are called with every n-th item only, by name; they come last in a turn, for they empty
-            the caches of who comes after them.
         apart: in one turn each subject gets another item, so that none finds the table rows of its text in the cache
             because another subject that maps the same file has just read them.
     """
-    slow = {name: step for name, step in (every or {}).items() if step > 1}
-    fast = [name for name in subjects if name not in slow]
-    n = len(items)
+    names, n = [*subjects], len(items)
     shift = {name: k * n // len(subjects) if apart else 0 for k, name in enumerate(subjects)}
-    for i, item in enumerate(items[:warm_up]):
-        for name, subject in subjects.items():
-            if i % slow.get(name, 1) == 0:
-                subject(item)
-    times = {name: np.full((rounds, n), np.nan) for name in subjects}
+    for item in items[:warm_up]:
+        for subject in subjects.values():
+            subject(item)
+    times = {name: np.empty((rounds, n)) for name in subjects}
     draw = random.Random(0)
     clock = time.perf_counter_ns
     enabled = gc.isenabled()
@@ -86,13 +80,11 @@ def time_in_turns(
     try:
         for r in range(rounds):
             for turn in range(n):
-                first = (turn + r) % max(1, len(fast))
-                order = fast[:first] + fast[first + 1 :]
+                first = (turn + r) % len(names)
+                order = names[:first] + names[first + 1 :]
                 draw.shuffle(order)
-                for name in (*fast[first : first + 1], *order, *slow):
+                for name in (names[first], *order):
                     i = (turn + shift[name]) % n
-                    if i % slow.get(name, 1):
-                        continue
                     subject, item = subjects[name], items[i]
                     start = clock()
                     subject(item)
@@ -104,12 +96,11 @@ def time_in_turns(
 
 
 def summary(micros: Micros) -> Latency:
-    """Return the percentiles of the calls that were made."""
-    values = micros[~np.isnan(micros)]
-    p50, p90 = np.percentile(values, [50, 90])
+    """Return the percentiles of all calls."""
+    p50, p90 = np.percentile(micros, [50, 90])
     return Latency(
-        calls=len(values),
+        calls=micros.size,
         p50_us=round(float(p50), 1),
         p90_us=round(float(p90), 1),
-        min_us=round(float(values.min()), 1),
+        min_us=round(float(micros.min()), 1),
     )

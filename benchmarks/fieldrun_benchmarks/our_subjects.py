@@ -19,26 +19,42 @@ __all__ = ["BundleSubject", "TokenizerSubject"]
 _PROGRAM = """
 import fieldrun
 with fieldrun.load({path!r}, engine={engine!r}, threads={threads}) as model:
-    model.predict_all(["a gripping film"])
+    model.{call}
 """
+_TOKENIZER_PROGRAM = """
+from tokenizers import Tokenizer
+Tokenizer.from_file({path!r}).encode("a gripping film").ids
+"""
+
+_EXTRAS = {"onnxruntime": "ort"}
 
 
 class BundleSubject:
-    """Text in, the labels of all single tasks out."""
+    """Text in, the labels of all single tasks out, or of the one that the spec names."""
 
     def __init__(self, spec: SubjectSpec) -> None:
         self._model = fieldrun.load(spec.place, engine=spec.variant, threads=spec.threads)
-        self._threads = spec.threads
+        self._threads, self._task = spec.threads, spec.task
+        single = [task for task in self._model.tasks if self._model.kind(task) == "single"]
+        if spec.task and spec.task not in single:
+            raise UnknownName("single task", spec.task, single)
+        self._tasks = [spec.task] if spec.task else single
         self._stage: tuple[Engine, BucketPlan] | None = None
 
     @staticmethod
     def program(spec: SubjectSpec) -> str:
         """Return the program of a first label."""
-        return _PROGRAM.format(path=spec.place, engine=spec.variant, threads=spec.threads)
+        call = f'predict(["a gripping film"], {spec.task!r})' if spec.task else 'predict_all(["a gripping film"])'
+        return _PROGRAM.format(path=spec.place, engine=spec.variant, threads=spec.threads, call=call)
+
+    @staticmethod
+    def packages(spec: SubjectSpec) -> tuple[str, ...]:
+        """Return fieldrun, with the extra of its engine."""
+        return (f"fieldrun[{_EXTRAS[spec.variant]}]" if spec.variant in _EXTRAS else "fieldrun",)
 
     def run(self, texts: list[str]) -> object:
-        """Return the labels of every single task, one forward pass for all."""
-        return self._model.predict_all(texts)
+        """Return the labels of every single task, one forward pass for all, or of the one task."""
+        return self._model.predict(texts, self._task) if self._task else self._model.predict_all(texts)
 
     def stages(self, text: str) -> Mapping[str, Callable[[], object]]:
         """Return `tokenize` (text to token ids) and `engine` (framed ids to field and logits)."""
@@ -57,9 +73,8 @@ class BundleSubject:
         return counts
 
     def tasks(self) -> Mapping[str, Sequence[str]]:
-        """Return the single tasks."""
-        single = (task for task in self._model.tasks if self._model.kind(task) == "single")
-        return {task: self._model.labels(task) for task in single}
+        """Return the single tasks, or the one."""
+        return {task: self._model.labels(task) for task in self._tasks}
 
     def predict(self, texts: list[str], task: str) -> list[str]:
         """Return the labels of one task."""
@@ -84,7 +99,9 @@ class BundleSubject:
             },
             "engine": self._model.engine,
             "engine_reason": self._model.engine_reason,
-            "answers": f"the labels of all {len(self.tasks())} single tasks",
+            "answers": f"the label of {self._task}"
+            if self._task
+            else f"the labels of all {len(self._tasks)} single tasks",
         }
 
     def close(self) -> None:
@@ -103,6 +120,17 @@ class TokenizerSubject:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._about = {"bytes": path.stat().st_size, "sha256": {"tokenizer.json": sha256_file(path)}}
+
+    @staticmethod
+    def program(spec: SubjectSpec) -> str:
+        """Return the program of a first text's ids."""
+        return _TOKENIZER_PROGRAM.format(path=str(Bundle.load(spec.place).path / "tokenizer.json"))
+
+    @staticmethod
+    def packages(spec: SubjectSpec) -> tuple[str, ...]:
+        """Return the tokenizer's package."""
+        del spec
+        return ("tokenizers",)
 
     def run(self, texts: list[str]) -> object:
         """Return token ids."""

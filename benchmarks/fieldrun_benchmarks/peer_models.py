@@ -3,12 +3,12 @@
 | Peer | Made by | Its vector |
 |---|---|---|
 | `model2vec` | `model2vec.distill(pca_dims=256)` from gte-small | `StaticModel.encode` |
-| `gte-small fp32` | `torch.onnx.export`, run by ONNX Runtime | mean over tokens, L2 norm |
-| `MiniLM-L6 int8` | the same, then `quantize_dynamic`: int8 weights per channel, MatMul and Gemm only | the same |
+| `gte-small-fp32`, `minilm-l6-fp32` | `torch.onnx.export`, run by ONNX Runtime | mean over tokens, L2 norm |
+| `gte-small-int8`, `minilm-l6-int8` | the same, then `quantize_dynamic`: int8 per channel, MatMul and Gemm | same |
 
 Each has a linear head per task, fitted by scikit-learn on at most `HEAD_ROWS` rows of the task's train file, its
 penalty chosen on a fifth of them; in use a head is one NumPy product. A work folder that was filled elsewhere serves
-as it is: measuring then needs neither torch nor scikit-learn.
+as it is: measuring then needs neither torch, transformers nor scikit-learn.
 """
 
 from __future__ import annotations
@@ -29,7 +29,18 @@ from fieldrun.dataset import Dataset
 from fieldrun.errors import DatasetError, ExportError, MissingDependency
 from fieldrun.storage import new_folder, read_json, sha256_file, write_json
 
-__all__ = ["HEAD_ROWS", "PEERS", "Encoder", "LinearHead", "Peer", "PeerSpec", "fit_head", "need", "open_peer"]
+__all__ = [
+    "HEAD_ROWS",
+    "PEERS",
+    "Encoder",
+    "LinearHead",
+    "PeerSpec",
+    "fit_head",
+    "need",
+    "prepare_peer",
+    "read_head",
+    "write_head",
+]
 
 Floats = npt.NDArray[np.float32]
 Vectors = Callable[[Sequence[str]], Floats]
@@ -65,30 +76,22 @@ class LinearHead:
         return [self.labels[i] for i in (x @ self.weight + self.bias).argmax(1).tolist()]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Peer:
-    """One peer, ready to answer: its vectors, a head per task, and what the record says about it."""
-
-    name: str
-    vectors: Vectors
-    heads: Mapping[str, LinearHead]
-    about: Mapping[str, Any]
-
-    def labels(self, texts: Sequence[str], task: str) -> list[str]:
-        """Return the label of every text."""
-        return self.heads[task](self.vectors(texts))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerSpec:
-    """How one peer is made: `build(source, folder)` writes its files, `start(folder)` gives its vectors."""
+    """How one peer is made: `build(source, folder)` writes its files, `start(folder)` gives its vectors.
+
+    `source` says of which encoder it is made, `gte` or `minilm`; `made_with` names the packages whose versions matter,
+    `needs` those that it runs with; `program` is Python that puts the vector of one text into `x`, from `{folder}`.
+    """
 
     name: str
-    slug: str
+    source: str
     build: Callable[[Path, Path], None]
     start: Callable[[Path], Vectors]
     settings: str
-    packages: tuple[str, ...]
+    made_with: tuple[str, ...]
+    needs: tuple[str, ...]
+    program: str
 
 
 class Encoder:
@@ -117,52 +120,48 @@ class Encoder:
         return mean
 
 
-def open_peer(
-    spec: PeerSpec, source: Path, work: Path, train: Mapping[str, Dataset], say: Callable[[str], None]
-) -> Peer:
-    """Open the peer in `work`, made from the encoder folder `source` unless `work` has it; `say` hears what is made.
+def prepare_peer(key: str, source: Path, work: Path, train: Mapping[str, Dataset], say: Callable[[str], None]) -> Path:
+    """Make peer `key` from the encoder folder `source`, and its heads, unless `work` has them; return its folder.
 
     Raises:
-        MissingDependency: what makes or runs it is not installed.
+        MissingDependency: what makes it is not installed.
         DatasetError: a train file holds pairs, or `source` is no encoder folder.
         ExportError: the exported graph differs from its encoder, or was not quantized.
     """
-    weights = source / "model.safetensors"
+    spec, folder, weights = PEERS[key], work / key, source / "model.safetensors"
     if not weights.is_file() or not (source / "tokenizer.json").is_file():
         raise DatasetError(f"{source} has no model.safetensors and tokenizer.json; give an encoder's folder")
-    key = {"source_sha256": sha256_file(weights), "settings": spec.settings}
-    folder = work / spec.slug
-    if _read(folder / "peer.json").get("key") != key:
+    wanted = {"source_sha256": sha256_file(weights), "settings": spec.settings}
+    if _read(folder / "peer.json").get("key") != wanted:
         say(f"making {spec.name}")
         with new_folder(folder, replace=folder.exists()) as partial:
             spec.build(source, partial)
-            made_with = {name: _version(name) for name in spec.packages}
-            write_json(partial / "peer.json", {"key": key, "made_with": made_with})
-    vectors = spec.start(folder)
-    heads = {task: _head(folder, task, data, vectors, say) for task, data in train.items()}
-    artifact = next(path for path in (folder / "model.onnx", folder / "model.safetensors") if path.is_file())
-    about = {
-        **key,
-        "made_with": _read(folder / "peer.json")["made_with"],
-        "bytes": artifact.stat().st_size,
-        "sha256": sha256_file(artifact),
-        "head_rows": {task: min(HEAD_ROWS, len(data)) for task, data in train.items()},
-    }
-    return Peer(name=spec.name, vectors=vectors, heads=heads, about=about)
-
-
-def _head(folder: Path, task: str, data: Dataset, vectors: Vectors, say: Callable[[str], None]) -> LinearHead:
-    path = folder / f"head-{task}.json"
-    key = {"train_sha256": data.sha256, "rows": HEAD_ROWS}
-    stored = _read(path)
-    if stored.get("key") != key:
+            made_with = {name: _version(name) for name in spec.made_with}
+            write_json(partial / "peer.json", {"key": wanted, "made_with": made_with})
+    vectors: Vectors | None = None
+    for task, data in train.items():
+        path = folder / f"head-{task}.json"
+        key_of_head = {"train_sha256": data.sha256, "rows": HEAD_ROWS}
+        if _read(path).get("key") == key_of_head:
+            continue
         if data.kind != "single":
             raise DatasetError(f"{data.path} holds pairs; the peers are measured on single texts")
-        say(f"fitting {folder.name}'s head of {task}")
+        say(f"fitting {key}'s head of {task}")
+        vectors = vectors or spec.start(folder)
         rows = np.random.default_rng(0).permutation(len(data))[:HEAD_ROWS].tolist()
         head = fit_head(vectors([str(data.texts[i]) for i in rows]), [data.labels[i] for i in rows])
-        stored = {"key": key, "labels": head.labels, "weight": head.weight.tolist(), "bias": head.bias.tolist()}
-        write_json(path, stored)
+        write_head(path, head, key=key_of_head)
+    return folder
+
+
+def write_head(path: Path, head: LinearHead, **more: Any) -> None:
+    """Write a head as JSON, with `more` beside it."""
+    write_json(path, {**more, "labels": head.labels, "weight": head.weight.tolist(), "bias": head.bias.tolist()})
+
+
+def read_head(path: Path) -> LinearHead:
+    """Read a head that `write_head` wrote."""
+    stored = read_json(path)
     weight, bias = (np.array(stored[name], np.float32) for name in ("weight", "bias"))
     return LinearHead(weight=weight, bias=bias, labels=tuple(stored["labels"]))
 
@@ -255,32 +254,49 @@ def _build_int8(source: Path, folder: Path) -> None:
         raise ExportError(f"only {count} of {6 * layers} products of {source} were quantized")
 
 
+_EXPORTED = "torch.onnx.export, opset 17, dynamic shapes; "
+_QUANTIZED = "quantize_dynamic QInt8 per channel, MatMul and Gemm; "
+_ENCODER_PROGRAM = """
+import numpy as np, onnxruntime
+from tokenizers import Tokenizer
+session = onnxruntime.InferenceSession({folder!r} + "/model.onnx", providers=["CPUExecutionProvider"])
+ids = np.array([Tokenizer.from_file({folder!r} + "/tokenizer.json").encode("a gripping film").ids])
+x = session.run(None, {{"ids": ids, "mask": np.ones_like(ids)}})[0].mean(1)
+x /= np.linalg.norm(x)
+"""
+
+
+def _encoder(name: str, source: str, *, int8: bool) -> PeerSpec:
+    return PeerSpec(
+        name=name,
+        source=source,
+        build=_build_int8 if int8 else _build_fp32,
+        start=Encoder,
+        settings=f"{_EXPORTED}{_QUANTIZED if int8 else ''}mean over tokens, L2 norm",
+        made_with=("onnx", "onnxruntime", "torch", "transformers"),
+        needs=("numpy", "onnxruntime", "tokenizers"),
+        program=_ENCODER_PROGRAM,
+    )
+
+
 PEERS = {
     "model2vec": PeerSpec(
         name="model2vec",
-        slug="model2vec",
+        source="gte",
         build=_build_static,
         start=_start_static,
         settings="model2vec.distill from gte-small, pca_dims=256, float16; encode with its defaults",
-        packages=("model2vec", "torch", "transformers"),
+        made_with=("model2vec", "torch", "transformers"),
+        needs=("model2vec",),
+        program="""
+from model2vec import StaticModel
+x = StaticModel.from_pretrained({folder!r}).encode(["a gripping film"])
+""",
     ),
-    "gte": PeerSpec(
-        name="gte-small fp32, ONNX Runtime",
-        slug="gte-small-fp32",
-        build=_build_fp32,
-        start=Encoder,
-        settings="torch.onnx.export, opset 17, dynamic shapes; mean over tokens, L2 norm",
-        packages=("onnxruntime", "torch", "transformers"),
-    ),
-    "minilm": PeerSpec(
-        name="MiniLM-L6 int8 (dynamic), ONNX Runtime",
-        slug="minilm-l6-int8",
-        build=_build_int8,
-        start=Encoder,
-        settings="torch.onnx.export, opset 17, dynamic shapes; quantize_dynamic QInt8 per channel, MatMul and Gemm; "
-        "mean over tokens, L2 norm",
-        packages=("onnx", "onnxruntime", "torch", "transformers"),
-    ),
+    "minilm-l6-int8": _encoder("MiniLM-L6 int8", "minilm", int8=True),
+    "minilm-l6-fp32": _encoder("MiniLM-L6 fp32", "minilm", int8=False),
+    "gte-small-int8": _encoder("gte-small int8", "gte", int8=True),
+    "gte-small-fp32": _encoder("gte-small fp32", "gte", int8=False),
 }
 
 

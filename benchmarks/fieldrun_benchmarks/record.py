@@ -69,8 +69,8 @@ def append_record(folder: Path, kind: str, command: str, values: Mapping[str, An
     raise AssertionError
 
 
-def read_record(path: Path, kind: str) -> dict[str, Any]:
-    """Read the record at `path`.
+def read_record(path: Path, *kinds: str) -> dict[str, Any]:
+    """Read the record at `path`, which is of one of `kinds`.
 
     Raises:
         SchemaTooNew: written by a newer fieldrun.
@@ -80,8 +80,8 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
         value = read_json(path)
     except (OSError, ValueError) as error:
         raise FieldrunError(f"cannot read the record {path}: {error}; measure again") from error
-    if not isinstance(value, dict) or value.get("kind") != kind:
-        raise FieldrunError(f"{path} is not a record of kind {kind!r}")
+    if not isinstance(value, dict) or value.get("kind") not in kinds:
+        raise FieldrunError(f"{path} is not a record of kind {' or '.join(map(repr, kinds))}")
     if value.get("schema") != SCHEMA:
         raise SchemaTooNew(
             f"{path} has schema {value.get('schema')!r}, this fieldrun reads {SCHEMA}: pip install --upgrade fieldrun"

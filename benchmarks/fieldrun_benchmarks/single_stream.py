@@ -60,7 +60,7 @@ def single_values(slices: Sequence[Slice], count: int) -> dict[str, Any]:
 
 
 def by_length(slices: Sequence[Slice], texts: Sequence[str], counts: Sequence[int] | None) -> dict[str, Any]:
-    """Return latency by the number of tokens, or of characters for a subject that has none."""
+    """Return latency by the number of tokens, `counts` of every text, or of characters where there are none."""
     lengths = np.array(counts if counts is not None else [len(text) for text in texts])
     sent = np.concatenate([(p.start + np.arange(len(p.micros))) % len(lengths) for p in slices])
     micros = np.concatenate([p.micros for p in slices])

@@ -1,9 +1,9 @@
 """A subject: what is measured. The harness knows nothing of models, it loads, runs and closes.
 
-A subject is named on the command line: `KIND:PLACE@VARIANT`, each part but one optional. `reference` and any folder are
-a bundle (`@native`, `@numpy`, ... its engine), `null` is nothing at all, `tokenizer:BUNDLE` the Rust tokenizer alone,
-`peer:FOLDER` what `fieldrun_benchmarks.peers --prepare` left in FOLDER, `python:MODULE:CLASS` a class of your own. The
-classes are found by name and imported by the process that runs them.
+A subject is named on the command line: `KIND:PLACE@VARIANT#TASK`, each part but one optional. `reference` and any
+folder are a bundle (`@native`, `@numpy`, ... its engine; with `#TASK` it answers this task alone), `null` is nothing at
+all, `tokenizer:BUNDLE` the Rust tokenizer alone, `peer:FOLDER` what `fieldrun_benchmarks.peers --prepare` left there,
+`python:MODULE:CLASS` a class of your own. The classes are found by name and imported by the process that runs them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ from typing import Any, Protocol
 from fieldrun.errors import UnknownName, UsageError
 from fieldrun.storage import read_json
 
-__all__ = ["SUBJECTS", "NullSubject", "Subject", "SubjectSpec", "open_subject", "parse_subject", "program_of"]
+__all__ = [
+    "SUBJECTS",
+    "NullSubject",
+    "Subject",
+    "SubjectSpec",
+    "open_subject",
+    "packages_of",
+    "parse_subject",
+    "program_of",
+]
 
 SUBJECTS = {
     "bundle": "fieldrun_benchmarks.our_subjects:BundleSubject",
@@ -68,6 +77,7 @@ class SubjectSpec:
     kind: str
     place: str = ""
     variant: str = "auto"
+    task: str = ""
     threads: int = 1
     python: str = field(default_factory=lambda: sys.executable)
 
@@ -92,7 +102,8 @@ def parse_subject(text: str, *, engine: str = "auto", threads: int = 1) -> Subje
         if colon and "/" not in kind and not Path(text).is_dir():
             raise UnknownName("kind of subject", kind, [*sorted(SUBJECTS), "python"])
         kind, rest = "bundle", text
-    place, _, variant = rest.rpartition("@") if "@" in rest and "/" not in rest.rpartition("@")[2] else (rest, "", "")
+    rest, task = _cut(rest, "#")
+    place, variant = _cut(rest, "@")
     if not place:
         raise UsageError(f"the subject {text!r} names no place; write {kind}:FOLDER")
     if place != "reference":
@@ -100,9 +111,22 @@ def parse_subject(text: str, *, engine: str = "auto", threads: int = 1) -> Subje
     python = sys.executable
     if kind == "peer":
         python = str(_peer(Path(place)).get("python") or python)
-    shown = f"{Path(place).name}{f'@{variant}' if variant else ''}"
-    name = shown if kind in ("bundle", "peer") else f"{kind}:{shown}"
-    return SubjectSpec(name=name, kind=kind, place=place, variant=variant or engine, threads=threads, python=python)
+    shown = f"{Path(place).name}{f'@{variant}' if variant else ''}{f'#{task}' if task else ''}"
+    return SubjectSpec(
+        name=shown if kind in ("bundle", "peer") else f"{kind}:{shown}",
+        kind=kind,
+        place=place,
+        variant=variant or engine,
+        task=task,
+        threads=threads,
+        python=python,
+    )
+
+
+def _cut(text: str, mark: str) -> tuple[str, str]:
+    """Cut at the last `mark`, unless it is in the name of a folder."""
+    before, found, after = text.rpartition(mark)
+    return (before, after) if found and "/" not in after else (text, "")
 
 
 def _peer(folder: Path) -> dict[str, Any]:
@@ -123,6 +147,12 @@ def program_of(spec: SubjectSpec) -> str | None:
     """Return the shortest program that a user would write to get one answer, None for a subject that has none."""
     program: Callable[[SubjectSpec], str] | None = getattr(_class(spec), "program", None)
     return None if program is None else program(spec)
+
+
+def packages_of(spec: SubjectSpec) -> Sequence[str] | None:
+    """Return the requirements that a user would install to run the subject, None where it does not say."""
+    packages: Callable[[SubjectSpec], Sequence[str]] | None = getattr(_class(spec), "packages", None)
+    return None if packages is None else packages(spec)
 
 
 def _class(spec: SubjectSpec) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,18 +21,19 @@ from fieldrun_benchmarks import bench, loadgen
 from fieldrun_benchmarks.bench import measure
 from fieldrun_benchmarks.scenario import SAMPLES_PER_QUERY, multi_stream, offline, poisson_arrivals, server, timed_calls
 from fieldrun_benchmarks.sensors import Sensors
-from fieldrun_benchmarks.settings import Settings
-from fieldrun_benchmarks.subject import NullSubject, parse_subject, program_of
+from fieldrun_benchmarks.settings import SCENARIOS, Settings
+from fieldrun_benchmarks.subject import NullSubject, open_subject, packages_of, parse_subject, program_of
 from fieldrun_benchmarks.warn import warnings_of
 from fieldrun_benchmarks.worker import Worker, pack
 from fieldrun_benchmarks.worker_process import WorkerProcess, unpack
 from fieldrun_benchmarks.workload import Workload, read_workload, sample_files
+from tests.toy import PAIR_TASK, TASKS
 
 PLANTED = "python:tests.benchmarks.planted"
 TEXTS = tuple(f"{'word ' * (1 + i % 9)}{i}" for i in range(60))
 SHORT = Settings(
     repeats=2, seconds=0.01, slice_calls=20, stage_calls=8, short_s=0.01, batches=(1, 4), threads=(1, 2),
-    server_loads=(0.5,), cold_runs=1, loadgen=False, timeout_s=60,
+    server_loads=(0.5,), cold_runs=1, scenarios=("stages", "multi_stream", "offline", "server"), timeout_s=60,
 )  # fmt: skip
 
 
@@ -85,7 +88,7 @@ def test_everything_is_measured(here: None, rows: dict[str, Any]) -> None:
     assert [(row["batch"], row["threads"]) for row in one["offline"]] == [(1, 1), (4, 1), (4, 2)]
     assert one["accuracy"] == {"length": one["accuracy"]["length"] | {"n": 3, "accuracy": 2 / 3, "file": "rows.tsv"}}
     assert "unavailable" in one["cold_start"]
-    assert "--no-loadgen" in one["loadgen"]["unavailable"]
+    assert "left out" in one["loadgen"]["unavailable"]
     (ratio,) = values["ratios"]
     assert (ratio["of"], ratio["to"]) == ("two", "one")
     assert ratio["pairs"] >= SHORT.repeats
@@ -139,7 +142,7 @@ def test_one_that_fails_does_not_take_the_others_along(here: None, monkeypatch: 
         def ask(self, command: str, **arguments: Any) -> Any:
             if command == "slice" and "bad" in self._worker._spec.name:
                 type(self).slices += 1
-                if type(self).slices > 3:
+                if type(self).slices > 5:
                     self.alive = False
                     raise FieldrunError("bad: its process ended with exit code 1")
             return super().ask(command, **arguments)
@@ -155,6 +158,15 @@ def test_one_that_fails_does_not_take_the_others_along(here: None, monkeypatch: 
     refusing = [parse_subject(f"{PLANTED}:Refusing")]
     with pytest.raises(FieldrunError, match="lacks"):
         measure(refusing, _workload(), SHORT, {})
+
+
+def test_a_crash_is_told_in_the_values_and_the_rest_is_measured(importable: None) -> None:
+    good, bad = (parse_subject(f"{PLANTED}:{name}") for name in ("Counting", "Crashing"))
+    values = measure([good, bad], _workload(), replace(SHORT, seconds=0.05), {})
+    assert "exit code 7: out of luck" in values["subjects"][bad.name]["failed"]
+    assert values["subjects"][good.name]["single_stream"]["calls"] > 0
+    (ratio,) = values["ratios"]
+    assert ratio["unavailable"] == "one of the two failed"
 
 
 def test_planted_noise_raises_the_warnings() -> None:
@@ -173,6 +185,82 @@ def test_planted_noise_raises_the_warnings() -> None:
     values["sensors"] |= {"governor": quiet}
     values["subjects"] = {"a": {"kind": "bundle", "single_stream": calm}}
     assert warnings_of(values) == []
+
+
+class _Crowded(Sensors):
+    """Counters of a machine on which others keep two cores busy."""
+
+    def busy(self) -> dict[str, float]:
+        return {"busy": 3 * time.monotonic(), "stolen": 0.0}  # the bench itself is on one core
+
+
+class _Quiet(Sensors):
+    def busy(self) -> dict[str, float]:
+        return {"busy": 0.0, "stolen": 0.0}
+
+
+def _noise(sensors: Sensors, settings: Settings = SHORT) -> list[str]:
+    values = measure([parse_subject("null")], _workload(), settings, {}, sensors=sensors)
+    return [entry["text"] for entry in values["warnings"] if "cores busy" in entry["text"]]
+
+
+def test_a_slow_subject_gets_less_to_do(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text takes 1 ms or 10 us: 50 and 200 a slice of 0.05 s, batches of 64 and 256 in a tenth of a second."""
+
+    class Slow(HereProcess):
+        def ask(self, command: str, **arguments: Any) -> Any:
+            answer = super().ask(command, **arguments)
+            if command == "slice":
+                nanos = 1_000_000 if self._worker._spec.name == "slow" else 10_000
+                return answer | {"nanos": pack(np.full(arguments["count"], nanos, np.int64))}
+            if command == "offline":
+                asked.append((self._worker._spec.name, arguments["batch"]))
+            return answer
+
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(bench, "WorkerProcess", Slow)
+    spec = parse_subject(f"{PLANTED}:Counting")
+    settings = replace(SHORT, slice_calls=200, slice_s=0.05, short_s=0.3, batches=(1, 256), threads=(1,))
+    values = measure(
+        [replace(spec, name="fast"), replace(spec, name="slow")],
+        _workload(),
+        replace(settings, scenarios=("offline",)),
+        {},
+        against=("slow", "fast"),
+    )
+    fast, slow = (values["subjects"][name] for name in ("fast", "slow"))
+    assert (fast["slice_calls"], slow["slice_calls"]) == (200, 50)
+    assert {row["batch"] for row in slow["offline"]} == {1, 64}
+    assert {row["batch"] for row in fast["offline"]} == {1, 256}
+    assert [name for name, batch in asked if batch in (64, 256)] == ["fast", "slow"] * 3  # in turns
+    assert [(ratio["of"], ratio["to"], ratio["median"]) for ratio in values["ratios"]] == [
+        ("fast", "slow", 0.01),
+        ("slow", "fast", 100.0),
+    ]
+    assert {one["by_length"]["unit"] for one in (fast, slow)} == {"tokens"}
+    assert fast["server"] == {"unavailable": "left out of this bench"}
+
+
+def test_a_crowded_machine_is_warned_of(here: None) -> None:
+    (text,) = _noise(_Crowded())
+    assert float(text.split()[3]) >= 1.9
+    assert _noise(_Quiet()) == []
+
+
+def test_a_busy_second_process_raises_the_warning(here: None) -> None:
+    if Sensors().busy() is None:
+        pytest.skip("/proc/stat cannot be read here")
+    spin = "print(flush=True)\nwhile True: pass"
+    busy = [subprocess.Popen([sys.executable, "-c", spin], stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        for process in busy:
+            assert process.stdout is not None
+            process.stdout.readline()  # it spins from here on
+        assert _noise(Sensors(), replace(SHORT, seconds=0.4))
+    finally:
+        for process in busy:
+            process.kill()
+            process.communicate()
 
 
 def test_scenarios_answer_every_text_they_count() -> None:
@@ -242,7 +330,7 @@ def test_loadgen_runs_the_null_subject_or_says_what_is_missing(monkeypatch: pyte
 def test_without_loadgen_the_rest_goes_on(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)  # what makes an import fail
     spec = parse_subject("null")
-    values = measure([spec], _workload(), replace(SHORT, loadgen=True), {})
+    values = measure([spec], _workload(), replace(SHORT, scenarios=SCENARIOS), {})
     assert "mlcommons-loadgen" in values["subjects"]["null"]["loadgen"]["unavailable"]
     assert "mlcommons-loadgen" in values["harness"]["loadgen"]["unavailable"]
 
@@ -252,6 +340,11 @@ def test_subjects_are_read_from_their_names(tmp_path: Path) -> None:
     assert (found.kind, found.place, found.variant, found.threads) == ("bundle", "reference", "numpy", 2)
     assert "engine='numpy'" in (program_of(found) or "")
     assert parse_subject("reference", engine="native").variant == "native"
+    one = parse_subject("reference@native#sst2")
+    assert (one.place, one.variant, one.task, one.name) == ("reference", "native", "sst2", "reference@native#sst2")
+    assert packages_of(replace(one, variant="onnxruntime")) == ("fieldrun[ort]",)
+    assert packages_of(one) == ("fieldrun",)
+    assert packages_of(parse_subject("null")) is None
     assert parse_subject("tokenizer:reference").name == "tokenizer:reference"
     assert program_of(parse_subject("null")) is None
     folder = tmp_path / "a@b"
@@ -268,6 +361,20 @@ def test_subjects_are_read_from_their_names(tmp_path: Path) -> None:
         program_of(parse_subject("python:no.such.module:Class"))
 
 
+def test_our_subjects_answer_all_tasks_or_one(toy_bundle: Path) -> None:
+    single = [task for task in TASKS if task != PAIR_TASK]
+    task = single[0]
+    every, one = (open_subject(parse_subject(f"{toy_bundle}@numpy{mark}")) for mark in ("", f"#{task}"))
+    assert sorted(every.tasks()) == sorted(single)
+    assert list(one.tasks()) == [task]
+    assert one.run(["a good film"]) == every.predict(["a good film"], task)
+    assert one.about()["answers"] == f"the label of {task}"
+    with pytest.raises(UnknownName, match="single task 'nothing'"):
+        open_subject(parse_subject(f"{toy_bundle}#nothing"))
+    for name in (f"{toy_bundle}@numpy", f"{toy_bundle}@numpy#{task}", f"tokenizer:{toy_bundle}"):
+        exec(compile(program_of(parse_subject(name)) or "", "program", "exec"), {})
+
+
 def test_a_workload_is_real_text_with_its_lengths(tmp_path: Path) -> None:
     shipped = read_workload([])
     assert len(shipped.texts) == sum(source.texts for source in shipped.sources) == 800
@@ -281,9 +388,17 @@ def test_a_workload_is_real_text_with_its_lengths(tmp_path: Path) -> None:
     assert len(read_workload([lines], limit=1).texts) == 1
 
 
-@pytest.mark.parametrize(("data", "words"), [(b"", "has no texts"), (b"\xff", "UTF-8"), (None, "cannot read")])
-def test_a_workload_that_cannot_be_used(tmp_path: Path, data: bytes | None, words: str) -> None:
-    path = tmp_path / "texts.txt"
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.txt", b"", "has no texts"),
+        ("a.txt", b"\xff", "UTF-8"),
+        ("a.txt", None, "cannot read"),
+        ("a.tsv", b"text\tlabel\n", "no record after the header"),
+    ],
+)
+def test_a_workload_that_cannot_be_used(tmp_path: Path, name: str, data: bytes | None, words: str) -> None:
+    path = tmp_path / name
     if data is not None:
         path.write_bytes(data)
     with pytest.raises(DatasetError, match=words):
@@ -291,7 +406,8 @@ def test_a_workload_that_cannot_be_used(tmp_path: Path, data: bytes | None, word
 
 
 @pytest.mark.parametrize(
-    "change", [{"repeats": 1}, {"seconds": 0}, {"batches": ()}, {"threads": (0,)}, {"cold_runs": 0}]
+    "change",
+    [{"repeats": 1}, {"seconds": 0}, {"batches": ()}, {"threads": (0,)}, {"cold_runs": 0}, {"scenarios": ("x",)}],
 )
 def test_settings_that_make_no_sense(change: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

@@ -17,7 +17,7 @@ from fieldrun.storage import read_json, write_json
 from fieldrun_benchmarks import isolated_peers
 from fieldrun_benchmarks.isolated_peers import ISOLATED, PeerSubject, main, prepare_isolated
 from fieldrun_benchmarks.peer_models import LinearHead
-from fieldrun_benchmarks.subject import parse_subject, program_of
+from fieldrun_benchmarks.subject import packages_of, parse_subject, program_of
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_a_peer_is_made_once(tmp_path: Path, train: dict[str, Path], calls: list
         ["-m", "fieldrun_benchmarks.isolated_peers"],
     ]
     python = read_json(folder / "peer.json")["python"]
-    assert parse_subject(f"peer:{folder}@mood").python == python == str(tmp_path / "work/env-fasttext/bin/python")
+    assert parse_subject(f"peer:{folder}#mood").python == python == str(tmp_path / "work/env-fasttext/bin/python")
     prepare_isolated("fasttext", tmp_path / "work", train, said.append)
     assert len(calls) == 3
     train["mood"].write_text("text\tlabel\na\tb\n", "utf-8")
@@ -113,11 +113,16 @@ def test_fasttext_answers_with_the_labels_of_the_file(
     assert subject.run(["good", "poor"]) == subject.predict(["good", "poor"], "mood") == ["yes", "no"]
     assert subject.tokens(["a"]) is None
     assert subject.stages("a") == {}
-    assert set(subject.about()["artifact"]["sha256"]) == {"mood.bin", "mood.json"}
-    assert f'load_model("{folder}/mood.bin")' in (program_of(spec) or "")
+    for name in ("head-other.json", "other.bin"):
+        (folder / name).touch()
+    assert set(subject.about()["artifact"]["sha256"]) == {"mood.bin", "head-mood.json"}
+    assert "/mood.bin" in (program_of(spec) or "")
     compile(program_of(spec) or "", "program", "exec")
+    assert packages_of(spec) == ("fasttext",)
+    with pytest.raises(UnknownName, match="task 'other'"):
+        subject.predict(["good"], "other")
     with pytest.raises(UnknownName, match="task 'sst2'"):
-        PeerSubject(parse_subject(f"peer:{folder}@sst2"))
+        PeerSubject(parse_subject(f"peer:{folder}#sst2"))
 
 
 def test_wordllama_answers_with_its_heads(
@@ -146,7 +151,8 @@ def test_wordllama_answers_with_its_heads(
     write_json(folder / "peer.json", {"python": sys.executable})
     subject = PeerSubject(parse_subject(f"peer:{folder}"))
     assert subject.run(["good", "poor"]) == ["yes", "no"]
-    assert subject.about()["environment_bytes"] > 0
+    assert subject.about()["made_with"] is None
+    compile(program_of(parse_subject(f"peer:{folder}")) or "", "program", "exec")
     (folder / "head-mood.json").unlink()
     with pytest.raises(DatasetError, match="has no heads"):
         PeerSubject(parse_subject(f"peer:{folder}"))
@@ -154,5 +160,6 @@ def test_wordllama_answers_with_its_heads(
 
 def test_an_unknown_folder_is_no_peer(tmp_path: Path) -> None:
     write_json(tmp_path / "peer.json", {})
+    write_json(tmp_path / "head-mood.json", {"labels": []})
     with pytest.raises(UnknownName, match="fasttext, gte-small-fp32"):
         PeerSubject(parse_subject(f"peer:{tmp_path}"))

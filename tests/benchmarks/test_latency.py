@@ -9,7 +9,7 @@ import pytest
 
 from fieldrun.errors import FieldrunError
 from fieldrun_benchmarks.cold_start import cold_starts
-from fieldrun_benchmarks.latency import interleave
+from fieldrun_benchmarks.latency import interleave, time_in_turns
 from fieldrun_benchmarks.record import conditions
 
 
@@ -21,6 +21,15 @@ def test_every_subject_sees_every_text_in_rotating_order() -> None:
     assert sorted(calls) == sorted((name, text) for name in "abc" for text in "xy" for _ in range(3))
     firsts = [calls[i][0] for i in range(0, len(calls), 3)]
     assert set(firsts) == set("abc")
+
+
+def test_apart_gives_every_subject_another_text_in_a_turn() -> None:
+    calls: list[tuple[str, str]] = []
+    subjects = {name: lambda text, name=name: calls.append((name, text)) for name in "abc"}
+    timed = time_in_turns(subjects, ["x", "y", "z"], rounds=2, warm_up=0, apart=True)
+    assert all(len({text for _, text in calls[i : i + 3]}) == 3 for i in range(0, len(calls), 3))
+    assert sorted(calls) == sorted((name, text) for name in "abc" for text in "xyz" for _ in range(2))
+    assert {name: micros.shape for name, micros in timed.items()} == dict.fromkeys("abc", (2, 3))
 
 
 def test_warm_up_is_not_counted() -> None:

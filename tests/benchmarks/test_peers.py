@@ -1,128 +1,33 @@
-"""The run against the peers, with fake ones: who is called with what, what a ratio is, what is kept in the work folder.
-
-A fake clock stands still but for what a subject takes, so that every figure is known.
-"""
+"""The bench beside the peers, with fake ones: what is made once, what is compared with what, what the tables show."""
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
-import time
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
-from fieldrun.bundle import Bundle
 from fieldrun.dataset import Dataset, read_tsv
-from fieldrun.errors import DatasetError, MissingDependency
-from fieldrun_benchmarks import peer_models, peers
-from fieldrun_benchmarks.latency import time_in_turns
-from fieldrun_benchmarks.ort_profile import bucket_of_median, summarize
-from fieldrun_benchmarks.peer_models import LinearHead, PeerSpec, fit_head, need, open_peer
-from fieldrun_benchmarks.peers import BASELINE, Subject, accuracy, latency, throughput
-from fieldrun_benchmarks.record import read_record
+from fieldrun.errors import DatasetError, FieldrunError, MissingDependency
+from fieldrun.storage import read_json, write_json
+from fieldrun_benchmarks import bench, isolated_peers, peer_models, peers
+from fieldrun_benchmarks.peer_models import PEERS, LinearHead, PeerSpec, fit_head, need, prepare_peer
+from fieldrun_benchmarks.peers_report import OURS, TOKENIZER, read_peers, reproduced
+from fieldrun_benchmarks.report.render import read_records, to_markdown
 from fieldrun_benchmarks.tables import render
+from tests.benchmarks.test_bench import HereProcess
 from tests.toy import TASKS, WORDS
 
-
-class Clock:
-    """A clock that only `spend` moves."""
-
-    def __init__(self) -> None:
-        self.now = 0
-        self.calls: list[tuple[str, object]] = []
-
-    def spend(self, name: str, micros: Callable[[Any], float]) -> Callable[[Any], object]:
-        def subject(item: object) -> None:
-            self.calls.append((name, item))
-            self.now += round(1000 * micros(item))
-
-        return subject
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    found = Clock()
-    monkeypatch.setattr(time, "perf_counter_ns", lambda: found.now)
-    return found
-
-
-def test_ratios_are_of_medians_over_the_texts_that_both_were_timed_on(clock: Clock) -> None:
-    texts = [str(i) for i in range(10)]
-    subjects = [
-        Subject(name=BASELINE, one=clock.spend(BASELINE, lambda text: 10)),
-        Subject(name="fieldrun", one=clock.spend("fieldrun", lambda text: 20 if int(text) % 5 == 0 else 5), ours=True),
-        Subject(name="slow", one=clock.spend("slow", lambda text: 400), every=5),
-    ]
-    result = latency(subjects, texts, rounds=3)
-    assert result["slow"]["calls"] == 6
-    assert result["slow"]["texts"] == 2
-    assert result["fieldrun"]["calls"] == 30
-    assert result["fieldrun"]["p50_us"] == 5
-    assert result["fieldrun"]["to_tokenizer"] == {"median": 0.5, "min": 0.5, "max": 0.5}
-    assert result["slow"]["to_fieldrun"]["fieldrun"]["median"] == 20.0  # on texts 0 and 5, not on all
-    assert result[BASELINE]["to_fieldrun"]["fieldrun"]["median"] == 2.0
-    assert {item for name, item in clock.calls if name == "slow"} == {"0", "5"}
-
-
-def test_a_ratio_has_the_spread_of_its_rounds(clock: Clock) -> None:
-    costs = iter([10.0] * 4 + [10.0] * 4 + [40.0] * 4)  # warm-up, then two rounds of four texts
-    subjects = [
-        Subject(name=BASELINE, one=clock.spend(BASELINE, lambda text: 10)),
-        Subject(name="fieldrun", one=clock.spend("fieldrun", lambda text: next(costs)), ours=True),
-    ]
-    result = latency(subjects, ["a", "b", "c", "d"], rounds=2)
-    assert result["fieldrun"]["to_tokenizer"] == {"median": 2.5, "min": 1.0, "max": 4.0}
-
-
-def test_throughput_counts_whole_batches(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "_BATCH", 8)
-    subjects = [
-        Subject(name=BASELINE, one=str, batch=clock.spend(BASELINE, lambda texts: len(texts) * 100)),
-        Subject(name="fieldrun", one=str, batch=clock.spend("f", lambda texts: len(texts) * 200), ours=True),
-        Subject(name="not in batches", one=str),
-    ]
-    result = throughput(subjects, ["a", "b", "c"], rounds=7)
-    assert set(result) == {BASELINE, "fieldrun"}
-    assert result[BASELINE]["texts_per_s"] == 10_000
-    assert result["fieldrun"]["texts_per_s"] == 5_000
-    assert result[BASELINE]["to_fieldrun"]["fieldrun"] == {"median": 0.5, "min": 0.5, "max": 0.5}
-    assert all(isinstance(batch, list) and len(batch) == 8 for _, batch in clock.calls)
-
-
-def test_apart_gives_every_subject_another_text_in_a_turn() -> None:
-    calls: list[tuple[str, str]] = []
-    subjects = {name: lambda text, name=name: calls.append((name, text)) for name in "abc"}
-    timed = time_in_turns(subjects, ["x", "y", "z"], rounds=2, warm_up=0, apart=True)
-    assert all(len({text for _, text in calls[i : i + 3]}) == 3 for i in range(0, len(calls), 3))
-    assert sorted(calls) == sorted((name, text) for name in "abc" for text in "xyz" for _ in range(2))
-    assert {name: micros.shape for name, micros in timed.items()} == dict.fromkeys("abc", (2, 3))
-
-
-def test_slow_subjects_come_last_in_a_turn() -> None:
-    calls: list[str] = []
-    subjects = {name: lambda text, name=name: calls.append(name) for name in ("slow", "a", "b")}
-    timed = time_in_turns(subjects, ["x", "y"], rounds=2, warm_up=0, every={"slow": 2})
-    assert [i for i, name in enumerate(calls) if name == "slow"] == [2, 7]
-    assert np.isnan(timed["slow"]).tolist() == [[False, True], [False, True]]
-
-
-def test_accuracy_has_its_interval(tmp_path: Path) -> None:
-    data = _tsv(tmp_path / "dev.tsv", [("good", "yes"), ("bad", "no"), ("fine", "yes"), ("poor", "no")])
-    subjects = [
-        Subject(name=BASELINE, one=str),
-        Subject(name="always yes", one=str, predict=lambda texts: ["yes"] * len(texts)),
-    ]
-    result = accuracy(subjects, data)
-    assert set(result) == {"always yes"}
-    entry = result["always yes"]
-    assert (entry["n"], entry["accuracy"]) == (4, 0.5)
-    assert entry["ci95"][0] < 0.5 < entry["ci95"][1]
+FAKES = ("wordy", "slow")
 
 
 @pytest.mark.parametrize(
@@ -162,19 +67,22 @@ def test_a_head_of_two_labels_has_a_column_for_each(monkeypatch: pytest.MonkeyPa
 
 def test_what_is_no_encoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"model\.safetensors and tokenizer\.json"):
-        open_peer(_fake("fake"), tmp_path, tmp_path / "work", {}, print)
+        prepare_peer("model2vec", tmp_path, tmp_path / "work", {}, print)
 
 
-def test_a_run_writes_one_record_and_its_table(
-    tmp_path: Path, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(peers, "PEERS", {key: _fake(key) for key in ("model2vec", "gte", "minilm")})
+@pytest.fixture
+def arguments(tmp_path: Path, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Fake peers, the toy bundle, and workers in this process."""
+    fakes = {key: _fake(key) for key in FAKES}
+    for module in (peers, isolated_peers, peer_models):
+        monkeypatch.setattr(module, "PEERS", fakes)
+    for module in (peers, isolated_peers):
+        monkeypatch.setattr(module, "ISOLATED", {})
     monkeypatch.setattr(peers, "_REPORT", dict.fromkeys(TASKS, "dev.tsv"))
-    monkeypatch.setattr(peers, "_PROFILED", next(iter(TASKS)))
-    monkeypatch.setattr(peers, "_BATCH", 4)
+    monkeypatch.setattr(peers, "_SETTINGS", replace(peers._SETTINGS, slice_calls=20, short_s=0.03, cold_runs=1))
     monkeypatch.setattr(peer_models, "fit_head", _no_head)
-    monkeypatch.setattr("fieldrun_benchmarks.ort_profile._RUNS", 100)
-    monkeypatch.setattr("fieldrun_benchmarks.ort_profile._TIMED", 20)
+    monkeypatch.setattr(bench, "WorkerProcess", HereProcess)
+    monkeypatch.setattr(bench, "cold_starts", lambda programs, **_: dict.fromkeys(programs, _Cold()))
     data, encoder = tmp_path / "data", tmp_path / "encoder"
     for task, labels in TASKS.items():
         rows = [(f"a {word} film {i}", label) for i, word in enumerate(WORDS[:6]) for label in labels]
@@ -183,63 +91,116 @@ def test_a_run_writes_one_record_and_its_table(
     encoder.mkdir()
     for name in ("model.safetensors", "tokenizer.json"):
         (encoder / name).write_text("{}", "utf-8")
-    arguments = ["--data", str(data), "--gte", str(encoder), "--minilm", str(encoder), "--work", str(tmp_path / "work")]
-    arguments += ["--bundle", str(toy_bundle), "--rounds", "7", "--profile"]
-    assert CliRunner().invoke(peers.main, arguments).exit_code == 2  # neither -o nor --prepare
-    prepared = CliRunner().invoke(peers.main, [*arguments, "--prepare"], catch_exceptions=False)
-    assert prepared.output.count("making ") == 3
+    found = ["--data", str(data), "--gte", str(encoder), "--minilm", str(encoder), "--work", str(tmp_path / "work")]
+    return [*found, "--bundle", str(toy_bundle), "--seconds", "0.05"]
+
+
+def _call(arguments: Sequence[str], code: int = 0) -> Result:
+    result = CliRunner().invoke(peers.main, [*arguments], catch_exceptions=code == 1)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_peers_are_made_once(arguments: list[str]) -> None:
+    assert "--prepare" in _call(arguments, 2).output  # neither -o nor --prepare
+    assert "there are wordy, slow" in _call([*arguments, "--prepare", "--without", "bert"], 2).output
+    assert _call([*arguments, "--prepare", "--without", "slow"]).output.count("making ") == 1
+    second = _call([*arguments, "--prepare"]).output
+    assert second.count("making ") == 1
+    assert second.count("fitting ") == len(TASKS)
+    assert _call([*arguments, "--prepare"]).output == ""
+
+
+def test_a_run_gives_a_record_its_tables_and_its_page(arguments: list[str], tmp_path: Path) -> None:
     out = tmp_path / "records" / "peers.json"
-    done = CliRunner().invoke(peers.main, [*arguments, "-o", str(out)], catch_exceptions=False)
-    assert done.exit_code == 0
-    assert "making" not in done.output
-    assert "fitting" not in done.output
-
-    record = read_record(out, "peers")
-    assert set(record["workloads"]) == set(TASKS)
-    assert record["peers"]["fake gte"]["sha256"]
+    _call([*arguments, "-o", str(out)])
+    record = read_peers(out)
     assert str(tmp_path) not in json.dumps(record)
+    assert set(record["workloads"]) == {f"{task}/dev" for task in TASKS}
     for workload in record["workloads"].values():
-        assert workload["latency"]["fake gte"]["every"] == 10
-        assert set(workload["throughput"]) == {
-            BASELINE, *(f"fieldrun {engine}, all labels" for engine in ("native", "onnxruntime", "numpy")),
-            "fake model2vec",
-        }  # fmt: skip
-        assert workload["accuracy"]["fieldrun numpy, all labels"]["n"] == workload["texts"]
-    profile = record["profile"]
-    assert profile["nodes"] == sum(entry["nodes"] for entry in profile["operators"])
-    assert profile["p50_us"].keys() == {"tokenizer", "session_run", "session_run_of_one_node", "all_labels"}
-
-    page = render("<!-- table: peers -->\n<!-- end -->", out.parent)
-    assert page.count("| fake model2vec |") == len(TASKS)
-    assert f"`{profile['bucket']['graph']}`" in page
-
-
-def test_events_are_summed_per_run_and_operator() -> None:
-    events: list[dict[str, Any]] = [{"cat": "Session", "name": "session_initialization", "ts": 0, "dur": 9}]
-    for run, extra in enumerate((100, 0, 2, 4, 90)):  # the first is warm-up, in the last another process had the core
-        start = 1000 * run + 10
-        events += [
-            _node(start + 1, "Gather", 3 + extra),
-            _node(start + 5, "MatMul", 10),
-            _node(start + 20, "Gather", 1),
-            {"cat": "Session", "name": "model_run", "ts": start, "dur": 30 + extra},
+        names = [
+            OURS,
+            f"{OURS}, one task",
+            "fieldrun onnxruntime",
+            "fieldrun numpy",
+            TOKENIZER,
+            "fake wordy",
+            "fake slow",
         ]
-    found = summarize(events, warm_up=1)
-    assert (found["runs"], found["runs_kept"], found["nodes"]) == (4, 2, 3)
-    assert (found["model_run_us"], found["nodes_us"]) == (33, 17)
-    assert found["operators"] == [
-        {"op": "MatMul", "nodes": 1, "median_us": 10.0, "mean_us": 10.0, "share": 0.588},
-        {"op": "Gather", "nodes": 2, "median_us": 7.0, "mean_us": 7.0, "share": 0.412},
-    ]
+        assert list(workload["subjects"]) == names
+        compared = [(ratio["of"], ratio["to"]) for ratio in workload["ratios"]]
+        assert compared == [(name, to) for to in (OURS, TOKENIZER) for name in names if name != to]
+        for name, subject in workload["subjects"].items():
+            assert subject["install"]["bytes"] > 0
+            assert subject["offline"][0]["threads"] == 1
+            if name != TOKENIZER:
+                (entry,) = subject["accuracy"].values()
+                assert entry["n"] == workload["workload"]["texts"]
+        assert "the label of" in workload["subjects"][f"{OURS}, one task"]["about"]["answers"]
+
+    (out.parent / "peers-again.json").write_bytes(out.read_bytes())
+    blocks = [f"<!-- table: {name} -->\n<!-- end -->\n" for name in ("peers", "peers-whole", "peers-again")]
+    short, whole, again = (render(block, out.parent) for block in blocks)
+    assert short.count("| fake slow |") == len(TASKS)
+    assert whole.count("| fake slow |") == 2 * len(TASKS)
+    assert re.search(r"\| fake wordy \| [\d.]+ \([\d.]+ - [\d.]+\) \| [\d.]+ us \| [\d.]+ us \| [\d.]+ \|", short)
+    assert "the largest difference is 0.0 %" in again
+    assert len(read_records([out])) == len(TASKS)
+    assert to_markdown(read_records([out])).count("## fieldrun native") == len(TASKS)
 
 
-def test_the_bucket_is_that_of_the_median_length(toy_bundle: Path) -> None:
-    bundle = Bundle.load(toy_bundle)
-    lengths = sorted({bucket.length for bucket in bundle.manifest.buckets})
-    bucket, tokens = bucket_of_median(bundle, [lengths[0], lengths[0] + 1, lengths[1], 1000, 2])
-    assert (bucket.batch, bucket.length) == (1, lengths[1])
-    assert tokens == range(lengths[0] + 1, lengths[1] + 1)
-    assert bucket_of_median(bundle, [1])[1] == range(1, lengths[0] + 1)
+def test_a_peer_that_fails_stops_the_run(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(HereProcess):
+        def ask(self, command: str, **more: Any) -> Any:
+            if command == "load" and self._worker._spec.name == "fake slow":
+                raise FieldrunError("fake slow: it has no model")
+            return super().ask(command, **more)
+
+    monkeypatch.setattr(bench, "WorkerProcess", Failing)
+    result = _call([*arguments, "-o", str(tmp_path / "peers.json")], 1)
+    assert "it has no model; mend it, or leave a peer out with --without" in str(result.exception)
+    assert not (tmp_path / "peers.json").exists()
+
+
+def _ratios(**medians: float) -> dict[str, Any]:
+    """A record of subjects with these ratios, whose CPU time is the square of the ratio."""
+    entries = [{"of": name, "to": OURS, "pairs": 9, "median": median} for name, median in medians.items()]
+    cpu = {OURS: 1.0} | {name: median**2 for name, median in medians.items()}
+    subjects = {name: {"single_stream": {"cpu_us": value}} for name, value in cpu.items()}
+    return {"workloads": {"a/dev": {"subjects": subjects, "ratios": entries}}}
+
+
+def test_two_records_are_compared(tmp_path: Path) -> None:
+    first, second = _ratios(one=2.0, two=10.0, three=1.0), _ratios(one=2.2, two=9.5, four=1.0)
+    text = reproduced(first, second)
+    assert text == (
+        "Of 2 ratios measured twice the largest difference is 10.0 % (one to fieldrun native on a/dev), "
+        "the median 7.5 %; of the same ratios in CPU time, which other processes disturb less, "
+        "21.0 % (one to fieldrun native on a/dev), the median 15.4 %."
+    )
+    with pytest.raises(FieldrunError, match="no ratio in common"):
+        reproduced(first, _ratios(four=1.0))
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path, values in zip(paths, (first, second), strict=True):
+        write_json(path, {"schema": 1, "kind": "peers", **values})
+    assert _call(["--compare", *map(str, paths)]).output == f"{text}\n"
+
+
+def test_a_record_of_the_older_loop_is_not_mistaken(repository: Path) -> None:
+    path = repository / "benchmarks" / "records" / "peers-epyc.json"
+    with pytest.raises(FieldrunError, match="measure again"):
+        read_peers(path)
+    with pytest.raises(FieldrunError, match="not whole"):
+        read_records([path])
+    names = {"MiniLM-L6": "MiniLM-L6 int8 (dynamic), ONNX Runtime", "gte-small": "gte-small fp32, ONNX Runtime"}
+    record = copy.deepcopy(read_json(path))
+    page = " ".join((repository / "README.md").read_text("utf-8").split())
+    for shown, name in names.items():
+        times = [
+            f"{workload['latency'][name]['to_fieldrun']['fieldrun native, all labels']['median']:.0f}"
+            for workload in record["workloads"].values()
+        ]
+        assert re.search(rf"{shown} (took )?{times[0]} and {times[1]}( times)?", page)
 
 
 @pytest.mark.slow
@@ -256,18 +217,23 @@ def test_an_encoder_is_exported_and_quantized(tmp_path: Path) -> None:
     transformers.BertModel(config).save_pretrained(source)
     (source / "tokenizer.json").write_text(toy_tokenizer().to_str(), "utf-8")
     vectors = {}
-    for key in ("gte", "minilm"):
-        peer = open_peer(peer_models.PEERS[key], source, tmp_path / "work", {}, lambda line: None)
-        vectors[key] = peer.vectors(["a good film", "rain"])
+    for key in ("gte-small-fp32", "gte-small-int8"):
+        folder = prepare_peer(key, source, tmp_path / "work", {}, lambda line: None)
+        vectors[key] = PEERS[key].start(folder)(["a good film", "rain"])
         assert np.allclose(np.linalg.norm(vectors[key], axis=1), 1, atol=1e-5)
-    assert (vectors["gte"] * vectors["minilm"]).sum(1).min() > 0.98
-    assert not np.array_equal(vectors["gte"], vectors["minilm"])
-    alone = peer_models.PEERS["gte"].start(tmp_path / "work" / "gte-small-fp32")(["rain"])
-    assert np.array_equal(alone, vectors["gte"][1:])
+        alone: dict[str, Any] = {}
+        program = PEERS[key].program.format(folder=str(folder)).replace("a gripping film", "rain")
+        exec(compile(program, "program", "exec"), alone)
+        assert np.allclose(alone["x"], vectors[key][1:], atol=1e-6)
+    assert (vectors["gte-small-fp32"] * vectors["gte-small-int8"]).sum(1).min() > 0.98
+    assert not np.array_equal(vectors["gte-small-fp32"], vectors["gte-small-int8"])
 
 
-def _node(ts: int, op: str, dur: int) -> dict[str, Any]:
-    return {"cat": "Node", "name": f"{op}_{ts}_kernel_time", "ts": ts, "dur": dur, "args": {"op_name": op}}
+class _Cold:
+    wall_s = 0.1
+
+    def to_dict(self) -> dict[str, float]:
+        return {"runs": 1, "wall_s": 0.1, "peak_rss_mib": 40.0}
 
 
 def _tsv(path: Path, rows: Sequence[tuple[str, str]]) -> Dataset:
@@ -284,11 +250,13 @@ def _fake(key: str) -> PeerSpec:
 
     return PeerSpec(
         name=f"fake {key}",
-        slug=key,
+        source="gte",
         build=build,
         start=lambda folder: lambda texts: np.array([[len(text)] for text in texts], np.float32),
         settings="none",
-        packages=("numpy",),
+        made_with=("numpy",),
+        needs=("numpy",),
+        program="x = [[1.0]]",
     )
 
 

@@ -49,6 +49,7 @@ def test_a_missing_record_is_an_error(tmp_path: Path) -> None:
     ("page", "tables"),
     [
         ("README.md", 4),
+        ("docs/peers.md", 2),
         ("docs/student.md", 1),
         ("docs/own-labels.md", 1),
         ("docs/recipes.md", 4),

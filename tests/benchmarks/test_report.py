@@ -23,7 +23,7 @@ from fieldrun.dataset import read_tsv
 from fieldrun.errors import FieldrunError, SchemaTooNew
 from fieldrun.storage import read_json, write_json
 from fieldrun_benchmarks import bench
-from fieldrun_benchmarks.record import append_record
+from fieldrun_benchmarks.record import append_record, conditions
 from fieldrun_benchmarks.report.diff import diff
 from fieldrun_benchmarks.report.facts import not_measured
 from fieldrun_benchmarks.report.render import metrics, page, read_records, to_csv, to_json, to_markdown
@@ -213,6 +213,17 @@ def test_a_planted_regression_is_caught(record: dict[str, Any]) -> None:
     assert not [c for c in same.regressions if c.subject == "first"]
 
 
+def test_a_subject_that_takes_a_fifth_longer_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "WorkerProcess", HereProcess)
+    settings = replace(SHORT, repeats=3, seconds=0.05, scenarios=())
+    old, new = (
+        bench.measure([replace(parse_subject(f"{PLANTED}:{name}"), name="it")], _workload(), settings, {})
+        for name in ("Steady", "Slowed")
+    )
+    found = diff(*({"conditions": conditions(), **values} for values in (old, new)))
+    assert "single_stream_p50_us" in {change.metric for change in found.regressions}
+
+
 def test_accuracy_and_size_are_compared_too(record: dict[str, Any]) -> None:
     new = copy.deepcopy(record)
     entry = new["subjects"]["first"]["accuracy"]["length"]
@@ -290,6 +301,8 @@ def test_bench_keeps_its_record_beside_the_report(
     assert "add --interleave" in _call("bench", "null", "reference", code=2).stderr
     assert "same name" in _call("bench", "null", "null", "--interleave", code=2).stderr
     assert "TASK=FILE" in _call("bench", "null", "--data", "x", code=2).stderr
+    (tmp_path / "empty.txt").touch()
+    assert "has no texts" in _call("bench", "null", "--workload", tmp_path / "empty.txt", code=4).stderr
 
 
 def _browser() -> str | None:

@@ -44,7 +44,7 @@ LAYERS = {
     "exporters": _layer("contract exporters numpy tokenizers tomli onnx", "onnxruntime rich torch"),
     "runtimes": _layer("contract runtimes numpy tokenizers", "cuda onnxruntime"),
     "benchmarks": _layer(
-        "contract benchmarks numpy tokenizers click", "jinja2 markupsafe matplotlib mlperf_loadgen rich"
+        "contract benchmarks numpy tokenizers click", "jinja2 markupsafe matplotlib mlperf_loadgen packaging rich"
     ),
     "demo": _layer("contract benchmarks demo face numpy tokenizers click", "rich"),
     "measure": _layer("contract benchmarks face runtimes numpy tokenizers click"),

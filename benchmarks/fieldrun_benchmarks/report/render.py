@@ -12,8 +12,9 @@ from typing import Any
 from fieldrun.errors import FieldrunError
 
 from ..record import read_record
+from .canvas import check_matplotlib
 from .facts import machine_of
-from .figures import check_matplotlib, figures
+from .figures import figures
 from .sections import claim, sections
 
 __all__ = ["metrics", "page", "read_records", "to_csv", "to_json", "to_markdown"]
@@ -23,7 +24,7 @@ _NEEDED = ("workload", "settings", "harness", "idle", "sensors", "subjects", "ra
 
 
 def read_records(paths: Sequence[Path]) -> list[Record]:
-    """Read records of kind `bench`.
+    """Read records of kind `bench`; one of kind `peers` gives a bench for each of its workloads.
 
     Raises:
         SchemaTooNew: one is of a newer fieldrun; none is left out in silence.
@@ -31,11 +32,13 @@ def read_records(paths: Sequence[Path]) -> list[Record]:
     """
     found: list[Record] = []
     for path in paths:
-        record = read_record(path, "bench")
-        missing = [key for key in _NEEDED if key not in record]
-        if missing or not record["subjects"]:
-            raise FieldrunError(f"{path} is not whole: it lacks {', '.join(missing) or 'subjects'}; measure again")
-        found.append(record)
+        record = read_record(path, "bench", "peers")
+        shared = {key: record.get(key) for key in ("kind", "command", "conditions", "system")}
+        for one in [record] if record["kind"] == "bench" else [shared | w for w in record["workloads"].values()]:
+            missing = [key for key in _NEEDED if key not in one]
+            if missing or not one["subjects"]:
+                raise FieldrunError(f"{path} is not whole: it lacks {', '.join(missing) or 'subjects'}; measure again")
+            found.append(one)
     return found
 
 
@@ -105,6 +108,7 @@ def metrics(record: Record) -> list[dict[str, Any]]:
         add(name, "cold_start", "s", subject["cold_start"].get("wall_s"))
         add(name, "cold_start_peak", "MiB", subject["cold_start"].get("peak_rss_mib"))
         add(name, "resident", "MiB", subject["memory"].get("loaded", {}).get("resident_mib"))
+        add(name, "packages", "bytes", subject.get("install", {}).get("bytes"))
         add(name, "artifact", "bytes", subject["about"].get("artifact", {}).get("bytes"))
         for task, entry in subject["accuracy"].items():
             if isinstance(entry, Mapping):

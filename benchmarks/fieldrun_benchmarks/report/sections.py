@@ -62,9 +62,9 @@ def _summary(record: Record) -> Section:
     if record["ratios"]:
         shown = []
         for ratio in record["ratios"]:
-            value = f"{ratio['median']:.3f}" if "median" in ratio else ratio["unavailable"]
+            value = _times(ratio["median"]) if "median" in ratio else ratio["unavailable"]
             ends = ratio.get("ci95")
-            interval = f"{ends[0]:.3f} - {ends[1]:.3f}" if ends else "too few pairs"
+            interval = f"{_times(ends[0])} - {_times(ends[1])}" if ends else "too few pairs"
             shown.append((f"{ratio['of']} / {ratio['to']}", value, interval, str(ratio["pairs"])))
         columns = ("Ratio of times", "median", "95 % interval", "paired slices")
         caption = "Compared in alternating slices on the same texts, each subject in its own process"
@@ -195,10 +195,22 @@ def _start_and_memory(record: Record) -> Section:
         cold, memory = subject["cold_start"], subject["memory"]
         start = f"{cold['wall_s']:.2f} s, {cold['peak_rss_mib']:.0f} MiB" if "wall_s" in cold else "not measured"
         cells = (_mib(memory, "loaded", key) for key in ("resident_mib", "proportional_mib"))
-        rows.append((name, start, f"{subject['load_ms']:.0f} ms", *cells, _mib(memory, "after", "peak_mib")))
-    head = ("Subject", "fresh process to first answer, peak", "load", "resident", "proportional", "peak, at the end")
+        size = subject.get("install", {}).get("bytes")
+        packages = "not measured" if size is None else f"{size / 1e6:,.0f} MB"
+        rows.append((name, start, f"{subject['load_ms']:.0f} ms", *cells, _mib(memory, "after", "peak_mib"), packages))
+    head = (
+        "Subject",
+        "fresh process to first answer, peak",
+        "load",
+        "resident",
+        "proportional",
+        "peak, at the end",
+        "packages on disk",
+    )
     table = Table(
-        caption="Cold start (page cache warm) and memory of the subject's process", head=head, rows=tuple(rows)
+        caption="Cold start (page cache warm), memory of the subject's process, and what it needs installed",
+        head=head,
+        rows=tuple(rows),
     )
     harness = record["harness"]["memory"]["resident_mib"]
     own = f"Of the memory {harness:.0f} MiB are Python, NumPy and the harness." if isinstance(harness, float) else ""
@@ -279,6 +291,10 @@ def _us(value: float) -> str:
     if value >= 1e4:
         return f"{value / 1e3:,.1f} ms"
     return f"{value:,.0f} us" if value >= 100 else f"{value:.1f} us"
+
+
+def _times(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:,.1f}"
 
 
 def _percentile(entry: Mapping[str, Any]) -> str:

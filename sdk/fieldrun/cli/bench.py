@@ -75,7 +75,7 @@ def bench(
     no_loadgen: bool,
     as_json: bool,
 ) -> None:
-    """Measure SUBJECTs: bundles (BUNDLE or BUNDLE@ENGINE), tokenizer:BUNDLE, null, peer:FOLDER, python:MODULE:CLASS.
+    """Measure SUBJECTs: BUNDLE, BUNDLE@ENGINE#TASK, tokenizer:BUNDLE, null, peer:FOLDER#TASK, python:MODULE:CLASS.
 
     Each runs in a process of its own. Measured are latency, throughput, latency under load, cold start, memory, energy
     where there is a counter, and accuracy of the same artifact. With --report the record is kept in the folder beside
@@ -87,10 +87,10 @@ def bench(
     from fieldrun.doctor import examine
     from fieldrun_benchmarks.bench import measure
     from fieldrun_benchmarks.record import SCHEMA, append_record, conditions
-    from fieldrun_benchmarks.report.figures import check_matplotlib
+    from fieldrun_benchmarks.report.canvas import check_matplotlib
     from fieldrun_benchmarks.report.render import metrics, page, read_records
     from fieldrun_benchmarks.report.sections import claim
-    from fieldrun_benchmarks.settings import Settings
+    from fieldrun_benchmarks.settings import SCENARIOS, Settings
     from fieldrun_benchmarks.subject import parse_subject
     from fieldrun_benchmarks.workload import read_workload
 
@@ -109,7 +109,7 @@ def bench(
         "repeats": repeats,
         "seconds": seconds,
         "timeout_s": timeout,
-        "loadgen": False if no_loadgen else None,
+        "scenarios": tuple(name for name in SCENARIOS if name != "loadgen") if no_loadgen else None,
     }
     settings = replace(settings, **{key: value for key, value in chosen.items() if value is not None})
     before = conditions()
