@@ -272,7 +272,7 @@ def _average_ranks(values: Array, counts: Array) -> Array:
 def summary(found: Mapping[str, Any], base: Mapping[str, Any], suite: Suite) -> dict[str, Any]:
     """Return figures with intervals of one encoder, and what it differs by from `base` on the very same rows."""
     own, other = (resampled(each["cosines"], suite.grades) for each in (found, base))
-    value, first = (spearman(each["cosines"], suite.grades) for each in (found, base))
+    value, first = (_correlation(each["cosines"], suite.grades) for each in (found, base))
     result: dict[str, Any] = {
         "stsb": {
             "n": len(suite.grades),
@@ -313,7 +313,7 @@ def recovered(tuned: Mapping[str, Any], untuned: Mapping[str, Any], base: Mappin
     The share of STS-B is None where the gap's own interval holds 0: there is nothing that could be closed.
     """
     a, b, c = (resampled(each["cosines"], suite.grades) for each in (tuned, untuned, base))
-    values = [spearman(each["cosines"], suite.grades) for each in (tuned, untuned, base)]
+    values = [_correlation(each["cosines"], suite.grades) for each in (tuned, untuned, base)]
     low, high = _percentiles(c - b)
     share: dict[str, Any] = {"gap": round(values[2] - values[1], 5), "gap_ci95": [low, high], "share": None}
     if low > 0:
@@ -321,6 +321,11 @@ def recovered(tuned: Mapping[str, Any], untuned: Mapping[str, Any], base: Mappin
         share["ci95"] = _percentiles((a - b) / (c - b))
     before, after = (1 - each["field"]["mean_cosine"] for each in (untuned, tuned))
     return {"stsb": share, "field": {"gap": round(before, 6), "share": round((before - after) / before, 4)}}
+
+
+def _correlation(cosines: Sequence[float], grades: Sequence[float]) -> float:
+    """Return Spearman's correlation, 0 where an encoder that broke gives every text the same field."""
+    return spearman(cosines, grades) if len(set(cosines)) > 1 else 0.0
 
 
 def _percentiles(draws: Array) -> list[float]:

@@ -186,6 +186,8 @@ def test_a_summary_is_that_of_the_rows(data: Path) -> None:
     none = recovered(tuned, bad, bad, suite)  # no gap
     assert none["stsb"]["gap"] == 0
     assert none["stsb"]["share"] is None
+    broken = summary({"cosines": [1.0] * 60, "field": {"mean_cosine": 0.0}}, base, suite)["stsb"]
+    assert broken["spearman"] == 0  # one field for all texts tells none apart
 
 
 def test_draws_of_pairs_have_the_correlation_of_their_rows() -> None:
