@@ -20,10 +20,7 @@ from fieldrun.tensors import Array, shortest
 
 from .parity import open_session, run_bucket
 
-__all__ = ["QUARTILE", "golden_fields", "golden_replies"]
-
-QUARTILE = 0.25
-"""Of the golden texts of a deep int8 network: this share, the least moved by rounding, has a tolerance of its own."""
+__all__ = ["golden_fields", "golden_replies"]
 
 _COUNT = 32
 _STABLE = 5e-6  # half of the tolerance that a device gets: rounding of sums, not of an int8 input

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from fieldrun import __version__
-from fieldrun.bundle import MANIFEST, SCHEMA, Bucket, GraphNetwork, Manifest
+from fieldrun.bundle import MANIFEST, SCHEMA, TYPICAL_QUANTILE, Bucket, GraphNetwork, Manifest
 from fieldrun.errors import ExportError, RecipeError
 from fieldrun.integrity import entry_of
 from fieldrun.storage import new_folder, sha256_bytes, write_bytes, write_json
@@ -26,7 +26,7 @@ from fieldrun.tensors import Array, data_offsets
 
 from .calibrate import CalibrationText
 from .deployed import PassReport
-from .golden import QUARTILE, golden_fields
+from .golden import golden_fields
 from .graph import WEIGHTS_FILE, op_histogram
 from .parity import BucketParity, check_parity, open_session
 from .recipe import Recipe
@@ -147,7 +147,7 @@ def write_graph_bundle(
         golden, rounding = golden_fields(folder, network, buckets, texts.proof, sequences)
         gap = max(float(rounding.max()), *(bucket.bucket_gap for bucket in parity))
         tolerance = max(_FLOOR, _SPARE * gap)
-        quartile = float(np.quantile(rounding, QUARTILE))
+        quartile = float(np.quantile(rounding, TYPICAL_QUANTILE))
         typical = min(max(_FLOOR, _SPARE * quartile), tolerance)
         golden["typical_tolerance"] = typical
         if not tolerance < 1:

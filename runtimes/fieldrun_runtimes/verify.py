@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fieldrun.attached import head_scores
+from fieldrun.bundle import TYPICAL_QUANTILE
 from fieldrun.errors import BundleError, TextTooLong
 from fieldrun.reference import softmax
 from fieldrun.storage import read_json
@@ -20,8 +21,6 @@ from .model import FieldModel, load
 from .tensorrt.library import TARGETS, load_library
 
 __all__ = ["VerifyReport", "verify"]
-
-_QUARTILE = 0.25  # of the texts, the least moved: as the export measured it for `typical_tolerance`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +85,7 @@ def _replay(model: FieldModel, golden: dict[str, Any], tolerance: float, provide
     encodings = [model.encode([text]) for text in texts]
     fields = np.concatenate([encoding.field for encoding in encodings])
     worst_field = _gap(fields, golden["fields"])
-    quartile = float(np.quantile(np.abs(fields - np.array(golden["fields"], np.float32)).max(1), _QUARTILE))
+    quartile = float(np.quantile(np.abs(fields - np.array(golden["fields"], np.float32)).max(1), TYPICAL_QUANTILE))
     typical = golden.get("typical_tolerance")
     if typical is not None and not 0 < float(typical) < 1:
         raise ValueError(f"a typical_tolerance of {typical!r}")
