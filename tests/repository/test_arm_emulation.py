@@ -74,8 +74,8 @@ def test_the_record_has_every_processor_and_engine_within_the_tolerance(reposito
     assert record["guest"]["machine"] == "aarch64"
     assert set(record["processors"]) == {"cortex-a76", "cortex-a72"}
     for processor in record["processors"].values():
-        # a record from before the recipe was replayed has no "recipes"
-        for engines in (processor["engines"], *processor.get("recipes", {}).values()):
+        assert set(processor["recipes"]) == {"raspberry-pi"}
+        for engines in (processor["engines"], *processor["recipes"].values()):
             assert set(engines) == {"native", "numpy", "onnxruntime"}
             for result in engines.values():
                 assert result["passed"]
