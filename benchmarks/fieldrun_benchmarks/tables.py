@@ -16,7 +16,16 @@ import click
 from fieldrun.errors import FieldrunError
 from fieldrun.storage import write_bytes
 
-from . import an1_report, arm_report, bulk_report, encoder_methods_report, ladder_report, peers_report, tensorrt_report
+from . import (
+    an1_report,
+    arm_report,
+    bulk_report,
+    encoder_methods_report,
+    ladder_report,
+    peers_report,
+    search_report,
+    tensorrt_report,
+)
 from .record import read_record, where
 
 __all__ = ["main", "render"]
@@ -141,6 +150,7 @@ _TABLES: dict[str, Callable[[Path], str]] = {
     **encoder_methods_report.TABLES,
     **ladder_report.TABLES,
     **peers_report.TABLES,
+    **search_report.TABLES,
     **tensorrt_report.TABLES,
 }
 

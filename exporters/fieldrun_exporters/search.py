@@ -2,9 +2,10 @@
 
 Every part is clustered once at every level. A candidate is a level for each part; what it does to the fields of
 calibration texts is known without building it, because a position's sum is the sum of what its blocks give. A parent
-begins uniform; a child raises the level of one to three parts and lowers others until it fits; the nearest survives.
-Several budgets, smallest first, give a front of size against field error. Its points are then judged on labelled rows,
-and the one that the limits ask for is exported as a recipe of one's own.
+begins uniform (all tables at one level, all dense layers at one); a child raises the level of one to three parts and
+lowers others until it fits; the nearest survives. Several budgets, smallest first, give a front of size against field
+error. Its points are then judged on labelled rows, and the one that the limits ask for is exported as a recipe of one's
+own.
 
 Precision decides bytes and leaves latency as it is. With a limit of latency the student's shape comes first: the
 largest that is fast enough on the device that searches (`search_shapes`).
@@ -51,7 +52,7 @@ _BUDGETS = 7
 _JUDGED = 6  # steps in the front towards a limit of accuracy
 _SHOWN = 8  # points of the front that labelled rows are spent on, spread evenly, for the plot
 _MARGIN = 8000  # bytes by which golden answers and reports differ
-_METHOD = 2  # raise it when the same settings give another front: what a work folder keeps is then done again
+_METHOD = 3  # raise it when the same settings give another front: what a work folder keeps is then done again
 
 Progress = Callable[[str, int, int], None]
 
@@ -62,7 +63,8 @@ class SearchReport:
 
     `front` has, per point from the smallest on: `precision`, `weights_bytes`, `bytes` (of the bundle, at most: a few
     thousand less if the graphs have fewer nodes), `field_error` (1 - mean cosine), and, where it was judged, `accuracy`
-    (`accuracy_drop`). `shapes` has, per shape from the largest on, its sizes, `latency_us`, `field_error` and
+    (`accuracy_drop`). `uniform` has the same of what a search must beat: all tables at one level, dense layers at the
+    one that takes most bytes. `shapes` has, per shape from the largest on, its sizes, `latency_us`, `field_error` and
     `accuracy` in float32; it is empty where nothing was timed.
     """
 
@@ -71,6 +73,7 @@ class SearchReport:
     recipe: Path
     front: tuple[Mapping[str, Any], ...]
     chosen: int
+    uniform: tuple[Mapping[str, Any], ...]
     shapes: tuple[Mapping[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,6 +84,7 @@ class SearchReport:
             "recipe": str(self.recipe),
             "front": [dict(point) for point in self.front],
             "chosen": self.chosen,
+            "uniform": [dict(point) for point in self.uniform],
             "shapes": [dict(shape) for shape in self.shapes],
         }
 
@@ -167,40 +171,48 @@ def search(
     own = state.folder(scope)
     space = Space(shaped, sequences, own, report, target)
     overhead = _overhead(checkpoint, base, state.work, state, calibration, report)
-    front = _evolve(space, state, seed, report, None if max_bytes is None else max_bytes - overhead, scope)
-    points: list[dict[str, Any]] = [
-        {
+    front, seen = _evolve(space, state, seed, report, None if max_bytes is None else max_bytes - overhead, scope)
+
+    def point(levels: Levels) -> dict[str, Any]:
+        return {
             "precision": space.rules(levels),
             "weights_bytes": space.size(levels),
             "bytes": space.size(levels) + overhead,
-            "field_error": round(error, 6),
+            "field_error": round(seen[levels], 6),
         }
-        for levels, error in front
-    ]
+
+    points = [point(levels) for levels in front]
     rows = sorted(each.sha256 or "" for each in data.values())
 
-    def judge(number: int) -> float:
-        levels = front[number][0]
+    def accuracy(levels: Levels) -> Any:
         key = f"accuracy of {scope}{json.dumps(dict(space.rules(levels)))}, {rows}"
-        points[number]["accuracy"] = state.do(
+        return state.do(
             key,
             lambda: accuracy_drop((source, folded), (source, space.deployed(levels)), tasks, data, longest),
         )
+
+    def judge(number: int) -> float:
+        points[number]["accuracy"] = accuracy(front[number])
         return float(points[number]["accuracy"]["mean_drop"])
 
     chosen = _choose(points, judge, max_bytes, max_drop, report)
     shown = sorted({round(i) for i in np.linspace(0, len(points) - 1, _SHOWN)})
+    plain = space.uniform(dense=0)
     for step, number in enumerate(shown):
-        report("judge", step, len(shown))
+        report("judge", step, len(shown) + len(plain))
         judge(number)
+    uniform = []
+    for step, levels in enumerate(plain, len(shown)):
+        report("judge", step, len(shown) + len(plain))
+        uniform.append(point(levels) | {"accuracy": accuracy(levels)})
     measured = []
     for each in found_shapes:
         key = f"accuracy of the share {each.share}, {rows}"
         forms = (source, folded), (source, each.folded)
         drop = state.do(key, partial(accuracy_drop, *forms, tasks, data, longest))
         measured.append(each.to_dict() | {"accuracy": drop})
-    report("judge", len(shown), len(shown))
-    recipe = _recipe_text(base, space.rules(front[chosen][0]), plan)
+    report("judge", len(shown) + len(plain), len(shown) + len(plain))
+    recipe = _recipe_text(base, space.rules(front[chosen]), plan)
     with new_folder(out) as folder:
         write_bytes(folder / "recipe.toml", recipe.encode("utf-8"))
         done = export(
@@ -217,9 +229,10 @@ def search(
             recipe=out / "recipe.toml",
             front=tuple(points),
             chosen=chosen,
+            uniform=tuple(uniform),
             shapes=tuple(measured),
         )
-        write_bytes(folder / "front.svg", front_plot(points, chosen, measured).encode("utf-8"))
+        write_bytes(folder / "front.svg", front_plot(points, chosen, measured, uniform).encode("utf-8"))
         write_json(folder / "search.json", found.to_dict() | {"seed": seed, "identity": identity})
     return found
 
@@ -297,8 +310,8 @@ class _State:
 
 def _evolve(
     space: Space, state: _State, seed: int, report: Progress, limit: int | None = None, scope: str = ""
-) -> list[tuple[Levels, float]]:
-    """Return the front of all candidates seen: levels and error, smallest first; `limit` is one more budget."""
+) -> tuple[list[Levels], dict[Levels, float]]:
+    """Return the front, smallest first, and the error of every candidate seen; `limit` is one more budget."""
     top = [len(space.levels[part]) - 1 for part in space.parts]
     smallest, largest = space.size(tuple(top)), space.size((0,) * len(top))
     budgets = np.linspace(smallest, largest, _BUDGETS + 2)[1:-1].astype(int).tolist()
@@ -310,7 +323,7 @@ def _evolve(
             seen[levels] = space.error(levels)
         return seen[levels]
 
-    uniform = [tuple(min(level, t) for t in top) for level in range(max(top) + 1)]
+    uniform = space.uniform()
     total = len(budgets) * _GENERATIONS
     for number, budget in enumerate(budgets):
         kept = state.values.get(f"{scope}budget {budget}")
@@ -329,11 +342,11 @@ def _evolve(
         state.put(f"{scope}budget {budget}", [(list(levels), seen[levels]) for levels in seen if levels not in before])
     for levels in uniform:
         judge(levels)
-    front: list[tuple[Levels, float]] = []
+    front: list[Levels] = []
     for levels in sorted(seen, key=lambda found: (space.size(found), seen[found])):
-        if not front or seen[levels] < front[-1][1]:
-            front.append((levels, seen[levels]))
-    return front
+        if not front or seen[levels] < seen[front[-1]]:
+            front.append(levels)
+    return front, seen
 
 
 def _child(space: Space, parent: Levels, top: Sequence[int], budget: int, rng: np.random.Generator) -> Levels:

@@ -20,35 +20,46 @@ text { font: 12px system-ui, sans-serif; fill: #57606a; }
 .line { fill: none; stroke: #0969da; stroke-width: 1.5; stroke-opacity: .6; }
 .dot { fill: #0969da; }
 .chosen { fill: #bf5700; }
+.uniform { fill: none; stroke: #57606a; stroke-width: 1.5; }
 @media (prefers-color-scheme: dark) {
 text { fill: #9da7b3; } .title { fill: #e6edf3; }
 .whisker, .line { stroke: #58a6ff; } .dot { fill: #58a6ff; } .chosen { fill: #f0883e; }
+.uniform { stroke: #9da7b3; }
 }
 """.strip()
 _WIDTH, _HEIGHT, _LEFT, _TOP, _STEP = 300, 220, 56, 34, 390  # px, of a panel's inside and around it
 
 
-def front_plot(points: Sequence[Mapping[str, Any]], chosen: int, shapes: Sequence[Mapping[str, Any]]) -> str:
+def front_plot(
+    points: Sequence[Mapping[str, Any]],
+    chosen: int,
+    shapes: Sequence[Mapping[str, Any]],
+    uniform: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """Return the SVG of a search's report: change of mean accuracy in points, with 95 % intervals.
 
     Args:
         points: the front of size; those that were judged have `accuracy` and are drawn.
         chosen: the number of the chosen one.
         shapes: the front of latency; its panel is left out when empty.
+        uniform: candidates with all tables at one level, judged, drawn as rings beside the front of size.
     """
     sizes = [
-        (point["bytes"] / 1e6, *_change(point["accuracy"]), number == chosen)
+        (point["bytes"] / 1e6, *_change(point["accuracy"]), "chosen" if number == chosen else "dot")
         for number, point in enumerate(points)
         if "accuracy" in point
     ]
+    sizes += [(point["bytes"] / 1e6, *_change(point["accuracy"]), "uniform") for point in uniform]
     panels = [("bundle, MB", sizes)]
     if shapes:
-        times = [(shape["latency_us"], *_change(shape["accuracy"]), False) for shape in shapes]
+        times = [(shape["latency_us"], *_change(shape["accuracy"]), "dot") for shape in shapes]
         panels.append(("text to all labels, us (shapes in float32 accuracy)", sorted(times)))
     drawn = [_panel(number, title, found) for number, (title, found) in enumerate(panels)]
     note = "Change of mean accuracy against float32, points, with 95 % intervals"
-    if any(is_chosen for *_, is_chosen in sizes):
+    if any(style == "chosen" for *_, style in sizes):
         note += "; the chosen one in orange"
+    if uniform:
+        note += "; rings: one level for all tables"
     width, height = _LEFT + _STEP * len(panels), _TOP + _HEIGHT + 70
     return "\n".join(
         [
@@ -68,7 +79,7 @@ def _change(accuracy: Mapping[str, Any]) -> tuple[float, float, float]:
     return -accuracy["mean_drop"], -high, -low
 
 
-def _panel(number: int, title: str, found: Sequence[tuple[float, float, float, float, bool]]) -> str:
+def _panel(number: int, title: str, found: Sequence[tuple[float, float, float, float, str]]) -> str:
     x0, y0 = _LEFT + number * _STEP, _TOP
     left, right = _bounds([x for x, *_ in found], 0.06)
     bottom, top = _bounds([y for _, _, low, high, _ in found for y in (low, high)] + [0.0], 0.05)
@@ -85,12 +96,12 @@ def _panel(number: int, title: str, found: Sequence[tuple[float, float, float, f
     for x in _ticks(left, right):
         parts += [_line(px(x), y0, px(x), y0 + _HEIGHT, "grid")]
         parts += [_text(px(x), y0 + _HEIGHT + 18, f"{x:g}", anchor="middle")]
-    path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y, *_ in found)
+    path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y, *_, style in found if style != "uniform")
     parts.append(f'<polyline class="line" points="{path}"/>')
-    for x, y, low, high, chosen in found:
-        parts.append(_line(px(x), py(low), px(x), py(high), "whisker"))
-        style = "chosen" if chosen else "dot"
-        parts.append(f'<circle class="{style}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="{5 if chosen else 4}"/>')
+    for x, y, low, high, style in found:
+        if style != "uniform":
+            parts.append(_line(px(x), py(low), px(x), py(high), "whisker"))
+        parts.append(f'<circle class="{style}" cx="{px(x):.1f}" cy="{py(y):.1f}" r="{5 if style == "chosen" else 4}"/>')
     return "\n".join(parts)
 
 

@@ -184,6 +184,17 @@ class Space:
         table = self._table_rows * (2 if packed else 4) + (_WIDTH if packed else 0)
         return self._fixed + table + sum(self._bytes[key] for key in chosen.items())
 
+    def uniform(self, *, dense: int | None = None) -> list[Levels]:
+        """Return all tables at one level and all dense layers at one, or at `dense`, most bytes first."""
+        tables = range(len(self.levels[next(iter(self.folded.blocks))]))
+        others = range(len(DENSE_LEVELS)) if dense is None else (dense,)
+        found = [
+            tuple(table if part in self.folded.blocks else other for part in self.parts)
+            for table in tables
+            for other in others
+        ]
+        return list(dict.fromkeys(found))
+
     def rules(self, levels: Levels) -> dict[str, str]:
         """Return the rules of `[precision]`; pair heads, which see fields and change none, have int8 weights."""
         return {part: self.levels[part][level] for part, level in zip(self.parts, levels, strict=True)} | self._pairs

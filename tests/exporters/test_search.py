@@ -71,14 +71,23 @@ def test_a_candidate_is_what_the_passes_make(tmp_path: Path, index: int) -> None
 
 def test_the_front_is_one(tmp_path: Path) -> None:
     found = space(tmp_path)
-    front = module._evolve(found, module._State(tmp_path, {"test": 0}), 0, lambda *_: None)
-    sizes, errors = [found.size(levels) for levels, _ in front], [error for _, error in front]
+    front, seen = module._evolve(found, module._State(tmp_path, {"test": 0}), 0, lambda *_: None)
+    sizes, errors = [found.size(levels) for levels in front], [seen[levels] for levels in front]
     assert sizes == sorted(sizes)
     assert errors == sorted(errors, reverse=True)
     assert len(set(sizes)) == len(sizes)
-    uniform = [tuple(min(k, len(found.levels[p]) - 1) for p in found.parts) for k in range(7)]
+    uniform = found.uniform()
     for levels in uniform:  # none is smaller and nearer than every point of the front
-        assert any(found.size(a) <= found.size(levels) and e <= found.error(levels) + 1e-9 for a, e in front)
+        assert any(found.size(a) <= found.size(levels) and seen[a] <= found.error(levels) + 1e-9 for a in front)
+    tables, dense = (
+        {len(found.levels[p]) for p in found.parts if (p in FOLDED[0].blocks) is kind} for kind in (True, False)
+    )
+    assert len(uniform) == len(set(uniform)) == tables.pop() * dense.pop()
+    for levels in uniform:
+        rules = found.rules(levels)
+        assert len({rules[part] for part in FOLDED[0].blocks}) == 1
+    for levels in found.uniform(dense=0):
+        assert {found.rules(levels)[part] for part in found.parts if part not in FOLDED[0].blocks} == {"int8-weights"}
 
 
 @pytest.fixture
@@ -98,12 +107,16 @@ def test_limits_hold_and_the_recipe_makes_the_bundle_again(
     limit = (smallest.front[0]["bytes"] + smallest.front[-1]["bytes"]) // 2
     report = search(small, tmp_path / "out", data=data, max_bytes=limit, work=work)
     assert 0 < report.chosen < len(report.front) - 1
-    assert smallest.bytes < report.bytes <= limit
+    assert smallest.front[0]["bytes"] < report.front[report.chosen]["bytes"] <= limit
+    assert report.bytes <= limit
     bundle = Bundle.load(report.path)
     assert bundle.total_bytes() == report.bytes
     assert fieldrun.verify(report.path).passed
     again = fieldrun.export(small, tmp_path / "again", recipe=report.recipe)
     assert Bundle.load(again.path).manifest.files == bundle.manifest.files
+    for point in report.uniform:  # each judged, and none nearer than the front at its size
+        assert point["accuracy"].keys() >= {"mean_drop", "ci95"}
+        assert any(p["bytes"] <= point["bytes"] and p["field_error"] <= point["field_error"] for p in report.front)
     stored = read_json(tmp_path / "out" / "search.json")
     assert stored["front"] == json.loads(json.dumps(report.to_dict()["front"]))
     assert "accuracy" in report.front[report.chosen]
@@ -168,7 +181,8 @@ def test_a_limit_of_latency_takes_the_largest_shape_that_keeps_to_it(
     again = fieldrun.export(small, tmp_path / "again", recipe=report.recipe)
     assert Bundle.load(again.path).manifest.files == Bundle.load(report.path).manifest.files
     svg = (tmp_path / "out" / "front.svg").read_text()
-    assert svg.count("<circle") == sum("accuracy" in p for p in report.front) + len(report.shapes)
+    shown = sum("accuracy" in p for p in report.front) + len(report.shapes) + len(report.uniform)
+    assert svg.count("<circle") == shown
     with pytest.raises(ExportError, match=r"no shape is that fast here: the smallest takes 8\.0 us"):
         search(small, tmp_path / "no", data=rows, max_latency_us=1, timer=by_width)
     with pytest.raises(UsageError, match="needs a timer"):
@@ -188,6 +202,9 @@ def test_the_plot_shows_what_was_judged() -> None:
     assert front_plot(points, 2, []) == text
     one = front_plot([points[0]], 0, [{"latency_us": 20.0, "accuracy": accuracy}])
     assert one.count("<circle") == 2
+    ringed = front_plot(points, 2, [], [points[0] | {"bytes": 12e6}])
+    assert ringed.count('<circle class="uniform"') == 1
+    assert "rings" in ringed
 
 
 @pytest.mark.parametrize(
