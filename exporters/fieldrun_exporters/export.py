@@ -297,7 +297,7 @@ def _write(
     parity, fields = check_parity(folder, deployed.network, buckets, sequences, expected, logits, spans, plan.parity)
     proof["field"] = field_errors(expected, fields)
     pair_heads = [head for head in source.heads if head.kind == "pair"]
-    pair_parity = check_pairs(folder, pairs, expected, pair_heads, plan.parity)
+    pair_parity = check_pairs(folder, pairs, fields, expected, pair_heads, plan.parity)
     report("parity", len(buckets), len(buckets))
     chosen = tokenize(source, texts.chosen, plan.buckets.lengths[-1])
     golden = golden_replies(folder, deployed.network, buckets, pairs, tasks, texts.chosen, chosen)
