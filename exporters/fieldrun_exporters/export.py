@@ -30,6 +30,7 @@ from fieldrun.storage import new_folder, sha256_bytes, write_bytes, write_json
 from fieldrun.tensors import Array, data_offsets, write_tensors
 
 from .calibrate import CalibrationText, input_ranges, tokenize
+from .cautions import cautions
 from .deployed import Deployed, PassReport
 from .drop import accuracy_drop, check_drop, check_tasks
 from .golden import golden_replies
@@ -68,6 +69,8 @@ class ExportReport:
     operators: Mapping[str, Mapping[str, int]]
     proof: Mapping[str, Any]
     """`field`: how far all fields are from the reference's; `parts`: what each part alone does to them; `accuracy`."""
+    warnings: tuple[str, ...] = ()
+    """What works and is slower, takes more memory, or does nothing: a line each, with the reason."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON."""
@@ -79,6 +82,7 @@ class ExportReport:
             "parity": [p.to_dict() for p in self.parity],
             "operators": {name: dict(counts) for name, counts in self.operators.items()},
             "proof": dict(self.proof),
+            "warnings": list(self.warnings),
         }
 
 
@@ -165,8 +169,9 @@ def export(
         report("accuracy", 1, 1)
         if max_drop is not None:
             check_drop(proof["accuracy"], max_drop, proof["parts"])
+    warnings = cautions(deployed, plan)
     with new_folder(out) as folder:
-        manifest, parity, operators = _write(folder, source, plan, deployed, reports, texts, proof, report)
+        manifest, parity, operators = _write(folder, source, plan, deployed, reports, texts, proof, warnings, report)
         write_json(folder / MANIFEST, manifest.to_dict())
         total = sum(entry.bytes for entry in manifest.files.values()) + (folder / MANIFEST).stat().st_size
     return ExportReport(
@@ -177,6 +182,7 @@ def export(
         parity=tuple(parity),
         operators=operators,
         proof=proof,
+        warnings=warnings,
     )
 
 
@@ -194,7 +200,7 @@ def _passes(
     deployed, report = fold(source)
     reports = [report]
     folded = shaped = deployed
-    plan.precision.check_parts(deployed.blocks, deployed.dense())
+    plan.precision.check_parts(deployed.blocks)
 
     def sequences(chosen: Sequence[str]) -> list[list[int]]:
         return tokenize(source, chosen, plan.buckets.lengths[-1])
@@ -250,6 +256,7 @@ def _write(
     reports: Sequence[PassReport],
     texts: CalibrationText,
     proof: dict[str, Any],
+    warnings: Sequence[str],
     report: Callable[[str, int, int], None],
 ) -> tuple[Manifest, list[BucketParity], dict[str, dict[str, int]]]:
     tasks = task_specs(source)
@@ -314,6 +321,7 @@ def _write(
         {
             "recipe": plan.to_dict(),
             "passes": [p.to_dict() for p in reports],
+            "warnings": list(warnings),
             "parity": [p.to_dict() for p in parity],
             "pair_parity": pair_parity,
             **proven,

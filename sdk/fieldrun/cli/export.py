@@ -12,7 +12,7 @@ import click
 from fieldrun.errors import DatasetError
 
 from .options import examples, json_option
-from .output import progress, put, put_json
+from .output import progress, put, put_json, warn
 
 if TYPE_CHECKING:
     from fieldrun.dataset import Dataset
@@ -79,6 +79,8 @@ def export(
         report = fieldrun.export(
             checkpoint, output, recipe=recipe, calibration=texts, data=rows, max_drop=max_drop, progress=step
         )
+    for line in report.warnings:
+        warn(f"warning: {line}")
     value = report.to_dict()
     if as_json:
         put_json(value)
