@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from .passes.lowrank import lowrank
 from .passes.mixt import mixt
 from .passes.palettize import palettize
 from .passes.prune_vocabulary import prune_vocabulary
-from .passes.recover import recover
+from .passes.recover import float_layers, recover
 from .precision import Precision, branches_of, palettes
 from .recipe import Recipe, load_recipe
 from .simulate import field_errors, outputs, tensor_errors
@@ -226,6 +226,9 @@ def _passes(
                 plan.recover,
                 lambda done, total: progress("recover", done, total),
             )
+            if shaped is not folded:  # what was tuned belongs to the shape, and is no loss of a precision
+                tuned = {layer: deployed.tensors[layer] for layer in float_layers(deployed)}
+                shaped = replace(shaped, tensors=dict(shaped.tensors) | tuned)
         reports.append(report)
     return folded, shaped, deployed, reports
 
