@@ -133,7 +133,7 @@ def main(data: Path, work: Path, max_size: str, drawing: Path | None, output: Pa
         after = _run(command, kept, None)
         again = work / "again"
         subprocess.run(
-            [*_COMMAND, "export", "reference", str(again), "--recipe", str(found / "recipe.toml")],
+            [*_COMMAND, "export", "reference", *labelled, "--recipe", str(found / "recipe.toml"), "-o", str(again)],
             stdout=subprocess.DEVNULL,
             check=True,
         )

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from fieldrun.storage import new_folder, sha256_bytes, write_bytes, write_json
 from fieldrun.tensors import Array, data_offsets, write_tensors
 
 from .calibrate import CalibrationText, input_ranges, tokenize
+from .cautions import cautions
 from .deployed import Deployed, PassReport
 from .drop import accuracy_drop, check_drop, check_tasks
 from .golden import golden_replies
@@ -43,7 +44,7 @@ from .passes.lowrank import lowrank
 from .passes.mixt import mixt
 from .passes.palettize import palettize
 from .passes.prune_vocabulary import prune_vocabulary
-from .passes.recover import recover
+from .passes.recover import float_layers, recover
 from .precision import Precision, branches_of, palettes
 from .recipe import Recipe, load_recipe
 from .simulate import field_errors, outputs, tensor_errors
@@ -68,6 +69,8 @@ class ExportReport:
     operators: Mapping[str, Mapping[str, int]]
     proof: Mapping[str, Any]
     """`field`: how far all fields are from the reference's; `parts`: what each part alone does to them; `accuracy`."""
+    warnings: tuple[str, ...] = ()
+    """What works and is slower, takes more memory, or does nothing: a line each, with the reason."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON."""
@@ -79,6 +82,7 @@ class ExportReport:
             "parity": [p.to_dict() for p in self.parity],
             "operators": {name: dict(counts) for name, counts in self.operators.items()},
             "proof": dict(self.proof),
+            "warnings": list(self.warnings),
         }
 
 
@@ -165,8 +169,9 @@ def export(
         report("accuracy", 1, 1)
         if max_drop is not None:
             check_drop(proof["accuracy"], max_drop, proof["parts"])
+    warnings = cautions(deployed, plan)
     with new_folder(out) as folder:
-        manifest, parity, operators = _write(folder, source, plan, deployed, reports, texts, proof, report)
+        manifest, parity, operators = _write(folder, source, plan, deployed, reports, texts, proof, warnings, report)
         write_json(folder / MANIFEST, manifest.to_dict())
         total = sum(entry.bytes for entry in manifest.files.values()) + (folder / MANIFEST).stat().st_size
     return ExportReport(
@@ -177,6 +182,7 @@ def export(
         parity=tuple(parity),
         operators=operators,
         proof=proof,
+        warnings=warnings,
     )
 
 
@@ -194,7 +200,7 @@ def _passes(
     deployed, report = fold(source)
     reports = [report]
     folded = shaped = deployed
-    plan.precision.check_parts(deployed.blocks, deployed.dense())
+    plan.precision.check_parts(deployed.blocks)
 
     def sequences(chosen: Sequence[str]) -> list[list[int]]:
         return tokenize(source, chosen, plan.buckets.lengths[-1])
@@ -220,6 +226,9 @@ def _passes(
                 plan.recover,
                 lambda done, total: progress("recover", done, total),
             )
+            if shaped is not folded:  # what was tuned belongs to the shape, and is no loss of a precision
+                tuned = {layer: deployed.tensors[layer] for layer in float_layers(deployed)}
+                shaped = replace(shaped, tensors=dict(shaped.tensors) | tuned)
         reports.append(report)
     return folded, shaped, deployed, reports
 
@@ -250,6 +259,7 @@ def _write(
     reports: Sequence[PassReport],
     texts: CalibrationText,
     proof: dict[str, Any],
+    warnings: Sequence[str],
     report: Callable[[str, int, int], None],
 ) -> tuple[Manifest, list[BucketParity], dict[str, dict[str, int]]]:
     tasks = task_specs(source)
@@ -297,7 +307,7 @@ def _write(
     parity, fields = check_parity(folder, deployed.network, buckets, sequences, expected, logits, spans, plan.parity)
     proof["field"] = field_errors(expected, fields)
     pair_heads = [head for head in source.heads if head.kind == "pair"]
-    pair_parity = check_pairs(folder, pairs, expected, pair_heads, plan.parity)
+    pair_parity = check_pairs(folder, pairs, fields, expected, pair_heads, plan.parity)
     report("parity", len(buckets), len(buckets))
     chosen = tokenize(source, texts.chosen, plan.buckets.lengths[-1])
     golden = golden_replies(folder, deployed.network, buckets, pairs, tasks, texts.chosen, chosen)
@@ -314,6 +324,7 @@ def _write(
         {
             "recipe": plan.to_dict(),
             "passes": [p.to_dict() for p in reports],
+            "warnings": list(warnings),
             "parity": [p.to_dict() for p in parity],
             "pair_parity": pair_parity,
             **proven,

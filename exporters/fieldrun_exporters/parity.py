@@ -166,13 +166,23 @@ def check_parity(
 def check_pairs(
     folder: Path,
     graphs: Mapping[int, str],
-    field: Array,
+    fields: Array,
+    expected: Array,
     heads: Sequence[Head],
     gate: Parity,
     *,
     literal: bool = False,
 ) -> list[dict[str, float]]:
-    """Measure every pair graph on `field (n, dim)`, each text with the next one, as `check_parity` does the others.
+    """Measure every pair graph, each text with the next one, as `check_parity` does the others.
+
+    Args:
+        folder: where the graphs are.
+        graphs: batch -> file name.
+        fields: what the other graphs made of the texts, `(n, dim)`: a device feeds these to the pair graph.
+        expected: the reference's field of every text, `(n, dim)`.
+        heads: the pair heads, in the order of the graph's logits.
+        gate: the tolerances.
+        literal: the graphs are TensorRT's (`open_session`).
 
     Returns:
         Per graph its batch, `max_abs_logits`, and the share of pairs and tasks with the same best label.
@@ -180,8 +190,9 @@ def check_pairs(
     Raises:
         ParityError: fewer best labels agree than the gate asks for.
     """
-    a, b = field, np.roll(field, -1, axis=0)
-    want = [head_logits(head, pair_features(a, b)) for head in heads]
+    a, b = fields, np.roll(fields, -1, axis=0)
+    wanted = pair_features(expected, np.roll(expected, -1, axis=0))
+    want = [head_logits(head, wanted) for head in heads]
     results = []
     for batch, graph in sorted(graphs.items()):
         session = open_session(folder / graph, literal=literal)
@@ -194,7 +205,7 @@ def check_pairs(
         if not agreement >= gate.min_top1:
             raise ParityError(
                 f"pair graph of batch {batch}: min_top1 is {agreement:.3g}, the recipe's limit is {gate.min_top1:.3g}; "
-                "nothing was written. Keep the output in fp32"
+                "nothing was written. Calibrate on text like yours, or keep more parts in fp32"
             )
         results.append({"batch": float(batch), "max_abs_logits": largest, "top1_agreement": agreement})
     return results

@@ -110,13 +110,13 @@ class Precision:
         names = (part, *(["output"] if part == "pairs" else []), kind, "default")
         return next((self.rules[name] for name in names if name in self.rules), "fp32")
 
-    def check_parts(self, blocks: Iterable[str], layers: Iterable[str]) -> None:
-        """Check the rules against a student's blocks and layers.
+    def check_parts(self, blocks: Iterable[str]) -> None:
+        """Check the rules against a student's blocks. A rule for a layer fits every student: see `idle`.
 
         Raises:
-            RecipeError: a rule is for a part that it has not, or its blocks' types cannot stand in one table.
+            RecipeError: a rule is for a block that it has not, or its blocks' types cannot stand in one table.
         """
-        blocks, layers = tuple(blocks), tuple(layers)
+        blocks = tuple(blocks)
         missing = [n for n in self.rules if n not in ("default", *_KINDS, *_LAYERS, *blocks)]
         if missing:
             raise RecipeError(f"precision.{missing[0]}: the student has no such block; it has {', '.join(blocks)}")
@@ -129,6 +129,13 @@ class Precision:
                 f"precision.{block} is {types[block]} and precision.{other} {types[other]}: "
                 f"a table is all {types[block]} or has no block in it"
             )
+
+    def idle(self, layers: Iterable[str]) -> tuple[str, ...]:
+        """Return the dense layers that have a rule and are not among a student's `layers`.
+
+        That is no error, so that one recipe fits students with and without a mixer, a hidden layer or pair tasks.
+        """
+        return tuple(name for name in _LAYERS if name in self.rules and name not in set(layers))
 
     def wants(self, parts: Iterable[str]) -> set[str]:
         """Return the passes that these parts need."""

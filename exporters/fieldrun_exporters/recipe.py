@@ -6,6 +6,7 @@ known, or the recipe is refused.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ SCHEMA = 1
 _RECIPES = Path(__file__).parent / "recipes"
 _PASSES = ("prune-vocabulary", "fold", "lowrank", "mixt", "int8", "fp16", "palettize", "recover")
 _OF_PRECISION = ("mixt", "int8", "fp16", "palettize")
+_MOST = {"batches": 4096, "lengths": 1 << 16}  # texts, tokens: a graph of more is a slip, and would fill the memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,8 @@ class Buckets:
             value = getattr(self, name)
             if not isinstance(value, list | tuple) or not value or any(type(n) is not int or n < 1 for n in value):
                 raise RecipeError(f"buckets.{name} must be a list of positive integers, not {value!r}")
+            if max(value) > _MOST[name]:
+                raise RecipeError(f"buckets.{name} must be at most {_MOST[name]:,} each, not {_shown(max(value))}")
             object.__setattr__(self, name, tuple(sorted(set(value))))
         if self.batches[0] != 1:
             raise RecipeError("buckets.batches must contain 1: a single text must not pay for a batch")
@@ -75,13 +79,14 @@ class Parity:
 
     def __post_init__(self) -> None:
         for name in ("min_cosine", "max_abs", "min_top1", "max_bucket_gap"):
-            if not isinstance(getattr(self, name), int | float) or not getattr(self, name) > 0:
-                raise RecipeError(f"parity.{name} must be a positive number, not {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
+                raise RecipeError(f"parity.{name} must be a positive, finite number, not {_shown(value)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recover:
-    """How codebooks are tuned: `steps` of `batch` texts, of at most `texts` of the calibration texts."""
+    """How codebooks and layers are tuned: `steps` of `batch` texts, of at most `texts` of the calibration texts."""
 
     steps: int = 600
     batch: int = 64
@@ -150,6 +155,11 @@ class Recipe:
         wanted = self.precision.wants(self.precision.rules)
         if "recover" in self.passes and self.passes[-1] != "recover":
             raise RecipeError("the pass 'recover' comes last: it tunes what the others left")
+        if "recover" in self.passes and not {"lowrank", "mixt", "palettize"} & set(self.passes):
+            raise RecipeError(
+                "the pass 'recover' tunes codebooks, mixtures and the layers that 'lowrank' made smaller: list "
+                "'palettize', 'mixt' or 'lowrank' before it, or leave it out"
+            )
         if "lowrank" in self.passes and on_the_form[1] != "lowrank":
             raise RecipeError("the pass 'lowrank' comes right after 'fold': the others work on what it leaves")
         if ("lowrank" in self.passes) != bool(self.lowrank.wanted):
@@ -182,6 +192,12 @@ class Recipe:
         if self.tensorrt is not None:
             sections["tensorrt"] = asdict(self.tensorrt)
         return {"name": self.name, "passes": self.passes, "precision": dict(self.precision.rules), **sections}
+
+
+def _shown(value: object) -> str:
+    """Return `value` for a message; a number of hundreds of digits is cut."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:30]}... ({len(text)} characters)"
 
 
 def recipe_names() -> tuple[str, ...]:

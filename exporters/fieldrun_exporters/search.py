@@ -16,6 +16,7 @@ What was done is kept in a work folder: a killed search goes on, and ends as one
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +28,7 @@ import numpy as np
 from fieldrun.checkpoint import Checkpoint
 from fieldrun.dataset import Dataset
 from fieldrun.errors import ExportError, OutputExists, UsageError
-from fieldrun.storage import new_folder, read_json, sha256_bytes, write_bytes, write_json
+from fieldrun.storage import new_folder, sha256_bytes, write_bytes, write_json
 from fieldrun.tensors import Array, write_tensors
 
 from .calibrate import CalibrationText, tokenize
@@ -37,10 +38,12 @@ from .export import export, task_specs
 from .passes.fold import fold
 from .passes.lowrank import LEAST_TEXTS, LowRank
 from .precision import Precision
-from .recipe import Recipe, load_recipe
+from .recipe import Parity, Recipe, load_recipe
 from .search_front import front_plot
+from .search_gate import measured_gate
 from .search_shapes import Shape, Timer, recipe_section, shapes
 from .search_space import Levels, Space, least_bytes
+from .search_state import State, rows_digest
 from .simulate import outputs
 
 __all__ = ["SearchReport", "search"]
@@ -52,7 +55,9 @@ _BUDGETS = 7
 _JUDGED = 6  # steps in the front towards a limit of accuracy
 _SHOWN = 8  # points of the front that labelled rows are spent on, spread evenly, for the plot
 _MARGIN = 8000  # bytes by which golden answers and reports differ
+_OF_A_TASK = 600  # bytes of what a report says of a task's accuracy, at most
 _METHOD = 3  # raise it when the same settings give another front: what a work folder keeps is then done again
+_PROBE = Parity(min_cosine=0.1, max_abs=100.0, min_top1=0.1)  # of a bundle that is weighed and thrown away
 
 Progress = Callable[[str, int, int], None]
 
@@ -126,7 +131,7 @@ def search(
     """
     report = progress or _silent
     out = Path(out)
-    if out.exists():
+    if os.path.lexists(out):
         raise OutputExists(f"{out} exists; choose another folder or delete it first")
     if max_bytes is None and max_drop is None and max_latency_us is None:
         raise UsageError("a search needs a limit: a size, a drop of accuracy, or a latency")
@@ -155,7 +160,7 @@ def search(
         "texts": sha256_bytes("\n".join(texts.chosen).encode("utf-8")),
         "seed": seed,
     }
-    state = _State(work, identity)
+    state = State(work, identity)
     least = least_bytes(folded)
     if max_bytes is not None and max_latency_us is None and max_bytes < least:
         raise ExportError(
@@ -170,7 +175,7 @@ def search(
     report("cluster", 0, 1)
     own = state.folder(scope)
     space = Space(shaped, sequences, own, report, target)
-    overhead = _overhead(checkpoint, base, state.work, state, calibration, report)
+    overhead = _overhead(checkpoint, base, state.work, state, calibration, report) + _OF_A_TASK * len(data)
     front, seen = _evolve(space, state, seed, report, None if max_bytes is None else max_bytes - overhead, scope)
 
     def point(levels: Levels) -> dict[str, Any]:
@@ -182,7 +187,7 @@ def search(
         }
 
     points = [point(levels) for levels in front]
-    rows = sorted(each.sha256 or "" for each in data.values())
+    rows = rows_digest(data)
 
     def accuracy(levels: Levels) -> Any:
         key = f"accuracy of {scope}{json.dumps(dict(space.rules(levels)))}, {rows}"
@@ -212,12 +217,13 @@ def search(
         drop = state.do(key, partial(accuracy_drop, *forms, tasks, data, longest))
         measured.append(each.to_dict() | {"accuracy": drop})
     report("judge", len(shown) + len(plain), len(shown) + len(plain))
-    recipe = _recipe_text(base, space.rules(front[chosen]), plan)
+    levels = front[chosen]
+    proven = tokenize(source, texts.proof, longest)
+    gate = measured_gate(source, space.deployed(levels), tasks, proven, base.buckets.lengths)
     with new_folder(out) as folder:
-        write_bytes(folder / "recipe.toml", recipe.encode("utf-8"))
-        done = export(
-            checkpoint, folder / "bundle", recipe=folder / "recipe.toml", calibration=calibration, progress=report
-        )
+        recipe = folder / "recipe.toml"
+        write_bytes(recipe, _recipe_text(base, space.rules(levels), gate, plan).encode("utf-8"))
+        done = export(checkpoint, folder / "bundle", recipe=recipe, calibration=calibration, data=data, progress=report)
         if max_bytes is not None and done.bytes > max_bytes:
             raise ExportError(
                 f"the chosen bundle has {done.bytes:,} bytes, {done.bytes - max_bytes:,} above the limit; "
@@ -244,7 +250,7 @@ def _shapes(
     texts: CalibrationText,
     calibration: Sequence[str] | None,
     longest: int,
-    state: _State,
+    state: State,
     timer: Timer | None,
     report: Progress,
 ) -> list[Shape]:
@@ -277,39 +283,8 @@ def _silent(phase: str, done: int, total: int) -> None:
     del phase, done, total
 
 
-class _State:
-    """What a search has done, in a folder of its own inside the work folder: nothing else there is touched."""
-
-    def __init__(self, work: Path, identity: Mapping[str, Any]) -> None:
-        digest = sha256_bytes(json.dumps(identity, sort_keys=True).encode("utf-8"))
-        self.work = work / f"search-{digest[:16]}"
-        self.work.mkdir(parents=True, exist_ok=True)
-        self._path = self.work / "state.json"
-        kept = read_json(self._path) if self._path.exists() else {}
-        same = isinstance(kept, dict) and kept.get("identity") == json.loads(json.dumps(identity))
-        self.values: dict[str, Any] = kept["values"] if same else {}
-        self._identity = identity
-
-    def folder(self, scope: str) -> Path:
-        """Return the folder of what was clustered of a shape."""
-        path = self.work / scope.strip(", ").replace(" ", "-") if scope else self.work
-        path.mkdir(exist_ok=True)
-        return path
-
-    def do(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return what `make` gives, from the file if it is there."""
-        if name not in self.values:
-            self.put(name, make())
-        return self.values[name]
-
-    def put(self, name: str, value: Any) -> None:
-        """Keep `value` under `name`."""
-        self.values[name] = value
-        write_json(self._path, {"identity": self._identity, "values": self.values})
-
-
 def _evolve(
-    space: Space, state: _State, seed: int, report: Progress, limit: int | None = None, scope: str = ""
+    space: Space, state: State, seed: int, report: Progress, limit: int | None = None, scope: str = ""
 ) -> tuple[list[Levels], dict[Levels, float]]:
     """Return the front, smallest first, and the error of every candidate seen; `limit` is one more budget."""
     top = [len(space.levels[part]) - 1 for part in space.parts]
@@ -366,7 +341,7 @@ def _overhead(
     checkpoint: str | Path,
     base: Recipe,
     work: Path,
-    state: _State,
+    state: State,
     calibration: Sequence[str] | None,
     report: Progress,
 ) -> int:
@@ -376,7 +351,7 @@ def _overhead(
         path = work / "probe"
         with new_folder(path, replace=path.exists()) as folder:
             recipe = folder / "recipe.toml"
-            write_bytes(recipe, _recipe_text(base, {"default": "palette16"}).encode("utf-8"))
+            write_bytes(recipe, _recipe_text(base, {"default": "palette16"}, _PROBE).encode("utf-8"))
             done = export(checkpoint, folder / "bundle", recipe=recipe, calibration=calibration, progress=report)
             return _MARGIN + done.bytes - (folder / "bundle" / "weights.safetensors").stat().st_size
 
@@ -420,7 +395,7 @@ def _choose(
     return allowed[high]
 
 
-def _recipe_text(base: Recipe, rules: Mapping[str, str], plan: LowRank | None = None) -> str:
+def _recipe_text(base: Recipe, rules: Mapping[str, str], gate: Parity, plan: LowRank | None = None) -> str:
     """Return the recipe file of a candidate, with the buckets of `base`."""
     wanted = {"fold"} | Precision(rules).wants(rules) | ({"lowrank"} if plan else set())
     passes = ", ".join(f'"{name}"' for name in ("fold", "lowrank", "int8", "palettize") if name in wanted)
@@ -428,5 +403,5 @@ def _recipe_text(base: Recipe, rules: Mapping[str, str], plan: LowRank | None = 
     return (
         f"# Found by fieldrun search.\nschema = 1\npasses = [{passes}]\n\n[precision]\n{precision}\n\n[buckets]\n"
         f"batches = {list(base.buckets.batches)}\nlengths = {list(base.buckets.lengths)}\n\n[parity]\n"
-        "min_cosine = 0.1\nmax_abs = 100.0\nmin_top1 = 0.1\n" + recipe_section(plan)
+        f"min_cosine = {gate.min_cosine}\nmax_abs = {gate.max_abs}\nmin_top1 = {gate.min_top1}\n" + recipe_section(plan)
     )

@@ -6,6 +6,8 @@ and timed on the device that searches. The search of precisions then goes on ins
 
 from __future__ import annotations
 
+import contextlib
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +22,7 @@ from .export import export
 from .passes.lowrank import LowRank, lowrank
 from .simulate import field_errors, outputs
 
-__all__ = ["SHARES", "Shape", "Timer", "plan_of", "recipe_section", "shapes"]
+__all__ = ["SHARES", "Shape", "Timer", "device", "plan_of", "recipe_section", "shapes"]
 
 SHARES = (1.0, 0.875, 0.75, 0.625, 0.5)
 """Of the features that a shape keeps, most first."""
@@ -46,6 +48,17 @@ class Shape:
         net = self.folded.network
         sizes = {"width": net.width, "mixer": net.mixer_width, "hidden": net.hidden}
         return {"share": self.share, **sizes, "latency_us": self.latency_us, "field_error": self.field_error}
+
+
+def device() -> str:
+    """Return the name of this machine and of its processor: what is timed on one says nothing of another."""
+    processor = platform.machine()
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    return f"{platform.node()}, {processor}"
 
 
 def plan_of(folded: Deployed, share: float) -> LowRank | None:
@@ -100,7 +113,8 @@ def shapes(
             continue
         form = folded if plan is None else lowrank(folded, learning, plan)[0]
         error = 1 - field_errors(expected, outputs(form, proven)[:, : form.network.field_dim])["mean_cosine"]
-        latency = do(f"latency of {share}", partial(_timed, checkpoint, plan, calibration, work, texts, timer))
+        measure = partial(_timed, checkpoint, plan, calibration, work, texts, timer)
+        latency = do(f"latency of {share} on {device()}", measure)
         found.append(
             Shape(share=share, plan=plan, folded=form, latency_us=round(latency, 2), field_error=round(error, 6))
         )

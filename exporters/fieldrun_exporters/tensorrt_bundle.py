@@ -71,10 +71,10 @@ def check_tensorrt(
             `golden_tolerance`.
     """
     network = deployed.network
-    parity, _ = check_parity(
+    parity, found = check_parity(
         folder, network, graphs.buckets, sequences, expected, logits, spans, plan.parity, literal=True
     )
-    pair_parity = check_pairs(folder, graphs.pair_graphs, expected, pair_heads, plan.parity, literal=True)
+    pair_parity = check_pairs(folder, graphs.pair_graphs, found, expected, pair_heads, plan.parity, literal=True)
     fields = np.array(golden["fields"], np.float32)
     gap = float(np.abs(outputs(deployed, golden["ids"], halves=True)[:, : network.field_dim] - fields).max())
     for bucket in graphs.buckets:

@@ -22,7 +22,7 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
             raise MissingDependency("tomli", "export") from error
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits is no TOMLDecodeError
         raise RecipeError(f"{source} is not valid TOML: {error}") from error
 
 

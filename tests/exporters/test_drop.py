@@ -185,7 +185,13 @@ def test_the_command_says_what_it_cost(toy_checkpoint: Path, tmp_path: Path, row
     assert set(json.loads(result.stdout)["proof"]) == {"parts", "field", "accuracy"}
     result = runner.invoke(main, [*arguments, "--max-drop", "0", "-o", str(tmp_path / "three")])
     assert (result.exit_code, (tmp_path / "three").exists()) == (8, False)
-    for wrong, message in ((["--max-drop", "1"], "give --data TASK=FILE"), (["--data", "mood"], "write TASK=FILE")):
-        result = runner.invoke(main, ["export", str(toy_checkpoint), "-o", str(tmp_path / "four"), *wrong])
+    twice = [*data, "--data", f"mood={rows['intent'].path}"]
+    for command, wrong, message in (
+        ("export", ["--max-drop", "1"], "give --data TASK=FILE"),
+        ("export", ["--data", "mood"], "write TASK=FILE"),
+        ("export", twice, "--data names the task 'mood' twice"),
+        ("search", [*twice, "--max-drop", "1"], "--data names the task 'mood' twice"),
+    ):
+        result = runner.invoke(main, [command, str(toy_checkpoint), "-o", str(tmp_path / "four"), *wrong])
         assert result.exit_code == 2
         assert message in result.output

@@ -14,9 +14,11 @@ import pytest
 import fieldrun
 from fieldrun.bundle import Bundle
 from fieldrun.checkpoint import Checkpoint
-from fieldrun.reference import forward, pad_ids
+from fieldrun.errors import ParityError
+from fieldrun.reference import forward, head_logits, pad_ids, pair_features
 from fieldrun.storage import read_json, sha256_file
 from fieldrun_exporters import recipe
+from fieldrun_exporters.calibrate import tokenize
 from fieldrun_exporters.export import ExportReport
 from fieldrun_exporters.graph import op_histogram
 from fieldrun_exporters.parity import open_session
@@ -88,6 +90,37 @@ def test_the_report_is_in_the_bundle(exported: dict[str, ExportReport], toy_chec
     assert [entry["batch"] for entry in stored["pair_parity"]] == sorted({bucket.batch for bucket in report.parity})
     assert all(entry["top1_agreement"] >= 0.9 for entry in stored["pair_parity"])
     assert {"onnx", "onnxruntime", "numpy", "tokenizers"} == set(stored["libraries"])
+
+
+def test_pairs_are_measured_on_the_fields_that_a_device_has(
+    toy_checkpoint: Path, tmp_path: Path, texts: list[str]
+) -> None:
+    path = tmp_path / "rough.toml"
+    path.write_text(
+        'schema = 1\npasses = ["fold", "palettize"]\n[precision]\ntables = "palette2"\n'
+        "[buckets]\nbatches = [1, 4]\nlengths = [8, 24]\n"
+        "[parity]\nmin_cosine = 0.01\nmax_abs = 99\nmin_top1 = 0.01\n"
+    )
+    report = fieldrun.export(toy_checkpoint, tmp_path / "b", recipe=path, calibration=texts)
+    source = Checkpoint.load(toy_checkpoint)
+    (head,) = [head for head in source.heads if head.kind == "pair"]
+    ids = tokenize(source, texts, 24)
+    fields = np.concatenate([forward(source.config, source.tensors, pad_ids([row]), float64=True) for row in ids])
+    wanted = head_logits(head, pair_features(fields, np.roll(fields, -1, axis=0)))
+    with fieldrun.load(report.path, engine="numpy") as model:
+        said = model.predict(list(zip(texts, texts[1:] + texts[:1], strict=True)), head.name)
+    agreement = np.mean([head.labels[k] == label for k, label in zip(wanted.argmax(1), said, strict=True)])
+    assert agreement < 1
+    for entry in read_json(report.path / "report.json")["pair_parity"]:
+        assert entry["top1_agreement"] == pytest.approx(agreement)
+        assert entry["max_abs_logits"] > 0.1
+    limit = 1 - (1 - agreement) / 2
+    path.write_text(path.read_text().replace("min_top1 = 0.01", f"min_top1 = {limit}"))
+    alone = dataclasses.replace(source, heads=(head,))
+    alone.save(tmp_path / "pairs")
+    with pytest.raises(ParityError, match=r"pair graph of batch 1: min_top1 is 0\.\d+, the recipe's limit is"):
+        fieldrun.export(tmp_path / "pairs", tmp_path / "c", recipe=path, calibration=texts)
+    assert not (tmp_path / "c").exists()
 
 
 def test_every_int8_layer_runs_as_int8(exported: dict[str, ExportReport], tmp_path: Path) -> None:

@@ -296,7 +296,7 @@ def test_rules_that_make_no_sense_are_refused(rules: dict[str, object], message:
 def test_rules_that_do_not_fit_the_student_are_refused(rules: dict[str, str], message: str) -> None:
     folded = fold(toy_checkpoint(0))[0]
     with pytest.raises(RecipeError, match=message):
-        Precision(rules).check_parts(folded.blocks, folded.dense())
+        Precision(rules).check_parts(folded.blocks)
 
 
 def test_a_recipe_with_the_wrong_passes_is_refused(

@@ -104,6 +104,36 @@ def test_the_buckets_are_chosen_by_what_the_domain_has() -> None:
     assert all(found % factor for factor in range(2, int(found**0.5) + 1))
 
 
+@pytest.mark.parametrize("kind", ["TemplateProcessing", "BertProcessing"])
+def test_a_token_that_only_the_post_processor_names_is_kept(kind: str) -> None:
+    tokenizer = json.loads(TOY.tokenizer)
+    vocab = tokenizer["model"]["vocab"]
+    framed = {name: [name, vocab[name]] for name in ("great", "film")}
+    assert not {"great", "film"} & set(json.loads(PRUNED.tokenizer)["model"]["vocab"]), "no text of the domain has them"
+    if kind == "TemplateProcessing":
+        last = tokenizer["post_processor"]
+        last["pair"] = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "great", "type_id": 0}}]
+        last["special_tokens"] |= {k: {"id": k, "ids": [i], "tokens": [k]} for k, i in framed.values()}
+    else:
+        tokenizer["post_processor"] = {"type": kind, "sep": framed["great"], "cls": framed["film"]}
+    framing = dataclasses.replace(TOY, tokenizer=json.dumps(tokenizer).encode())
+    sequences = tokenize(TOY, DOMAIN, 64)  # as an earlier tokenizer cut them, without those tokens
+    pruned, _ = prune_vocabulary(framing, sequences, Prune())
+    kept = json.loads(pruned.tokenizer)["model"]["vocab"]
+    assert {"great", "film"} <= set(kept)
+    said = Tokenizer.from_str(pruned.tokenizer.decode()).encode("card")
+    assert said.ids == [kept[token] for token in said.tokens]
+    np.testing.assert_array_equal(pruned.tensors["embedding"][kept["great"]], TOY.tensors["embedding"][vocab["great"]])
+
+
+def test_a_special_token_that_the_student_lacks_is_refused() -> None:
+    tokenizer = json.loads(TOY.tokenizer)
+    tokenizer["post_processor"]["special_tokens"]["[SEP]"]["ids"] = [9999]
+    wrong = dataclasses.replace(TOY, tokenizer=json.dumps(tokenizer).encode())
+    with pytest.raises(ExportError, match="the tokenizer names the id 9999, the student has"):
+        prune_vocabulary(wrong, tokenize(TOY, DOMAIN, 64), Prune())
+
+
 def test_rare_pieces_may_go_too() -> None:
     common, report = prune_vocabulary(TOY, tokenize(TOY, [*DOMAIN, "great"], 64), Prune(min_count=2))
     assert "great" not in json.loads(common.tokenizer)["model"]["vocab"]

@@ -15,7 +15,10 @@ from fieldrun.errors import ExportError, MissingDependency, RecipeError
 from fieldrun.reference import pad_ids
 from fieldrun.tensors import read_tensors
 from fieldrun_exporters.passes import recover as module
+from fieldrun_exporters.passes.int8 import int8
+from fieldrun_exporters.passes.lowrank import LowRank, lowrank
 from fieldrun_exporters.passes.mixt import mixt
+from fieldrun_exporters.passes.palettize import palettize
 from fieldrun_exporters.passes.recover import recover
 from fieldrun_exporters.precision import Precision
 from fieldrun_exporters.recipe import Recover, load_recipe
@@ -23,6 +26,7 @@ from fieldrun_exporters.simulate import field_errors, outputs
 from tests.exporters.test_drop import sequences
 from tests.exporters.test_palettize import RECIPE, made
 from tests.exporters.test_passes import FOLDED, SHAPES
+from tests.toy import WORDS
 
 torch = pytest.importorskip("torch")
 PLAN = Recover(steps=60, batch=32, learning_rate=1.0, texts=600)
@@ -85,8 +89,12 @@ def test_unseen_texts_come_nearer() -> None:
 
 def test_what_cannot_be_recovered_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     deployed = made(0, RULES)
-    with pytest.raises(ExportError, match="there is no palette or mixture to tune"):
-        recover(FOLDED[0], FOLDED[0], sequences(1, 600), PLAN)
+    int8_alone = Precision({"tables": "int8"})
+    only_pairs = made(0, {"tables": "int8", "pairs": "palette16"})
+    assert [name for name in only_pairs.packed if ".codebook." in name] == ["pairs.weight.codebook.0"]
+    for nothing in (FOLDED[0], int8(FOLDED[0], int8_alone, {})[0], only_pairs):
+        with pytest.raises(ExportError, match="there is nothing to tune: no palette or mixture"):
+            recover(nothing, FOLDED[0], sequences(1, 600), PLAN)
     with pytest.raises(ExportError, match="399 texts are too few; give at least 400"):
         recover(deployed, FOLDED[0], sequences(1, 399), PLAN)
     with pytest.raises(ExportError, match="the fields are no nearer"):
@@ -94,6 +102,54 @@ def test_what_cannot_be_recovered_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingDependency, match=r"pip install 'fieldrun\[distill\]'"):
         recover(deployed, FOLDED[0], sequences(1, 600), PLAN)
+
+
+@pytest.mark.parametrize("rules", [{}, {"tables": "int8"}, {"tables": "palette16", "mixer": "int8-weights"}])
+def test_a_smaller_shape_is_tuned(rules: dict[str, str]) -> None:
+    folded = FOLDED[0]
+    shaped, _ = lowrank(folded, sequences(3, 400), LowRank(width=12, hidden=16))
+    deployed, precision = shaped, Precision(rules)
+    if "int8" in precision.wants(rules):
+        deployed, _ = int8(deployed, precision, {})
+    if "palettize" in precision.wants(rules):
+        deployed, _ = palettize(deployed, shaped, precision)
+    kept = {name: tensor.copy() for name, tensor in deployed.tensors.items()}
+    result, report = recover(deployed, folded, sequences(1, 3000), dataclasses.replace(PLAN, learning_rate=0.1))
+    unseen = sequences(2, 200)
+    wanted = outputs(folded, unseen)
+    before, after = (np.square(outputs(form, unseen) - wanted).mean(0) for form in (deployed, result))
+    dim = folded.network.field_dim
+    assert after[:dim].mean() < 0.97 * before[:dim].mean()
+    assert after[dim:].mean() < before[dim:].mean(), "the logits come along"
+    assert report.changed["field"]["recovered"] > 0.03
+    for name, tensor in deployed.tensors.items():
+        np.testing.assert_array_equal(tensor, kept[name])
+        floats = name in ("hidden.weight", "output.weight", "hidden.bias", "output.bias", "mixer.weight")
+        if rules.get("mixer") and name == "mixer.weight":
+            floats = False
+        if not (name == "table" and "palette16" in rules.values()):
+            assert np.array_equal(tensor, result.tensors[name]) == (not floats), name
+    assert result.nbytes() == deployed.nbytes()
+
+
+def test_an_export_of_a_smaller_shape_with_recovery_verifies(toy_checkpoint: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, size=1 + i % 20)) for i in range(3000)]
+    body = RECIPE.replace("0.7", "0.01").replace("= 4.0", "= 99").replace("= 0.5", "= 0.01")
+    shape = "[lowrank]\nhidden = 12\n"
+    path, plain = tmp_path / "mine.toml", tmp_path / "plain.toml"
+    plain.write_text(body.format(passes='["fold", "lowrank"]', precision="") + shape)
+    tuned = shape + "[recover]\nsteps = 100\nbatch = 32\nlearning_rate = 0.1\ntexts = 3000\n"
+    path.write_text(body.format(passes='["fold", "lowrank", "recover"]', precision="") + tuned)
+    without, report = (
+        fieldrun.export(toy_checkpoint, tmp_path / each.stem, recipe=each, calibration=texts) for each in (plain, path)
+    )
+    before, after = (each.proof["field"]["mean_cosine"] for each in (without, report))
+    assert after > before
+    assert list(report.proof["parts"]) == ["lowrank"], "tuned layers belong to the shape and are no losses of their own"
+    assert report.proof["parts"]["lowrank"]["mean_cosine"] == pytest.approx(after, abs=1e-5)
+    for engine in ("native", "numpy", "onnxruntime"):
+        assert fieldrun.verify(report.path, engine=engine).passed
 
 
 def test_an_export_with_recovery_verifies(toy_checkpoint: Path, tmp_path: Path) -> None:

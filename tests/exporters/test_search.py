@@ -15,16 +15,19 @@ import fieldrun
 from fieldrun.bundle import Bundle, Network
 from fieldrun.cli import main
 from fieldrun.dataset import Dataset
-from fieldrun.errors import ExportError, OutputExists, UsageError
+from fieldrun.errors import ExportError, OutputExists, ParityError, StorageError, UsageError
 from fieldrun.storage import read_json
 from fieldrun_exporters import search as module
-from fieldrun_exporters import search_space
+from fieldrun_exporters import search_shapes, search_space
 from fieldrun_exporters.passes.int8 import int8
 from fieldrun_exporters.passes.palettize import palettize
 from fieldrun_exporters.precision import Precision
+from fieldrun_exporters.recipe import load_recipe
 from fieldrun_exporters.search import search
 from fieldrun_exporters.search_front import front_plot
+from fieldrun_exporters.search_shapes import device
 from fieldrun_exporters.search_space import Space
+from fieldrun_exporters.search_state import State, rows_digest
 from fieldrun_exporters.simulate import field_errors, outputs
 from tests.exporters.test_drop import rows, sequences
 from tests.exporters.test_passes import FOLDED
@@ -71,7 +74,7 @@ def test_a_candidate_is_what_the_passes_make(tmp_path: Path, index: int) -> None
 
 def test_the_front_is_one(tmp_path: Path) -> None:
     found = space(tmp_path)
-    front, seen = module._evolve(found, module._State(tmp_path, {"test": 0}), 0, lambda *_: None)
+    front, seen = module._evolve(found, State(tmp_path, {"test": 0}), 0, lambda *_: None)
     sizes, errors = [found.size(levels) for levels in front], [seen[levels] for levels in front]
     assert sizes == sorted(sizes)
     assert errors == sorted(errors, reverse=True)
@@ -112,7 +115,7 @@ def test_limits_hold_and_the_recipe_makes_the_bundle_again(
     bundle = Bundle.load(report.path)
     assert bundle.total_bytes() == report.bytes
     assert fieldrun.verify(report.path).passed
-    again = fieldrun.export(small, tmp_path / "again", recipe=report.recipe)
+    again = fieldrun.export(small, tmp_path / "again", recipe=report.recipe, data=data)
     assert Bundle.load(again.path).manifest.files == bundle.manifest.files
     for point in report.uniform:  # each judged, and none nearer than the front at its size
         assert point["accuracy"].keys() >= {"mean_drop", "ci95"}
@@ -120,6 +123,62 @@ def test_limits_hold_and_the_recipe_makes_the_bundle_again(
     stored = read_json(tmp_path / "out" / "search.json")
     assert stored["front"] == json.loads(json.dumps(report.to_dict()["front"]))
     assert "accuracy" in report.front[report.chosen]
+
+
+def test_the_bundle_says_what_it_costs_and_its_recipe_holds_it_to_that(
+    small: Path, tmp_path: Path, rows: dict[str, Dataset]
+) -> None:
+    data = {name: rows[name] for name in ("mood", "same")}
+    report = search(small, tmp_path / "out", data=data, max_bytes=10**9)
+    stored = read_json(report.path / "report.json")
+    assert list(stored["proof"]["accuracy"]["tasks"]) == ["mood", "same"]
+    assert stored["proof"]["accuracy"] == json.loads(json.dumps(report.front[report.chosen]["accuracy"]))
+    gate = load_recipe(report.recipe).parity
+    worst = min(bucket["min_cosine"] for bucket in stored["parity"])
+    assert 1 - worst < 1 - gate.min_cosine < 1.6 * (1 - worst) + 2e-4
+    farthest = max(bucket["max_abs"] for bucket in stored["parity"])
+    assert farthest < gate.max_abs < 1.6 * farthest
+    agreement = [each["top1_agreement"] for each in stored["parity"] + stored["pair_parity"]]
+    assert 0.5 <= gate.min_top1 < min(agreement), "one label of a bucket with one text and two tasks may differ"
+    rough = tmp_path / "rough.toml"
+    text = report.recipe.read_text().replace('"ngrams" = "int8"', '"ngrams" = "palette2"')
+    assert text != report.recipe.read_text()
+    rough.write_text(text if "palettize" in text else text.replace('"int8"]', '"int8", "palettize"]'))
+    with pytest.raises(ParityError, match="the recipe's limit is"):
+        fieldrun.export(small, tmp_path / "again", recipe=rough)
+
+
+def named(rows: Dataset, labels: tuple[str, ...]) -> Dataset:
+    """Rows of no file."""
+    return Dataset(path=Path("rows"), kind=rows.kind, texts=rows.texts, labels=labels)
+
+
+def test_other_rows_are_judged_anew(
+    small: Path, tmp_path: Path, rows: dict[str, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = rows["mood"]
+    wrong = tuple({"good": "bad", "bad": "good"}[label] for label in right.labels)
+    work = tmp_path / "work"
+    sets = [{"mood": named(right, right.labels)}, {"mood": named(right, wrong)}]
+    found = [search(small, tmp_path / f"out{i}", data=each, max_drop=100, work=work) for i, each in enumerate(sets)]
+    one, other = (each.front[0]["accuracy"]["tasks"]["mood"] for each in found)
+    assert one["fp32"] + other["fp32"] == pytest.approx(1)
+    assert one["accuracy"] + other["accuracy"] == pytest.approx(1)
+    monkeypatch.setattr(module, "accuracy_drop", lambda *_: pytest.fail("the same rows are judged again"))
+    search(small, tmp_path / "again", data=sets[1], max_drop=100, work=work)
+
+
+def test_the_digest_of_rows_is_of_tasks_texts_and_labels(rows: dict[str, Dataset]) -> None:
+    mood = rows["mood"]
+    sets = [
+        {"mood": mood},
+        {"intent": mood},
+        {"mood": named(mood, mood.labels)},
+        {"mood": named(mood, ("another", *mood.labels[1:]))},
+        {"mood": mood, "same": rows["same"]},
+    ]
+    assert len({rows_digest(each) for each in sets}) == len(sets)
+    assert rows_digest(dict(reversed(list(sets[-1].items())))) == rows_digest(sets[-1])
 
 
 def test_a_killed_search_goes_on(
@@ -162,6 +221,14 @@ def by_width(bundle: Path, texts: Any) -> float:
     return float(width(bundle))
 
 
+class Timed(Exception):
+    pass
+
+
+def never(bundle: Path, texts: Any) -> float:
+    raise Timed
+
+
 def width(bundle: Path) -> int:
     network = Bundle.load(bundle).manifest.network
     assert isinstance(network, Network)
@@ -169,7 +236,7 @@ def width(bundle: Path) -> int:
 
 
 def test_a_limit_of_latency_takes_the_largest_shape_that_keeps_to_it(
-    small: Path, tmp_path: Path, rows: dict[str, Dataset]
+    small: Path, tmp_path: Path, rows: dict[str, Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = search(small, tmp_path / "out", data=rows, max_latency_us=15.0, timer=by_width)
     widths = [shape["width"] for shape in report.shapes]
@@ -178,11 +245,16 @@ def test_a_limit_of_latency_takes_the_largest_shape_that_keeps_to_it(
     assert report.chosen == len(report.front) - 1, "without a limit of size nothing is saved on bytes"
     assert report.shapes[0]["field_error"] == pytest.approx(0, abs=1e-6)
     assert report.shapes[-1]["field_error"] > 0
-    again = fieldrun.export(small, tmp_path / "again", recipe=report.recipe)
+    again = fieldrun.export(small, tmp_path / "again", recipe=report.recipe, data=rows)
     assert Bundle.load(again.path).manifest.files == Bundle.load(report.path).manifest.files
     svg = (tmp_path / "out" / "front.svg").read_text()
     shown = sum("accuracy" in p for p in report.front) + len(report.shapes) + len(report.uniform)
     assert svg.count("<circle") == shown
+    here = search(small, tmp_path / "here", data=rows, max_latency_us=15.0, timer=never, work=tmp_path / "out.work")
+    assert here.shapes == report.shapes, "what was timed on this machine is kept"
+    monkeypatch.setattr(search_shapes, "device", lambda: "another machine")
+    with pytest.raises(Timed):
+        search(small, tmp_path / "there", data=rows, max_latency_us=15.0, timer=never, work=tmp_path / "out.work")
     with pytest.raises(ExportError, match=r"no shape is that fast here: the smallest takes 8\.0 us"):
         search(small, tmp_path / "no", data=rows, max_latency_us=1, timer=by_width)
     with pytest.raises(UsageError, match="needs a timer"):
@@ -239,6 +311,34 @@ def test_an_impossible_drop_says_how_near_it_comes(
         search(small, tmp_path / "taken", data=rows, max_drop=0.5)
 
 
+def test_a_work_folder_that_cannot_be_used_is_refused(small: Path, tmp_path: Path, rows: dict[str, Dataset]) -> None:
+    (tmp_path / "file").write_text("mine")
+    for work in (tmp_path / "file", tmp_path / "file" / "work"):
+        with pytest.raises(StorageError, match=r"cannot make the work folder .*Not a directory; choose another"):
+            search(small, tmp_path / "out", data=rows, max_drop=1, work=work)
+    for out in (tmp_path / "file" / "out", tmp_path / ("x" * 300)):
+        with pytest.raises(StorageError, match="cannot make the work folder"):
+            search(small, out, data=rows, max_drop=1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"identity": {"test": 0}, "values": 3}', '{"values": {}}'])
+def test_a_damaged_state_is_named(tmp_path: Path, text: str) -> None:
+    state = State(tmp_path, {"test": 0})
+    state.put("one", 1)
+    assert State(tmp_path, {"test": 0}).values == {"one": 1}
+    (state.work / "state.json").write_text(text)
+    with pytest.raises(ExportError, match=r"search-\w+ is damaged: .*; delete it and search again") as caught:
+        State(tmp_path, {"test": 0})
+    assert "\n" not in str(caught.value)
+    assert State(tmp_path, {"test": 1}).values == {}
+
+
+def test_the_device_is_named() -> None:
+    assert device() == device()
+    assert device().count(",") >= 1
+
+
 def test_the_command(small: Path, tmp_path: Path, rows: dict[str, Dataset]) -> None:
     runner, data = CliRunner(), ["--data", f"mood={rows['mood'].path}"]
     start = ["search", str(small), *data]
@@ -250,7 +350,12 @@ def test_the_command(small: Path, tmp_path: Path, rows: dict[str, Dataset]) -> N
         main, [*start, "--max-drop", "99", "--json", "-o", str(tmp_path / "two"), "--work", str(tmp_path / "out.work")]
     )
     assert json.loads(json_result.stdout)["chosen"] == 0
-    for wrong, message in (([], "needs a limit"), (["--max-size", "small"], "is not a size; write 10MB")):
+    for wrong, message in (
+        ([], "needs a limit"),
+        (["--max-size", "small"], "is not a size; write 10MB"),
+        (["--max-size", "9" * 400], "999...' is not a size; write 10MB"),
+        (["--max-size", "9" * 400 + "GB"], "is not a size; write 10MB"),
+    ):
         result = runner.invoke(main, [*start, *wrong, "-o", str(tmp_path / "three")])
         assert result.exit_code == 2
         assert message in result.output

@@ -1,9 +1,9 @@
 """Prune the vocabulary: keep the word pieces and the n-grams that a domain's text uses.
 
-Kept are the special tokens, every piece of one character, and every piece that the domain's texts are cut into. The
-tokenizer takes the longest piece that it knows, so texts of which every piece is kept are cut as before, and all others
-fall back to shorter pieces that the student also knows, down to single characters. (A word becomes unknown only if a
-character inside it has no continuation piece of its own.)
+Kept are the special tokens, with those that the post-processor alone names, every piece of one character, and every
+piece that the domain's texts are cut into. The tokenizer takes the longest piece that it knows, so texts of which every
+piece is kept are cut as before, and all others fall back to shorter pieces that the student also knows, down to single
+characters. (A word becomes unknown only if a character inside it has no continuation piece of its own.)
 
 An n-gram's bucket is a hash of token ids. The ids change, so the table is filled anew: a bucket holds the mean of the
 rows of the n-grams of the domain that fall into it, as often as they occur, and zero, which adds nothing, where none
@@ -133,15 +133,26 @@ def _kept(tokenizer: dict[str, Any], counts: Array, least: int, vocab_size: int)
     for piece, number in tokenizer["model"]["vocab"].items():
         if len(piece.removeprefix(prefix)) == 1:
             keep[number] = True
-    for added in tokenizer.get("added_tokens", ()):
-        keep[added["id"]] = True
+    special = [*(added["id"] for added in tokenizer.get("added_tokens", ())), *_framing(tokenizer)]
+    if max(special, default=0) >= vocab_size:
+        raise ExportError(
+            f"prune-vocabulary: the tokenizer names the id {max(special)}, the student has {vocab_size} pieces; "
+            "restore tokenizer.json"
+        )
+    keep[special] = True
     keep[tokenizer["model"]["vocab"][tokenizer["model"]["unk_token"]]] = True
     known = np.zeros(vocab_size, bool)
-    known[[0, *tokenizer["model"]["vocab"].values(), *(added["id"] for added in tokenizer.get("added_tokens", ()))]] = (
-        True
-    )
+    known[[0, *tokenizer["model"]["vocab"].values(), *special]] = True
     ids: Array = np.flatnonzero(keep & known)
     return ids
+
+
+def _framing(tokenizer: dict[str, Any]) -> list[int]:
+    """Return the ids that the post-processor puts around texts; it may name tokens that no text of the domain shows."""
+    last = tokenizer.get("post_processor") or {}
+    if last.get("type") == "TemplateProcessing":
+        return [int(i) for token in last["special_tokens"].values() for i in token["ids"]]
+    return [int(last[name][1]) for name in ("sep", "cls") if name in last]
 
 
 def _renumber(tokenizer: dict[str, Any], number: Array) -> dict[str, Any]:

@@ -1,13 +1,14 @@
-"""Recover: tune the codebooks of palettes and the operators of mixtures so that the fields come back.
+"""Recover: tune codebooks, mixtures and the layers of a smaller shape, so that the fields come back.
 
-Codes are left as they are.
+Codes are left as they are, and so are int8 matrices, which have no codebook.
 
 Only centroids move (arXiv 2603.17917, section on centroid tuning): the gradient of an entry is the sum over the weights
 that share it. The loss is the field regression of the distillation, against the fields of the same student in float32,
 on real texts without labels. Entries are rounded to int8 steps at the end: rounded in every step, with a gradient that
 passes through, they left the fields farther than they were. A table's codebooks alone are tuned where there are any:
 what a dense palette's entries gain is less than the step that they are rounded to. The operators of a tensor mixture
-start far from the layer that they stand for and are always tuned, in float32 (arXiv 2605.25344).
+start far from the layer that they stand for and are always tuned, in float32 (arXiv 2605.25344). After `lowrank` the
+dense layers that are float32 are tuned too, weights and biases: each was fitted to its own output, none to the field.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fieldrun.errors import ExportError, MissingDependency
-from fieldrun.packing import code_bits, expand
+from fieldrun.packing import code_bits, expand, packed_names
 from fieldrun.reference import pad_ids
 from fieldrun.student import SCORE_FLOOR
 from fieldrun.tensors import Array
@@ -30,10 +31,11 @@ from ..simulate import field_errors, outputs, row_numbers
 if TYPE_CHECKING:
     from ..recipe import Recover
 
-__all__ = ["recover"]
+__all__ = ["float_layers", "recover"]
 
 _LEAST_TEXTS = 400
 _OPERATOR_RATE = 0.03  # of the learning rate: steps of a codebook are 127 to its largest entry
+_LAYER_RATE = 0.01  # of the learning rate: these were fitted already
 _HELD_OUT = 256  # texts that tell what was won, and are not learnt from
 
 
@@ -44,10 +46,10 @@ def recover(
     plan: Recover,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Deployed, PassReport]:
-    """Return `deployed` with tuned codebooks, and what the fields of held-out texts gained.
+    """Return `deployed` with what can be tuned tuned, and what the fields of held-out texts gained.
 
     Args:
-        deployed: with at least one palette or mixture.
+        deployed: with a palette or a mixture, or smaller than `folded` and with a float32 layer.
         folded: the student in float32, whose fields are the target.
         sequences: token ids of real texts, `_LEAST_TEXTS` or more; some, drawn, are held out.
         plan: steps, texts a step, rate, seed.
@@ -61,8 +63,16 @@ def recover(
         import torch
     except ImportError as error:
         raise MissingDependency("torch", "distill") from error
-    if not deployed.packed:
-        raise ExportError("recover: there is no palette or mixture to tune; list its pass before it, or leave it out")
+    network = _Network(torch, deployed, smaller=deployed.network != folded.network)
+    groups = [{"params": network.tuned_codebooks(), "share": 1.0}]
+    groups += [{"params": list(network.operators.values()), "share": _OPERATOR_RATE}]
+    groups += [{"params": list(network.layers.values()), "share": _LAYER_RATE}]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise ExportError(
+            "recover: there is nothing to tune: no palette or mixture of a part that makes the field, and no float32 "
+            "layer that 'lowrank' made smaller; give a part such a precision, or leave it out"
+        )
     if len(sequences) < _LEAST_TEXTS:
         raise ExportError(
             f"recover: {len(sequences)} texts are too few; give at least {_LEAST_TEXTS}, better thousands"
@@ -74,10 +84,7 @@ def recover(
     target = answers[:, :dim]
     train, held = shuffled[:-_HELD_OUT], shuffled[-_HELD_OUT:]
     before = field_errors(target[-_HELD_OUT:], outputs(deployed, held)[:, :dim])
-    network = _Network(torch, deployed)
-    groups = [{"params": network.tuned_codebooks(), "share": 1.0}]
-    groups += [{"params": list(network.operators.values()), "share": _OPERATOR_RATE}]
-    optimizer = torch.optim.Adam([group for group in groups if group["params"]], lr=plan.learning_rate)
+    optimizer = torch.optim.Adam(groups, lr=plan.learning_rate)
     spread, spread_of_logits = (
         float(target.std()) ** 2,
         float(answers[:, dim:].std()) ** 2 if answers.shape[1] > dim else 1,
@@ -96,7 +103,7 @@ def recover(
         field = output[:, :dim]
         cosine = torch.nn.functional.cosine_similarity(field, wanted)
         loss = torch.nn.functional.mse_loss(field, wanted) / spread + (1 - cosine).mean()
-        if "output.weight.mixt.0" in network.operators:  # its operators make the logits too
+        if network.tunes_output:  # which makes the logits too
             logits = torch.from_numpy(answers[rows, dim:])
             loss = loss + torch.nn.functional.mse_loss(output[:, dim:], logits) / spread_of_logits
         rate = 0.5 * (1 + np.cos(np.pi * step / plan.steps))
@@ -108,7 +115,8 @@ def recover(
         if progress is not None:
             progress(step + 1, plan.steps)
     packed = dict(deployed.packed) | network.tuned()
-    result = _opened(replace(deployed, packed=packed))
+    tensors = dict(deployed.tensors) | {name: layer.detach().numpy() for name, layer in network.layers.items()}
+    result = _opened(replace(deployed, packed=packed, tensors=tensors))
     after = field_errors(target[-_HELD_OUT:], outputs(result, held)[:, :dim])
     if not after["mean_cosine"] > before["mean_cosine"]:
         raise ExportError(
@@ -130,6 +138,18 @@ def recover(
     )
 
 
+def float_layers(deployed: Deployed) -> tuple[str, ...]:
+    """Return the names of the float32 weights and biases of the layers that make field and logits."""
+    packed = packed_names(deployed.packed)
+    floats = [
+        layer
+        for layer in deployed.dense()
+        if layer != "pairs" and deployed.precision(layer) == "fp32" and f"{layer}.weight" not in packed
+    ]
+    names = [f"{layer}.{kind}" for layer in floats for kind in ("weight", "bias")]
+    return tuple(name for name in names if name in deployed.tensors)
+
+
 def _opened(deployed: Deployed) -> Deployed:
     """Return `deployed` with the matrices that its packed form opens to."""
     opened = expand(deployed.stored())
@@ -137,15 +157,16 @@ def _opened(deployed: Deployed) -> Deployed:
 
 
 class _Network:
-    """The deployed form in torch, with codebooks and operators as parameters."""
+    """The deployed form in torch, with codebooks and operators as parameters; of a `smaller` one float layers too."""
 
-    def __init__(self, torch: Any, deployed: Deployed) -> None:
+    def __init__(self, torch: Any, deployed: Deployed, *, smaller: bool = False) -> None:
         self.torch, self.net, self.deployed = torch, deployed.network, deployed
         self.tensors = {
             name: torch.from_numpy(np.ascontiguousarray(tensor.astype(np.float32)))
             for name, tensor in deployed.tensors.items()
             if name != "table"
         }
+        self.layers = {name: self.tensors[name].requires_grad_() for name in float_layers(deployed) if smaller}
         self.operators = {
             name: torch.tensor(tensor.astype(np.float32), requires_grad=True)
             for name, tensor in deployed.packed.items()
@@ -196,6 +217,11 @@ class _Network:
         """Return the parameters to tune: a table's codebooks, or where it has none those of the dense layers."""
         tables = [book for name, book in self.codebooks.items() if name.startswith("table.")]
         return tables or [book for name, book in self.codebooks.items() if not name.startswith("pairs.")]
+
+    @property
+    def tunes_output(self) -> bool:
+        """Whether the map to field and logits changes by more than a codebook's entries."""
+        return "output.weight.mixt.0" in self.operators or "output.weight" in self.layers
 
     def _weight(self, layer: str) -> Any:
         name = f"{layer}.weight"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,12 @@ import click
 from fieldrun.errors import DatasetError
 
 from .options import examples, json_option
-from .output import progress, put, put_json
+from .output import progress, put, put_json, warn
 
 if TYPE_CHECKING:
     from fieldrun.dataset import Dataset
 
-__all__ = ["export", "labelled", "read_texts"]
+__all__ = ["export", "labelled_rows", "read_texts"]
 
 
 class _Command(click.Command):
@@ -72,12 +73,14 @@ def export(
 
     if max_drop is not None and not data:
         raise click.UsageError("--max-drop is measured on labelled rows; give --data TASK=FILE")
-    rows = dict(labelled(each) for each in data)
+    rows = labelled_rows(data)
     texts = None if calibration is None else read_texts(calibration)
     with progress() as step:
         report = fieldrun.export(
             checkpoint, output, recipe=recipe, calibration=texts, data=rows, max_drop=max_drop, progress=step
         )
+    for line in report.warnings:
+        warn(f"warning: {line}")
     value = report.to_dict()
     if as_json:
         put_json(value)
@@ -94,14 +97,21 @@ def export(
     put(f"next: fieldrun verify {output}")
 
 
-def labelled(value: str) -> tuple[str, Dataset]:
-    """Read the rows of one TASK=FILE."""
+def labelled_rows(values: Sequence[str]) -> dict[str, Dataset]:
+    """Read the rows of every TASK=FILE, by task; a task that is named twice is refused."""
     from fieldrun.dataset import read_tsv
 
-    task, _, path = value.partition("=")
-    if not task or not path:
-        raise click.UsageError(f"--data {value!r}: write TASK=FILE, as in sst2=dev.tsv")
-    return task, read_tsv(path)
+    files: dict[str, str] = {}
+    for value in values:
+        task, _, path = value.partition("=")
+        if not task or not path:
+            raise click.UsageError(f"--data {value!r}: write TASK=FILE, as in sst2=dev.tsv")
+        if task in files:
+            raise click.UsageError(
+                f"--data names the task {task!r} twice, {files[task]} and {path}; put their rows into one file"
+            )
+        files[task] = path
+    return {task: read_tsv(path) for task, path in files.items()}
 
 
 def read_texts(path: Path) -> list[str]:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from .export import labelled, read_texts
+from .export import labelled_rows, read_texts
 from .options import examples, json_option
 from .output import progress, put, put_json
 
 __all__ = ["search"]
 
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(kB|MB|GB)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?(kB|MB|GB)?", re.IGNORECASE)
 _UNITS = {"": 1, "kb": 1000, "mb": 10**6, "gb": 10**9}
 
 
@@ -23,7 +23,8 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int
         return None
     found = _SIZE.fullmatch(value.strip())
     if found is None:
-        raise click.BadParameter(f"{value!r} is not a size; write 10MB, 800kB or a number of bytes", ctx, param)
+        shown = repr(value if len(value) <= 40 else value[:30] + "...")
+        raise click.BadParameter(f"{shown} is not a size; write 10MB, 800kB or a number of bytes", ctx, param)
     return int(float(found[1]) * _UNITS[(found[2] or "").lower()])
 
 
@@ -76,15 +77,16 @@ def search(
 
     With --max-size alone the nearest fields within it, with --max-drop the smallest bundle that costs no more.
     Precision changes no latency: with --max-latency-us the student loses features until it is fast enough. OUTPUT gets
-    bundle/, recipe.toml (which `fieldrun export` makes the same bundle of), search.json with the fronts of size and of
-    latency, and front.svg that shows them. Ended half-way, the same command goes on where it stopped.
+    bundle/, recipe.toml (of which `fieldrun export` with the same --data and --calibration makes the same bundle),
+    search.json with the fronts of size and of latency, and front.svg that shows them. Ended half-way, the same command
+    goes on where it stopped.
     """
     import fieldrun
     from fieldrun_runtimes.timing import text_to_labels_us
 
     if max_size is None and max_drop is None and max_latency_us is None:
         raise click.UsageError("a search needs a limit: --max-size, --max-drop or --max-latency-us")
-    rows = dict(labelled(each) for each in data)
+    rows = labelled_rows(data)
     texts = None if calibration is None else read_texts(calibration)
     with progress() as step:
         report = fieldrun.search(
