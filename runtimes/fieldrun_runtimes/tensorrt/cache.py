@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fieldrun.bundle import Bundle
-from fieldrun.errors import EngineError, EngineStale, StorageError
+from fieldrun.errors import EngineError, EngineStale, StorageError, UsageError
 from fieldrun.storage import read_json, sha256_bytes, write_bytes, write_json
 
 from .key import EngineKey
@@ -30,6 +30,7 @@ __all__ = ["EngineCache", "Entry", "default_cache"]
 SCHEMA = 1
 _OTHERS_MAY_WRITE = 0o022
 _DIGEST = 64  # hexadecimal digits before a timing cache
+_OURS = re.compile(r"[^/]*-[0-9a-f]{12}/tensorrt(-rtx)?-sm\d+")  # a folder of engines, below the root
 
 
 def default_cache() -> Path:
@@ -55,9 +56,11 @@ class Entry:
 
 
 class EngineCache:
-    """The engines under `root`."""
+    """The engines under `root`, None for the default place; `UsageError` for a name that is empty."""
 
     def __init__(self, root: str | Path | None = None) -> None:
+        if root == "":  # as a variable that is not set: it would be the current folder
+            raise UsageError("the engine cache has an empty name; give a folder, or leave --cache out")
         self.root = default_cache() if root is None else Path(root)
 
     def folder(self, bundle: Bundle, key: EngineKey) -> Path:
@@ -201,27 +204,25 @@ class EngineCache:
     def entries(self) -> list[Entry]:
         """Return every engine that has a readable sidecar, in the order of their paths."""
         found = []
-        for path in sorted(self.root.glob("*/*/*.engine")):
-            with contextlib.suppress(EngineError, OSError, ValueError, KeyError, TypeError):
-                key = EngineKey.from_dict(read_json(path.with_suffix(".json"))["key"])
+        for path in (path for folder in self._folders() for path in sorted(folder.glob("*.engine"))):
+            key = _key_of(path)
+            if key is not None:
                 found.append(Entry(path=path, key=key, bytes=path.stat().st_size))
         return found
 
     def clear(self) -> tuple[int, int]:
         """Delete every engine, sidecar and timing cache; return how many engines and how many bytes.
 
-        Nothing else under `root` is touched, and no folder that still holds something else is deleted.
+        Nothing else is touched, and no folder that still holds something else is deleted: only folders named as
+        `folder` names them are looked into.
 
         Raises:
             StorageError: a file cannot be deleted.
         """
         engines = size = 0
         try:
-            for folder in sorted(self.root.glob("*/*")):
-                mine = [p for p in folder.glob("*") if p.suffix in (".engine", ".json", ".cache") or p.name == ".lock"]
-                if not (folder.name.startswith("tensorrt") and folder.is_dir()):
-                    continue
-                for path in mine:
+            for folder in self._folders():
+                for path in _files_of_ours(folder):
                     engines += path.suffix == ".engine"
                     size += path.stat().st_size
                     path.unlink()
@@ -233,6 +234,32 @@ class EngineCache:
                 f"cannot clear {self.root}: {error.strerror or error}; delete it as its owner"
             ) from error
         return engines, size
+
+    def _folders(self) -> list[Path]:
+        """Return the folders of engines, whatever is in them, in order."""
+        return [
+            folder
+            for folder in sorted(self.root.glob("*/*"))
+            if _OURS.fullmatch(folder.relative_to(self.root).as_posix()) and folder.is_dir()
+        ]
+
+
+def _key_of(engine: Path) -> EngineKey | None:
+    """Return the key in the sidecar of `engine`, None where there is no sidecar of ours."""
+    try:
+        sidecar = read_json(engine.with_suffix(".json"))
+        return EngineKey.from_dict(sidecar["key"]) if sidecar["schema"] == SCHEMA else None
+    except (EngineError, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _files_of_ours(folder: Path) -> list[Path]:
+    """Return the files of ours in a folder of engines: an engine and its sidecar, even if damaged, and the rest."""
+    engines = sorted(folder.glob("*.engine"))
+    sidecars = [
+        path for path in sorted(folder.glob("*.json")) if path.with_suffix(".engine") in engines or _key_of(path)
+    ]
+    return [path for path in (*engines, *sidecars, folder / "timing.cache", folder / ".lock") if path.is_file()]
 
 
 def _engine_path(folder: Path, graph: str) -> Path:

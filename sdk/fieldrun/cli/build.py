@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from .options import bundle_argument, examples, json_option
+from .options import bundle_argument, cache_option, examples, json_option
 from .output import note, progress, put, put_json, put_table
 
 __all__ = ["build"]
@@ -31,15 +29,11 @@ _DLA = (
     metavar="X.Y",
     help="Build for another GPU, with TensorRT-RTX alone, to see that its graphs are taken.  [default: this GPU's]",
 )
-@click.option(
-    "--cache",
-    type=click.Path(path_type=Path),
-    help="The folder of all engines.  [default: $FIELDRUN_CACHE, or fieldrun/engines in the user's cache folder]",
-)
+@cache_option
 @click.option("--device", type=click.Choice(["gpu", "dla"]), default="gpu", show_default=True)
 @json_option
 def build(
-    bundle: str, target: str, compute_capability: str | None, cache: Path | None, device: str, as_json: bool
+    bundle: str, target: str, compute_capability: str | None, cache_root: str | None, device: str, as_json: bool
 ) -> None:
     """Build an engine for every TensorRT graph of a bundle, on the device that runs them.
 
@@ -51,7 +45,9 @@ def build(
     if device == "dla":
         raise click.UsageError(_DLA)
     with progress() as step:
-        report = build_engines(bundle, target=target, compute_capability=compute_capability, cache=cache, progress=step)
+        report = build_engines(
+            bundle, target=target, compute_capability=compute_capability, cache=cache_root, progress=step
+        )
     if as_json:
         put_json(report.to_dict())
     else:

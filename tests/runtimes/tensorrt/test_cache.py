@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fieldrun
-from fieldrun.errors import EngineError, EngineStale, StorageError
+from fieldrun.errors import EngineError, EngineStale, StorageError, UsageError
 from fieldrun.storage import read_json, sha256_bytes, write_json
 from fieldrun_runtimes.tensorrt.build import build
 from fieldrun_runtimes.tensorrt.cache import EngineCache, default_cache
@@ -367,6 +367,45 @@ def test_list_and_clear(tiny: Path, built: doubles.Machine, cache: Path) -> None
     assert size > sum(entry.bytes for entry in entries), "sidecars and the timing cache too"
     assert [path.name for path in cache.rglob("*")] == ["mine.txt"]
     assert store.clear() == (0, 0)
+
+
+def test_what_others_keep_is_neither_listed_nor_deleted(tiny: Path, built: doubles.Machine, cache: Path) -> None:
+    mine = engines(cache)
+    folder = mine[0].parent
+    foreign = {
+        "models/tensorrt-llm/config.json": '{"architecture": "x"}',
+        "models/tensorrt/foo.engine": "plan",
+        "models/tensorrt/foo.json": "{}",
+        "models/tensorrt/timing.cache": "measured by another program",
+        "models/tensorrt-sm86/foo.engine": "plan",
+        "llm-0123456789ab/tensorrt-llm/rank0.engine": "plan",
+        "llm-0123456789ab/tensorrt-sm86.json": "{}",
+        f"{folder.relative_to(cache)}/notes.json": '{"key": {}, "schema": 1}',
+        f"{folder.relative_to(cache)}/notes.txt": "a",
+    }
+    for name, text in foreign.items():
+        (cache / name).parent.mkdir(parents=True, exist_ok=True)
+        (cache / name).write_text(text)
+    shutil.copy(mine[0].with_suffix(".json"), cache / "models/tensorrt/foo.json")  # even with a sidecar of ours
+    store = EngineCache(cache)
+    assert [entry.path for entry in store.entries()] == mine
+    assert store.clear()[0] == len(mine)
+    left = {path.relative_to(cache).as_posix() for path in cache.rglob("*") if path.is_file()}
+    assert left == set(foreign)
+
+
+def test_damaged_pairs_are_deleted_where_engines_are_kept(tiny: Path, built: doubles.Machine, cache: Path) -> None:
+    first, second, third, *_ = engines(cache)
+    first.with_suffix(".json").write_text("{")
+    second.with_suffix(".json").unlink()
+    third.unlink()
+    assert EngineCache(cache).clear()[0] == 5, "one of the six is not there"
+    assert list(cache.rglob("*")) == []
+
+
+def test_an_empty_name_is_not_the_current_folder() -> None:
+    with pytest.raises(UsageError, match="the engine cache has an empty name"):
+        EngineCache("")
 
 
 def test_the_default_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

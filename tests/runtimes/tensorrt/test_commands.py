@@ -44,6 +44,12 @@ def test_a_dla_is_refused_with_its_reason(tiny: Path) -> None:
     assert "neither look-ups nor integer arithmetic" in call("build", tiny, "--device", "dla", code=2).stderr
 
 
+def test_an_empty_cache_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doubles.install(monkeypatch)
+    for command in (("build", tiny), ("cache", "list"), ("cache", "clear")):
+        assert "the engine cache has an empty name" in call(*command, "--cache", "", code=2).stderr
+
+
 def test_errors_are_one_line_and_a_code(tiny: Path, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     doubles.install(monkeypatch, gpu=None)
     error = json.loads(call("build", tiny, "--json", code=9).stdout)["error"]
