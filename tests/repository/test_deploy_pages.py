@@ -71,6 +71,18 @@ def test_commands_are_found_in_a_block() -> None:
     assert commands(text) == [["build", "/b", "--target", "t"], ["doctor"]]
 
 
+def test_a_container_s_cache_is_its_user_s(page: str) -> None:
+    """A new named volume takes owner and mode of the folder that it is mounted on; without one it is root's."""
+    for text in blocks(page, "dockerfile"):
+        caches = re.findall(r"^ENV FIELDRUN_CACHE=(\S+)$", text, re.MULTILINE)
+        user = re.search(r"^USER (\S+)$", text, re.MULTILINE)
+        assert user is not None
+        made = re.findall(r"install --directory --owner (\S+) .*?(/\S+)$", text[: user.start()], re.MULTILINE)
+        assert {(user[1], cache) for cache in caches} <= set(made)
+    mounted = re.findall(r"--volume ([\w.]+):(/\S+?)(?::ro)?\s", page)
+    assert {folder for _, folder in mounted} <= {*re.findall(r"^ENV FIELDRUN_CACHE=(\S+)$", page, re.MULTILINE)}
+
+
 def test_units(repository: Path, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
