@@ -7,6 +7,7 @@ source. A device tree's strings end with a zero byte each, which a terminal does
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from importlib import metadata, util
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from fieldrun import doctor
 from fieldrun.doctor import boards, readiness
 from fieldrun.doctor.boards import board, jetpack_series
-from fieldrun.doctor.gpu import nvidia
+from fieldrun.doctor.gpu import has_library, nvidia
 
 DEVKIT = "Engineering Reference Developer Kit"
 TREES: dict[str, tuple[str, str, dict[str, str | None]]] = {
@@ -497,3 +498,20 @@ def test_libraries_are_files_where_the_loader_looks(tmp_path: Path, monkeypatch:
     found = nvidia({"python3-libnvinfer": "10.3.0.30-1+cuda12.5"}, write(tmp_path, files))
     assert (found["tensorrt_library"], found["cublas_library"], found["tensorrt_rtx_library"]) == (True, True, False)
     assert found["tensorrt_module"] == "10.3.0.30-1+cuda12.5"
+
+
+def test_a_library_path_that_cannot_be_looked_into_is_passed_over(tmp_path: Path) -> None:
+    closed, there = tmp_path / "closed", write(tmp_path / "there", {"libcuda.so.1": ""})
+    closed.mkdir(mode=0)
+    user = os.geteuid()
+    tmp_path.chmod(0o755)
+    if user == 0:  # whom no mode stops
+        os.seteuid(65534)
+    try:
+        for folder in ("x" * 300, "a\0b", str(closed), str(closed / "inside")):
+            assert not has_library("libcuda.so.1", tmp_path, {"LD_LIBRARY_PATH": folder})
+    finally:
+        os.seteuid(user)
+        closed.chmod(0o700)
+    path = ":".join(("x" * 300, "", str(there)))
+    assert has_library("libcuda.so.1", tmp_path, {"LD_LIBRARY_PATH": path})
