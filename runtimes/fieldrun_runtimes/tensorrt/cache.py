@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ __all__ = ["EngineCache", "Entry", "default_cache"]
 SCHEMA = 1
 _OTHERS_MAY_WRITE = 0o022
 _DIGEST = 64  # hexadecimal digits before a timing cache
+_LEFT = re.compile(r"\..+\.(engine|json|cache)\.\w+")  # what `write_bytes` renames, if it lives to
 _OURS = re.compile(r"[^/]*-[0-9a-f]{12}/tensorrt(-rtx)?-sm\d+")  # a folder of engines, below the root
 
 
@@ -80,8 +82,7 @@ class EngineCache:
         import tempfile
 
         try:
-            for part in (self.root, folder.parent, folder):
-                part.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make(folder)
             _check_owner(folder)
             with tempfile.TemporaryFile(dir=folder):
                 pass
@@ -104,19 +105,40 @@ class EngineCache:
 
     @contextlib.contextmanager
     def lock(self, folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
-        """Hold `folder` against other builders; calls `waiting` once if another has it, and then waits for it."""
+        """Hold `folder` against other builders; calls `waiting` if another has it, and then waits for it.
+
+        What a killed builder left half-written is deleted before the block runs.
+
+        Raises:
+            StorageError: the lock cannot be had: the folder cannot be written, or its disk has no locks.
+        """
         import fcntl
 
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
+        lock = folder / ".lock"
+        while True:
+            with _lock_errors(folder):
+                self._make(folder)  # `clear` may have deleted it meanwhile
+                try:
+                    handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                except FileNotFoundError:
+                    continue
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waiting()
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
+                try:
+                    with _lock_errors(folder):
+                        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    waiting()
+                with _lock_errors(folder):
+                    fcntl.flock(handle, fcntl.LOCK_EX)  # which is a matter of no time where it is held already
+                    held = _is_at(handle, lock)  # a lock on a file that `clear` deleted holds nobody off
+                    for left in folder.iterdir() if held else ():
+                        if _LEFT.fullmatch(left.name):
+                            left.unlink()
+                if held:
+                    yield
+                    return
+            finally:
+                os.close(handle)
 
     def write(self, folder: Path, key: EngineKey, engine: bytes, about: dict[str, Any]) -> None:
         """Keep `engine` and its sidecar; a reader sees the old pair, the new one, or a pair that does not match.
@@ -217,23 +239,31 @@ class EngineCache:
         `folder` names them are looked into.
 
         Raises:
-            StorageError: a file cannot be deleted.
+            StorageError: a build is running, and nothing was deleted; or a file cannot be deleted.
         """
         engines = size = 0
+        folders = self._folders()
         try:
-            for folder in self._folders():
-                for path in _files_of_ours(folder):
-                    engines += path.suffix == ".engine"
-                    size += path.stat().st_size
-                    path.unlink()
-                for empty in (folder, folder.parent):
-                    with contextlib.suppress(OSError):
-                        empty.rmdir()
+            with contextlib.ExitStack() as held:
+                for folder in folders:
+                    held.enter_context(self.lock(folder, partial(_refuse_to_wait, folder)))
+                for folder in folders:
+                    for path in _files_of_ours(folder):
+                        engines += path.suffix == ".engine"
+                        size += path.stat().st_size
+                        path.unlink()
+                    for empty in (folder, folder.parent):
+                        with contextlib.suppress(OSError):
+                            empty.rmdir()
         except OSError as error:
             raise StorageError(
                 f"cannot clear {self.root}: {error.strerror or error}; delete it as its owner"
             ) from error
         return engines, size
+
+    def _make(self, folder: Path) -> None:
+        for part in (self.root, folder.parent, folder):
+            part.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _folders(self) -> list[Path]:
         """Return the folders of engines, whatever is in them, in order."""
@@ -242,6 +272,31 @@ class EngineCache:
             for folder in sorted(self.root.glob("*/*"))
             if _OURS.fullmatch(folder.relative_to(self.root).as_posix()) and folder.is_dir()
         ]
+
+
+@contextlib.contextmanager
+def _lock_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BlockingIOError:  # another has it
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"cannot lock the engine cache {folder}: {error.strerror or error}; run it as the cache's owner, or give "
+            "another one with --cache"
+        ) from error
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether the open file `handle` is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _refuse_to_wait(folder: Path) -> None:
+    raise StorageError(f"a build is running in {folder}; clear the cache when it has ended")
 
 
 def _key_of(engine: Path) -> EngineKey | None:

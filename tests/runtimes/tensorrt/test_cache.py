@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -219,6 +220,80 @@ def test_another_process_is_waited_for_and_one_that_was_killed_is_not(
         assert all(engine.reused for engine in build(tiny, progress=progress).engines)
     assert phases[:2] == ["waiting for another build", "engines"]
     assert other.returncode == -signal.SIGKILL
+
+
+def test_a_cache_is_not_cleared_while_a_build_runs(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doubles.install(monkeypatch)
+    said = []
+
+    def progress(phase: str, done: int, total: int) -> None:
+        if done == 1:
+            with pytest.raises(StorageError, match=r"a build is running in .*; clear the cache") as e:
+                EngineCache(cache).clear()
+            said.append(str(e.value))
+
+    build(tiny, progress=progress)
+    assert len(said) == 1
+    with fieldrun.load(tiny, engine="tensorrt") as model:
+        model.field(["a good film"])
+
+
+def test_a_running_build_keeps_every_other_folder_too(tiny: Path, built: doubles.Machine, cache: Path) -> None:
+    (folder,) = {path.parent for path in engines(cache)}
+    other = folder.with_name("tensorrt-sm99")
+    store, before = EngineCache(cache), engines(cache)
+    with store.lock(other, lambda: None), pytest.raises(StorageError, match="tensorrt-sm99"):
+        store.clear()
+    assert engines(cache) == before
+
+
+def test_who_waited_while_the_cache_was_cleared_holds_the_new_lock(cache: Path) -> None:
+    """A lock on the deleted file would let a third builder in."""
+    store, folder = EngineCache(cache), cache / "a-0123456789ab" / "tensorrt-sm86"
+    folder.mkdir(parents=True)
+    first = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(first, fcntl.LOCK_EX)
+
+    def cleared() -> None:
+        shutil.rmtree(cache)
+        os.close(first)
+
+    with store.lock(folder, cleared):
+        third = os.open(folder / ".lock", os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(third, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(third)
+
+
+def test_a_disk_without_locks_is_one_line(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = doubles.install(monkeypatch)
+
+    def no_locks(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", no_locks)
+        with pytest.raises(StorageError, match=r"cannot lock the engine cache .*: No locks available; .*--cache"):
+            build(tiny)
+    assert not [call for call in machine.calls if call.startswith("build")]
+    (lock,) = cache.glob("*/*/.lock")
+    lock.unlink()
+    lock.symlink_to(cache / "nowhere")
+    with pytest.raises(StorageError, match="cannot lock"):
+        build(tiny)
+
+
+def test_what_a_killed_build_left_is_deleted_by_the_next(tiny: Path, built: doubles.Machine, cache: Path) -> None:
+    folder = engines(cache)[0].parent
+    left = [folder / name for name in (".trt-b1-l8.engine.ab12_x9z", ".trt-b1-l8.json.k", ".timing.cache.0")]
+    kept = [folder / name for name in (".mine", ".engine.d", "x.engine.old")]
+    for path in (*left, *kept):
+        path.write_bytes(b"x" * 1000)
+    build(tiny)
+    assert [path.exists() for path in left] == [False] * 3
+    left[0].write_bytes(b"x")
+    EngineCache(cache).clear()
+    assert sorted(path for path in cache.rglob("*") if path.is_file()) == sorted(kept)
 
 
 def test_a_read_only_cache_is_refused_before_anything_is_built(
