@@ -12,6 +12,7 @@ key is this machine's and bundle's, and its bytes have the sidecar's sha256.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -143,6 +144,8 @@ class EngineCache:
     def write(self, folder: Path, key: EngineKey, engine: bytes, about: dict[str, Any]) -> None:
         """Keep `engine` and its sidecar; a reader sees the old pair, the new one, or a pair that does not match.
 
+        `about` is `{bytes, seconds, layers}` of the build.
+
         Raises:
             StorageError: the disk is full or the folder cannot be written; nothing half-written is left.
         """
@@ -162,11 +165,11 @@ class EngineCache:
         return True
 
     def about(self, folder: Path, key: EngineKey) -> dict[str, Any] | None:
-        """Return what the sidecar of a valid engine says of its build; None where there is no valid one."""
+        """Return `{bytes, seconds, layers}` of a valid engine's build; None where there is no valid one."""
         try:
             self.read(folder, key, "")
-            about: dict[str, Any] = read_json(_engine_path(folder, key.graph).with_suffix(".json"))["about"]
-        except (EngineError, KeyError, OSError, ValueError):
+            about: dict[str, Any] = self.check(folder, key, "")["about"]
+        except EngineError:
             return None
         return about
 
@@ -193,9 +196,14 @@ class EngineCache:
             raise EngineError(f"the engine {path} cannot be used: {error}; {remedy}") from error
         if not isinstance(sidecar, dict) or sidecar.get("schema") != SCHEMA or "engine" not in sidecar:
             raise EngineError(f"the engine {path} has no sidecar of schema {SCHEMA}; {remedy}")
-        differences = EngineKey.from_dict(sidecar.get("key")).differences(key)
+        try:
+            differences = EngineKey.from_dict(sidecar.get("key")).differences(key)
+        except EngineError as error:
+            raise EngineError(f"the engine {path} cannot be used: {error}; {remedy}") from error
         if differences:
             raise EngineStale(f"the engine {path}", differences, remedy)
+        if not _has(sidecar["engine"], "bytes", "sha256") or not _is_about(sidecar.get("about")):
+            raise EngineError(f"the sidecar of the engine {path} is damaged; {remedy}")
         return sidecar
 
     def read(self, folder: Path, key: EngineKey, remedy: str) -> bytes:
@@ -297,6 +305,25 @@ def _is_at(handle: int, path: Path) -> bool:
 
 def _refuse_to_wait(folder: Path) -> None:
     raise StorageError(f"a build is running in {folder}; clear the cache when it has ended")
+
+
+def _has(value: Any, *names: str) -> bool:
+    """Whether `value` is a JSON object of these names."""
+    return isinstance(value, dict) and set(value) == set(names)
+
+
+def _is_about(value: Any) -> bool:
+    """Whether `value` is what `write` was given of a build: `{bytes, seconds, layers}`."""
+    if not _has(value, "bytes", "seconds", "layers"):
+        return False
+    size, seconds, layers = value["bytes"], value["seconds"], value["layers"]
+    return (
+        type(size) is int
+        and type(seconds) in (int, float)
+        and math.isfinite(seconds)
+        and isinstance(layers, dict)
+        and all(isinstance(kind, str) for kind in layers.values())
+    )
 
 
 def _key_of(engine: Path) -> EngineKey | None:

@@ -18,6 +18,8 @@ __all__ = ["OPTIONS", "EngineKey", "keys_of"]
 OPTIONS: Mapping[str, Any] = {"tf32": False, "workspace_mib": 256}
 """The builder's settings: no TF32, whose ten bits are not in any recipe; a workspace that a small board can spare."""
 
+_OPTIONAL = ("cuda", "device", "jetpack")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineKey:
@@ -44,6 +46,12 @@ class EngineKey:
     def from_dict(cls, value: Any) -> EngineKey:
         """Read what `to_dict` gave; `EngineError` for anything else."""
         key: EngineKey = from_mapping(cls, value, "the key of the engine", EngineError)
+        texts = [(f.name, getattr(key, f.name)) for f in fields(key) if f.name != "options"]
+        wrong = [name for name, text in texts if not isinstance(text, str) and not (name in _OPTIONAL and text is None)]
+        if not isinstance(key.options, Mapping) or not all(type(v) in (bool, int) for v in key.options.values()):
+            wrong.append("options")
+        if wrong:
+            raise EngineError(f"the key of the engine has a {wrong[0]} of the wrong type")
         return key
 
     def differences(self, here: EngineKey) -> dict[str, tuple[Any, Any]]:

@@ -21,15 +21,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fieldrun
+from fieldrun.bundle import Bundle
 from fieldrun.errors import EngineError, EngineStale, StorageError, UsageError
 from fieldrun.storage import read_json, sha256_bytes, write_json
 from fieldrun_runtimes.tensorrt.build import build
 from fieldrun_runtimes.tensorrt.cache import EngineCache, default_cache
+from fieldrun_runtimes.tensorrt.device import require_gpu
+from fieldrun_runtimes.tensorrt.key import EngineKey, keys_of
+from fieldrun_runtimes.tensorrt.library import load_library
 from tests.runtimes.tensorrt import doubles
 
 
 def engines(root: Path) -> list[Path]:
     return sorted(root.glob("*/*/*.engine"))
+
+
+def keys(bundle: Path) -> list[EngineKey]:
+    """What this machine needs of every engine of a bundle."""
+    return list(keys_of(Bundle.load(bundle), "tensorrt", load_library("tensorrt"), require_gpu()).values())
 
 
 def refused(bundle: Path, kind: type[EngineError] = EngineError) -> str:
@@ -140,18 +149,81 @@ def test_a_damaged_engine_is_refused_before_it_is_deserialized(
     assert "deserialize_cuda_engine" not in built.calls
 
 
+ABOUT = {"bytes": 1, "seconds": 0.5, "layers": {"table": "int8"}}
+
+
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(min_size=1, max_size=64), at=st.integers(0, 63), bit=st.integers(0, 7))
 def test_no_flipped_bit_passes(tiny: Path, built: doubles.Machine, cache: Path, data: bytes, at: int, bit: int) -> None:
     path = engines(cache)[0]
     store, key = EngineCache(cache), EngineCache(cache).entries()[0].key
-    store.write(path.parent, key, data, {})
+    store.write(path.parent, key, data, ABOUT)
     assert store.read(path.parent, key, "") == data
     damaged = bytearray(data)
     damaged[at % len(data)] ^= 1 << bit
     path.write_bytes(bytes(damaged))
     with pytest.raises(EngineError, match="cut or changed"):
         store.read(path.parent, key, "")
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_sidecar_with_a_flipped_bit_is_refused_or_still_one(
+    tiny: Path, built: doubles.Machine, cache: Path, at: float, bit: int
+) -> None:
+    path = engines(cache)[0]
+    store, key = EngineCache(cache), keys(tiny)[0]
+    store.write(path.parent, key, b"engine", ABOUT)
+    sidecar = path.with_suffix(".json")
+    text = bytearray(sidecar.read_bytes())
+    text[int(at * len(text))] ^= 1 << bit
+    sidecar.write_bytes(bytes(text))
+    about = store.about(path.parent, key)
+    if about is None:
+        with pytest.raises(EngineError):
+            store.read(path.parent, key, "")
+    else:
+        assert set(about) == set(ABOUT)
+        assert [type(value) for value in about.values()] == [int, float, dict]
+    json.dumps([entry.to_dict() for entry in store.entries()], allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("about", value) for value in (None, {}, "x", [1], {**ABOUT, "more": 1})),
+        *(("about", {**ABOUT, name: None}) for name in ABOUT),
+        *(("about", {**ABOUT, "layers": value}) for value in ("x", [], {"table": 8})),
+        *(("about", {**ABOUT, "seconds": value}) for value in (float("nan"), True, "1")),
+        *(("engine", value) for value in (None, 3, [], {}, "x")),
+        *(("key", value) for value in (None, 3, {})),
+    ],
+)
+def test_a_damaged_sidecar_is_built_again(
+    tiny: Path, built: doubles.Machine, cache: Path, name: str, value: Any
+) -> None:
+    path = engines(cache)[0]
+    sidecar = read_json(path.with_suffix(".json"))
+    sidecar[name] = value
+    path.with_suffix(".json").write_text(json.dumps(sidecar))
+    EngineCache(cache).entries()
+    with pytest.raises(EngineError, match="fieldrun build"):
+        fieldrun.load(tiny, engine="tensorrt")
+    assert [engine.reused for engine in build(tiny).engines].count(False) == 1
+    with fieldrun.load(tiny, engine="tensorrt") as model:
+        model.field(["a good film"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("graph", 3), ("device", []), ("machine", None), ("options", {"tf32": None}), ("options", 0)]
+)
+def test_a_key_of_wrong_types_is_none(tiny: Path, built: doubles.Machine, cache: Path, field: str, value: Any) -> None:
+    entries = EngineCache(cache).entries()
+    path = entries[0].path.with_suffix(".json")
+    sidecar = read_json(path)
+    sidecar["key"][field] = value
+    path.write_text(json.dumps(sidecar))
+    assert EngineCache(cache).entries() == entries[1:]
 
 
 def test_an_engine_that_tensorrt_refuses_says_build_again(tiny: Path, built: doubles.Machine, cache: Path) -> None:
@@ -368,7 +440,7 @@ def test_a_file_that_the_system_lets_grow_no_further_leaves_the_old_engine(
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
     try:
         with pytest.raises(StorageError, match="File too large"):
-            store.write(path.parent, key, bytes(1 << 20), {})
+            store.write(path.parent, key, bytes(1 << 20), ABOUT)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
@@ -388,7 +460,7 @@ def test_an_engine_whose_sidecar_had_no_room_is_not_loaded(
     with monkeypatch.context() as patch:
         patch.setattr("fieldrun_runtimes.tensorrt.cache.write_json", full)
         with pytest.raises(StorageError, match="No space left"):
-            store.write(path.parent, key, b"another engine", {})
+            store.write(path.parent, key, b"another engine", ABOUT)
     with pytest.raises(EngineError, match="was cut or changed"):
         store.read(path.parent, key, "")
     assert not all(engine.reused for engine in build(tiny).engines), "the next build mends it"
