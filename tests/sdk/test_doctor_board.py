@@ -8,8 +8,10 @@ source. A device tree's strings end with a zero byte each, which a terminal does
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -371,6 +373,7 @@ READY = {
 BARE = {**READY, "tensorrt": None, "tensorrt_library": False, "tensorrt_module": None, "cublas_library": False}
 NO_DRIVER = {**BARE, "driver_library": False}
 CUDA = "onnxruntime --provider cuda"
+PIP = f"{shlex.quote(sys.executable)} -m pip"
 
 
 def lacks(
@@ -444,7 +447,7 @@ def test_cuda_python_of_a_newer_cuda_than_the_driver_is_found(monkeypatch: pytes
     have(monkeypatch, "tensorrt", cuda_bindings="13.4.4")
     reason, command = lacks("tensorrt", JETSON, READY)["cuda-python"]
     assert "13.4.4 needs a driver of CUDA 13" in reason
-    assert command == "pip install 'cuda-bindings>=12.8,<13'"
+    assert command == f"{PIP} install 'cuda-bindings>=12.8,<13'"
     assert lacks("tensorrt", THOR, READY) == {}
 
 
@@ -482,7 +485,7 @@ def test_the_cuda_provider_is_a_file_of_the_package(tmp_path: Path, monkeypatch:
     reason, command = lacks(CUDA, JETSON, READY)["package"]
     assert "no CUDA provider" in reason
     assert "NVIDIA's wheel for this JetPack" in reason
-    assert str(command).startswith("pip uninstall --yes onnxruntime && ")
+    assert str(command).startswith(f"{PIP} uninstall --yes onnxruntime && {PIP} install ")
     assert str(lacks(CUDA, THOR, READY)["package"][1]).endswith("pip install 'onnxruntime-gpu[cuda,cudnn]'")
     old = {**READY, "driver": "535.216.03"}
     assert str(lacks(CUDA, HOST, old)["package"][1]).endswith("pip install 'onnxruntime-gpu[cuda,cudnn]<1.27'")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
+import shlex
 import sys
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from . import installed
 
@@ -59,13 +62,34 @@ def _native() -> list[Missing]:
     runtimes = getattr(util.find_spec("fieldrun_runtimes"), "origin", None)
     if runtimes is not None and (Path(runtimes).parent / "native.so.1").is_file():
         return []
-    command = "sudo apt-get install gcc libc6-dev && pip install --force-reinstall --no-deps fieldrun"
+    command = "sudo apt-get install gcc libc6-dev && " + _pip(f"install --force-reinstall --no-deps {_source()}")
     return [("compiler", "no C compiler was there when fieldrun was installed", command)]
+
+
+def _pip(arguments: str) -> str:
+    """Return the command of pip for this very environment, whether it is activated or not."""
+    return f"{shlex.quote(sys.executable or 'python3')} -m pip {arguments}"
+
+
+def _source() -> str:
+    """Return the checkout that fieldrun was installed from, as pip noted it; a name to fill in where it did not.
+
+    A wheel has nothing to compile, and no index need have fieldrun.
+    """
+    try:
+        # packaging.python.org/en/latest/specifications/direct-url: where a package was installed from
+        origin = json.loads(metadata.distribution("fieldrun").read_text("direct_url.json") or "{}")
+        folder = Path(unquote(urlsplit(origin["url"]).path))
+        if urlsplit(origin["url"]).scheme == "file" and (folder / "pyproject.toml").is_file():
+            return ("--editable " if origin["dir_info"].get("editable") else "") + shlex.quote(str(folder))
+    except (metadata.PackageNotFoundError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return "CHECKOUT-OF-FIELDRUN"
 
 
 def _onnxruntime() -> list[Missing]:
     if util.find_spec("onnxruntime") is None:
-        return [("package", "onnxruntime is not installed", "pip install 'fieldrun[ort]'")]
+        return [("package", "onnxruntime is not installed", _pip("install 'fieldrun[ort]'"))]
     return []
 
 
@@ -104,7 +128,7 @@ def _no_tensorrt(engine: str, board: dict[str, Any], nvidia: dict[str, Any]) -> 
             reason = f"{title}'s Python module is there, its shared library is not"
             found.append(("library", reason, _tensorrt_command(engine, board, nvidia)[1]))
         elif engine == "tensorrt" and version is not None and _is_too_old(version):
-            command = "flash JetPack 6.1 or later" if board["kind"] == "jetson" else "pip install --upgrade tensorrt"
+            command = "flash JetPack 6.1 or later" if board["kind"] == "jetson" else _pip("install --upgrade tensorrt")
             found.append(("library", f"TensorRT {version} is too old: 10.3 or later is needed", command))
     else:
         found.append(("bindings", *_tensorrt_command(engine, board, nvidia)))
@@ -123,9 +147,9 @@ def _is_there(modules: tuple[str, ...]) -> bool:
 def _tensorrt_command(engine: str, board: dict[str, Any], nvidia: dict[str, Any]) -> tuple[str, str]:
     """Return what to say of a module that cannot be found, and the command."""
     if engine == "tensorrt-rtx":
-        return "TensorRT-RTX is not installed", "pip install 'fieldrun[tensorrt-rtx]'"
+        return "TensorRT-RTX is not installed", _pip("install 'fieldrun[tensorrt-rtx]'")
     if board["kind"] != "jetson":
-        return "TensorRT is not installed (pip's package fetches it from NVIDIA)", "pip install tensorrt"
+        return "TensorRT is not installed (pip's package fetches it from NVIDIA)", _pip("install tensorrt")
     if nvidia["tensorrt_module"] is None:
         reason = "JetPack's Python module of TensorRT is not installed; it is no package of pip's"
         return reason, "sudo apt-get install python3-libnvinfer"
@@ -141,7 +165,7 @@ def _no_cuda_python(engine: str, board: dict[str, Any], nvidia: dict[str, Any]) 
     """Say whether cuda-python is there and of a CUDA that the driver knows: it has CUDA's runtime linked in."""
     version = installed.version("cuda-bindings", "cuda-python")
     old = _is_before_cuda13(board, nvidia)
-    command = "pip install 'cuda-bindings>=12.8,<13'" if old else f"pip install 'fieldrun[{engine}]'"
+    command = _pip("install 'cuda-bindings>=12.8,<13'" if old else f"install 'fieldrun[{engine}]'")
     if version is None:
         return [("cuda-python", "cuda-python is not installed", command)]
     if old and int(version.partition(".")[0]) >= 13:
@@ -163,14 +187,14 @@ def _no_cuda_provider(board: dict[str, Any], nvidia: dict[str, Any]) -> list[Mis
     if any((Path(folder) / "capi/libonnxruntime_providers_cuda.so").is_file() for folder in folders):
         if nvidia["cublas_library"]:
             return []
-        command = "sudo apt-get install nvidia-jetpack" if board["kind"] == "jetson" else f"pip install {package}"
+        command = "sudo apt-get install nvidia-jetpack" if board["kind"] == "jetson" else _pip(f"install {package}")
         return [("library", "CUDA's own libraries (cuBLAS) are not there", command)]
     reason = "onnxruntime is not installed" if spec is None else "this onnxruntime has no CUDA provider"
-    before = "" if spec is None else "pip uninstall --yes onnxruntime && "
+    before = "" if spec is None else _pip("uninstall --yes onnxruntime") + " && "
     if board["jetpack_series"] is not None and board["jetpack_series"] < 7:
         reason += "; pip's own for ARM is for CUDA 13, so take NVIDIA's wheel for this JetPack"
-        return [("package", reason, f"{before}pip install ./onnxruntime_gpu-*.whl")]
-    return [("package", reason, f"{before}pip install {package}")]
+        return [("package", reason, before + _pip("install ./onnxruntime_gpu-*.whl"))]
+    return [("package", reason, before + _pip(f"install {package}"))]
 
 
 def _distribution() -> str | None:
@@ -212,6 +236,6 @@ def extras() -> list[dict[str, Any]]:
         if "onnxruntime" in packages:
             packages["onnxruntime"] = installed.version(*_ORT)
         ready = all(packages.values())
-        command = None if ready else f"pip install 'fieldrun[{name}]'"
+        command = None if ready else _pip(f"install 'fieldrun[{name}]'")
         found.append({"name": name, "ready": ready, "packages": packages, "command": command})
     return found
