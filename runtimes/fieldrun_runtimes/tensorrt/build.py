@@ -8,7 +8,7 @@ compute capability that it knows, without a GPU too: nobody runs such an engine 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +21,7 @@ from fieldrun.tensors import read_tensors
 from .cache import EngineCache
 from .device import Gpu, find_gpu, require_gpu
 from .key import OPTIONS, EngineKey, keys_of
-from .layers import fallen_back, layer_precisions, wanted_precisions
+from .layers import fallen_back, layer_precisions, part_shapes, unchecked, wanted_precisions
 from .library import load_library, quiet_logger
 
 __all__ = ["BuildReport", "BuiltEngine", "Compiled", "build", "compile_graph"]
@@ -41,7 +41,10 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltEngine:
-    """One engine of a report; `reused` when a valid one was there already, `layers` part -> precision as logged."""
+    """One engine of a report; `reused` when a valid one was there already, `layers` part -> precision as logged.
+
+    `fallen_back` has a line for each part in more bits than the bundle's, `unchecked` the parts that the log left open.
+    """
 
     graph: str
     bucket: str
@@ -50,6 +53,7 @@ class BuiltEngine:
     reused: bool
     layers: dict[str, str]
     fallen_back: list[str]
+    unchecked: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the engine as JSON."""
@@ -116,8 +120,10 @@ def build(
     store = EngineCache(cache)
     folder = store.folder(opened, next(iter(keys.values())))
     weights = read_tensors(opened.path / "weights.safetensors")
-    shape = (int(weights["table"].shape[0]), int(weights["table"].shape[1]))
-    wanted = wanted_precisions(weights)
+    try:
+        shapes, wanted = part_shapes(weights), wanted_precisions(weights)
+    except KeyError as error:
+        raise BundleError(f"{opened.path}: weights.safetensors cannot be used ({error}); copy it again") from error
     each = opened.manifest.files["weights.safetensors"].bytes + _SPARE_BYTES
     absent = [key for key in keys.values() if not store.has(folder, key) and not key.bucket.startswith("pairs")]
     store.prepare(folder, len(absent) * each)
@@ -129,11 +135,13 @@ def build(
             reused = about is not None
             if about is None:
                 timing = store.timing(folder) if target == "tensorrt" else b""
-                made = compile_graph(library, opened.path / name, key, shape, timing)
+                made = compile_graph(library, opened.path / name, key, shapes, timing)
                 about = {"seconds": made.seconds, "layers": made.layers, "bytes": len(made.engine)}
                 store.write(folder, key, made.engine, about)
                 if made.timing:
                     store.write_timing(folder, made.timing)
+            pairs = key.bucket.startswith("pairs")
+            here = {part: kind for part, kind in wanted.items() if (part == "pairs") == pairs}
             engines.append(
                 BuiltEngine(
                     graph=name,
@@ -142,7 +150,8 @@ def build(
                     seconds=about["seconds"],
                     reused=reused,
                     layers=about["layers"],
-                    fallen_back=fallen_back(about["layers"], wanted),
+                    fallen_back=fallen_back(about["layers"], here),
+                    unchecked=unchecked(about["layers"], here),
                 )
             )
         report("engines", len(keys), len(keys))
@@ -179,9 +188,12 @@ def _capability(library: ModuleType, capability: str) -> Any:
 
 
 def compile_graph(
-    library: ModuleType, path: Path, key: EngineKey, table_shape: tuple[int, int], timing: bytes = b""
+    library: ModuleType, path: Path, key: EngineKey, shapes: Mapping[str, tuple[int, ...]], timing: bytes = b""
 ) -> Compiled:
-    """Parse the graph at `path` and build its engine; `EngineError` with the parser's or the builder's words."""
+    """Parse the graph at `path` and build its engine; `EngineError` with the parser's or the builder's words.
+
+    `shapes` are those of the bundle's parts, by which their precision is found in the log.
+    """
     log = quiet_logger(library)
     builder = library.Builder(log)
     if builder is None or not hasattr(builder, "create_network"):
@@ -216,6 +228,6 @@ def compile_graph(
     return Compiled(
         engine=engine,
         seconds=time.perf_counter() - start,
-        layers=layer_precisions(log.layers, table_shape),
+        layers=layer_precisions(log.layers, shapes),
         timing=b"" if known is None else bytes(known.serialize()),
     )

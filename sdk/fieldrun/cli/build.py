@@ -54,11 +54,14 @@ def build(
         rows: list[tuple[str, ...]] = [("engine", "bucket", "MB", "seconds", "precision")]
         for engine in report.engines:
             seconds = "kept" if engine.reused else f"{engine.seconds:.1f}"
-            layers = ", ".join(f"{part} {kind}" for part, kind in engine.layers.items()) or "not listed by this version"
+            layers = ", ".join(f"{part} {kind}" for part, kind in engine.layers.items()) or "not listed"
             rows.append((engine.graph, engine.bucket, f"{engine.bytes / 1e6:.1f}", seconds, layers))
         put_table(rows)
         put(f"{report.folder}: {report.target} {report.version}, compute capability {report.compute_capability}")
-    for line in (line for engine in report.engines for line in engine.fallen_back):
+    for line in dict.fromkeys(line for engine in report.engines for line in engine.fallen_back):
         note(f"{line}: slower than the recipe says, and as right")
+    unchecked = dict.fromkeys(part for engine in report.engines for part in engine.unchecked)
+    if unchecked:
+        note(f"not checked: the builder does not list what it computes {', '.join(unchecked)} in")
     if not as_json and report.device is None:
         note("there is no GPU here, so nothing here runs these engines; build again on the device")
