@@ -134,12 +134,12 @@ def build(
             about = store.about(folder, key)
             reused = about is not None
             if about is None:
-                timing = store.timing(folder) if target == "tensorrt" else b""
+                timing = store.timing(folder, key) if target == "tensorrt" else b""
                 made = compile_graph(library, opened.path / name, key, shapes, timing)
                 about = {"seconds": made.seconds, "layers": made.layers, "bytes": len(made.engine)}
                 store.write(folder, key, made.engine, about)
                 if made.timing:
-                    store.write_timing(folder, made.timing)
+                    store.write_timing(folder, key, made.timing)
             pairs = key.bucket.startswith("pairs")
             here = {part: kind for part, kind in wanted.items() if (part == "pairs") == pairs}
             engines.append(
@@ -219,8 +219,7 @@ def compile_graph(
         config.num_compute_capabilities = 1
         config.set_compute_capability(_capability(library, key.compute_capability), 0)
     else:
-        known = config.create_timing_cache(timing)
-        config.set_timing_cache(known, False)
+        known = _timing_cache(config, timing)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(f"TensorRT cannot build {path.name}: {log.words()}")
@@ -231,3 +230,15 @@ def compile_graph(
         layers=layer_precisions(log.layers, shapes),
         timing=b"" if known is None else bytes(known.serialize()),
     )
+
+
+def _timing_cache(config: Any, timing: bytes) -> Any:
+    """Give `config` the timing cache `timing`, or an empty one where TensorRT does not take it, and return it.
+
+    None where it takes neither: the build then measures every kernel, and keeps nothing.
+    """
+    for data in dict.fromkeys((timing, b"")):
+        known = config.create_timing_cache(data)
+        if known is not None and config.set_timing_cache(known, False):  # False: refuse one of another GPU
+            return known
+    return None

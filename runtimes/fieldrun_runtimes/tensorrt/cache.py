@@ -2,7 +2,7 @@
 
     ROOT/<name>-<recipe>-<weights>/<target>-sm<capability>/<graph>.engine     what the builder made
                                                            <graph>.json       its key, size, sha256, how it was built
-                                                           timing.cache       what TensorRT measured of kernels
+                                                           timing-<builder>.cache    what TensorRT measured of kernels
                                                            .lock              held by who builds
 
 An engine is code that a device runs. It is loaded only if this user owns it and nobody else can write it, its sidecar's
@@ -32,6 +32,7 @@ __all__ = ["EngineCache", "Entry", "default_cache"]
 SCHEMA = 1
 _OTHERS_MAY_WRITE = 0o022
 _DIGEST = 64  # hexadecimal digits before a timing cache
+_TIMING = re.compile(r"timing(-[0-9a-f]{12})?\.cache")  # the first versions had one for all builders
 _LEFT = re.compile(r"\..+\.(engine|json|cache)\.\w+")  # what `write_bytes` renames, if it lives to
 _OURS = re.compile(r"[^/]*-[0-9a-f]{12}/tensorrt(-rtx)?-sm\d+")  # a folder of engines, below the root
 
@@ -218,18 +219,22 @@ class EngineCache:
             raise EngineError(f"the engine {path} was cut or changed after it was built; {remedy}")
         return engine
 
-    def timing(self, folder: Path) -> bytes:
-        """Return TensorRT's timing cache, empty when there is none that was written whole."""
+    def timing(self, folder: Path, key: EngineKey) -> bytes:
+        """Return the timing cache of the builder that `key` names, empty where there is no whole one of this user's."""
+        path = _timing_path(folder, key)
         try:
-            text = (folder / "timing.cache").read_bytes()
-        except OSError:
+            _check_owner(path)
+            text = path.read_bytes()
+        except (EngineError, OSError):
             return b""
         digest, data = text[:_DIGEST], text[_DIGEST:]
         return data if sha256_bytes(data).encode("ascii") == digest else b""
 
-    def write_timing(self, folder: Path, data: bytes) -> None:
-        """Keep TensorRT's timing cache for the next build."""
-        write_bytes(folder / "timing.cache", sha256_bytes(data).encode("ascii") + data)
+    def write_timing(self, folder: Path, key: EngineKey, data: bytes) -> None:
+        """Keep TensorRT's timing cache for the next build by the same builder."""
+        path = _timing_path(folder, key)
+        write_bytes(path, sha256_bytes(data).encode("ascii") + data)
+        path.chmod(0o600)
 
     def entries(self) -> list[Entry]:
         """Return every engine that has a readable sidecar, in the order of their paths."""
@@ -341,11 +346,16 @@ def _files_of_ours(folder: Path) -> list[Path]:
     sidecars = [
         path for path in sorted(folder.glob("*.json")) if path.with_suffix(".engine") in engines or _key_of(path)
     ]
-    return [path for path in (*engines, *sidecars, folder / "timing.cache", folder / ".lock") if path.is_file()]
+    others = [path for path in sorted(folder.iterdir()) if _TIMING.fullmatch(path.name) or path.name == ".lock"]
+    return [path for path in (*engines, *sidecars, *others) if path.is_file()]
 
 
 def _engine_path(folder: Path, graph: str) -> Path:
     return folder / f"{Path(graph).stem}.engine"
+
+
+def _timing_path(folder: Path, key: EngineKey) -> Path:
+    return folder / f"timing-{key.builder()}.cache"
 
 
 def _check_owner(path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fieldrun.bundle import Bundle
 from fieldrun.errors import EngineError
+from fieldrun.storage import sha256_bytes
 from fieldrun.student import from_mapping
 
 from .device import Gpu, jetpack, machine_id
@@ -41,6 +42,11 @@ class EngineKey:
     def to_dict(self) -> dict[str, Any]:
         """Return the key as JSON."""
         return asdict(self)
+
+    def builder(self) -> str:
+        """Return 12 hexadecimal digits that tell this builder and GPU from others: what its timings are valid for."""
+        names = ("target", "tensorrt", "cuda", "compute_capability", "device", "machine", "jetpack")
+        return sha256_bytes(repr([getattr(self, name) for name in names]).encode("utf-8"))[:12]
 
     @classmethod
     def from_dict(cls, value: Any) -> EngineKey:

@@ -474,14 +474,63 @@ def test_a_parser_that_refuses_is_quoted(tiny: Path, cache: Path, monkeypatch: p
     assert engines(cache) == []
 
 
+MEASURED = b"measured by 10.3.0"
+
+
+def timings(machine: doubles.Machine) -> list[int]:
+    """The sizes of the timing caches that the builder was given, in turn."""
+    return [int(call.split()[1]) for call in machine.calls if call.startswith("timing")]
+
+
 def test_the_timing_cache_goes_from_build_to_build(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = doubles.install(monkeypatch)
     build(tiny)
-    assert [call for call in machine.calls if call.startswith("timing")] == ["timing 0", *["timing 8"] * 5]
-    (timing,) = cache.glob("*/*/timing.cache")
-    assert EngineCache(cache).timing(timing.parent) == b"measured"
+    assert timings(machine) == [0, *[len(MEASURED)] * 5]
+    (timing,) = cache.glob("*/*/timing-*.cache")
+    store, key = EngineCache(cache), keys(tiny)[0]
+    assert store.timing(timing.parent, key) == MEASURED
+    timing.chmod(0o666)
+    assert store.timing(timing.parent, key) == b"", "one that others can write is not used"
+    timing.chmod(0o600)
     flip(timing)
-    assert EngineCache(cache).timing(timing.parent) == b"", "one that was changed is not used"
+    assert store.timing(timing.parent, key) == b"", "one that was changed is not used"
+
+
+def test_each_builder_has_a_timing_cache_of_its_own(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doubles.install(monkeypatch)
+    build(tiny)
+    newer = doubles.install(monkeypatch, version="10.16.2")
+    build(tiny)
+    assert timings(newer)[0] == 0
+    another = doubles.install(monkeypatch, gpu=b"Another GPU")
+    build(tiny)
+    assert timings(another)[0] == 0
+    assert len(list(cache.glob("*/*/timing-*.cache"))) == 3
+    (cache / "a-0123456789ab/tensorrt-sm86").mkdir(parents=True)
+    (cache / "a-0123456789ab/tensorrt-sm86/timing.cache").write_bytes(b"as the first versions named it")
+    EngineCache(cache).clear()
+    assert list(cache.rglob("*")) == []
+
+
+@pytest.mark.parametrize("data", [b"no timing cache", b"measured by 9.1.0"])
+def test_a_timing_cache_that_tensorrt_does_not_take_is_started_afresh(
+    tiny: Path, built: doubles.Machine, cache: Path, data: bytes
+) -> None:
+    folder, key = engines(cache)[0].parent, keys(tiny)[0]
+    EngineCache(cache).write_timing(folder, key, data)
+    for path in engines(cache):
+        path.unlink()
+    build(tiny)
+    assert timings(built) == [len(data), 0, *[len(MEASURED)] * 5]
+    assert EngineCache(cache).timing(folder, key) == MEASURED
+
+
+def test_a_builder_that_takes_no_timing_cache_builds_without(
+    tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubles.install(monkeypatch).takes_timings = False
+    assert len(build(tiny).engines) == 6
+    assert list(cache.glob("*/*/timing*")) == []
 
 
 def test_only_rtx_builds_for_another_gpu(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
