@@ -7,6 +7,7 @@ compute capability that it knows, without a GPU too: nobody runs such an engine 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from fieldrun.bundle import Bundle
-from fieldrun.errors import BundleError, EngineError
+from fieldrun.errors import BundleError, EngineError, UsageError
 from fieldrun.tensors import read_tensors
 
 from .cache import EngineCache
@@ -101,11 +102,14 @@ def build(
         progress: called with (phase, done, total); the phase "waiting for another build" while one runs.
 
     Raises:
+        UsageError: the compute capability is not written as in 8.6.
         UnknownName, MissingDependency, BundleError: the target is unknown, not installed, or the bundle is not valid.
         EngineError: no driver, a capability that cannot be built for, or a graph that TensorRT refuses, with its words.
         StorageError: the cache cannot be written or is full; nothing half-written is left.
     """
     report = progress or _silent
+    if compute_capability is not None and not re.fullmatch(r"\d{1,2}\.\d", compute_capability, re.ASCII):
+        raise UsageError(f"a compute capability is two numbers with a point, as in 8.6, not {compute_capability!r}")
     opened = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     library = load_library(target)
     gpu = _gpu(target)

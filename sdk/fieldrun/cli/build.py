@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import click
 
 from .options import bundle_argument, cache_option, examples, json_option
@@ -41,6 +43,7 @@ def build(
     alone; a bundle has such graphs if its recipe has [tensorrt], as jetson-orin-int8.
     """
     from fieldrun_runtimes.tensorrt.build import build as build_engines
+    from fieldrun_runtimes.tensorrt.cache import EngineCache, default_cache
 
     if device == "dla":
         raise click.UsageError(_DLA)
@@ -63,5 +66,8 @@ def build(
     unchecked = dict.fromkeys(part for engine in report.engines for part in engine.unchecked)
     if unchecked:
         note(f"not checked: the builder does not list what it computes {', '.join(unchecked)} in")
-    if not as_json and report.device is None:
+    root = EngineCache(cache_root).root.absolute()
+    if report.device is None:
         note("there is no GPU here, so nothing here runs these engines; build again on the device")
+    elif root != default_cache().absolute():
+        note(f"--engine {target} finds these engines only with FIELDRUN_CACHE={shlex.quote(str(root))}")
