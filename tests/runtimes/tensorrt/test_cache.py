@@ -149,7 +149,7 @@ def test_a_damaged_engine_is_refused_before_it_is_deserialized(
     assert "deserialize_cuda_engine" not in built.calls
 
 
-ABOUT = {"bytes": 1, "seconds": 0.5, "layers": {"table": "int8"}}
+ABOUT: dict[str, Any] = {"bytes": 1, "seconds": 0.5, "layers": {"table": "int8"}}
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -188,17 +188,13 @@ def test_a_sidecar_with_a_flipped_bit_is_refused_or_still_one(
     json.dumps([entry.to_dict() for entry in store.entries()], allow_nan=False)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *(("about", value) for value in (None, {}, "x", [1], {**ABOUT, "more": 1})),
-        *(("about", {**ABOUT, name: None}) for name in ABOUT),
-        *(("about", {**ABOUT, "layers": value}) for value in ("x", [], {"table": 8})),
-        *(("about", {**ABOUT, "seconds": value}) for value in (float("nan"), True, "1")),
-        *(("engine", value) for value in (None, 3, [], {}, "x")),
-        *(("key", value) for value in (None, 3, {})),
-    ],
-)
+ABOUTS: list[Any] = [None, {}, "x", [1], {**ABOUT, "more": 1}, *({**ABOUT, name: None} for name in ABOUT)]
+ABOUTS += [{**ABOUT, "layers": "x"}, {**ABOUT, "layers": []}, {**ABOUT, "layers": {"table": 8}}]
+ABOUTS += [{**ABOUT, "seconds": float("nan")}, {**ABOUT, "seconds": True}, {**ABOUT, "seconds": "1"}]
+DAMAGE = {"about": ABOUTS, "engine": [None, 3, [], {}, "x"], "key": [None, 3, {}]}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in DAMAGE.items() for value in values])
 def test_a_damaged_sidecar_is_built_again(
     tiny: Path, built: doubles.Machine, cache: Path, name: str, value: Any
 ) -> None:
