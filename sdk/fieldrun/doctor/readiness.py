@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from ..nvidia import MODULES, OLDEST
 from . import installed
 
 __all__ = ["engines", "extras", "parse_requirements"]
 
 _ORT = ("onnxruntime", "onnxruntime-gpu")  # one import name, two distributions
-_BINDINGS = {  # engine -> import names of its Python module and its shared library, as its runtime looks for them
-    "tensorrt": (("tensorrt", "tensorrt_bindings"), ("tensorrt_libs",), "tensorrt_library"),
-    "tensorrt-rtx": (("tensorrt_rtx", "tensorrt_rtx_bindings"), ("tensorrt_rtx_libs",), "tensorrt_rtx_library"),
+_LIBRARIES = {  # engine -> the package of its shared library, and what `nvidia` says of the library as a file
+    "tensorrt": ("tensorrt_libs", "tensorrt_library"),
+    "tensorrt-rtx": ("tensorrt_rtx_libs", "tensorrt_rtx_library"),
 }
-_OLDEST_TENSORRT = (10, 3)  # JetPack 6.1 and later have it
 _RTX_REFUSED = ("8.7", "11.0")  # TensorRT-RTX 1.7 builds for 7.5, 8.0, 8.6, 8.9, 12.0 and 12.1: not for Jetson
 _LAST_ORT_OF_CUDA12 = "<1.27"  # the extra `cuda` of 1.26 brings CUDA 12, of 1.27 CUDA 13
 _CUDA13_DRIVER = 580  # docs.nvidia.com/deploy/cuda-compatibility: CUDA 13 needs 580, CUDA 12 needs 525
@@ -42,7 +42,7 @@ def engines(board: dict[str, Any], nvidia: dict[str, Any], container: str | None
         _engine("numpy", installed.version("numpy"), []),
         _engine("onnxruntime", installed.version(*_ORT), gpu + _no_cuda_provider(board, nvidia), "cuda"),
     ]
-    for name in _BINDINGS:
+    for name in MODULES:
         found.append(_engine(name, nvidia[name.replace("-", "_")], gpu + _no_tensorrt(name, board, nvidia)))
     return found
 
@@ -119,17 +119,23 @@ def _no_tensorrt(engine: str, board: dict[str, Any], nvidia: dict[str, Any]) -> 
     if engine == "tensorrt-rtx" and board["compute_capability"] in _RTX_REFUSED:
         reason = f"TensorRT-RTX has no code for compute capability {board['compute_capability']}: use tensorrt"
         return [("device", reason, None)]
-    modules, libraries, seen = _BINDINGS[engine]
+    package, seen = _LIBRARIES[engine]
     title = "TensorRT" if engine == "tensorrt" else "TensorRT-RTX"
     version = nvidia[engine.replace("-", "_")]
     found: list[Missing] = []
-    if _is_there(modules):
-        if not _is_there(libraries) and not nvidia[seen]:
+    if _is_there(MODULES[engine]):
+        if not _is_there((package,)) and not nvidia[seen]:
             reason = f"{title}'s Python module is there, its shared library is not"
             found.append(("library", reason, _tensorrt_command(engine, board, nvidia)[1]))
         elif engine == "tensorrt" and version is not None and _is_too_old(version):
             command = "flash JetPack 6.1 or later" if board["kind"] == "jetson" else _pip("install --upgrade tensorrt")
-            found.append(("library", f"TensorRT {version} is too old: 10.3 or later is needed", command))
+            found.append(
+                (
+                    "library",
+                    f"TensorRT {version} is too old: {'.'.join(map(str, OLDEST[engine]))} or later is needed",
+                    command,
+                )
+            )
     else:
         found.append(("bindings", *_tensorrt_command(engine, board, nvidia)))
     return found + _no_cuda_python(engine, board, nvidia)
@@ -137,7 +143,7 @@ def _no_tensorrt(engine: str, board: dict[str, Any], nvidia: dict[str, Any]) -> 
 
 def _is_too_old(version: str) -> bool:
     numbers = re.match(r"(\d+)\.(\d+)", version)
-    return numbers is not None and (int(numbers[1]), int(numbers[2])) < _OLDEST_TENSORRT
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) < OLDEST["tensorrt"]
 
 
 def _is_there(modules: tuple[str, ...]) -> bool:
