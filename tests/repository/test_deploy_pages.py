@@ -83,6 +83,34 @@ def test_a_container_s_cache_is_its_user_s(page: str) -> None:
     assert {folder for _, folder in mounted} <= {*re.findall(r"^ENV FIELDRUN_CACHE=(\S+)$", page, re.MULTILINE)}
 
 
+def test_an_environment_is_not_where_the_sources_are_unpacked(page: str) -> None:
+    lines = [line for text in blocks(page, "bash") for line in text.splitlines()]
+    sources = {f"~/{word.strip('/')}" for line in lines for word in re.findall(r"git archive --prefix (\S+)", line)}
+    assert sources == {"~/fieldrun"}
+    environments = {line.split()[-1] for line in lines if "-m venv" in line}
+    assert environments
+    assert not environments & sources
+
+
+def requirements(line: str) -> dict[str, set[str]]:
+    """The packages that a line of pip names, each with its extras."""
+    words = [word for word in shlex.split(line, comments=True) if re.match(r"(fieldrun|cuda-bindings)\b", word)]
+    found = [re.match(r"([\w-]+)(?:\[(.*?)\])?", word) for word in words]
+    return {match[1]: set((match[2] or "").split(",")) - {""} for match in found if match is not None}
+
+
+def test_a_wheelhouse_has_what_is_installed_from_it(page: str, repository: Path) -> None:
+    lines = [line for text in blocks(page, "bash") for line in text.splitlines()]
+    (made,) = (requirements(line) for line in lines if "pip download" in line)
+    installed = [requirements(line) for line in lines if "--no-index" in line]
+    assert installed
+    for wanted in installed:
+        assert set(wanted) <= set(made)
+        assert all(extras <= made[name] for name, extras in wanted.items())
+    if "'cuda-bindings<13'" in page:
+        assert "cuda-bindings" in made, "what the driver of JetPack 6 needs"
+
+
 def test_units(repository: Path, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
