@@ -346,8 +346,9 @@ def _files_of_ours(folder: Path) -> list[Path]:
     sidecars = [
         path for path in sorted(folder.glob("*.json")) if path.with_suffix(".engine") in engines or _key_of(path)
     ]
-    others = [path for path in sorted(folder.iterdir()) if _TIMING.fullmatch(path.name) or path.name == ".lock"]
-    return [path for path in (*engines, *sidecars, *others) if path.is_file()]
+    timings = [path for path in sorted(folder.iterdir()) if _TIMING.fullmatch(path.name)]
+    lock = folder / ".lock"  # the last: without it the next builder is let in
+    return [path for path in (*engines, *sidecars, *timings, lock) if path.is_file()]
 
 
 def _engine_path(folder: Path, graph: str) -> Path:
