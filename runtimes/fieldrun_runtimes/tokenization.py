@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from fieldrun.errors import BundleError, InputTextError, TextTooLong, UnknownName
+from fieldrun.errors import BundleError, InputTextError, MissingDependency, TextTooLong, UnknownName
 
+from .packages import importing
 from .wordpiece import WordTable
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ class TextTokenizer:
 
     @cached_property
     def _rust(self) -> Tokenizer:
-        from tokenizers import Tokenizer
-
+        with importing("tokenizers", MissingDependency("tokenizers", "", "pip install tokenizers")):
+            from tokenizers import Tokenizer
         try:
             tokenizer = Tokenizer.from_str(self._json.decode("utf-8"))
         except Exception as error:  # tokenizers raises plain Exception

@@ -12,13 +12,14 @@ import numpy as np
 from fieldrun.attached import head_scores
 from fieldrun.bundle import TYPICAL_QUANTILE
 from fieldrun.errors import BundleError, TextTooLong
+from fieldrun.nvidia import MODULES
 from fieldrun.reference import softmax
 from fieldrun.storage import read_json
 from fieldrun.tensors import Array
 
 from .engines.onnxruntime_engine import import_onnxruntime
 from .model import FieldModel, load
-from .tensorrt.library import TARGETS, load_library
+from .tensorrt.library import load_library
 
 __all__ = ["VerifyReport", "verify"]
 
@@ -139,7 +140,7 @@ def _version(engine: str) -> str | None:
     """Return the version of the library behind `engine`, as it says itself: a Jetson's packages are not pip's."""
     if engine == "onnxruntime":
         return str(import_onnxruntime().__version__)
-    if engine in TARGETS:
+    if engine in MODULES:
         return str(load_library(engine).__version__)
     if engine == "numpy":
         return np.__version__

@@ -178,7 +178,7 @@ def take_packed(name: str, tensors: dict[str, Array]) -> PackedMatrix:
     Raises:
         ValueError: a part is missing or does not fit.
     """
-    width = int(tensors.pop(f"{name}.width")[0])
+    width = _take_width(name, tensors)
     parts: list[Part] = []
     while width > 0 and (part := _take_part(name, len(parts), width, tensors)) is not None:
         parts.append(part)
@@ -197,14 +197,18 @@ def expand(tensors: Mapping[str, Array], *, but: Collection[str] = ()) -> dict[s
     for name in packed_names(tensors):
         if name in but:
             continue
-        if f"{name}.mixt.0" in out:
-            whole = _mixed(name, int(out.pop(f"{name}.width")[0]), out)
-        else:
-            whole = take_packed(name, out).open()
+        whole = _mixed(name, out) if f"{name}.mixt.0" in out else take_packed(name, out).open()
         out[name] = np.ascontiguousarray(whole.T) if name.endswith(".weight") else whole
     return {
         name: t.astype(np.float32) if name.endswith("scale") and t.dtype == np.float16 else t for name, t in out.items()
     }
+
+
+def _take_width(name: str, tensors: dict[str, Array]) -> int:
+    width = tensors.pop(f"{name}.width")
+    if width.shape != (1,) or width.dtype != np.int32:
+        raise ValueError(f"{name}.width is not (1,) int32")
+    return int(width[0])
 
 
 def _take_part(name: str, number: int, width: int, tensors: dict[str, Array]) -> Part | None:
@@ -246,7 +250,8 @@ def _check_bytes(packed: Array, codebook: Array, width: int) -> None:
         raise ValueError(f"rows of {width} numbers take {wanted} bytes, not {packed.shape[1:]}")
 
 
-def _mixed(name: str, width: int, tensors: dict[str, Array]) -> Array:
+def _mixed(name: str, tensors: dict[str, Array]) -> Array:
+    width = _take_width(name, tensors)
     branches: list[Array] = []
     while (branch := tensors.pop(f"{name}.mixt.{len(branches)}", None)) is not None:
         branches.append(branch)

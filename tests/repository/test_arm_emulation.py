@@ -14,7 +14,7 @@ from fieldrun.errors import FieldrunError, UnknownName
 from fieldrun_benchmarks.arm_report import TABLES
 from fieldrun_benchmarks.record import read_record
 from hatch_build import LIBRARY, SOURCE, NativeBuildHook
-from tests.arm.__main__ import main
+from tests.arm.__main__ import _passed, main
 from tests.arm.packages import call, emulator, guest_python, made
 
 
@@ -45,6 +45,13 @@ def test_a_program_that_fails_or_is_not_there_is_one_line() -> None:
         call(["sh", "-c", "echo first >&2; echo why >&2; exit 3"], needs="it needs a thing")
     with pytest.raises(FieldrunError, match="cannot run no-such-program: No such file or directory; it needs a thing"):
         call(["no-such-program"], needs="it needs a thing")
+
+
+def test_a_wide_tolerance_of_a_bundle_does_not_pass_a_processor() -> None:
+    result = {"passed": True, "labels": 8, "labels_equal": 8, "max_abs_field": 9e-6, "max_abs_scores": 1e-6}
+    assert _passed(result)
+    for worse in ({"max_abs_field": 2e-5}, {"max_abs_scores": 2e-5}, {"labels_equal": 7}, {"passed": False}):
+        assert not _passed(result | worse)
 
 
 def test_without_apt_the_run_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

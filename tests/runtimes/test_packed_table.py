@@ -141,3 +141,17 @@ def test_a_table_of_other_rows_is_refused(bundle: Bundle) -> None:
     stored["table.codes.1"] = stored["table.codes.1"][:-1]
     with pytest.raises(BundleError, match="is not of the manifest's network"):
         NativeEngine(bundle, 1, stored)
+
+
+WIDTHS: list[Array] = [np.zeros(0, np.int32), np.ones(2, np.int32), np.ones(1, np.float32), np.array(8, np.int32)]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_width_that_is_not_one_number_is_refused(bundle: Bundle, width: Array) -> None:
+    stored = packed(map_weights(bundle), 100, [("coded", 16, 1), ("coded", 16, 1)]) | {"table.width": width}
+    with pytest.raises(BundleError, match=r"table\.width is not \(1,\) int32"):
+        NativeEngine(bundle, 1, stored)
+    mixture = {"hidden.weight.width": width, "hidden.weight.mixt.0": np.zeros((4, 8), np.float16)}
+    for tensors in (stored, mixture):
+        with pytest.raises(ValueError, match=r"width is not \(1,\) int32"):
+            expand(tensors)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
+import subprocess
+import sys
 from importlib import metadata, util
 from pathlib import Path
 
@@ -254,6 +257,7 @@ def test_requirements_of_an_extra() -> None:
     assert doctor.parse_requirements(REQUIRES, "absent") == []
 
 
+PIP = f"{shlex.quote(sys.executable)} -m pip"
 HOST = {"kind": None, "compute_capability": None, "jetpack_series": None}
 
 
@@ -266,7 +270,7 @@ def test_missing_engine_names_its_command(tmp_path: Path, monkeypatch: pytest.Mo
     assert (numpy["name"], numpy["ready"], numpy["version"], numpy["missing"]) == ("numpy", True, "2.0", [])
     assert (ort["name"], ort["ready"], ort["version"]) == ("onnxruntime", False, None)
     assert ort["missing"] == [
-        {"part": "package", "reason": "onnxruntime is not installed", "command": "pip install 'fieldrun[ort]'"}
+        {"part": "package", "reason": "onnxruntime is not installed", "command": f"{PIP} install 'fieldrun[ort]'"}
     ]
     assert [engine["name"] for engine in gpu] == ["onnxruntime --provider cuda", "tensorrt", "tensorrt-rtx"]
     assert [[lack["part"] for lack in engine["missing"]] for engine in gpu] == [
@@ -280,6 +284,46 @@ def test_missing_engine_names_its_command(tmp_path: Path, monkeypatch: pytest.Mo
             "reason": "no NVIDIA GPU on this machine",
             "command": None,
         }
+
+
+@pytest.mark.parametrize(
+    ("origin", "source"),
+    [
+        ('{"dir_info": {}, "url": "file://FOLDER/the%20checkout"}', "'FOLDER/the checkout'"),
+        ('{"dir_info": {"editable": true}, "url": "file://FOLDER/the%20checkout"}', "--editable 'FOLDER/the checkout'"),
+        ('{"dir_info": {}, "url": "file://FOLDER/gone"}', "CHECKOUT-OF-FIELDRUN"),
+        ('{"archive_info": {}, "url": "file://FOLDER/the%20checkout"}', "CHECKOUT-OF-FIELDRUN"),
+        ('{"vcs_info": {}, "url": "https://example.org/fieldrun"}', "CHECKOUT-OF-FIELDRUN"),
+        *((text, "CHECKOUT-OF-FIELDRUN") for text in ("", "{", "[]", "{}", '{"url": 3}', '{"url": "file://["}')),
+        (None, "CHECKOUT-OF-FIELDRUN"),
+    ],
+)
+def test_the_native_engine_is_compiled_from_where_fieldrun_came_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, origin: str | None, source: str
+) -> None:
+    write(tmp_path, {"the checkout/pyproject.toml": "", "fieldrun-1.0.dist-info/METADATA": "Name: fieldrun\n"})
+    if origin is not None:
+        write(tmp_path, {"fieldrun-1.0.dist-info/direct_url.json": origin.replace("FOLDER", str(tmp_path))})
+    monkeypatch.setattr(
+        metadata, "distribution", lambda _: metadata.PathDistribution(tmp_path / "fieldrun-1.0.dist-info")
+    )
+    monkeypatch.setattr(util, "find_spec", lambda _: None)
+    native, *_ = doctor.engines(HOST, nvidia({}, tmp_path), None)
+    expected = f"{PIP} install --force-reinstall --no-deps {source}".replace("FOLDER", str(tmp_path))
+    assert native["missing"][0]["command"] == f"sudo apt-get install gcc libc6-dev && {expected}"
+
+
+def test_a_command_of_pip_is_for_this_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder with a space, not activated: the shell must still run the environment's own pip."""
+    python = tmp_path / "my venv" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\nfor word; do echo "$word"; done\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(util, "find_spec", lambda _: None)
+    _, ort, *_ = doctor.engines(HOST, nvidia({}, tmp_path), None)
+    ended = subprocess.run(["sh", "-c", ort["missing"][0]["command"]], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines() == ["-m", "pip", "install", "fieldrun[ort]"]
 
 
 def test_every_engine_that_load_takes_is_listed() -> None:
@@ -305,7 +349,7 @@ def test_extras_from_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
         "name": "dev",
         "ready": False,
         "packages": {"onnx": "1.19", "onnxruntime": "1.23", "coverage": None},
-        "command": "pip install 'fieldrun[dev]'",
+        "command": f"{PIP} install 'fieldrun[dev]'",
     }
     assert export == {"name": "export", "ready": True, "packages": {"onnx": "1.19"}, "command": None}
     assert ort["packages"] == {"onnxruntime": "1.23"}  # the GPU wheel serves as well

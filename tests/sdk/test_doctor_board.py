@@ -7,8 +7,11 @@ source. A device tree's strings end with a zero byte each, which a terminal does
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import subprocess
+import sys
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from hypothesis import strategies as st
 from fieldrun import doctor
 from fieldrun.doctor import boards, readiness
 from fieldrun.doctor.boards import board, jetpack_series
-from fieldrun.doctor.gpu import nvidia
+from fieldrun.doctor.gpu import has_library, nvidia
 
 DEVKIT = "Engineering Reference Developer Kit"
 TREES: dict[str, tuple[str, str, dict[str, str | None]]] = {
@@ -370,6 +373,7 @@ READY = {
 BARE = {**READY, "tensorrt": None, "tensorrt_library": False, "tensorrt_module": None, "cublas_library": False}
 NO_DRIVER = {**BARE, "driver_library": False}
 CUDA = "onnxruntime --provider cuda"
+PIP = f"{shlex.quote(sys.executable)} -m pip"
 
 
 def lacks(
@@ -443,7 +447,7 @@ def test_cuda_python_of_a_newer_cuda_than_the_driver_is_found(monkeypatch: pytes
     have(monkeypatch, "tensorrt", cuda_bindings="13.4.4")
     reason, command = lacks("tensorrt", JETSON, READY)["cuda-python"]
     assert "13.4.4 needs a driver of CUDA 13" in reason
-    assert command == "pip install 'cuda-bindings>=12.8,<13'"
+    assert command == f"{PIP} install 'cuda-bindings>=12.8,<13'"
     assert lacks("tensorrt", THOR, READY) == {}
 
 
@@ -481,7 +485,7 @@ def test_the_cuda_provider_is_a_file_of_the_package(tmp_path: Path, monkeypatch:
     reason, command = lacks(CUDA, JETSON, READY)["package"]
     assert "no CUDA provider" in reason
     assert "NVIDIA's wheel for this JetPack" in reason
-    assert str(command).startswith("pip uninstall --yes onnxruntime && ")
+    assert str(command).startswith(f"{PIP} uninstall --yes onnxruntime && {PIP} install ")
     assert str(lacks(CUDA, THOR, READY)["package"][1]).endswith("pip install 'onnxruntime-gpu[cuda,cudnn]'")
     old = {**READY, "driver": "535.216.03"}
     assert str(lacks(CUDA, HOST, old)["package"][1]).endswith("pip install 'onnxruntime-gpu[cuda,cudnn]<1.27'")
@@ -497,3 +501,20 @@ def test_libraries_are_files_where_the_loader_looks(tmp_path: Path, monkeypatch:
     found = nvidia({"python3-libnvinfer": "10.3.0.30-1+cuda12.5"}, write(tmp_path, files))
     assert (found["tensorrt_library"], found["cublas_library"], found["tensorrt_rtx_library"]) == (True, True, False)
     assert found["tensorrt_module"] == "10.3.0.30-1+cuda12.5"
+
+
+def test_a_library_path_that_cannot_be_looked_into_is_passed_over(tmp_path: Path) -> None:
+    closed, there = tmp_path / "closed", write(tmp_path / "there", {"libcuda.so.1": ""})
+    closed.mkdir(mode=0)
+    user = os.geteuid()
+    tmp_path.chmod(0o755)
+    if user == 0:  # whom no mode stops
+        os.seteuid(65534)
+    try:
+        for folder in ("x" * 300, "a\0b", str(closed), str(closed / "inside")):
+            assert not has_library("libcuda.so.1", tmp_path, {"LD_LIBRARY_PATH": folder})
+    finally:
+        os.seteuid(user)
+        closed.chmod(0o700)
+    path = ":".join(("x" * 300, "", str(there)))
+    assert has_library("libcuda.so.1", tmp_path, {"LD_LIBRARY_PATH": path})

@@ -271,7 +271,7 @@ class NativeEngine:
             layer.weight_q = self._keep(weight)
         else:
             layer.weight = self._keep(weight, np.float32)
-        if f"{name}.bias" in weights:
+        if name != "mixer":  # which has none, whatever the file holds
             layer.bias = self._keep(weights[f"{name}.bias"], np.float32)
         if weight.dtype == np.int8:
             scale = weights[f"{name}.weight_scale"]

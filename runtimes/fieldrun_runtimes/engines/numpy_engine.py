@@ -20,6 +20,10 @@ from . import lookup_network
 
 __all__ = ["NumpyEngine", "PairHeads", "check_weights"]
 
+_INTEGERS = (np.int32,)
+_FLOATS = (np.float32,)
+_WEIGHTS = (np.float32, np.float16, np.int8)
+
 
 class NumpyEngine:
     """Runs any bundle with NumPy. `threads` is left to NumPy's BLAS; at batch 1 nothing here uses more than one."""
@@ -83,7 +87,11 @@ class PairHeads:
 
 
 def check_weights(bundle: Bundle, weights: Mapping[str, Array], table: tuple[int, ...] | None) -> None:
-    """Check that `weights`, with a table of the shape `table`, are the manifest's network's; `BundleError` if not."""
+    """Check that `weights`, with a table of the shape `table`, are the manifest's network's; `BundleError` if not.
+
+    What is checked is what an engine reads by: shapes, types, and row numbers. The native engine reads no farther than
+    these say, so a bundle that passes cannot make it leave its arrays, whatever numbers the tables hold.
+    """
     net = lookup_network(bundle, "numpy")
     pooled = (net.mixer_width or net.width) * (2 if net.mean else 1)
     labels, pairs = (
@@ -99,29 +107,47 @@ def check_weights(bundle: Bundle, weights: Mapping[str, Array], table: tuple[int
     try:
         if table is None:
             raise KeyError("table")
-        coef, modulus, base = (weights[f"rows.{name}"] for name in ("coef", "modulus", "base"))
-        wanted = {
-            "rows.coef": (coef.shape, (len(net.shifts), len(modulus))),
-            "rows.base": (len(base), len(modulus)),
-            "rows.modulus": (bool((modulus > 0).all() and (base >= 0).all()), True),
-            "table rows": (bool((base + modulus <= table[0]).all()), True),
-            "table": (table[1:], (net.width,)),
-            "table.scale": (weights["table.scale"].shape, table[:1]),
-            "mean.gain": (weights["mean.gain"].shape, (1,)),
+        blocks = (weights["rows.modulus"].size,)
+        wanted: dict[str, tuple[tuple[int, ...], tuple[type[np.generic], ...]]] = {
+            "rows.modulus": (blocks, _INTEGERS),
+            "rows.coef": ((len(net.shifts), *blocks), _INTEGERS),
+            "rows.base": (blocks, _INTEGERS),
+            "table.scale": (table[:1], _FLOATS),
+            "mean.gain": ((1,), _FLOATS),
         }
         for name, shape in layers.items():
-            wanted[name] = (weights[f"{name}.weight"].shape, shape)
+            wanted[f"{name}.weight"] = (shape, _WEIGHTS)
             if name != "mixer":
-                wanted[f"{name}.bias"] = (weights[f"{name}.bias"].shape, shape[1:])
+                wanted[f"{name}.bias"] = (shape[1:], _FLOATS)
             if weights[f"{name}.weight"].dtype == np.int8:
-                wanted[f"{name}.weight_scale"] = (weights[f"{name}.weight_scale"].shape, shape[1:])
+                wanted[f"{name}.weight_scale"] = (shape[1:], _FLOATS)
+            if f"{name}.input_scale" in weights:
+                wanted[f"{name}.input_scale"] = ((1,), _FLOATS)
         if net.mean:
-            wanted["score.weight"] = (weights["score.weight"].shape, (net.mixer_width or net.width, 1))
+            wanted["score.weight"] = ((net.mixer_width or net.width, 1), _FLOATS)
+        wrong = [n for n, (shape, kinds) in wanted.items() if not _is(weights[n], shape, kinds)]
     except KeyError as error:
         raise BundleError(f"{bundle.path}: weights.safetensors cannot be used ({error}); copy it again") from error
-    wrong = [name for name, (found, want) in wanted.items() if found != want]
+    wrong += [name for name in ("mixer.bias",) if name in weights]
+    wrong += [name for name in ("pairs.weight",) if name in weights and "pairs" not in layers]
+    if table[1:] != (net.width,) or ("table" in weights and weights["table"].dtype.type not in _WEIGHTS):
+        wrong.append("table")
+    if not wrong:  # the values can be read
+        modulus, base = weights["rows.modulus"], weights["rows.base"].astype(np.int64)
+        steps = [name for name in wanted if name.endswith("input_scale") or name == "mean.gain"]
+        wrong += [name for name in steps if not (np.isfinite(weights[name][0]) and weights[name][0] > 0)]
+        if (modulus <= 0).any():
+            wrong.append("rows.modulus")
+        if (base < 0).any() or (base + modulus > table[0]).any():
+            wrong.append("rows.base")
     if wrong:
-        raise BundleError(f"{bundle.path}: {wrong[0]!r} in weights.safetensors is not of the manifest's network")
+        raise BundleError(
+            f"{bundle.path}: {wrong[0]!r} in weights.safetensors is not of the manifest's network; copy it again"
+        )
+
+
+def _is(tensor: Array, shape: tuple[int, ...], kinds: tuple[type[np.generic], ...]) -> bool:
+    return tensor.shape == shape and tensor.dtype.type in kinds
 
 
 class _Dense:

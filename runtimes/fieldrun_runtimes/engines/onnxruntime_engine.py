@@ -15,6 +15,8 @@ from fieldrun.bundle import Bundle, GraphNetwork
 from fieldrun.errors import BundleError, EngineError, MissingDependency
 from fieldrun.tensors import Array, read_tensors
 
+from ..packages import importing
+
 __all__ = ["PROVIDER", "OnnxRuntimeEngine", "import_onnxruntime"]
 
 PROVIDER = "CPUExecutionProvider"
@@ -25,12 +27,11 @@ def import_onnxruntime() -> Any:
 
     Raises:
         MissingDependency: it is not installed.
+        EngineError: it is installed and broken.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
+    with importing("onnxruntime", MissingDependency("onnxruntime", "ort")):
         import onnxruntime
-    except ImportError as error:
-        raise MissingDependency("onnxruntime", "ort") from error
     return onnxruntime
 
 

@@ -7,21 +7,22 @@ compute capability that it knows, without a GPU too: nobody runs such an engine 
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from fieldrun.bundle import Bundle
-from fieldrun.errors import BundleError, EngineError
+from fieldrun.errors import BundleError, EngineError, UsageError
 from fieldrun.tensors import read_tensors
 
 from .cache import EngineCache
 from .device import Gpu, find_gpu, require_gpu
 from .key import OPTIONS, EngineKey, keys_of
-from .layers import fallen_back, layer_precisions, wanted_precisions
+from .layers import fallen_back, layer_precisions, part_shapes, unchecked, wanted_precisions
 from .library import load_library, quiet_logger
 
 __all__ = ["BuildReport", "BuiltEngine", "Compiled", "build", "compile_graph"]
@@ -41,7 +42,10 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltEngine:
-    """One engine of a report; `reused` when a valid one was there already, `layers` part -> precision as logged."""
+    """One engine of a report; `reused` when a valid one was there already, `layers` part -> precision as logged.
+
+    `fallen_back` has a line for each part in more bits than the bundle's, `unchecked` the parts that the log left open.
+    """
 
     graph: str
     bucket: str
@@ -50,6 +54,7 @@ class BuiltEngine:
     reused: bool
     layers: dict[str, str]
     fallen_back: list[str]
+    unchecked: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the engine as JSON."""
@@ -97,11 +102,14 @@ def build(
         progress: called with (phase, done, total); the phase "waiting for another build" while one runs.
 
     Raises:
+        UsageError: the compute capability is not written as in 8.6.
         UnknownName, MissingDependency, BundleError: the target is unknown, not installed, or the bundle is not valid.
         EngineError: no driver, a capability that cannot be built for, or a graph that TensorRT refuses, with its words.
         StorageError: the cache cannot be written or is full; nothing half-written is left.
     """
     report = progress or _silent
+    if compute_capability is not None and not re.fullmatch(r"\d{1,2}\.\d", compute_capability, re.ASCII):
+        raise UsageError(f"a compute capability is two numbers with a point, as in 8.6, not {compute_capability!r}")
     opened = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     library = load_library(target)
     gpu = _gpu(target)
@@ -116,8 +124,10 @@ def build(
     store = EngineCache(cache)
     folder = store.folder(opened, next(iter(keys.values())))
     weights = read_tensors(opened.path / "weights.safetensors")
-    shape = (int(weights["table"].shape[0]), int(weights["table"].shape[1]))
-    wanted = wanted_precisions(weights)
+    try:
+        shapes, wanted = part_shapes(weights), wanted_precisions(weights)
+    except KeyError as error:
+        raise BundleError(f"{opened.path}: weights.safetensors cannot be used ({error}); copy it again") from error
     each = opened.manifest.files["weights.safetensors"].bytes + _SPARE_BYTES
     absent = [key for key in keys.values() if not store.has(folder, key) and not key.bucket.startswith("pairs")]
     store.prepare(folder, len(absent) * each)
@@ -128,12 +138,14 @@ def build(
             about = store.about(folder, key)
             reused = about is not None
             if about is None:
-                timing = store.timing(folder) if target == "tensorrt" else b""
-                made = compile_graph(library, opened.path / name, key, shape, timing)
+                timing = store.timing(folder, key) if target == "tensorrt" else b""
+                made = compile_graph(library, opened.path / name, key, shapes, timing)
                 about = {"seconds": made.seconds, "layers": made.layers, "bytes": len(made.engine)}
                 store.write(folder, key, made.engine, about)
                 if made.timing:
-                    store.write_timing(folder, made.timing)
+                    store.write_timing(folder, key, made.timing)
+            pairs = key.bucket.startswith("pairs")
+            here = {part: kind for part, kind in wanted.items() if (part == "pairs") == pairs}
             engines.append(
                 BuiltEngine(
                     graph=name,
@@ -142,7 +154,8 @@ def build(
                     seconds=about["seconds"],
                     reused=reused,
                     layers=about["layers"],
-                    fallen_back=fallen_back(about["layers"], wanted),
+                    fallen_back=fallen_back(about["layers"], here),
+                    unchecked=unchecked(about["layers"], here),
                 )
             )
         report("engines", len(keys), len(keys))
@@ -179,9 +192,12 @@ def _capability(library: ModuleType, capability: str) -> Any:
 
 
 def compile_graph(
-    library: ModuleType, path: Path, key: EngineKey, table_shape: tuple[int, int], timing: bytes = b""
+    library: ModuleType, path: Path, key: EngineKey, shapes: Mapping[str, tuple[int, ...]], timing: bytes = b""
 ) -> Compiled:
-    """Parse the graph at `path` and build its engine; `EngineError` with the parser's or the builder's words."""
+    """Parse the graph at `path` and build its engine; `EngineError` with the parser's or the builder's words.
+
+    `shapes` are those of the bundle's parts, by which their precision is found in the log.
+    """
     log = quiet_logger(library)
     builder = library.Builder(log)
     if builder is None or not hasattr(builder, "create_network"):
@@ -207,8 +223,7 @@ def compile_graph(
         config.num_compute_capabilities = 1
         config.set_compute_capability(_capability(library, key.compute_capability), 0)
     else:
-        known = config.create_timing_cache(timing)
-        config.set_timing_cache(known, False)
+        known = _timing_cache(config, timing)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError(f"TensorRT cannot build {path.name}: {log.words()}")
@@ -216,6 +231,18 @@ def compile_graph(
     return Compiled(
         engine=engine,
         seconds=time.perf_counter() - start,
-        layers=layer_precisions(log.layers, table_shape),
+        layers=layer_precisions(log.layers, shapes),
         timing=b"" if known is None else bytes(known.serialize()),
     )
+
+
+def _timing_cache(config: Any, timing: bytes) -> Any:
+    """Give `config` the timing cache `timing`, or an empty one where TensorRT does not take it, and return it.
+
+    None where it takes neither: the build then measures every kernel, and keeps nothing.
+    """
+    for data in dict.fromkeys((timing, b"")):
+        known = config.create_timing_cache(data)
+        if known is not None and config.set_timing_cache(known, False):  # False: refuse one of another GPU
+            return known
+    return None

@@ -2,7 +2,7 @@
 
     ROOT/<name>-<recipe>-<weights>/<target>-sm<capability>/<graph>.engine     what the builder made
                                                            <graph>.json       its key, size, sha256, how it was built
-                                                           timing.cache       what TensorRT measured of kernels
+                                                           timing-<builder>.cache    what TensorRT measured of kernels
                                                            .lock              held by who builds
 
 An engine is code that a device runs. It is loaded only if this user owns it and nobody else can write it, its sidecar's
@@ -12,15 +12,17 @@ key is this machine's and bundle's, and its bytes have the sidecar's sha256.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fieldrun.bundle import Bundle
-from fieldrun.errors import EngineError, EngineStale, StorageError
+from fieldrun.errors import EngineError, EngineStale, StorageError, UsageError
 from fieldrun.storage import read_json, sha256_bytes, write_bytes, write_json
 
 from .key import EngineKey
@@ -30,6 +32,9 @@ __all__ = ["EngineCache", "Entry", "default_cache"]
 SCHEMA = 1
 _OTHERS_MAY_WRITE = 0o022
 _DIGEST = 64  # hexadecimal digits before a timing cache
+_TIMING = re.compile(r"timing(-[0-9a-f]{12})?\.cache")  # the first versions had one for all builders
+_LEFT = re.compile(r"\..+\.(engine|json|cache)\.\w+")  # what `write_bytes` renames, if it lives to
+_OURS = re.compile(r"[^/]*-[0-9a-f]{12}/tensorrt(-rtx)?-sm\d+")  # a folder of engines, below the root
 
 
 def default_cache() -> Path:
@@ -55,9 +60,11 @@ class Entry:
 
 
 class EngineCache:
-    """The engines under `root`."""
+    """The engines under `root`, None for the default place; `UsageError` for a name that is empty."""
 
     def __init__(self, root: str | Path | None = None) -> None:
+        if root == "":  # as a variable that is not set: it would be the current folder
+            raise UsageError("the engine cache has an empty name; give a folder, or leave --cache out")
         self.root = default_cache() if root is None else Path(root)
 
     def folder(self, bundle: Bundle, key: EngineKey) -> Path:
@@ -77,8 +84,7 @@ class EngineCache:
         import tempfile
 
         try:
-            for part in (self.root, folder.parent, folder):
-                part.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make(folder)
             _check_owner(folder)
             with tempfile.TemporaryFile(dir=folder):
                 pass
@@ -101,22 +107,45 @@ class EngineCache:
 
     @contextlib.contextmanager
     def lock(self, folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
-        """Hold `folder` against other builders; calls `waiting` once if another has it, and then waits for it."""
+        """Hold `folder` against other builders; calls `waiting` if another has it, and then waits for it.
+
+        What a killed builder left half-written is deleted before the block runs.
+
+        Raises:
+            StorageError: the lock cannot be had: the folder cannot be written, or its disk has no locks.
+        """
         import fcntl
 
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
+        lock = folder / ".lock"
+        while True:
+            with _lock_errors(folder):
+                self._make(folder)  # `clear` may have deleted it meanwhile
+                try:
+                    handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                except FileNotFoundError:
+                    continue
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waiting()
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
+                try:
+                    with _lock_errors(folder):
+                        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    waiting()
+                with _lock_errors(folder):
+                    fcntl.flock(handle, fcntl.LOCK_EX)  # which is a matter of no time where it is held already
+                    held = _is_at(handle, lock)  # a lock on a file that `clear` deleted holds nobody off
+                    for left in folder.iterdir() if held else ():
+                        if _LEFT.fullmatch(left.name):
+                            left.unlink()
+                if held:
+                    yield
+                    return
+            finally:
+                os.close(handle)
 
     def write(self, folder: Path, key: EngineKey, engine: bytes, about: dict[str, Any]) -> None:
         """Keep `engine` and its sidecar; a reader sees the old pair, the new one, or a pair that does not match.
+
+        `about` is `{bytes, seconds, layers}` of the build.
 
         Raises:
             StorageError: the disk is full or the folder cannot be written; nothing half-written is left.
@@ -137,11 +166,11 @@ class EngineCache:
         return True
 
     def about(self, folder: Path, key: EngineKey) -> dict[str, Any] | None:
-        """Return what the sidecar of a valid engine says of its build; None where there is no valid one."""
+        """Return `{bytes, seconds, layers}` of a valid engine's build; None where there is no valid one."""
         try:
             self.read(folder, key, "")
-            about: dict[str, Any] = read_json(_engine_path(folder, key.graph).with_suffix(".json"))["about"]
-        except (EngineError, KeyError, OSError, ValueError):
+            about: dict[str, Any] = self.check(folder, key, "")["about"]
+        except EngineError:
             return None
         return about
 
@@ -168,9 +197,14 @@ class EngineCache:
             raise EngineError(f"the engine {path} cannot be used: {error}; {remedy}") from error
         if not isinstance(sidecar, dict) or sidecar.get("schema") != SCHEMA or "engine" not in sidecar:
             raise EngineError(f"the engine {path} has no sidecar of schema {SCHEMA}; {remedy}")
-        differences = EngineKey.from_dict(sidecar.get("key")).differences(key)
+        try:
+            differences = EngineKey.from_dict(sidecar.get("key")).differences(key)
+        except EngineError as error:
+            raise EngineError(f"the engine {path} cannot be used: {error}; {remedy}") from error
         if differences:
             raise EngineStale(f"the engine {path}", differences, remedy)
+        if not _has(sidecar["engine"], "bytes", "sha256") or not _is_about(sidecar.get("about")):
+            raise EngineError(f"the sidecar of the engine {path} is damaged; {remedy}")
         return sidecar
 
     def read(self, folder: Path, key: EngineKey, remedy: str) -> bytes:
@@ -185,58 +219,144 @@ class EngineCache:
             raise EngineError(f"the engine {path} was cut or changed after it was built; {remedy}")
         return engine
 
-    def timing(self, folder: Path) -> bytes:
-        """Return TensorRT's timing cache, empty when there is none that was written whole."""
+    def timing(self, folder: Path, key: EngineKey) -> bytes:
+        """Return the timing cache of the builder that `key` names, empty where there is no whole one of this user's."""
+        path = _timing_path(folder, key)
         try:
-            text = (folder / "timing.cache").read_bytes()
-        except OSError:
+            _check_owner(path)
+            text = path.read_bytes()
+        except (EngineError, OSError):
             return b""
         digest, data = text[:_DIGEST], text[_DIGEST:]
         return data if sha256_bytes(data).encode("ascii") == digest else b""
 
-    def write_timing(self, folder: Path, data: bytes) -> None:
-        """Keep TensorRT's timing cache for the next build."""
-        write_bytes(folder / "timing.cache", sha256_bytes(data).encode("ascii") + data)
+    def write_timing(self, folder: Path, key: EngineKey, data: bytes) -> None:
+        """Keep TensorRT's timing cache for the next build by the same builder."""
+        path = _timing_path(folder, key)
+        write_bytes(path, sha256_bytes(data).encode("ascii") + data)
+        path.chmod(0o600)
 
     def entries(self) -> list[Entry]:
         """Return every engine that has a readable sidecar, in the order of their paths."""
         found = []
-        for path in sorted(self.root.glob("*/*/*.engine")):
-            with contextlib.suppress(EngineError, OSError, ValueError, KeyError, TypeError):
-                key = EngineKey.from_dict(read_json(path.with_suffix(".json"))["key"])
+        for path in (path for folder in self._folders() for path in sorted(folder.glob("*.engine"))):
+            key = _key_of(path)
+            if key is not None:
                 found.append(Entry(path=path, key=key, bytes=path.stat().st_size))
         return found
 
     def clear(self) -> tuple[int, int]:
         """Delete every engine, sidecar and timing cache; return how many engines and how many bytes.
 
-        Nothing else under `root` is touched, and no folder that still holds something else is deleted.
+        Nothing else is touched, and no folder that still holds something else is deleted: only folders named as
+        `folder` names them are looked into.
 
         Raises:
-            StorageError: a file cannot be deleted.
+            StorageError: a build is running, and nothing was deleted; or a file cannot be deleted.
         """
         engines = size = 0
+        folders = self._folders()
         try:
-            for folder in sorted(self.root.glob("*/*")):
-                mine = [p for p in folder.glob("*") if p.suffix in (".engine", ".json", ".cache") or p.name == ".lock"]
-                if not (folder.name.startswith("tensorrt") and folder.is_dir()):
-                    continue
-                for path in mine:
-                    engines += path.suffix == ".engine"
-                    size += path.stat().st_size
-                    path.unlink()
-                for empty in (folder, folder.parent):
-                    with contextlib.suppress(OSError):
-                        empty.rmdir()
+            with contextlib.ExitStack() as held:
+                for folder in folders:
+                    held.enter_context(self.lock(folder, partial(_refuse_to_wait, folder)))
+                for folder in folders:
+                    for path in _files_of_ours(folder):
+                        engines += path.suffix == ".engine"
+                        size += path.stat().st_size
+                        path.unlink()
+                    for empty in (folder, folder.parent):
+                        with contextlib.suppress(OSError):
+                            empty.rmdir()
         except OSError as error:
             raise StorageError(
                 f"cannot clear {self.root}: {error.strerror or error}; delete it as its owner"
             ) from error
         return engines, size
 
+    def _make(self, folder: Path) -> None:
+        for part in (self.root, folder.parent, folder):
+            part.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _folders(self) -> list[Path]:
+        """Return the folders of engines, whatever is in them, in order."""
+        return [
+            folder
+            for folder in sorted(self.root.glob("*/*"))
+            if _OURS.fullmatch(folder.relative_to(self.root).as_posix()) and folder.is_dir()
+        ]
+
+
+@contextlib.contextmanager
+def _lock_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BlockingIOError:  # another has it
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"cannot lock the engine cache {folder}: {error.strerror or error}; run it as the cache's owner, or give "
+            "another one with --cache"
+        ) from error
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether the open file `handle` is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _refuse_to_wait(folder: Path) -> None:
+    raise StorageError(f"a build is running in {folder}; clear the cache when it has ended")
+
+
+def _has(value: Any, *names: str) -> bool:
+    """Whether `value` is a JSON object of these names."""
+    return isinstance(value, dict) and set(value) == set(names)
+
+
+def _is_about(value: Any) -> bool:
+    """Whether `value` is what `write` was given of a build: `{bytes, seconds, layers}`."""
+    if not _has(value, "bytes", "seconds", "layers"):
+        return False
+    size, seconds, layers = value["bytes"], value["seconds"], value["layers"]
+    return (
+        type(size) is int
+        and type(seconds) in (int, float)
+        and math.isfinite(seconds)
+        and isinstance(layers, dict)
+        and all(isinstance(kind, str) for kind in layers.values())
+    )
+
+
+def _key_of(engine: Path) -> EngineKey | None:
+    """Return the key in the sidecar of `engine`, None where there is no sidecar of ours."""
+    try:
+        sidecar = read_json(engine.with_suffix(".json"))
+        return EngineKey.from_dict(sidecar["key"]) if sidecar["schema"] == SCHEMA else None
+    except (EngineError, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _files_of_ours(folder: Path) -> list[Path]:
+    """Return the files of ours in a folder of engines: an engine and its sidecar, even if damaged, and the rest."""
+    engines = sorted(folder.glob("*.engine"))
+    sidecars = [
+        path for path in sorted(folder.glob("*.json")) if path.with_suffix(".engine") in engines or _key_of(path)
+    ]
+    timings = [path for path in sorted(folder.iterdir()) if _TIMING.fullmatch(path.name)]
+    lock = folder / ".lock"  # the last: without it the next builder is let in
+    return [path for path in (*engines, *sidecars, *timings, lock) if path.is_file()]
+
 
 def _engine_path(folder: Path, graph: str) -> Path:
     return folder / f"{Path(graph).stem}.engine"
+
+
+def _timing_path(folder: Path, key: EngineKey) -> Path:
+    return folder / f"timing-{key.builder()}.cache"
 
 
 def _check_owner(path: Path) -> None:

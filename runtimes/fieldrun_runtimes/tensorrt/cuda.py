@@ -12,6 +12,8 @@ import numpy as np
 from fieldrun.errors import EngineError, MissingDependency
 from fieldrun.tensors import Array
 
+from ..packages import importing
+
 __all__ = ["Buffer", "Stream", "call", "load_runtime"]
 
 _INSUFFICIENT_DRIVER = 35  # cudaErrorInsufficientDriver
@@ -19,11 +21,9 @@ _NON_BLOCKING = 1  # cudaStreamNonBlocking: does not wait for the default stream
 
 
 def load_runtime() -> Any:
-    """Import the CUDA runtime's bindings; `MissingDependency` when they are not installed."""
-    try:
+    """Import the CUDA runtime's bindings; `MissingDependency` when they are not installed, `EngineError` if broken."""
+    with importing("cuda.bindings.runtime", MissingDependency("cuda-bindings", "tensorrt")):
         from cuda.bindings import runtime
-    except ImportError as error:
-        raise MissingDependency("cuda-bindings", "tensorrt") from error
     return runtime
 
 

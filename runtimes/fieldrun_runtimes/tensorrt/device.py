@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fieldrun.errors import EngineError
+from fieldrun.nvidia import parse_nv_tegra_release
 
 __all__ = ["Gpu", "find_gpu", "jetpack", "machine_id", "require_gpu"]
 
@@ -80,8 +80,7 @@ def jetpack(root: Path = Path("/")) -> str | None:
         text = (root / "etc/nv_tegra_release").read_text("utf-8", "replace")
     except OSError:
         return None
-    found = re.search(r"R(\d+) .*?REVISION: ([\d.]+)", text)
-    return f"{found[1]}.{found[2]}" if found else None
+    return parse_nv_tegra_release(text)
 
 
 def machine_id(gpu: Gpu | None, root: Path = Path("/")) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fieldrun.bundle import Bundle
 from fieldrun.errors import EngineError
+from fieldrun.storage import sha256_bytes
 from fieldrun.student import from_mapping
 
 from .device import Gpu, jetpack, machine_id
@@ -17,6 +18,8 @@ __all__ = ["OPTIONS", "EngineKey", "keys_of"]
 
 OPTIONS: Mapping[str, Any] = {"tf32": False, "workspace_mib": 256}
 """The builder's settings: no TF32, whose ten bits are not in any recipe; a workspace that a small board can spare."""
+
+_OPTIONAL = ("cuda", "device", "jetpack")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +43,21 @@ class EngineKey:
         """Return the key as JSON."""
         return asdict(self)
 
+    def builder(self) -> str:
+        """Return 12 hexadecimal digits that tell this builder and GPU from others: what its timings are valid for."""
+        names = ("target", "tensorrt", "cuda", "compute_capability", "device", "machine", "jetpack")
+        return sha256_bytes(repr([getattr(self, name) for name in names]).encode("utf-8"))[:12]
+
     @classmethod
     def from_dict(cls, value: Any) -> EngineKey:
         """Read what `to_dict` gave; `EngineError` for anything else."""
         key: EngineKey = from_mapping(cls, value, "the key of the engine", EngineError)
+        texts = [(f.name, getattr(key, f.name)) for f in fields(key) if f.name != "options"]
+        wrong = [name for name, text in texts if not isinstance(text, str) and not (name in _OPTIONAL and text is None)]
+        if not isinstance(key.options, Mapping) or not all(type(v) in (bool, int) for v in key.options.values()):
+            wrong.append("options")
+        if wrong:
+            raise EngineError(f"the key of the engine has a {wrong[0]} of the wrong type")
         return key
 
     def differences(self, here: EngineKey) -> dict[str, tuple[Any, Any]]:

@@ -3,10 +3,15 @@
 The builder logs one line a layer of the engine, with the data types of its inputs and constants and the ONNX nodes that
 it came from. A recipe that says int8 and an engine that multiplies floats is what this finds: an engine may fuse as it
 likes, but not fall back unnoticed.
+
+TensorRT-RTX writes `Datatype: Int8, Format: ...` and lists constants. TensorRT 10 writes `Format/Datatype:` with a word
+(`Half`) or a sentence (`Row major Int8 format`), and of a kernel's weight its type, or nothing. What a line does not
+say is "unknown", which is neither right nor a fall-back: such a part was not checked.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -14,50 +19,82 @@ import numpy as np
 
 from fieldrun.tensors import Array
 
-__all__ = ["LAYERS", "fallen_back", "layer_precisions", "wanted_precisions"]
+__all__ = ["LAYERS", "fallen_back", "layer_precisions", "part_shapes", "unchecked", "wanted_precisions"]
 
 LAYERS = ("mixer", "hidden", "output", "pairs")
 
 _LAYER = re.compile(
-    r"Name: (?P<name>\S+), LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
-    r"Outputs: \[(?P<outputs>.*)$"
+    r"Name: .*?, LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*?)\](?:, Constants: \[(?P<constants>.*?)\])?"
+    r", Outputs: \[(?P<rest>.*)$"
 )
-_TENSOR = re.compile(r"Dimensions: \[(?P<shape>[\d,]*)\],.*?Datatype: (?P<type>\w+)")
-_PRODUCTS = ("gemm", "runtime_fusion")
-_TYPES = {"Float": "fp32", "Half": "fp16", "Int8": "int8"}
+_TENSOR = re.compile(r"Dimensions: \[(?P<shape>[-\d,]*)\],[^{}]*?Datatype: (?P<type>[^,{}]*)")
+_WEIGHT = re.compile(r'Weights: \{"Type": "(?P<type>\w+)"')
+_PRODUCTS = re.compile(r"gemm|runtime_fusion|MatrixMultiply|Cask\w+")
+_WORD = re.compile(r"\b(?:Int8|Half|FP16|Float|FP32)\b")
+_TYPES = {"Float": "fp32", "FP32": "fp32", "Half": "fp16", "FP16": "fp16", "Int8": "int8"}
+_UNKNOWN = "unknown"
+_BITS = {"int8": 8, "int8-weights": 8, "fp16": 16, "fp32": 32}
 
 
-def layer_precisions(lines: Sequence[str], table_shape: tuple[int, int]) -> dict[str, str]:
+def part_shapes(weights: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    """Return part -> shape, of the table and of every layer's weight."""
+    named = {"table": "table"} | {layer: f"{layer}.weight" for layer in LAYERS}
+    return {part: weights[name].shape for part, name in named.items() if name in weights}
+
+
+def layer_precisions(lines: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     """Return part -> precision, for the parts that `lines` of the builder's log speak of.
 
     A layer's is that of its product's weight: "int8" where the input is int8 too, else "int8-weights". (A kernel that
-    the product is fused into may read its input in any type.) The table's is that of the constant that rows come from.
+    the product is fused into may read its input in any type.) Where the weight is not listed, an int8 input says
+    "int8", as it is multiplied by nothing else, and any other one "unknown". The table's is that of the constant that
+    rows come from.
+
+    Args:
+        lines: the listing.
+        shapes: part -> shape, as `part_shapes` gives it.
     """
     found: dict[str, str] = {}
     for line in lines:
         match = _LAYER.match(line.strip())
         if match is None:
             continue
-        constants = [(_shape(t["shape"]), t["type"]) for t in _TENSOR.finditer(match["constants"])]
-        inputs = [(_shape(t["shape"]), t["type"]) for t in _TENSOR.finditer(match["inputs"])]
-        for shape, kind in constants:
-            if shape == table_shape:
-                found["table"] = _TYPES.get(kind, kind)
+        inputs, constants = _tensors(match["inputs"]), _tensors(match["constants"] or "")
+        for shape, kind in constants if match["constants"] is not None else inputs:
+            if shape == shapes.get("table"):
+                found["table"] = kind
+        product = _PRODUCTS.fullmatch(match["type"]) is not None
         for layer in LAYERS:
-            named = f"[ONNX Layer: {layer}.product]" in match["outputs"]
             # a kernel after the product may carry its name too; only the first has its weight
-            weights = [kind for shape, kind in (*constants, *inputs[1:]) if sum(n > 1 for n in shape) >= 2]
-            if named and weights and inputs and (layer not in found or match["type"] in _PRODUCTS):
-                found[layer] = _product(inputs[0][1], weights[0])
+            if layer in shapes and f"[ONNX Layer: {layer}.product]" in match["rest"] and inputs:
+                weights = [_type(m["type"]) for m in _WEIGHT.finditer(match["rest"])]
+                weights += [kind for shape, kind in (*constants, *inputs[1:]) if _holds(shape, shapes[layer])]
+                kind = _product(inputs[0][1], weights[0] if weights else None, product)
+                if found.get(layer, _UNKNOWN) == _UNKNOWN or (product and kind != _UNKNOWN):
+                    found[layer] = kind
     return found
 
 
-def _shape(text: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in text.split(",") if n)
+def _tensors(text: str) -> list[tuple[tuple[int, ...], str]]:
+    """Return shape and type of every tensor of a list."""
+    return [
+        (tuple(int(n) for n in m["shape"].split(",") if n.strip("-")), _type(m["type"])) for m in _TENSOR.finditer(text)
+    ]
 
 
-def _product(left: str, weight: str) -> str:
-    left, weight = _TYPES.get(left, left), _TYPES.get(weight, weight)
+def _type(words: str) -> str:
+    word = _WORD.search(words)
+    return _TYPES[word[0]] if word is not None else _UNKNOWN
+
+
+def _holds(shape: tuple[int, ...], weight: tuple[int, ...]) -> bool:
+    """Whether a tensor of `shape` can be that weight: it may stand transposed, or with its inputs cut in two."""
+    return math.prod(shape) == math.prod(weight) and sum(n > 1 for n in shape) >= 2
+
+
+def _product(left: str, weight: str | None, product: bool) -> str:
+    if weight is None:
+        return "int8" if product and left == "int8" else _UNKNOWN
     return "int8-weights" if weight == "int8" and left != "int8" else weight
 
 
@@ -74,9 +111,13 @@ def wanted_precisions(weights: Mapping[str, Array]) -> dict[str, str]:
 
 def fallen_back(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     """Return one line for every part of `found` that is computed in more bits than `wanted` says."""
-    bits = {"int8": 8, "int8-weights": 8, "fp16": 16, "fp32": 32}
     return [
         f"{part} is {wanted[part]} in the bundle and {kind} in the engine"
         for part, kind in found.items()
-        if part in wanted and bits.get(kind, 32) > bits[wanted[part]]
+        if part in wanted and _BITS.get(kind, 0) > _BITS[wanted[part]]
     ]
+
+
+def unchecked(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+    """Return the parts of `wanted` of which the listing did not say what they are computed in."""
+    return [part for part in wanted if found.get(part, _UNKNOWN) == _UNKNOWN]

@@ -7,19 +7,12 @@ from types import ModuleType
 from typing import Any
 
 from fieldrun.errors import EngineError, MissingDependency, UnknownName
+from fieldrun.nvidia import MODULES, OLDEST
 
-__all__ = ["TARGETS", "load_library", "quiet_logger"]
-
-TARGETS = {
-    "tensorrt": ("tensorrt", "tensorrt_bindings"),
-    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
-}
-"""Target -> the import names of its package, the first that is there is taken."""
+__all__ = ["load_library", "quiet_logger"]
 
 _COMMANDS = {"tensorrt": "apt-get install python3-libnvinfer on a Jetson, pip install tensorrt elsewhere"}
 """What brings a package that is not in the extra of its target: TensorRT's comes from NVIDIA."""
-
-_OLDEST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 1)}
 
 
 def load_library(target: str) -> ModuleType:
@@ -30,9 +23,9 @@ def load_library(target: str) -> ModuleType:
         MissingDependency: it is not installed.
         EngineError: it is installed but a library of it is missing, or it is too old.
     """
-    if target not in TARGETS:
-        raise UnknownName("target", target, list(TARGETS))
-    for name in TARGETS[target]:
+    if target not in MODULES:
+        raise UnknownName("target", target, list(MODULES))
+    for name in MODULES[target]:
         try:
             library = importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -42,11 +35,11 @@ def load_library(target: str) -> ModuleType:
         except (ImportError, OSError) as error:  # the bindings are there, their shared libraries are not
             raise EngineError(f"{name} cannot be imported: {error}; install {target}'s libraries") from error
         version = str(library.__version__)
-        oldest = _OLDEST[target]
+        oldest = OLDEST[target]
         if tuple(int(part) for part in version.split(".")[:2]) < oldest:
             raise EngineError(f"{target} {version} is too old: {'.'.join(map(str, oldest))} or later is needed")
         return library
-    raise MissingDependency(TARGETS[target][0], target, _COMMANDS.get(target))
+    raise MissingDependency(MODULES[target][0], target, _COMMANDS.get(target))
 
 
 class _Log:

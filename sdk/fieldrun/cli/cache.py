@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from .options import examples, json_option
+from .options import cache_option, examples, json_option
 from .output import put, put_json, put_table
 
 __all__ = ["cache"]
-
-_folder = click.option(
-    "--cache",
-    "root",
-    type=click.Path(path_type=Path),
-    help="The folder of all engines.  [default: $FIELDRUN_CACHE, or fieldrun/engines in the user's cache folder]",
-)
 
 
 @click.group(short_help="List or delete compiled engines.", epilog=examples("fieldrun cache list --json"))
@@ -25,13 +16,13 @@ def cache() -> None:
 
 
 @cache.command("list", epilog=examples("fieldrun cache list --json"))
-@_folder
+@cache_option
 @json_option
-def list_(root: Path | None, as_json: bool) -> None:
+def list_(cache_root: str | None, as_json: bool) -> None:
     """List every engine with what it was built for."""
     from fieldrun_runtimes.tensorrt.cache import EngineCache
 
-    store = EngineCache(root)
+    store = EngineCache(cache_root)
     entries = store.entries()
     if as_json:
         put_json({"root": str(store.root), "engines": [entry.to_dict() for entry in entries]})
@@ -52,13 +43,13 @@ def list_(root: Path | None, as_json: bool) -> None:
 
 
 @cache.command(epilog=examples("fieldrun cache clear"))
-@_folder
+@cache_option
 @json_option
-def clear(root: Path | None, as_json: bool) -> None:
+def clear(cache_root: str | None, as_json: bool) -> None:
     """Delete every engine; 'fieldrun build' makes them again."""
     from fieldrun_runtimes.tensorrt.cache import EngineCache
 
-    store = EngineCache(root)
+    store = EngineCache(cache_root)
     engines, size = store.clear()
     if as_json:
         put_json({"root": str(store.root), "engines": engines, "bytes": size})

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "bundle_argument",
+    "cache_option",
     "check_output",
     "engine_options",
     "examples",
@@ -48,6 +49,16 @@ def bundle_argument(*, default: str | None = None) -> Callable[[F], F]:
     if default is None:  # click takes a default of None for one that was given, and then asks for nothing
         return click.argument("bundle")
     return click.argument("bundle", default=default)
+
+
+def cache_option(function: F) -> F:
+    """Add `--cache`, as text: an empty one must be told from the current folder, and is refused."""
+    return click.option(
+        "--cache",
+        "cache_root",
+        metavar="FOLDER",
+        help="The folder of all engines.  [default: $FIELDRUN_CACHE, or fieldrun/engines in the user's cache folder]",
+    )(function)
 
 
 def runtime_options(function: F) -> F:

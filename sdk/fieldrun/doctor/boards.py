@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..nvidia import parse_nv_tegra_release
 from .installed import ROOT, read
 
-__all__ = ["Board", "board", "jetpack_series", "parse_device_tree", "parse_nv_tegra_release", "parse_nvpmodel"]
+__all__ = ["Board", "board", "jetpack_series", "parse_device_tree", "parse_nvpmodel"]
 
 MODULES = {
     "p2888-0001": "Jetson AGX Xavier 16GB",
@@ -84,12 +85,6 @@ def parse_device_tree(model: str | None, compatible: str | None) -> Board:
         module = re.sub(r" Rev \d+(\.\d+)*$", "", name) if name else None
         return Board(kind="raspberry-pi", model=name, module=module, soc=chip)
     return Board(model=name)
-
-
-def parse_nv_tegra_release(text: str) -> str | None:
-    """Return the version of Jetson Linux (L4T), such as "36.4.3", from the text of `/etc/nv_tegra_release`."""
-    found = re.search(r"\bR(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", text)
-    return f"{found[1]}.{found[2]}" if found else None
 
 
 def jetpack_series(l4t: str | None) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -52,7 +53,13 @@ def parse_cuda_version(text: str) -> str | None:
 def has_library(name: str, root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> bool:
     """Say whether a shared library whose name matches the pattern `name` stands where the loader looks."""
     asked = [Path(folder) for folder in environment.get("LD_LIBRARY_PATH", "").split(":") if folder]
-    return any(any(folder.glob(name)) for folder in (*asked, *(root / folder for folder in _FOLDERS)))
+    return any(_holds(folder, name) for folder in (*asked, *(root / folder for folder in _FOLDERS)))
+
+
+def _holds(folder: Path, name: str) -> bool:
+    with contextlib.suppress(OSError, ValueError):  # a folder that cannot be looked into; a name that none can have
+        return any(folder.glob(name))
+    return False
 
 
 def nvidia(packages: Mapping[str, str], root: Path = ROOT) -> dict[str, Any]:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
+import shlex
 import sys
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
+from ..nvidia import MODULES, OLDEST
 from . import installed
 
 __all__ = ["engines", "extras", "parse_requirements"]
 
 _ORT = ("onnxruntime", "onnxruntime-gpu")  # one import name, two distributions
-_BINDINGS = {  # engine -> import names of its Python module and its shared library, as its runtime looks for them
-    "tensorrt": (("tensorrt", "tensorrt_bindings"), ("tensorrt_libs",), "tensorrt_library"),
-    "tensorrt-rtx": (("tensorrt_rtx", "tensorrt_rtx_bindings"), ("tensorrt_rtx_libs",), "tensorrt_rtx_library"),
+_LIBRARIES = {  # engine -> the package of its shared library, and what `nvidia` says of the library as a file
+    "tensorrt": ("tensorrt_libs", "tensorrt_library"),
+    "tensorrt-rtx": ("tensorrt_rtx_libs", "tensorrt_rtx_library"),
 }
-_OLDEST_TENSORRT = (10, 3)  # JetPack 6.1 and later have it
 _RTX_REFUSED = ("8.7", "11.0")  # TensorRT-RTX 1.7 builds for 7.5, 8.0, 8.6, 8.9, 12.0 and 12.1: not for Jetson
 _LAST_ORT_OF_CUDA12 = "<1.27"  # the extra `cuda` of 1.26 brings CUDA 12, of 1.27 CUDA 13
 _CUDA13_DRIVER = 580  # docs.nvidia.com/deploy/cuda-compatibility: CUDA 13 needs 580, CUDA 12 needs 525
@@ -39,7 +42,7 @@ def engines(board: dict[str, Any], nvidia: dict[str, Any], container: str | None
         _engine("numpy", installed.version("numpy"), []),
         _engine("onnxruntime", installed.version(*_ORT), gpu + _no_cuda_provider(board, nvidia), "cuda"),
     ]
-    for name in _BINDINGS:
+    for name in MODULES:
         found.append(_engine(name, nvidia[name.replace("-", "_")], gpu + _no_tensorrt(name, board, nvidia)))
     return found
 
@@ -59,13 +62,34 @@ def _native() -> list[Missing]:
     runtimes = getattr(util.find_spec("fieldrun_runtimes"), "origin", None)
     if runtimes is not None and (Path(runtimes).parent / "native.so.1").is_file():
         return []
-    command = "sudo apt-get install gcc libc6-dev && pip install --force-reinstall --no-deps fieldrun"
+    command = "sudo apt-get install gcc libc6-dev && " + _pip(f"install --force-reinstall --no-deps {_source()}")
     return [("compiler", "no C compiler was there when fieldrun was installed", command)]
+
+
+def _pip(arguments: str) -> str:
+    """Return the command of pip for this very environment, whether it is activated or not."""
+    return f"{shlex.quote(sys.executable or 'python3')} -m pip {arguments}"
+
+
+def _source() -> str:
+    """Return the checkout that fieldrun was installed from, as pip noted it; a name to fill in where it did not.
+
+    A wheel has nothing to compile, and no index need have fieldrun.
+    """
+    try:
+        # packaging.python.org/en/latest/specifications/direct-url: where a package was installed from
+        origin = json.loads(metadata.distribution("fieldrun").read_text("direct_url.json") or "{}")
+        folder = Path(unquote(urlsplit(origin["url"]).path))
+        if urlsplit(origin["url"]).scheme == "file" and (folder / "pyproject.toml").is_file():
+            return ("--editable " if origin["dir_info"].get("editable") else "") + shlex.quote(str(folder))
+    except (metadata.PackageNotFoundError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return "CHECKOUT-OF-FIELDRUN"
 
 
 def _onnxruntime() -> list[Missing]:
     if util.find_spec("onnxruntime") is None:
-        return [("package", "onnxruntime is not installed", "pip install 'fieldrun[ort]'")]
+        return [("package", "onnxruntime is not installed", _pip("install 'fieldrun[ort]'"))]
     return []
 
 
@@ -95,17 +119,23 @@ def _no_tensorrt(engine: str, board: dict[str, Any], nvidia: dict[str, Any]) -> 
     if engine == "tensorrt-rtx" and board["compute_capability"] in _RTX_REFUSED:
         reason = f"TensorRT-RTX has no code for compute capability {board['compute_capability']}: use tensorrt"
         return [("device", reason, None)]
-    modules, libraries, seen = _BINDINGS[engine]
+    package, seen = _LIBRARIES[engine]
     title = "TensorRT" if engine == "tensorrt" else "TensorRT-RTX"
     version = nvidia[engine.replace("-", "_")]
     found: list[Missing] = []
-    if _is_there(modules):
-        if not _is_there(libraries) and not nvidia[seen]:
+    if _is_there(MODULES[engine]):
+        if not _is_there((package,)) and not nvidia[seen]:
             reason = f"{title}'s Python module is there, its shared library is not"
             found.append(("library", reason, _tensorrt_command(engine, board, nvidia)[1]))
         elif engine == "tensorrt" and version is not None and _is_too_old(version):
-            command = "flash JetPack 6.1 or later" if board["kind"] == "jetson" else "pip install --upgrade tensorrt"
-            found.append(("library", f"TensorRT {version} is too old: 10.3 or later is needed", command))
+            command = "flash JetPack 6.1 or later" if board["kind"] == "jetson" else _pip("install --upgrade tensorrt")
+            found.append(
+                (
+                    "library",
+                    f"TensorRT {version} is too old: {'.'.join(map(str, OLDEST[engine]))} or later is needed",
+                    command,
+                )
+            )
     else:
         found.append(("bindings", *_tensorrt_command(engine, board, nvidia)))
     return found + _no_cuda_python(engine, board, nvidia)
@@ -113,7 +143,7 @@ def _no_tensorrt(engine: str, board: dict[str, Any], nvidia: dict[str, Any]) -> 
 
 def _is_too_old(version: str) -> bool:
     numbers = re.match(r"(\d+)\.(\d+)", version)
-    return numbers is not None and (int(numbers[1]), int(numbers[2])) < _OLDEST_TENSORRT
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) < OLDEST["tensorrt"]
 
 
 def _is_there(modules: tuple[str, ...]) -> bool:
@@ -123,9 +153,9 @@ def _is_there(modules: tuple[str, ...]) -> bool:
 def _tensorrt_command(engine: str, board: dict[str, Any], nvidia: dict[str, Any]) -> tuple[str, str]:
     """Return what to say of a module that cannot be found, and the command."""
     if engine == "tensorrt-rtx":
-        return "TensorRT-RTX is not installed", "pip install 'fieldrun[tensorrt-rtx]'"
+        return "TensorRT-RTX is not installed", _pip("install 'fieldrun[tensorrt-rtx]'")
     if board["kind"] != "jetson":
-        return "TensorRT is not installed (pip's package fetches it from NVIDIA)", "pip install tensorrt"
+        return "TensorRT is not installed (pip's package fetches it from NVIDIA)", _pip("install tensorrt")
     if nvidia["tensorrt_module"] is None:
         reason = "JetPack's Python module of TensorRT is not installed; it is no package of pip's"
         return reason, "sudo apt-get install python3-libnvinfer"
@@ -141,7 +171,7 @@ def _no_cuda_python(engine: str, board: dict[str, Any], nvidia: dict[str, Any]) 
     """Say whether cuda-python is there and of a CUDA that the driver knows: it has CUDA's runtime linked in."""
     version = installed.version("cuda-bindings", "cuda-python")
     old = _is_before_cuda13(board, nvidia)
-    command = "pip install 'cuda-bindings>=12.8,<13'" if old else f"pip install 'fieldrun[{engine}]'"
+    command = _pip("install 'cuda-bindings>=12.8,<13'" if old else f"install 'fieldrun[{engine}]'")
     if version is None:
         return [("cuda-python", "cuda-python is not installed", command)]
     if old and int(version.partition(".")[0]) >= 13:
@@ -163,14 +193,14 @@ def _no_cuda_provider(board: dict[str, Any], nvidia: dict[str, Any]) -> list[Mis
     if any((Path(folder) / "capi/libonnxruntime_providers_cuda.so").is_file() for folder in folders):
         if nvidia["cublas_library"]:
             return []
-        command = "sudo apt-get install nvidia-jetpack" if board["kind"] == "jetson" else f"pip install {package}"
+        command = "sudo apt-get install nvidia-jetpack" if board["kind"] == "jetson" else _pip(f"install {package}")
         return [("library", "CUDA's own libraries (cuBLAS) are not there", command)]
     reason = "onnxruntime is not installed" if spec is None else "this onnxruntime has no CUDA provider"
-    before = "" if spec is None else "pip uninstall --yes onnxruntime && "
+    before = "" if spec is None else _pip("uninstall --yes onnxruntime") + " && "
     if board["jetpack_series"] is not None and board["jetpack_series"] < 7:
         reason += "; pip's own for ARM is for CUDA 13, so take NVIDIA's wheel for this JetPack"
-        return [("package", reason, f"{before}pip install ./onnxruntime_gpu-*.whl")]
-    return [("package", reason, f"{before}pip install {package}")]
+        return [("package", reason, before + _pip("install ./onnxruntime_gpu-*.whl"))]
+    return [("package", reason, before + _pip(f"install {package}"))]
 
 
 def _distribution() -> str | None:
@@ -212,6 +242,6 @@ def extras() -> list[dict[str, Any]]:
         if "onnxruntime" in packages:
             packages["onnxruntime"] = installed.version(*_ORT)
         ready = all(packages.values())
-        command = None if ready else f"pip install 'fieldrun[{name}]'"
+        command = None if ready else _pip(f"install 'fieldrun[{name}]'")
         found.append({"name": name, "ready": ready, "packages": packages, "command": command})
     return found

@@ -40,6 +40,7 @@ class Machine:
         self.capturable = True
         self.parser_error: str | None = None
         self.log_lines: list[str] = []
+        self.takes_timings = True
 
     def view(self, address: int, size: int) -> Any:
         """The bytes at an address of device memory; an address that was never allocated, or was freed, is a fault."""
@@ -270,10 +271,17 @@ def tensorrt(machine: Machine, version: str, *, rtx: bool = False, typed_flag: b
         def create_timing_cache(self, serialized_timing_cache: bytes) -> Any:
             assert not rtx, "deprecated in TensorRT-RTX"
             machine.calls.append(f"timing {len(serialized_timing_cache)}")
-            return types.SimpleNamespace(serialize=lambda: HostMemory(b"measured"))
+            head, _, made_by = serialized_timing_cache.partition(b" by ")
+            if serialized_timing_cache and head != b"measured":
+                return None  # bytes that are no timing cache
+            made = made_by.decode() or version
+            return types.SimpleNamespace(made_by=made, serialize=lambda: HostMemory(f"measured by {made}".encode()))
 
         def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+            assert cache is not None
             assert not ignore_mismatch, "a cache of another GPU must not decide"
+            if not machine.takes_timings or cache.made_by != version:
+                return False
             self._timing = cache
             return True
 

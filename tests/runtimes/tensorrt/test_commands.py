@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,36 @@ def test_build_run_list_clear(tiny: Path, cache: Path, monkeypatch: pytest.Monke
 
 def test_a_dla_is_refused_with_its_reason(tiny: Path) -> None:
     assert "neither look-ups nor integer arithmetic" in call("build", tiny, "--device", "dla", code=2).stderr
+
+
+def test_engines_elsewhere_are_found_with_the_variable_that_build_names(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubles.install(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    said = call("build", tiny, "--cache", "my engines").stderr
+    (line,) = [line for line in said.splitlines() if "FIELDRUN_CACHE" in line]
+    variable, _, value = shlex.split(line)[-1].partition("=")
+    assert variable == "FIELDRUN_CACHE"
+    run = ("run", tiny, "--engine", "tensorrt", "--task", "mood", "a good film")
+    call(*run, code=9)
+    monkeypatch.setenv("FIELDRUN_CACHE", value)
+    call(*run)
+    assert "FIELDRUN_CACHE" not in call("build", tiny, "--cache", value).stderr
+    assert "FIELDRUN_CACHE" not in call("build", tiny).stderr
+
+
+@pytest.mark.parametrize("capability", ["86", "8..6", "8.6.0", "", "sm86", "8.x", "\u0668.6"])
+def test_a_compute_capability_is_two_numbers(tiny: Path, cache: Path, capability: str) -> None:
+    said = call("build", tiny, "--target", "tensorrt-rtx", "--compute-capability", capability, code=2).stderr
+    assert "a compute capability is two numbers with a point, as in 8.6, not " in said
+    assert not cache.exists()
+
+
+def test_an_empty_cache_is_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doubles.install(monkeypatch)
+    for command in (("build", tiny), ("cache", "list"), ("cache", "clear")):
+        assert "the engine cache has an empty name" in call(*command, "--cache", "", code=2).stderr
 
 
 def test_errors_are_one_line_and_a_code(tiny: Path, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

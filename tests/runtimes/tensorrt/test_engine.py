@@ -14,9 +14,9 @@ import pytest
 import fieldrun
 from fieldrun.bundle import Bundle
 from fieldrun.errors import EngineError, MissingDependency, UsageError
+from fieldrun.nvidia import MODULES
 from fieldrun_runtimes.tensorrt import device
 from fieldrun_runtimes.tensorrt.build import build
-from fieldrun_runtimes.tensorrt.library import TARGETS
 from tests.runtimes.tensorrt import doubles
 
 TEXTS = ["a good film", "the card did not work", "rain", "who wrote it ?", "it was very wet to day and all"]
@@ -137,7 +137,7 @@ def test_a_missing_tensorrt_names_the_command(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, target: str, command: str
 ) -> None:
     doubles.install(monkeypatch)
-    for name in TARGETS[target]:
+    for name in MODULES[target]:
         monkeypatch.setitem(sys.modules, name, None)  # as if it was not installed
     for call in (lambda: fieldrun.load(tiny, engine=target), lambda: build(tiny, target=target)):
         with pytest.raises(MissingDependency) as caught:

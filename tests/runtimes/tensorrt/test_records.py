@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import fieldrun
+from fieldrun.errors import EngineError, MissingDependency
 from fieldrun_benchmarks.gpu import measure, median_interval
 from fieldrun_benchmarks.record import write_record
 from fieldrun_benchmarks.tables import render
 from fieldrun_benchmarks.tensorrt_build import measure_recipe
 from tests.runtimes.tensorrt import doubles
 from tests.runtimes.tensorrt.conftest import RECIPE
+from tests.runtimes.tensorrt.test_gpu import is_refusal
 
 
 def test_a_gpu_record_names_the_gpu_and_has_every_bucket(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,3 +57,26 @@ def test_a_build_record_becomes_a_table(toy_checkpoint: Path, tmp_path: Path, mo
     page = render("<!-- table: tensorrt-build -->\n<!-- end -->", tmp_path)
     assert "| `tiny` | 12.0 | 6 | 0.0 - 0.0 | 0.0 | int8 | - | - | - | fp32 |" in page
     assert "TensorRT-RTX 1.7.1, no GPU" in page
+
+
+def refusal_of(call: Callable[[], object]) -> EngineError | MissingDependency:
+    try:
+        call()
+    except (EngineError, MissingDependency) as error:
+        return error
+    pytest.fail("nothing was refused")
+
+
+def test_only_an_engine_that_cannot_be_had_is_skipped_on_a_gpu(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doubles.install(monkeypatch, gpu=None)
+    assert is_refusal(refusal_of(lambda: measure(tiny, "tensorrt")))
+    machine = doubles.install(monkeypatch, version="1.7.1", rtx=True)
+    build = functools.partial(fieldrun.build, tiny, target="tensorrt-rtx")
+    assert is_refusal(refusal_of(lambda: build(compute_capability="8.7")))
+    machine.parser_error = "an operator of tomorrow"
+    assert not is_refusal(refusal_of(build))
+    doubles.install(monkeypatch)
+    assert not is_refusal(refusal_of(lambda: fieldrun.load(tiny, engine="tensorrt"))), "no engine was built"
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_bindings", None)
+    assert is_refusal(refusal_of(lambda: measure(tiny, "tensorrt")))

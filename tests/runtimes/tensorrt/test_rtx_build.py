@@ -11,7 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -19,12 +18,12 @@ from onnx import TensorProto, helper
 import fieldrun
 from fieldrun.bundle import Bundle
 from fieldrun.errors import EngineError
-from fieldrun.tensors import Array, read_tensors
+from fieldrun.tensors import read_tensors
 from fieldrun_exporters.recipe import load_recipe, recipe_names
 from fieldrun_runtimes.tensorrt import device
 from fieldrun_runtimes.tensorrt.build import build, compile_graph
 from fieldrun_runtimes.tensorrt.key import EngineKey, keys_of
-from fieldrun_runtimes.tensorrt.layers import fallen_back, layer_precisions, wanted_precisions
+from fieldrun_runtimes.tensorrt.layers import part_shapes, wanted_precisions
 from fieldrun_runtimes.tensorrt.library import load_library
 
 pytestmark = pytest.mark.skipif(
@@ -53,7 +52,7 @@ def test_every_graph_builds_in_its_precision(bundle: Path, capability: str, cach
     for engine in report.engines:
         parts = {"pairs"} if engine.bucket.startswith("pairs") else set(wanted) - {"pairs"}
         assert engine.layers == {part: wanted[part] for part in parts}, (engine.graph, engine.layers)
-        assert engine.fallen_back == []
+        assert engine.fallen_back == engine.unchecked == []
         assert engine.bytes > 10_000
     assert len(list(cache.glob("*/*/*.engine"))) == len(report.engines)
 
@@ -61,8 +60,8 @@ def test_every_graph_builds_in_its_precision(bundle: Path, capability: str, cach
 def test_the_same_graph_gives_the_same_bytes(bundle: Path) -> None:
     opened, library = Bundle.load(bundle), load_library("tensorrt-rtx")
     key = next(iter(keys_of(opened, "tensorrt-rtx", library, None, "8.6").values()))
-    shape = read_tensors(bundle / "weights.safetensors")["table"].shape
-    one, other = (compile_graph(library, bundle / key.graph, key, (shape[0], shape[1])) for _ in range(2))
+    shapes = part_shapes(read_tensors(bundle / "weights.safetensors"))
+    one, other = (compile_graph(library, bundle / key.graph, key, shapes) for _ in range(2))
     assert one.engine == other.engine
 
 
@@ -83,26 +82,8 @@ def test_a_refused_graph_is_in_the_parsers_words(tmp_path: Path) -> None:
         compute_capability="8.6", device=None, machine="", jetpack=None, bucket="1x1", options={},
     )  # fmt: skip
     with pytest.raises(EngineError, match=r"parser refuses refused\.onnx: .*INT32") as caught:
-        compile_graph(library, path, key, (1, 1))
+        compile_graph(library, path, key, {})
     assert "\n" not in str(caught.value)
-
-
-def test_a_layer_that_falls_back_is_found() -> None:
-    tensor = "{{ Name: x, Dimensions: [{0}], Strides: [1], StrideOrder: [0], Datatype: {1}, Format: (L) Row }}"
-    line = "Name: hidden.product_U1, LayerType: gemm, Inputs: [ {}], Constants: [ {}], Outputs: [ {}], {}"
-    line = line.format(
-        tensor.format("16,24", "Float"), tensor.format("24,8", "Float"), tensor.format("16,8", "Float"),
-        "TacticName: t, StreamId: 0, Metadata: [ONNX Layer: hidden.product]",
-    )  # fmt: skip
-    found = layer_precisions(["Layers:", line], (100, 16))
-    assert found == {"hidden": "fp32"}
-    weights: dict[str, Array] = {
-        "table": np.zeros((100, 16), np.int8),
-        "hidden.weight": np.zeros((24, 8), np.int8),
-        "hidden.input_scale": np.ones(1, np.float32),
-    }
-    assert wanted_precisions(weights) == {"table": "int8", "hidden": "int8"}
-    assert fallen_back(found, wanted_precisions(weights)) == ["hidden is int8 in the bundle and fp32 in the engine"]
 
 
 PROGRAM = """
