@@ -52,6 +52,7 @@ METHODS = ("svd", "activation-svd", "a3-published", "a3")
 _DAMPING = 1e-6  # of the mean variance, in the least-squares fit
 _RANK = 1e-10  # directions with less than this share of a Gram matrix's largest eigenvalue are none
 _BYTES = 4
+_TOKENS = 2  # for every feature; with hardly more tokens than features a fit is worse than none
 
 
 def inner_size(size: int, ratio: float) -> int:
@@ -114,10 +115,11 @@ def lowrank(
     last, widest = f"layer{encoder.config.layers - 1}.down", encoder.inner_sizes(encoder.config.layers - 1)[2]
     if last not in moments.mean or len(moments.mean[last]) != widest:
         raise ExportError(f"lowrank: there are no activations of {last!r}; accumulate them with this encoder")
-    needed = max(encoder.config.hidden, *(encoder.inner_sizes(k)[2] for k in range(encoder.config.layers)))
+    needed = _TOKENS * max(encoder.config.hidden, *(encoder.inner_sizes(k)[2] for k in range(encoder.config.layers)))
     if moments.tokens < needed:
         raise ExportError(
-            f"lowrank: {moments.tokens} tokens of calibration text cannot tell {needed} features apart; give more texts"
+            f"lowrank: {moments.tokens} tokens of calibration text are too few, give {needed} or more: "
+            "more texts, and a recipe that takes as many (calibration.texts)"
         )
     tensors = dict(encoder.tensors)
     changed: dict[str, Mapping[str, Any]] = {}
