@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,6 +48,8 @@ class GraphSource(ABC):
     provenance: Mapping[str, Any]
     network: GraphNetwork
     passes: Sequence[PassReport]
+    parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """What a pass alone does to the fields of the proof, by `field_errors`, where that was measured."""
 
     @abstractmethod
     def weights(self) -> bytes:
@@ -153,7 +155,8 @@ def write_graph_bundle(
         if not tolerance < 1:
             raise ExportError(f"rounding alone changes fields by {gap:.3g}; keep more parts in fp32")
         write_json(folder / "golden.json", golden)
-        proof = {"field": field_errors(expected, fields), "rounding": {"max_abs": gap, "golden_tolerance": tolerance}}
+        proof: dict[str, Any] = {"parts": source.parts} if source.parts else {}
+        proof |= {"field": field_errors(expected, fields), "rounding": {"max_abs": gap, "golden_tolerance": tolerance}}
         proof["rounding"] |= {"quartile_abs": quartile, "typical_tolerance": typical}
         write_json(
             folder / "report.json",

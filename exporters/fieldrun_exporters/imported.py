@@ -16,7 +16,7 @@ from .recipe import Recipe
 
 __all__ = ["export_imported", "imported_kind"]
 
-_PASSES = ("fold", "int8")
+_PASSES = {"encoder": ("fold", "lowrank", "int8", "palettize"), "onnx": ("fold", "int8")}
 
 
 def imported_kind(path: str | Path) -> str | None:
@@ -54,11 +54,12 @@ def export_imported(
         ParityError, ExportError: a graph differs from the reference, or a pass did not do what it says.
         OutputExists, StorageError: `out` is taken or cannot be written.
     """
-    foreign = [name for name in plan.passes if name not in _PASSES]
-    if foreign:
-        raise RecipeError(
-            f"the pass {foreign[0]!r} is for students; an imported model takes --recipe encoder-int8 or encoder-fp32"
-        )
+    for name in plan.passes:
+        if name not in _PASSES[kind]:
+            what = {"encoder": "an encoder", "onnx": "a foreign graph"}[kind]
+            raise RecipeError(
+                f"{what} has no pass {name!r}; it has {', '.join(_PASSES[kind])}, as in --recipe encoder-int8"
+            )
     texts, longest = CalibrationText(calibration, plan.calibration.texts), plan.buckets.lengths[-1]
     progress("read", 0, 1)
     source: GraphSource

@@ -165,7 +165,7 @@ class Recipe:
         if ("lowrank" in self.passes) != bool(self.lowrank.wanted):
             raise RecipeError(
                 "[lowrank] and passes conflict: list the pass 'lowrank' exactly when [lowrank] says how many features "
-                "width, mixer or hidden keep"
+                "width, mixer or hidden keep (of an encoder qk, ov or mlp)"
             )
         for name in _OF_PRECISION:
             if (name in wanted) != (name in self.passes):
@@ -186,7 +186,7 @@ class Recipe:
         """Return the recipe as JSON."""
         sections = {name: asdict(getattr(self, name)) for name in ("buckets", "calibration", "parity", "recover")}
         if self.lowrank.wanted:
-            sections["lowrank"] = asdict(self.lowrank)
+            sections["lowrank"] = self.lowrank.to_dict()
         if self.prunes:
             sections["prune"] = asdict(self.prune)
         if self.tensorrt is not None:

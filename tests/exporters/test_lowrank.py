@@ -117,6 +117,8 @@ def test_a_site_that_is_not_there_and_too_few_texts_are_refused() -> None:
     for site in SIZES:
         with pytest.raises(RecipeError, match=f"lowrank.{site}: the student has no layer there"):
             lowrank(plain, TEXTS, LowRank(**{site: 4}))
+    with pytest.raises(RecipeError, match=r"lowrank\.qk is of an encoder; a student has width, mixer, hidden"):
+        lowrank(plain, TEXTS, LowRank(qk=0.5))
     with pytest.raises(ExportError, match="20 texts cannot tell what a feature is worth"):
         lowrank(plain, TEXTS[:20], LowRank(width=4))
     with pytest.raises(ExportError, match="nothing became smaller"):

@@ -9,25 +9,29 @@
 | `<map>.weight`, `<map>.bias` | float32, or an int8 weight with `<map>.weight_scale (outputs,) float32` |
 | `<map>.input_scale` | `(1,) float32`, only where the map's input is int8 too |
 | `<norm>.weight`, `<norm>.bias` | of the layer norms, float32 |
+
+An int8 table or weight may be a palette, which is stored as codes (`fieldrun.packing`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from fieldrun.errors import ExportError, RecipeError
+from fieldrun.packing import expand, packed_names
 from fieldrun.tensors import Array
 
 from ..deployed import PassReport
 from ..passes.int8 import facts, quantize_columns, quantize_rows
-from ..precision import Precision
+from ..passes.palettize import cluster, palette_facts
+from ..precision import Palette, Precision
 from .model import Encoder, EncoderConfig
 
-__all__ = ["DeployedEncoder", "check_precision", "fold_encoder", "int8_encoder"]
+__all__ = ["DeployedEncoder", "check_precision", "fold_encoder", "int8_encoder", "palettize_encoder"]
 
 _MAPS = ("qkv", "attention", "up", "down")
 _KINDS = {"tables": ("fp32", "int8"), "dense": ("fp32", "int8", "int8-weights")}
@@ -39,16 +43,18 @@ class DeployedEncoder:
 
     config: EncoderConfig
     tensors: Mapping[str, Array]
+    packed: Mapping[str, Array] = field(default_factory=dict)
+    """What is stored in place of the int8 matrices that are palettes (`fieldrun.packing`)."""
 
     def dense(self) -> tuple[str, ...]:
         """Return the names of all maps `x @ weight + bias`, from the first to the last."""
         return tuple(f"layer{k}.{name}" for k in range(self.config.layers) for name in _MAPS)
 
-    def inner_sizes(self, layer: int) -> tuple[int, int]:
-        """Return d_qk and d_vo of `layer`, per head."""
-        heads = self.config.heads
-        value = self.tensors[f"layer{layer}.attention.weight"].shape[0] // heads
-        return (self.tensors[f"layer{layer}.qkv.weight"].shape[1] // heads - value) // 2, value
+    def inner_sizes(self, layer: int) -> tuple[int, int, int]:
+        """Return d_qk and d_vo, both per head, and d_ff of `layer`."""
+        heads, width = self.config.heads, self.tensors[f"layer{layer}.qkv.weight"].shape[1]
+        value, inner = (self.tensors[f"layer{layer}.{name}.weight"].shape[0] for name in ("attention", "down"))
+        return (width - value) // heads // 2, value // heads, inner
 
     def precision(self, part: str) -> str:
         """Return what `part`, a map or `"table"`, is computed in: fp32, int8 or int8-weights."""
@@ -57,12 +63,21 @@ class DeployedEncoder:
         return "int8" if part == "table" or f"{part}.input_scale" in self.tensors else "int8-weights"
 
     def stored(self) -> dict[str, Array]:
-        """Return the tensors as a bundle holds them: an int8 map's bias negative, as its graph subtracts it."""
-        out = {name: tensor for name, tensor in self.tensors.items() if not name.endswith(".input_scale")}
+        """Return the tensors as a bundle holds them.
+
+        An int8 map's bias is negative, as its graph subtracts it; a palette is its codes, with float16 scales.
+        """
+        palettes = packed_names(self.packed)
+        halves = {f"{name}.scale" if name == "table" else f"{name}_scale" for name in palettes}
+        out = {
+            name: tensor.astype(np.float16) if name in halves else tensor
+            for name, tensor in self.tensors.items()
+            if not name.endswith(".input_scale") and name not in palettes
+        }
         for name in self.dense():
             if self.precision(name) == "int8":
                 out[f"{name}.negative_bias"] = -out.pop(f"{name}.bias")
-        return out
+        return out | dict(self.packed)
 
     def nbytes(self) -> int:
         """Return the bytes of all tensors as they are stored."""
@@ -106,8 +121,10 @@ def check_precision(precision: Precision) -> None:
             )
     for kind in ("table", *_MAPS):
         value, known = precision.of(kind), _KINDS["tables" if kind == "table" else "dense"]
-        if value not in known:
-            raise RecipeError(f"precision: an encoder's {kind} is one of {', '.join(known)}, not {value!r}")
+        if value not in known and Palette.of(value) is None:
+            raise RecipeError(
+                f"precision: an encoder's {kind} is one of {', '.join(known)} or palette<K>, not {value!r}"
+            )
 
 
 def int8_encoder(
@@ -131,7 +148,7 @@ def int8_encoder(
         tensors |= {"table": quantized, "table.scale": scale[:, None]}
     for name in deployed.dense():
         wanted, weight = precision.of(name.split(".")[1]), tensors[f"{name}.weight"]
-        if wanted == "fp32":
+        if wanted not in ("int8", "int8-weights"):
             continue
         quantized, scale = quantize_columns(weight, 63 if wanted == "int8" else 127)
         tensors |= {f"{name}.weight": quantized, f"{name}.weight_scale": scale}
@@ -145,4 +162,49 @@ def int8_encoder(
     report = PassReport(name="int8", bytes_before=deployed.nbytes(), bytes_after=result.nbytes(), changed=changed)
     if not changed or report.bytes_after >= report.bytes_before:
         raise ExportError("int8: nothing was quantized; check the recipe's precision")
+    return result, report
+
+
+def palettize_encoder(
+    deployed: DeployedEncoder, folded: DeployedEncoder, precision: Precision, seed: int = 0
+) -> tuple[DeployedEncoder, PassReport]:
+    """Put palettes in place of the parts that `precision` says, as `fieldrun_exporters.passes.palettize` does.
+
+    A row of the table and a column of a map have a scale of their own, and the maps' inputs stay float.
+
+    Args:
+        deployed: the encoder, what is int8 already so.
+        folded: the same in float32, whose numbers are clustered.
+        precision: which of `tables` and the maps become palettes.
+        seed: of the samples that codebooks are made from.
+
+    Raises:
+        ExportError: a scale is beyond float16, or nothing became a palette although something should.
+    """
+    tensors, packed = dict(deployed.tensors), dict(deployed.packed)
+    changed: dict[str, Mapping[str, Any]] = {}
+    for part in ("table", *deployed.dense()):
+        wanted = precision.of(part.split(".")[-1])
+        palette = Palette.of(wanted)
+        if palette is None:
+            continue
+        name = part if part == "table" else f"{part}.weight"
+        rows = np.ascontiguousarray(folded.tensors[name] if part == "table" else folded.tensors[name].T)
+        found = cluster(rows, palette, seed)
+        stored = {f"{name}.codes.0": found.packed(), f"{name}.codebook.0": found.codebook}
+        changed[part] = palette_facts(part, rows, found.steps(), found.scale, wanted, stored)
+        packed |= stored | {f"{name}.width": np.array([rows.shape[1]], np.int32)}
+        scale = found.scale.astype(np.float32)
+        if part == "table":
+            tensors |= {"table": found.steps(), "table.scale": scale[:, None]}
+        else:
+            tensors |= {name: np.ascontiguousarray(found.steps().T), f"{name}_scale": scale}
+    result = replace(deployed, tensors=tensors, packed=packed)
+    report = PassReport(name="palettize", bytes_before=deployed.nbytes(), bytes_after=result.nbytes(), changed=changed)
+    if not changed or report.bytes_after >= report.bytes_before:
+        raise ExportError("palettize: nothing became a palette; check the recipe's precision")
+    opened = expand(result.packed)
+    wrong = [name for name in opened if not np.array_equal(opened[name], tensors[name])]
+    if wrong:
+        raise ExportError(f"palettize: {wrong[0]!r} is not what the packed form opens to")
     return result, report

@@ -23,6 +23,8 @@ _MASKED = -1e30  # as in `fieldrun_exporters.encoder.model`
 
 
 class _Builder(GraphBuilder):
+    deployed: DeployedEncoder
+
     def constant(self, name: str, value: Array) -> str:
         """An inline constant, or the weight of this name where the weights file holds it."""
         return self.weight(name) if name in self.stored else super().constant(name, value)
@@ -37,6 +39,22 @@ class _Builder(GraphBuilder):
     def number(self, value: float, name: str) -> str:
         """A float32 scalar that nodes share."""
         return self.constant(name, np.array(value, np.float32))
+
+    def words(self, batch: int, length: int) -> str:
+        """The rows `(batch, length, hidden)` of the table that the ids say; of a palette only these are decoded."""
+        if "table" in self.stored:
+            words = self.op("Gather", [self.weight("table"), "ids"], "words", axis=0)
+        else:
+            codes = self.op("Gather", [self.weight("table.codes.0"), "ids"], "words.codes", axis=0)
+            codes = self.shape(codes, "words.rows", batch * length, self.stored["table.codes.0"].shape[1])
+            words = self.decoded("table", codes, batch * length)
+            words = self.shape(words, "words", batch, length, self.deployed.config.hidden)
+        if self.deployed.precision("table") == "fp32":
+            return words
+        scales = self.op("Gather", [self.weight("table.scale"), "ids"], "words.scales", axis=0)
+        if self.stored["table.scale"].dtype == np.float16:
+            scales = self.op("Cast", [scales], "words.scales.floats", to=TensorProto.FLOAT)
+        return self.op("Mul", [self.op("Cast", [words], "words.steps", to=TensorProto.FLOAT), scales], "words.floats")
 
     def norm(self, x: str, name: str, epsilon: float) -> str:
         """The layer norm `name` of `x`."""
@@ -63,10 +81,7 @@ def encoder_graph(
     """
     config, b = deployed.config, _Builder(deployed, offsets)
     rows, hidden = batch * length, config.hidden
-    words = b.op("Gather", [b.weight("table"), "ids"], "words", axis=0)
-    if deployed.precision("table") == "int8":
-        scales = b.op("Gather", [b.weight("table.scale"), "ids"], "words.scales", axis=0)
-        words = b.op("Mul", [b.op("Cast", [words], "words.steps", to=TensorProto.FLOAT), scales], "words.floats")
+    words = b.words(batch, length)
     x = b.op("Add", [words, _positions(b, length, hidden)], "embedded")
     x = b.norm(b.shape(x, "embedded.rows", rows, hidden), "embeddings.norm", config.epsilon)
 
@@ -106,7 +121,7 @@ def _positions(b: GraphBuilder, length: int, hidden: int) -> str:
 
 def _layer(b: _Builder, deployed: DeployedEncoder, k: int, x: str, mask: str, batch: int, length: int) -> str:
     config, layer, heads = deployed.config, f"layer{k}", deployed.config.heads
-    qk, vo = deployed.inner_sizes(k)
+    qk, vo, _ = deployed.inner_sizes(k)
     sizes = b.constant(f"sizes.{qk}.{vo}", np.array([heads * qk, heads * qk, heads * vo], np.int64))
     parts = [f"{layer}.{name}.columns" for name in ("query", "key", "value")]
     b.nodes.append(helper.make_node("Split", [b.dense(f"{layer}.qkv", x), sizes], parts, name=f"{layer}.split", axis=1))

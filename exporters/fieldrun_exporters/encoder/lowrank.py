@@ -42,6 +42,7 @@ from fieldrun.errors import ExportError
 from fieldrun.tensors import Array
 
 from ..deployed import PassReport
+from ..passes.lowrank import COMPONENTS
 from .activations import Moments
 from .model import MAPS, Encoder
 
@@ -51,6 +52,7 @@ METHODS = ("svd", "activation-svd", "a3-published", "a3")
 _DAMPING = 1e-6  # of the mean variance, in the least-squares fit
 _RANK = 1e-10  # directions with less than this share of a Gram matrix's largest eigenvalue are none
 _BYTES = 4
+_TOKENS = 2  # for every feature; with hardly more tokens than features a fit is worse than none
 
 
 def inner_size(size: int, ratio: float) -> int:
@@ -86,45 +88,55 @@ def product_error(A: Array, B: Array, A_new: Array, B_new: Array, R: Array, C: A
 def lowrank(
     encoder: Encoder,
     moments: Moments,
-    ratio: float,
+    ratio: float | Mapping[str, float],
     method: str = "a3",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[Encoder, PassReport]:
     """Take the share `ratio` of the numbers of every dense map away; 0 changes no field.
 
+    A ratio for each of some components (`COMPONENTS` for A3, `MAPS` for SVD) leaves the others as they are.
+
     The report has, per map or component of two maps, parameters and bytes before and after, and two relative errors:
     of the weight (of the product of a component), and of the output on the calibration text.
 
     Raises:
-        ExportError: an unknown method, a ratio outside [0, 1), moments of another encoder, or nothing became smaller.
+        ExportError: an unknown method or component, a ratio outside [0, 1), moments of another encoder or of too few
+            tokens, or nothing became smaller.
     """
     if method not in METHODS:
         raise ExportError(f"lowrank: unknown method {method!r}; known: {', '.join(METHODS)}")
-    if not 0 <= ratio < 1:
-        raise ExportError(f"lowrank: a ratio within 0 and 1 can be taken away, not {ratio!r}")
-    last = f"layer{encoder.config.layers - 1}.down"
-    if last not in moments.mean or len(moments.mean[last]) != encoder.inner_sizes(encoder.config.layers - 1)[2]:
+    known = COMPONENTS if method.startswith("a3") else MAPS
+    ratios = ratio if isinstance(ratio, Mapping) else dict.fromkeys(known, ratio)
+    for name, share in ratios.items():
+        if name not in known:
+            raise ExportError(f"lowrank: {method} shrinks no {name!r}; it shrinks {', '.join(known)}")
+        if not 0 <= share < 1:
+            raise ExportError(f"lowrank: a ratio within 0 and 1 can be taken away, not {share!r}")
+    last, widest = f"layer{encoder.config.layers - 1}.down", encoder.inner_sizes(encoder.config.layers - 1)[2]
+    if last not in moments.mean or len(moments.mean[last]) != widest:
         raise ExportError(f"lowrank: there are no activations of {last!r}; accumulate them with this encoder")
+    needed = _TOKENS * max(encoder.config.hidden, *(encoder.inner_sizes(k)[2] for k in range(encoder.config.layers)))
+    if moments.tokens < needed:
+        raise ExportError(
+            f"lowrank: {moments.tokens} tokens of calibration text are too few, give {needed} or more: "
+            "more texts, and a recipe that takes as many (calibration.texts)"
+        )
     tensors = dict(encoder.tensors)
     changed: dict[str, Mapping[str, Any]] = {}
     for k in range(encoder.config.layers):
-        if method.startswith("a3"):
-            component = _Component(encoder, moments, k, ratio, published=method == "a3-published")
-            for made in (component.qk, component.ov, component.mlp):
-                new, facts = made()
-                tensors |= new
-                changed |= facts
-        else:
-            for name in MAPS:
-                new, facts = _factored(encoder, moments, f"layer{k}.{name}", ratio, aware=method == "activation-svd")
-                tensors |= new
-                changed |= facts
+        for name, share in ratios.items():
+            if method.startswith("a3"):
+                new, facts = _Component(encoder, moments, k, share, published=method == "a3-published").made(name)
+            else:
+                new, facts = _factored(encoder, moments, f"layer{k}.{name}", share, aware=method == "activation-svd")
+            tensors |= new
+            changed |= facts
         if progress is not None:
             progress("lowrank", k + 1, encoder.config.layers)
     before = sum(facts["parameters_before"] for facts in changed.values())
     after = sum(facts["parameters_after"] for facts in changed.values())
-    if ratio and after >= before:
-        raise ExportError(f"lowrank: taking {ratio:g} away changes no size here; take more")
+    if any(ratios.values()) and after >= before:
+        raise ExportError(f"lowrank: taking {max(ratios.values()):g} away changes no size here; take more")
     return replace(encoder, tensors=tensors), PassReport(
         name="lowrank", bytes_before=_BYTES * before, bytes_after=_BYTES * after, changed=changed
     )
@@ -141,6 +153,10 @@ class _Component:
             for name in MAPS
             for kind in ("weight", "bias")
         }
+
+    def made(self, component: str) -> tuple[dict[str, Array], dict[str, Mapping[str, Any]]]:
+        """Return the new tensors of `component`, one of `COMPONENTS`, and what the report says of it."""
+        return {"qk": self.qk, "ov": self.ov, "mlp": self.mlp}[component]()
 
     def qk(self) -> tuple[dict[str, Array], dict[str, Mapping[str, Any]]]:
         name = f"{self.layer}.query"

@@ -29,25 +29,34 @@ from fieldrun.tensors import Array
 from ..deployed import Deployed, PassReport
 from ..simulate import outputs
 
-__all__ = ["LEAST_TEXTS", "SITES", "LowRank", "lowrank", "refit", "select"]
+__all__ = ["COMPONENTS", "LEAST_TEXTS", "SITES", "LowRank", "lowrank", "refit", "select"]
 
 SITES = ("width", "mixer", "hidden")
+"""What a student has."""
+COMPONENTS = ("qk", "ov", "mlp")
+"""What an encoder has (`fieldrun_exporters.encoder.lowrank`)."""
 _RIDGE = 1e-3  # of the mean square of the features
 LEAST_TEXTS = 256
 """Fewer say too little of a feature."""
+_TEXTS = 4000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LowRank:
-    """How many features are kept: a number of them, or a share of their worth within 0..1; all of them when None.
+    """How many features are kept, all of them when None; a recipe is for a student or for an encoder.
 
-    `texts` is how many calibration texts at most tell what a feature is worth.
+    Of a student's `SITES` a number of features, or a share of their worth within 0..1; `texts` is how many calibration
+    texts at most tell what a feature is worth. Of an encoder's `COMPONENTS` a share of the inner size within 0..1, in
+    every layer alike; all texts of the recipe's `[calibration]` tell it.
     """
 
     width: int | float | None = None
     mixer: int | float | None = None
     hidden: int | float | None = None
-    texts: int = 4000
+    qk: float | None = None
+    ov: float | None = None
+    mlp: float | None = None
+    texts: int = _TEXTS
 
     def __post_init__(self) -> None:
         for name in SITES:
@@ -58,13 +67,33 @@ class LowRank:
                     f"lowrank.{name} must be a number of features from 1 on, or a share of their worth within 0..1 as "
                     f"in 0.99; not {value!r}"
                 )
+        for name in COMPONENTS:
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, float) and 0 < value < 1):
+                raise RecipeError(
+                    f"lowrank.{name} must be the share of the inner size that is kept, within 0..1 as in 0.8, not "
+                    f"{value!r}"
+                )
         if not isinstance(self.texts, int) or self.texts < LEAST_TEXTS:
             raise RecipeError(f"lowrank.texts must be at least {LEAST_TEXTS}, not {self.texts!r}")
+        of_encoder = [name for name in self.wanted if name in COMPONENTS]
+        of_student = [name for name in self.wanted if name in SITES] + ["texts"] * (self.texts != _TEXTS)
+        if of_encoder and of_student:
+            raise RecipeError(
+                f"lowrank.{of_student[0]} is of a student and lowrank.{of_encoder[0]} of an encoder, which learns from "
+                "calibration.texts; keep the keys of one"
+            )
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """The sites that are made smaller."""
-        return tuple(name for name in SITES if getattr(self, name) is not None)
+        """The sites or components that are made smaller."""
+        return tuple(name for name in (*SITES, *COMPONENTS) if getattr(self, name) is not None)
+
+    def to_dict(self) -> dict[str, int | float | None]:
+        """Return the keys of what it is for, a student or an encoder."""
+        if set(self.wanted) <= set(SITES):
+            return {name: getattr(self, name) for name in (*SITES, "texts")}
+        return {name: getattr(self, name) for name in COMPONENTS}
 
 
 def lowrank(deployed: Deployed, sequences: Sequence[Sequence[int]], plan: LowRank) -> tuple[Deployed, PassReport]:
@@ -79,6 +108,9 @@ def lowrank(deployed: Deployed, sequences: Sequence[Sequence[int]], plan: LowRan
         RecipeError: the student has no such site, or not more features than are to be kept.
         ExportError: too few texts, or nothing became smaller.
     """
+    for name in plan.wanted:
+        if name not in SITES:
+            raise RecipeError(f"lowrank.{name} is of an encoder; a student has {', '.join(SITES)}")
     if len(sequences) < LEAST_TEXTS:
         raise ExportError(
             f"lowrank: {len(sequences)} texts cannot tell what a feature is worth; give at least {LEAST_TEXTS}"

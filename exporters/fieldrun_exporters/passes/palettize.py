@@ -27,7 +27,17 @@ from fieldrun.tensors import Array
 from ..deployed import Deployed, PassReport
 from ..precision import Palette, Precision, Split, palettes
 
-__all__ = ["Block", "Clustered", "cluster", "cluster_block", "int8_rows", "kmeans", "lloyd", "palettize"]
+__all__ = [
+    "Block",
+    "Clustered",
+    "cluster",
+    "cluster_block",
+    "int8_rows",
+    "kmeans",
+    "lloyd",
+    "palette_facts",
+    "palettize",
+]
 
 _SAMPLE = 1_000_000  # numbers that a codebook is made from
 _STEPS = 15
@@ -100,7 +110,7 @@ def palettize(deployed: Deployed, folded: Deployed, precision: Precision, seed: 
             own = {_numbered(name, number): tensor for name, tensor in found.stored.items()}
             stored |= own
             steps[start:stop], scale[start:stop] = found.steps, found.scale
-            changed[block] = _facts(block, table[start:stop], found.steps, found.scale, wanted[block], own)
+            changed[block] = palette_facts(block, table[start:stop], found.steps, found.scale, wanted[block], own)
         tensors |= {"table": steps, "table.scale": scale.astype(np.float32)}
         packed |= stored
     for layer in deployed.dense():
@@ -109,7 +119,7 @@ def palettize(deployed: Deployed, folded: Deployed, precision: Precision, seed: 
             weight = np.ascontiguousarray(folded.tensors[name].T)
             dense = cluster(weight, palette, seed)
             stored = {f"{name}.codes.0": dense.packed(), f"{name}.codebook.0": dense.codebook}
-            changed[layer] = _facts(layer, weight, dense.steps(), dense.scale, wanted[layer], stored)
+            changed[layer] = palette_facts(layer, weight, dense.steps(), dense.scale, wanted[layer], stored)
             tensors |= {
                 name: np.ascontiguousarray(dense.steps().T),
                 f"{name}_scale": dense.scale.astype(np.float32),
@@ -183,7 +193,7 @@ def int8_rows(rows: Array) -> tuple[Array, Array]:
     return steps.astype(np.int8), _half(scale)
 
 
-def _facts(
+def palette_facts(
     name: str,
     before: Array,
     steps: Array,
@@ -256,7 +266,7 @@ def cluster(
 
 
 def _half(scale: Array) -> Array:
-    """Return `scale` in float16: zero if too small for it, infinity, which `_facts` refuses, if too large."""
+    """Return `scale` in float16: zero if too small for it, infinity, which `palette_facts` refuses, if too large."""
     with np.errstate(over="ignore"):
         return scale.astype(np.float16)
 
