@@ -17,9 +17,11 @@ from fieldrun.errors import MissingDependency
 
 from .scenario import SAMPLES_PER_QUERY
 
-__all__ = ["SCENARIOS", "run_loadgen"]
+__all__ = ["SCENARIOS", "least_seconds", "run_loadgen"]
 
 SCENARIOS = ("SingleStream", "MultiStream", "Offline", "Server")
+_FEWEST = {"SingleStream": 64, "MultiStream": 662, "Offline": 1, "Server": 64}
+"""Queries of a valid run."""
 _FASTEST_NS = 20_000  # it plans no more queries than would take this long each, so that a run of nothing ends
 _KEPT = {
     "result_validity": "validity",
@@ -30,6 +32,12 @@ _KEPT = {
     "result_completed_samples_per_sec": "texts_per_s",
 }
 _LATENCY = {"50.00": "p50_us", "90.00": "p90_us", "95.00": "p95_us", "99.00": "p99_us"}
+
+
+def least_seconds(scenario: str, mean_us: float) -> float:
+    """Return how long `scenario` takes at least where a text takes `mean_us`; Server at half load."""
+    texts = {"MultiStream": SAMPLES_PER_QUERY, "Server": 2}.get(scenario, 1)
+    return _FEWEST[scenario] * texts * mean_us / 1e6
 
 
 def run_loadgen(
@@ -66,7 +74,7 @@ def run_loadgen(
     settings.scenario = getattr(lg.TestScenario, scenario)
     settings.mode = lg.TestMode.PerformanceOnly
     settings.min_duration_ms = max(1, round(1000 * seconds))
-    settings.min_query_count = 1 if scenario == "Offline" else 662 if scenario == "MultiStream" else 64
+    settings.min_query_count = _FEWEST[scenario]
     settings.multi_stream_samples_per_query = SAMPLES_PER_QUERY
     settings.single_stream_expected_latency_ns = max(_FASTEST_NS, round(1e3 * expected_us))
     settings.multi_stream_expected_latency_ns = max(_FASTEST_NS, round(1e3 * expected_us * SAMPLES_PER_QUERY))

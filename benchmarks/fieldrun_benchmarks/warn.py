@@ -47,6 +47,8 @@ def _subject(name: str, subject: Mapping[str, Any], harness: Mapping[str, Any]) 
     if "failed" in subject:
         return [(name, f"it failed: {subject['failed']}")]
     found = [f"it ended early: {subject['ended_early']}"] if "ended_early" in subject else []
+    if "restarted_after" in subject:
+        found.append(f"it gave no answer to {', '.join(subject['restarted_after'])} in time and was started again")
     single = subject["single_stream"]
     variation, minutes = single["variation"], single["minutes"]
     if variation is not None and variation > LIMITS["variation"]:
