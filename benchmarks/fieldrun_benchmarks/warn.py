@@ -35,6 +35,8 @@ def _machine(sensors: Mapping[str, Any]) -> list[tuple[str, str]]:
     events = sensors["throttled"].get("events")
     if events:
         found.append(f"the processor or the container was throttled {events:g} times")
+    if flags := sensors["throttled"].get("flags"):
+        found.append(f"the board reported {', '.join(flags)} while single stream was timed")
     clock = sensors["clock_mhz"]
     if "min" in clock and clock["min"] < (1 - LIMITS["clock_drop"]) * clock["max"]:
         found.append(f"the clock went between {clock['min']:.0f} and {clock['max']:.0f} MHz; fix the governor")
