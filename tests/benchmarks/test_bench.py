@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -491,6 +492,46 @@ def test_loadgen_runs_the_null_subject_or_says_what_is_missing(monkeypatch: pyte
     found = loadgen.run_loadgen(null.run, TEXTS, "SingleStream", seconds=0.01)
     assert found["queries"] >= 64
     assert found["p50_us"] > 0
+
+
+def test_loadgens_percentiles_need_calls_too(tmp_path: Path) -> None:
+    """64 queries bear a 90th percentile, 662 a 99th (the rule of LoadGen itself)."""
+    log = tmp_path / "mlperf_log_detail.txt"
+    for count, names in ((64, {"p50_us", "p90_us"}), (661, {"p50_us", "p90_us", "p95_us"}), (662, {"p99_us"})):
+        entries = [{"key": "result_query_count", "value": count}]
+        for share in ("50.00", "90.00", "95.00", "99.00"):
+            entries.append({"key": f"result_{share}_percentile_latency_ns", "value": 5000})
+        log.write_text("".join(f":::MLLOG {json.dumps(entry)}\n" for entry in entries), "utf-8")
+        found = loadgen._read(log)
+        assert found.pop("queries") == count
+        assert names <= set(found)
+        assert ("p99_us" in found) == (count == 662)
+        assert ("p95_us" in found) == (count > 64)
+
+
+@pytest.mark.parametrize(
+    ("count", "unsent", "met"),
+    [(5, 0, {"unavailable": "needs 662 queries, there are 5"}), (5, 3, False), (662, 0, True)],
+)
+def test_a_bound_needs_enough_queries(
+    here: None, monkeypatch: pytest.MonkeyPatch, count: int, unsent: int, met: object
+) -> None:
+    class Counted(HereProcess):
+        def ask(self, command: str, **arguments: Any) -> Any:
+            answer = super().ask(command, **arguments)
+            return {"nanos": pack(np.ones(count, np.int64)), "unsent": unsent} if command == "server" else answer
+
+    monkeypatch.setattr(bench, "WorkerProcess", Counted)
+    values = measure([parse_subject("null")], _workload(), replace(SHORT, scenarios=("server",)), {})
+    (load,) = values["subjects"]["null"]["server"]["loads"]
+    assert load["bound_met"] == met
+
+
+def test_loadgen_where_it_has_no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(FieldrunError, match="no wheel for aarch64, only for x86_64"):
+        loadgen.run_loadgen(lambda texts: None, TEXTS, "SingleStream", seconds=0.01)
 
 
 def test_without_loadgen_the_rest_goes_on(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
