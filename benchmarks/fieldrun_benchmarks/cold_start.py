@@ -7,6 +7,7 @@ A process starts as a user's does, without the thread settings that the timing o
 from __future__ import annotations
 
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -21,10 +22,12 @@ from .record import THREAD_SETTINGS
 
 __all__ = ["ColdStart", "cold_starts"]
 
-_REPORT_PEAK = """
+_MARK = "fieldrun-peak-kib"
+_REPORT_PEAK = f"""
 import sys
 with open("/proc/self/status") as status:
-    print(next(line.split()[1] for line in status if line.startswith("VmHWM")), file=sys.stderr)
+    peak = next(line.split()[1] for line in status if line.startswith("VmHWM"))
+print("\\n{_MARK}", peak, file=sys.stderr)
 """
 
 
@@ -49,8 +52,8 @@ def cold_starts(
     `pythons` names the interpreter of a program that does not run with this one.
 
     Raises:
-        FieldrunError: a program ends with another exit code than 0 (the message has the last line it printed), or not
-            within `timeout_s`.
+        FieldrunError: a program does not start, ends with another exit code than 0 (the message has the last line it
+            printed), does not say its peak (it exits by itself), or does not end within `timeout_s`.
             Linux only: elsewhere there is no `/proc`.
     """
     wall: dict[str, list[float]] = {name: [] for name in programs}
@@ -76,11 +79,17 @@ def _run(name: str, source: str, python: str, timeout_s: float) -> tuple[float, 
     start = time.perf_counter()
     command = [python, "-c", source + _REPORT_PEAK]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=timeout_s)
+        done = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
         raise FieldrunError(f"the program {name!r} did not end within {timeout_s:g} s; it was ended") from error
+    except OSError as error:
+        raise FieldrunError(f"the program {name!r} does not start with {python}: {error.strerror}") from error
     seconds = time.perf_counter() - start
-    lines = done.stderr.strip().splitlines() or ["it printed nothing"]
+    said = done.stderr.decode("utf-8", "replace")
+    lines = said.strip().splitlines() or ["it printed nothing"]
     if done.returncode:
         raise FieldrunError(f"the program {name!r} ended with exit code {done.returncode}: {lines[-1]}")
-    return seconds, int(lines[-1]) / 1024
+    peak = re.search(rf"^{_MARK} (\d+)$", said, re.MULTILINE)
+    if peak is None:
+        raise FieldrunError(f"the program {name!r} ended before its peak memory was read; it must not exit by itself")
+    return seconds, int(peak.group(1)) / 1024

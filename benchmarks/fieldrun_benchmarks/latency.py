@@ -1,4 +1,4 @@
-"""Time subjects on real texts, in turns: every text goes through every subject, and the order rotates.
+"""Time subjects on real texts, in turns: every text goes through every subject, in an order drawn anew.
 
 Shared machines drift; what was measured in turns can be compared, what was measured one after the other cannot.
 """
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Latency", "Micros", "interleave", "summary", "time_in_turns"]
+__all__ = ["Latency", "Micros", "interleave", "order_of_turn", "summary", "time_in_turns"]
 
 Item = TypeVar("Item")
 Micros = npt.NDArray[np.float64]
@@ -57,8 +57,6 @@ def time_in_turns(
 ) -> dict[str, Micros]:
     """Call every subject with every item, `rounds` times over, and return each call's time, by subject.
 
-    Who comes first rotates, the order of the others is drawn anew each turn: nobody always follows the same neighbour.
-
     Args:
         subjects: what is called, by name.
         items: what each is called with: texts, or batches of texts.
@@ -80,10 +78,7 @@ def time_in_turns(
     try:
         for r in range(rounds):
             for turn in range(n):
-                first = (turn + r) % len(names)
-                order = names[:first] + names[first + 1 :]
-                draw.shuffle(order)
-                for name in (names[first], *order):
+                for name in order_of_turn(names, turn + r, draw):
                     i = (turn + shift[name]) % n
                     subject, item = subjects[name], items[i]
                     start = clock()
@@ -93,6 +88,14 @@ def time_in_turns(
         if enabled:
             gc.enable()
     return times
+
+
+def order_of_turn(items: Sequence[Item], turn: int, draw: random.Random) -> list[Item]:
+    """Return who comes when: who is first rotates, the others are drawn; nobody always follows the same neighbour."""
+    first = turn % len(items)
+    others = [*items[:first], *items[first + 1 :]]
+    draw.shuffle(others)
+    return [items[first], *others]
 
 
 def summary(micros: Micros) -> Latency:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,12 +12,13 @@ from fieldrun.errors import FieldrunError
 
 from .record import read_record
 
-__all__ = ["OURS", "TABLES", "TOKENIZER", "read_peers", "reproduced"]
+__all__ = ["OURS", "TABLES", "TOKENIZER", "failures", "read_peers", "reproduced"]
 
 OURS, TOKENIZER = "fieldrun native", "tokenizer alone"
 
 Record = Mapping[str, Any]
 _Pair = tuple[str, str]
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _Cell = Callable[[Record, str], str]
 """A workload and a subject's name -> a cell."""
 
@@ -56,8 +58,12 @@ def _ratios(record: Record, workload: str) -> dict[_Pair, float]:
 
 def _cpu_ratios(record: Record, workload: str) -> dict[_Pair, float]:
     subjects = record["workloads"].get(workload, {}).get("subjects", {})
-    cpu = {name: subject["single_stream"]["cpu_us"] for name, subject in subjects.items()}
-    return {(of, to): cpu[of] / cpu[to] for of, to in _ratios(record, workload)}
+
+    def cpu(name: str) -> float:
+        value: float = subjects[name]["single_stream"]["cpu_us"]
+        return value
+
+    return {(of, to): cpu(of) / cpu(to) for of, to in _ratios(record, workload)}
 
 
 def read_peers(path: Path) -> dict[str, Any]:
@@ -68,20 +74,45 @@ def read_peers(path: Path) -> dict[str, Any]:
     return record
 
 
-def _accuracy(workload: Record, name: str) -> str:
-    entry = workload["subjects"][name]["accuracy"]
-    if "unavailable" in entry:
-        return ""
-    (found,) = entry.values()
-    low, high = (100 * x for x in found["ci95"])
-    return f"{100 * found['accuracy']:.1f} ({low:.1f} - {high:.1f})"
+def failures(record: Record) -> list[str]:
+    """Return what became of the subjects of a record of kind `peers` that failed or ended early."""
+    found = []
+    for workload, values in record["workloads"].items():
+        for name, subject in values["subjects"].items():
+            why = subject.get("failed", subject.get("ended_early"))
+            found += [f"{name} on {workload}: {why}"] if why else []
+    return found
 
 
-def _percentile(which: str) -> _Cell:
+def _read_whole(path: Path) -> dict[str, Any]:
+    record = read_peers(path)
+    if failed := failures(record):
+        raise FieldrunError(f"{path} is not whole: {'; '.join(failed)}; measure again")
+    return record
+
+
+def _figure(spell: Callable[[Any], str], *keys: str) -> _Cell:
+    """Return the cell of a subject's value at `keys`."""
+
     def cell(workload: Record, name: str) -> str:
-        return f"{_digits(workload['subjects'][name]['single_stream']['percentiles'][which]['value_us'])} us"
+        value = workload["subjects"][name]
+        for key in keys:
+            value = value[0] if isinstance(value, list) else value
+            if not isinstance(value, Mapping) or key not in value:
+                return "not measured"
+            value = value[key]
+        return spell(value)
 
     return cell
+
+
+def _accuracy(workload: Record, name: str) -> str:
+    entry = workload["subjects"][name]["accuracy"]
+    found = next((found for found in entry.values() if isinstance(found, Mapping)), {})
+    if "accuracy" not in found:
+        return "" if name == TOKENIZER else "not measured"
+    low, high = (100 * x for x in found["ci95"])
+    return f"{100 * found['accuracy']:.1f} ({low:.1f} - {high:.1f})"
 
 
 def _times(to: str, *, interval: bool) -> _Cell:
@@ -95,72 +126,44 @@ def _times(to: str, *, interval: bool) -> _Cell:
     return cell
 
 
-def _texts_per_s(workload: Record, name: str) -> str:
-    (row,) = workload["subjects"][name]["offline"]
-    return f"{row['texts_per_s']:,.0f}"
+def _us(value: float) -> str:
+    return f"{_digits(value)} us"
 
 
-def _batch(workload: Record, name: str) -> str:
-    (row,) = workload["subjects"][name]["offline"]
-    return str(row["batch"])
-
-
-def _cold(workload: Record, name: str) -> str:
-    return f"{workload['subjects'][name]['cold_start']['wall_s']:.2f} s"
-
-
-def _peak(workload: Record, name: str) -> str:
-    return f"{workload['subjects'][name]['cold_start']['peak_rss_mib']:,.0f} MiB"
-
-
-def _peak_at_work(workload: Record, name: str) -> str:
-    return f"{workload['subjects'][name]['memory']['after']['peak_mib']:,.0f} MiB"
-
-
-def _artifact(workload: Record, name: str) -> str:
-    return f"{workload['subjects'][name]['about']['artifact']['bytes'] / 1e6:,.1f} MB"
-
-
-def _packages(workload: Record, name: str) -> str:
-    return f"{workload['subjects'][name]['install']['bytes'] / 1e6:,.0f} MB"
-
-
-def _cpu(workload: Record, name: str) -> str:
-    return f"{_digits(workload['subjects'][name]['single_stream']['cpu_us'])} us"
-
-
-def _calls(workload: Record, name: str) -> str:
-    return f"{workload['subjects'][name]['single_stream']['calls']:,}"
-
+_P50, _P90 = (_figure(_us, "single_stream", "percentiles", which, "value_us") for which in ("p50", "p90"))
+_TEXTS_PER_S = _figure("{:,.0f}".format, "offline", "texts_per_s")
+_COLD = _figure("{:.2f} s".format, "cold_start", "wall_s")
+_PEAK = _figure("{:,.0f} MiB".format, "cold_start", "peak_rss_mib")
+_ARTIFACT = _figure(lambda size: f"{size / 1e6:,.1f} MB", "about", "artifact", "bytes")
 
 _SHORT: dict[str, _Cell] = {
     "accuracy, % (95 % interval)": _accuracy,
-    "p50": _percentile("p50"),
-    "p90": _percentile("p90"),
+    "p50": _P50,
+    "p90": _P90,
     "times the tokenizer": _times(TOKENIZER, interval=False),
     "times `fieldrun`": _times(OURS, interval=False),
-    "texts/s": _texts_per_s,
-    "peak memory": _peak,
-    "artifact": _artifact,
-    "cold start": _cold,
+    "texts/s": _TEXTS_PER_S,
+    "peak memory": _PEAK,
+    "artifact": _ARTIFACT,
+    "cold start": _COLD,
 }
 _TIMES: dict[str, _Cell] = {
-    "calls": _calls,
-    "p50": _percentile("p50"),
-    "p90": _percentile("p90"),
-    "CPU time, mean": _cpu,
+    "calls": _figure("{:,}".format, "single_stream", "calls"),
+    "p50": _P50,
+    "p90": _P90,
+    "CPU time, mean": _figure(_us, "single_stream", "cpu_us"),
     "times the tokenizer (95 % interval)": _times(TOKENIZER, interval=True),
     "times `fieldrun native`": _times(OURS, interval=True),
-    "texts/s": _texts_per_s,
-    "in batches of": _batch,
+    "texts/s": _TEXTS_PER_S,
+    "in batches of": _figure(str, "offline", "batch"),
 }
 _COSTS: dict[str, _Cell] = {
     "accuracy, % (95 % interval)": _accuracy,
-    "artifact": _artifact,
-    "packages": _packages,
-    "cold start": _cold,
-    "its peak": _peak,
-    "peak at work": _peak_at_work,
+    "artifact": _ARTIFACT,
+    "packages": _figure(lambda size: f"{size / 1e6:,.0f} MB", "install", "bytes"),
+    "cold start": _COLD,
+    "its peak": _PEAK,
+    "peak at work": _figure("{:,.0f} MiB".format, "memory", "after", "peak_mib"),
 }
 
 
@@ -177,21 +180,21 @@ def _title(name: str, workload: Record) -> str:
 
 
 def _short(records: Path) -> str:
-    record = read_peers(records / "peers.json")
+    record = _read_whole(records / "peers.json")
     parts = [part for name, w in record["workloads"].items() for part in (_title(name, w), _table(w, _SHORT))]
-    return "\n\n".join([*parts, _notes(record)])
+    return "\n\n".join([*parts, _notes(record), *_warnings(record)])
 
 
 def _whole(records: Path) -> str:
-    record = read_peers(records / "peers.json")
+    record = _read_whole(records / "peers.json")
     parts = []
     for name, workload in record["workloads"].items():
         parts += [_title(name, workload), _table(workload, _TIMES), _table(workload, _COSTS)]
-    return "\n\n".join([*parts, _notes(record), _versions(record)])
+    return "\n\n".join([*parts, _notes(record), *_warnings(record), _versions(record)])
 
 
 def _again(records: Path) -> str:
-    return reproduced(read_peers(records / "peers.json"), read_peers(records / "peers-again.json"))
+    return reproduced(*(_read_whole(records / name) for name in ("peers.json", "peers-again.json")))
 
 
 def _notes(record: Record) -> str:
@@ -205,6 +208,29 @@ def _notes(record: Record) -> str:
         f"{about['processor']}, {about['system']}, Python {about['python']}, onnxruntime {packages['onnxruntime']}, "
         f"numpy {packages['numpy']}, tokenizers {packages['tokenizers']}; a shared machine: read the ratios)"
     )
+
+
+def _warnings(record: Record) -> list[str]:
+    """Return one paragraph of what the bench warned of: like warnings once, with all that they are about."""
+    alike: dict[str, list[tuple[str, str]]] = {}
+    for workload, values in record["workloads"].items():
+        for entry in values["warnings"]:
+            about = workload if entry["about"] == "machine" else f"{entry['about']} on {workload}"
+            alike.setdefault(_NUMBER.sub("", entry["text"]), []).append((about, entry["text"]))
+    parts = [
+        f"{', '.join(about for about, _ in found)}: {_spanned([text for _, text in found])}" for found in alike.values()
+    ]
+    return [f"Warnings of the bench: {'; '.join(parts)}."] if parts else []
+
+
+def _spanned(texts: list[str]) -> str:
+    """Return the words that the texts share, with the least and the most of a number that differs."""
+    words = _NUMBER.split(texts[0])
+    shown = [words[0]]
+    for at, word in enumerate(words[1:]):
+        numbers = sorted({_NUMBER.findall(text)[at] for text in texts}, key=float)
+        shown += [" to ".join(dict.fromkeys((numbers[0], numbers[-1]))), word]
+    return "".join(shown)
 
 
 def _versions(record: Record) -> str:

@@ -80,23 +80,31 @@ def read_record(path: Path, *kinds: str) -> dict[str, Any]:
         value = read_json(path)
     except (OSError, ValueError) as error:
         raise FieldrunError(f"cannot read the record {path}: {error}; measure again") from error
-    if not isinstance(value, dict) or value.get("kind") not in kinds:
-        raise FieldrunError(f"{path} is not a record of kind {' or '.join(map(repr, kinds))}")
-    if value.get("schema") != SCHEMA:
+    if not isinstance(value, dict) or not {"schema", "kind"} <= value.keys():
+        raise FieldrunError(f"{path} is not a record: it has no schema or no kind")
+    if value["schema"] != SCHEMA:  # before the kind, which a newer fieldrun may call otherwise
         raise SchemaTooNew(
-            f"{path} has schema {value.get('schema')!r}, this fieldrun reads {SCHEMA}: pip install --upgrade fieldrun"
+            f"{path} has schema {value['schema']!r}, this fieldrun reads {SCHEMA}: pip install --upgrade fieldrun"
         )
+    if value["kind"] not in kinds:
+        raise FieldrunError(f"{path} is not a record of kind {' or '.join(map(repr, kinds))}, but of {value['kind']!r}")
     return value
 
 
 def _processor() -> str:
+    """Return the processor's name, of ARM boards the board's and the cores', whose "model name" is the same on all."""
     try:
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        text = Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        text = ""
+    facts: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), []).append(value.strip())
+    parts = zip(facts.get("CPU implementer", ()), facts.get("CPU part", ()), strict=False)
+    cores = [f"ARM implementer {implementer} part {part}" for implementer, part in dict.fromkeys(parts)]
+    names = [*facts.get("Model", ())[:1], *cores] or facts.get("model name", ())[:1]
+    return ", ".join(names) or platform.processor() or platform.machine()
 
 
 def _version(*distributions: str) -> str | None:

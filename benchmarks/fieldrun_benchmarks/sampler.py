@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -10,9 +11,11 @@ from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
-from .sensors import Reading, Sensors, Unavailable
+from .sensors import THROTTLE_FLAGS, Reading, Sensors, Unavailable
 
 __all__ = ["Sampler"]
+
+_SINCE_START = 16  # the bit from which on the Raspberry Pi's flags are those since it was switched on
 
 
 @dataclass
@@ -23,13 +26,14 @@ class Sampler:
     interval_s: float = 0.5
     clock: Callable[[], float] = time.monotonic
     _seen: list[tuple[float, dict[str, Reading]]] = field(default_factory=list)
-    _ranges: float | None = None
+    _ranges: Mapping[str, float] = field(default_factory=dict)
     _busy: list[Mapping[str, float] | None] = field(default_factory=list)
+    _cpu_s: list[float] = field(default_factory=list)  # of this process
 
     def __enter__(self) -> Sampler:
         self._stop = threading.Event()
         self._ranges = self.sensors.energy_range_j()
-        self._busy.append(self.sensors.busy())
+        self._look()
         self.take()
         self._thread = threading.Thread(target=self._loop, daemon=True)
         self._thread.start()
@@ -41,18 +45,25 @@ class Sampler:
         self._stop.set()
         self._thread.join()
         self.take()
-        self._busy.append(self.sensors.busy())
+        self._look()
 
     def take(self) -> None:
         """Read the sensors once."""
         self._seen.append((self.clock(), self.sensors.read()))
+
+    def _look(self) -> None:
+        self._busy.append(self.sensors.busy())
+        self._cpu_s.append(time.process_time())
 
     def _loop(self) -> None:
         while not self._stop.wait(self.interval_s):
             self.take()
 
     def summary(self, own_cpu_s: float = 0.0) -> dict[str, Any]:
-        """Return what was seen, each a value or `{"unavailable": why}`; `own_cpu_s` is the CPU time of the measured."""
+        """Return what was seen, each a value or `{"unavailable": why}`.
+
+        `own_cpu_s` is the CPU time of the measured processes: with this one's it does not count as that of others.
+        """
         last = self._seen[-1][1]
         span = max(1e-9, self._seen[-1][0] - self._seen[0][0])
         found: dict[str, Any] = {"seconds": round(span, 2), "readings": len(self._seen)}
@@ -69,18 +80,29 @@ class Sampler:
             )
         governor = last["governor"]
         found["governor"] = governor if isinstance(governor, str) else _why(governor)
-        throttled = self._values("throttled")
-        found["throttled"] = {"events": throttled[-1] - throttled[0]} if throttled else _why(last["throttled"])
+        found["throttled"] = self._throttled()
         found["energy_j"] = self._energy(span)
         found["other_cores"], found["stolen_cores"] = self._others(own_cpu_s, span)
         return found
 
+    def _throttled(self) -> dict[str, Any]:
+        """Return how much the counters grew, and which flags were up in any reading or came up between two."""
+        counts, flags = self._values("throttled"), [int(value) for value in self._values("throttle_flags")]
+        found: dict[str, Any] = {"events": counts[-1] - counts[0]} if counts else {}
+        if flags:
+            since = flags[-1] & ~flags[0]
+            seen = functools.reduce(int.__or__, flags) | since >> _SINCE_START
+            found["flags"] = [name for bit, name in enumerate(THROTTLE_FLAGS) if seen >> bit & 1]
+        return found or _why(self._seen[-1][1]["throttled"])
+
     def _energy(self, span: float) -> Any:
-        counter = self._values("energy_j")
-        if len(counter) > 1:
+        counters = [value for _, seen in self._seen if isinstance(value := seen["energy_j"], Mapping)]
+        if len(counters) > 1:
             total = 0.0
-            for before, after in pairwise(counter):
-                total += after - before if after >= before else after - before + (self._ranges or 0.0)
+            for before, after in pairwise(counters):
+                for package in before.keys() & after.keys():
+                    grown = after[package] - before[package]
+                    total += grown if grown >= 0 else grown + self._ranges.get(package, 0.0)
             return {"joules": round(total, 3), "mean_w": round(total / span, 3), "of": "processor packages (RAPL)"}
         watts = self._values("power_w")
         if watts:
@@ -95,6 +117,7 @@ class Sampler:
         if before is None or after is None:
             why = Unavailable("/proc/stat cannot be read").to_dict()
             return why, why
+        own_cpu_s += self._cpu_s[-1] - self._cpu_s[0]
         others = max(0.0, after["busy"] - before["busy"] - own_cpu_s) / span
         return round(others, 3), round((after["stolen"] - before["stolen"]) / span, 3)
 

@@ -5,32 +5,39 @@
 | clock_mhz | cpufreq's `scaling_cur_freq`, else `/proc/cpuinfo` |
 | governor | cpufreq |
 | temperature_c | the hottest zone of `/sys/class/thermal` |
-| throttled | x86 thermal throttle counts, the Raspberry Pi's flags, the container's quota |
-| energy_j | RAPL's `energy_uj` |
+| throttled | x86 thermal throttle counts, the container's quota |
+| throttle_flags | the Raspberry Pi's firmware: what is so now, and what has been so since it was switched on |
+| energy_j | RAPL's `energy_uj` of each processor package |
 | power_w | a Jetson's INA238 or INA3221 (voltage times current) through hwmon, else tegrastats |
 | busy_cores, stolen_cores | `/proc/stat` |
 
-Nothing is started and no permission is asked for; a file that only root may read is "unavailable", with that reason.
+No permission is asked for; a file that only root may read is "unavailable", with that reason. Nothing is started but
+tegrastats, where a Jetson's files say nothing: for one line, and it is ended when that takes over `_TEGRASTATS_S`.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import selectors
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Reading", "Sensors", "Unavailable", "parse_tegrastats", "process_memory"]
+__all__ = ["THROTTLE_FLAGS", "Reading", "Sensors", "Unavailable", "parse_tegrastats", "process_memory"]
 
-Value = float | str
+Value = float | str | Mapping[str, float]
 _TEGRASTATS_POWER = re.compile(r"\b([A-Z]\w*) (-?\d+)mW")
 _TEGRASTATS_OLD = re.compile(r"\b(POM_5V_\w+|SYS5V|VDDRQ|CPU|GPU|SOC|CV) (\d+)/\d+(?=\s|$)")  # JetPack 4 wrote no unit
 _WHOLE_BOARD = ("VIN", "VDD_IN", "POM_5V_IN")  # the input of Thor, of Orin Nano and NX, of Nano
+_TEGRASTATS_S = 2.0
 _WITHIN_ANOTHER = ("NC", "VDDQ_VDD2_1V8AO")  # not connected; fed from VIN_SYS_5V0, which counts it
+
+THROTTLE_FLAGS = ("under-voltage", "frequency capped", "throttled", "soft temperature limit")
+"""Bits 0 to 3 of the Raspberry Pi's `get_throttled`, true now; bits 16 to 19: at some time since it was switched on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,7 @@ class Sensors:
             "governor": self.governor(),
             "temperature_c": self.temperature_c(),
             "throttled": self.throttled(),
+            "throttle_flags": self.throttle_flags(),
             "energy_j": self.energy_j(),
             "power_w": self.power_w(),
         }
@@ -96,9 +104,6 @@ class Sensors:
             self._number(p) for p in self._glob("sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
         ]
         found = [value for value in counts if isinstance(value, float)]
-        flags = self._text("sys/devices/platform/soc/soc:firmware/get_throttled")
-        if isinstance(flags, str):
-            found.append(float(int(flags.strip(), 16) & 0xF != 0))
         for path in ("sys/fs/cgroup/cpu.stat", "sys/fs/cgroup/cpu/cpu.stat"):
             text = self._text(path)
             match = re.search(r"^nr_throttled (\d+)$", text, re.MULTILINE) if isinstance(text, str) else None
@@ -106,30 +111,39 @@ class Sensors:
                 found.append(float(match.group(1)))
         return sum(found) if found else Unavailable("the kernel shows no count of throttling")
 
+    def throttle_flags(self) -> Reading:
+        """Return the flags of the Raspberry Pi's firmware as a number: `THROTTLE_FLAGS` names its bits."""
+        text = self._text("sys/devices/platform/soc/soc:firmware/get_throttled")
+        if isinstance(text, Unavailable):
+            return text
+        try:
+            return float(int(text, 16))
+        except ValueError:
+            return Unavailable("the firmware's get_throttled holds no number")
+
     def energy_j(self) -> Reading:
-        """Return the energy counter of all processor packages, in joules since some start (RAPL)."""
-        packages = [
-            path.parent
-            for path in self._glob("sys/class/powercap/intel-rapl:*/energy_uj")
-            if path.parent.name.count(":") == 1
-        ]
+        """Return the energy counter of each processor package, in joules since some start (RAPL)."""
+        packages = self._packages()
         if not packages:
-            return Unavailable("no RAPL counter in /sys/class/powercap")
-        found = [self._number(package / "energy_uj") for package in packages]
-        for value in found:
+            return Unavailable("no RAPL counter of a package in /sys/class/powercap")
+        found: dict[str, float] = {}
+        for name, folder in packages.items():
+            value = self._number(folder / "energy_uj")
             if isinstance(value, Unavailable):
                 return value
-        return sum(value for value in found if isinstance(value, float)) / 1e6
+            found[name] = value / 1e6
+        return found
 
-    def energy_range_j(self) -> float | None:
-        """Return where the energy counter starts again from 0, None when it does not say."""
-        ranges = [
-            self._number(path)
-            for path in self._glob("sys/class/powercap/intel-rapl:*/max_energy_range_uj")
-            if path.parent.name.count(":") == 1
-        ]
-        values = [value for value in ranges if isinstance(value, float)]
-        return sum(values) / 1e6 if values else None
+    def energy_range_j(self) -> dict[str, float]:
+        """Return where each package's energy counter starts again from 0; those that do not say are left out."""
+        found = {name: self._number(folder / "max_energy_range_uj") for name, folder in self._packages().items()}
+        return {name: value / 1e6 for name, value in found.items() if isinstance(value, float)}
+
+    def _packages(self) -> dict[str, Path]:
+        """Return the RAPL zones of whole packages; `psys`, the platform, has them inside, and a package its cores."""
+        zones = [path.parent for path in self._glob("sys/class/powercap/intel-rapl:*/energy_uj")]
+        names = {zone: self._text_of(zone / "name") for zone in zones}
+        return {zone.name: zone for zone, name in names.items() if isinstance(name, str) and name.startswith("package")}
 
     def power_w(self) -> Reading:
         """Return the power now, in watts: of the board's input where one is measured, else of the module's rails."""
@@ -211,13 +225,20 @@ def _total(rails: dict[str, float]) -> float:
 
 
 def _tegrastats(program: str) -> Reading:
+    command = [program, "--interval", "100"]
     try:
-        with subprocess.Popen([program, "--interval", "100"], stdout=subprocess.PIPE, text=True) as running:
-            line = running.stdout.readline() if running.stdout else ""
-            running.terminate()
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except OSError as error:
         return Unavailable(f"tegrastats: {error.strerror}")
-    return parse_tegrastats(line)
+    with running, selectors.DefaultSelector() as ready:
+        stdout = running.stdout
+        line = b""
+        if stdout is not None and ready.register(stdout, selectors.EVENT_READ) and ready.select(_TEGRASTATS_S):
+            line = os.read(stdout.fileno(), 1 << 16)
+        running.kill()
+    if not line:
+        return Unavailable(f"tegrastats said nothing within {_TEGRASTATS_S:g} s")
+    return parse_tegrastats(line.decode("utf-8", "replace").partition("\n")[0])
 
 
 def process_memory(pid: int | str = "self", root: Path = Path("/")) -> dict[str, Any]:

@@ -19,14 +19,14 @@ class Settings:
     """The settings of one bench; times in seconds.
 
     `seconds` is one repeat of SingleStream, shared by all subjects; `short_s` one point of the other scenarios. A slice
-    is `slice_calls` texts, or as many as a slow subject answers in `slice_s`.
+    is `slice_calls` texts, or as many as a slow subject answers in `slice_s`, after others for `slice_warm_up_s`.
     """
 
     repeats: int = 5
     seconds: float = 26.0
     slice_calls: int = 200
     slice_s: float = 0.25
-    slice_warm_up: int = 5
+    slice_warm_up_s: float = 0.005
     stage_calls: int = 2000
     short_s: float = 3.0
     batches: tuple[int, ...] = (1, 8, 32, 256)
@@ -40,7 +40,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.repeats < 2 or self.slice_calls < 1 or self.stage_calls < 1 or self.cold_runs < 1:
             raise UsageError("a bench needs 2 repeats or more, and at least one call of everything")
-        if min(self.seconds, self.slice_s, self.short_s, self.timeout_s) <= 0:
+        if min(self.seconds, self.slice_s, self.slice_warm_up_s, self.short_s, self.timeout_s) <= 0:
             raise UsageError("the times of a bench must be above 0 s")
         if not self.batches or not self.threads or min(*self.batches, *self.threads) < 1:
             raise UsageError("batches and threads must be 1 or more")

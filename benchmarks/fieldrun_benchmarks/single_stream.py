@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .percentiles import percentiles
+from .percentiles import median_interval, percentiles
 from .sensors import Unavailable
 
-__all__ = ["Slice", "by_length", "single_values"]
+__all__ = ["Slice", "by_length", "paired_ratio", "single_values"]
 
 Floats = npt.NDArray[np.float64]
 _WINDOWS = 10  # a repeat
@@ -24,13 +24,18 @@ _MINUTE_S = 60.0
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Slice:
-    """What one subject did in one turn."""
+    """What one subject did in one turn: `micros` of the texts from `start` on, `cpu_ns` and `switches` meanwhile.
+
+    `process_cpu_s` is the CPU time of its whole process, warm-up and answering included, from its start to here.
+    """
 
     at_s: float
+    turn: int
     repeat: int
     start: int
     micros: Floats
     cpu_ns: int
+    process_cpu_s: float
     switches: int
 
 
@@ -73,6 +78,26 @@ def by_length(slices: Sequence[Slice], texts: Sequence[str], counts: Sequence[in
             found.append({"mean": mean, "calls": int(inside.sum()), "p10_us": p10, "p50_us": p50, "p90_us": p90})
     unit = "characters" if counts is None else "tokens"
     return {"unit": unit, "mean": round(float(lengths.mean()), 1), "classes": found}
+
+
+def paired_ratio(slices: Sequence[Slice], base: Sequence[Slice]) -> dict[str, Any]:
+    """Return how many times `base`'s time `slices` take: the median of the ratios of slices' medians, paired by turn.
+
+    The slices of a turn end with the same text. Of the longer one only the last texts count, those of the shorter: a
+    fast subject's first calls of a turn are slower, because the caches are full of what ran before.
+    """
+    by_turn = {piece.turn: piece for piece in base}
+    ratios = []
+    for piece in slices:
+        if piece.turn in by_turn:
+            other = by_turn[piece.turn].micros
+            common = min(len(piece.micros), len(other))
+            ratios.append(float(np.median(piece.micros[-common:]) / np.median(other[-common:])))
+    if not ratios:
+        return {"pairs": 0, **Unavailable("one of the two failed").to_dict()}
+    interval = median_interval(ratios)
+    ends = [round(value, 4) for value in interval] if interval else None
+    return {"pairs": len(ratios), "median": round(float(np.median(ratios)), 4), "ci95": ends}
 
 
 def _windows(values: Sequence[float]) -> list[float]:

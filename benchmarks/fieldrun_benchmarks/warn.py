@@ -35,6 +35,8 @@ def _machine(sensors: Mapping[str, Any]) -> list[tuple[str, str]]:
     events = sensors["throttled"].get("events")
     if events:
         found.append(f"the processor or the container was throttled {events:g} times")
+    if flags := sensors["throttled"].get("flags"):
+        found.append(f"the board reported {', '.join(flags)} while single stream was timed")
     clock = sensors["clock_mhz"]
     if "min" in clock and clock["min"] < (1 - LIMITS["clock_drop"]) * clock["max"]:
         found.append(f"the clock went between {clock['min']:.0f} and {clock['max']:.0f} MHz; fix the governor")
@@ -47,6 +49,8 @@ def _subject(name: str, subject: Mapping[str, Any], harness: Mapping[str, Any]) 
     if "failed" in subject:
         return [(name, f"it failed: {subject['failed']}")]
     found = [f"it ended early: {subject['ended_early']}"] if "ended_early" in subject else []
+    if "restarted_after" in subject:
+        found.append(f"it gave no answer to {', '.join(subject['restarted_after'])} in time and was started again")
     single = subject["single_stream"]
     variation, minutes = single["variation"], single["minutes"]
     if variation is not None and variation > LIMITS["variation"]:

@@ -62,13 +62,19 @@ class Worker:
         nanos = timed_calls(run, items[warm_up:])
         cpu = time.process_time_ns() - cpu
         switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - usage.ru_nivcsw
-        return {"nanos": pack(nanos), "cpu_ns": cpu, "switches": switches}
+        return {"nanos": pack(nanos), "cpu_ns": cpu, "process_cpu_s": time.process_time(), "switches": switches}
 
-    def stages(self, count: int) -> dict[str, Any]:
-        """Time the whole and its inner parts on `count` texts, in turns: nanoseconds of every call, by part."""
+    def stages(self, count: int, seconds: float) -> dict[str, Any]:
+        """Time the whole and its inner parts in turns: nanoseconds of every call, by part.
+
+        They are timed on `count` texts, or on as many as `seconds` allow.
+        """
         subject = self._loaded
         found: dict[str, list[int]] = {}
+        end = time.perf_counter() + seconds
         for i in range(count):
+            if i and time.perf_counter() > end:
+                break
             text = self._texts[i % len(self._texts)]
             calls: dict[str, Callable[[], object]] = {"end_to_end": lambda text=text: subject.run([text])}  # type: ignore[misc]
             calls |= subject.stages(text)
@@ -143,10 +149,11 @@ def main() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         try:
-            answer = {"value": getattr(worker, asked.pop("command"))(**asked)}
+            answer = json.dumps({"value": getattr(worker, asked.pop("command"))(**asked)})
         except Exception as error:
-            answer = {"error": {"type": type(error).__name__, "message": " ".join(str(error).split())}}
-        answers.write(json.dumps(answer) + "\n")
+            message = " ".join(str(error).split())
+            answer = json.dumps({"error": {"type": type(error).__name__, "message": message}})
+        answers.write(answer + "\n")
         answers.flush()
 
 

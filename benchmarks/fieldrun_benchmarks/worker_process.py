@@ -38,6 +38,8 @@ class WorkerProcess:
         self.spec, self._timeout_s = spec, timeout_s
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._buffer = b""
+        self.hung = False
+        """Whether the process was ended because it gave no answer in time."""
         self._links = tempfile.TemporaryDirectory()
         foreign = spec.python != sys.executable
         packages = link_packages(Path(self._links.name)) if foreign else None
@@ -123,6 +125,7 @@ class WorkerProcess:
             ready.register(stdout, selectors.EVENT_READ)
             while b"\n" not in self._buffer:
                 if not ready.select(self._timeout_s):
+                    self.hung = True
                     self._kill()
                     raise FieldrunError(
                         f"{self.spec.name}: no answer to {command} within {self._timeout_s:g} s; it was ended"

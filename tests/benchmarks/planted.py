@@ -50,6 +50,17 @@ class Printing(Counting):
         return super().run(texts)
 
 
+class Forgetful(Counting):
+    """Answers the first text only, and has no program."""
+
+    @staticmethod
+    def program(spec: SubjectSpec) -> str:
+        raise ValueError(f"no program for {spec.place}")
+
+    def predict(self, texts: list[str], task: str) -> list[str]:
+        return super().predict(texts[:1], task)
+
+
 class Refusing(Counting):
     def __init__(self, spec: SubjectSpec) -> None:
         raise EngineError("this machine lacks what it needs")

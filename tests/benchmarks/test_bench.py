@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from fieldrun_benchmarks.warn import warnings_of
 from fieldrun_benchmarks.worker import Worker, pack
 from fieldrun_benchmarks.worker_process import WorkerProcess, unpack
 from fieldrun_benchmarks.workload import Workload, read_workload, sample_files
+from tests.benchmarks.planted import Counting
 from tests.toy import PAIR_TASK, TASKS
 
 PLANTED = "python:tests.benchmarks.planted"
@@ -40,13 +43,16 @@ SHORT = Settings(
 class HereProcess:
     """A worker in this process: what is measured is the same, and starting it costs nothing."""
 
-    alive = True
+    alive, hung = True, False
 
     def __init__(self, spec: Any, texts: Any, *, timeout_s: float) -> None:
         self._worker = Worker(spec, list(texts))
 
     def ask(self, command: str, **arguments: Any) -> Any:
         return getattr(self._worker, command)(**arguments)
+
+    def close(self) -> None:
+        pass
 
     def __enter__(self) -> HereProcess:
         return self
@@ -95,6 +101,19 @@ def test_everything_is_measured(here: None, rows: dict[str, Any]) -> None:
     assert values["harness"]["own_loop"]["p50_us"] < 2  # what the harness adds to a call
 
 
+def test_what_a_subject_does_wrong_costs_its_own_value_only(here: None, tmp_path: Path) -> None:
+    path = tmp_path / "rows.tsv"
+    path.write_text("text\tlabel\na\tshort\nb\tshort\n", "utf-8")
+    specs = [parse_subject(f"{PLANTED}:{name}") for name in ("Counting", "Forgetful")]
+    values = measure(specs, _workload(), SHORT, {"length": read_tsv(path)})
+    good, bad = values["subjects"].values()
+    assert good["accuracy"]["length"]["accuracy"] == 1
+    assert bad["cold_start"] == {"unavailable": "ValueError: no program for tests.benchmarks.planted:Forgetful"}
+    assert bad["accuracy"]["unavailable"].endswith("predict gave 1 labels for 2 texts")
+    assert bad["memory"]["after"]
+    assert "ended_early" not in bad
+
+
 def test_labels_of_another_set_are_not_scored(here: None, tmp_path: Path) -> None:
     path = tmp_path / "rows.tsv"
     path.write_text("text\tlabel\na\tpositive\n", "utf-8")
@@ -113,7 +132,10 @@ def _ask(name: str, command: str, *, timeout_s: float = 60, **arguments: Any) ->
     with WorkerProcess(parse_subject(f"{PLANTED}:{name}"), TEXTS, timeout_s=timeout_s) as worker:
         worker.ask("memory")  # started
         worker._timeout_s = 0.5 if name == "Hanging" else timeout_s
-        return worker.ask(command, **arguments)
+        try:
+            return worker.ask(command, **arguments)
+        finally:
+            assert worker.hung == (name == "Hanging")
 
 
 def test_a_subject_that_prints_does_not_break_the_protocol(importable: None) -> None:
@@ -155,9 +177,48 @@ def test_one_that_fails_does_not_take_the_others_along(here: None, monkeypatch: 
     assert "exit code 1" in values["subjects"]["bad"]["server"]["unavailable"]
     assert values["subjects"]["good"]["single_stream"]["calls"] > 0
     assert any(entry["about"] == "bad" and "it ended early" in entry["text"] for entry in values["warnings"])
-    refusing = [parse_subject(f"{PLANTED}:Refusing")]
-    with pytest.raises(FieldrunError, match="lacks"):
-        measure(refusing, _workload(), SHORT, {})
+
+
+def test_one_that_fails_alone_has_a_record(here: None) -> None:
+    values = measure([parse_subject(f"{PLANTED}:Refusing")], _workload(), SHORT, {})
+    (subject,) = values["subjects"].values()
+    assert subject["failed"] == "this machine lacks what it needs"
+    assert [entry["text"] for entry in values["warnings"] if entry["about"] != "machine"] == [
+        f"it failed: {subject['failed']}"
+    ]
+
+
+def test_a_python_that_is_not_there_fails_alone(importable: None) -> None:
+    specs = [replace(parse_subject("null"), name="lost", python="/no/python"), parse_subject("null")]
+    values = measure(specs, _workload(), replace(SHORT, scenarios=()), {})
+    assert "cannot start /no/python" in values["subjects"]["lost"]["failed"]
+    assert values["subjects"]["null"]["single_stream"]["calls"] > 0
+
+
+def test_one_that_hangs_in_a_scenario_is_started_again(
+    here: None, rows: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stuck(HereProcess):
+        def ask(self, command: str, **arguments: Any) -> Any:
+            asked.append(command)
+            if command == "server":
+                self.alive, self.hung = False, True
+                raise FieldrunError("it: no answer to server within 60 s; it was ended")
+            assert self.alive
+            return super().ask(command, **arguments)
+
+    asked: list[str] = []
+    monkeypatch.setattr(bench, "WorkerProcess", Stuck)
+    spec = replace(parse_subject(f"{PLANTED}:Counting"), name="it")
+    values = measure([spec], _workload(), SHORT, rows)
+    one = values["subjects"]["it"]
+    assert asked.count("server") == 1
+    assert "no answer to server" in one["server"]["unavailable"]
+    assert one["multi_stream"]["queries"] > 0
+    assert one["accuracy"]["length"]["n"] == 3
+    assert one["memory"]["after"]
+    assert "ended_early" not in one
+    assert any("no answer to server in time and was started again" in entry["text"] for entry in values["warnings"])
 
 
 def test_a_crash_is_told_in_the_values_and_the_rest_is_measured(importable: None) -> None:
@@ -191,12 +252,33 @@ class _Crowded(Sensors):
     """Counters of a machine on which others keep two cores busy."""
 
     def busy(self) -> dict[str, float]:
-        return {"busy": 3 * time.monotonic(), "stolen": 0.0}  # the bench itself is on one core
+        return {"busy": 4 * time.monotonic(), "stolen": 0.0}  # bench and worker, here in one process, count one each
 
 
 class _Quiet(Sensors):
     def busy(self) -> dict[str, float]:
         return {"busy": 0.0, "stolen": 0.0}
+
+
+def test_the_benchs_own_work_is_not_anothers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that warms up for half a second of CPU time before each slice, on a machine with nobody else."""
+
+    class Warming(HereProcess):
+        used = 0.0
+
+        def ask(self, command: str, **arguments: Any) -> Any:
+            answer = super().ask(command, **arguments)
+            if command != "slice":
+                return answer
+            Warming.used += 0.5
+            return answer | {"process_cpu_s": Warming.used}
+
+    class Alone(Sensors):
+        def busy(self) -> dict[str, float]:
+            return {"busy": Warming.used + time.process_time(), "stolen": 0.0}
+
+    monkeypatch.setattr(bench, "WorkerProcess", Warming)
+    assert _noise(Alone()) == []
 
 
 def _noise(sensors: Sensors, settings: Settings = SHORT) -> list[str]:
@@ -239,6 +321,91 @@ def test_a_slow_subject_gets_less_to_do(here: None, monkeypatch: pytest.MonkeyPa
     ]
     assert {one["by_length"]["unit"] for one in (fast, slow)} == {"tokens"}
     assert fast["server"] == {"unavailable": "left out of this bench"}
+
+
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """A clock that goes 10 us further each time it is read; what is returned lets it jump."""
+    now = 0.0
+
+    def wait(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def clock() -> float:
+        wait(1e-5)
+        return now
+
+    monkeypatch.setattr("time.perf_counter", clock)
+    monkeypatch.setattr("time.sleep", wait)
+    monkeypatch.setattr("time.perf_counter_ns", lambda: int(1e9 * clock()))
+    return wait
+
+
+def test_a_fast_one_is_compared_where_it_is_warm(
+    here: None, ticking: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fast one takes 40 us for the first 60 texts of a slice and 10 us for the rest, the slow one always 1 ms."""
+
+    class Cold(HereProcess):
+        def ask(self, command: str, **arguments: Any) -> Any:
+            answer = super().ask(command, **arguments)
+            if command != "slice":
+                return answer
+            name, count = self._worker._spec.name, arguments["count"]
+            asked.extend([(name, arguments["start"], count)] if name in names else [])
+            nanos = np.where(np.arange(count) < 60, 40_000, 10_000) if name == "fast" else np.full(count, 1_000_000)
+            return answer | {"nanos": pack(nanos)}
+
+    asked: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(bench, "WorkerProcess", Cold)
+    spec = parse_subject(f"{PLANTED}:Counting")
+    names = ("fast", "slow", "third", "fourth")
+    settings = replace(SHORT, slice_calls=200, slice_s=0.05, seconds=0.6, scenarios=())
+    values = measure([replace(spec, name=name) for name in names], _workload(), settings, {})
+    assert [values["subjects"][name]["slice_calls"] for name in ("fast", "slow")] == [200, 50]
+    assert {ratio["of"]: ratio["median"] for ratio in values["ratios"]}["slow"] == 100
+    turns = [asked[i : i + 4] for i in range(12, len(asked), 4)]  # three slices each found out how slow they are
+    assert all(len({(start + count) % len(TEXTS) for _, start, count in turn}) == 1 for turn in turns)
+    assert all({name for name, *_ in turn} == set(names) for turn in turns)
+    order = [name for turn in turns for name, *_ in turn]
+    neighbours = {(a, b) for a, b in pairwise(order) if a != b}
+    assert len(neighbours) == 12  # everyone follows everyone else
+
+
+def test_no_scenario_of_a_slow_one_takes_much_longer_than_it_is_given(
+    ticking: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text takes 1 s."""
+    worker = Worker(parse_subject(f"{PLANTED}:Counting"), list(TEXTS))
+    worker.load()
+    monkeypatch.setattr(Counting, "run", lambda self, texts: ticking(len(texts)))
+    stages = worker.stages(count=300, seconds=10.0)
+    assert 2 <= len(unpack(stages["end_to_end"])) <= 6  # each is called twice
+    assert len(unpack(worker.multi_stream(seconds=10.0)["nanos"])) == 2  # of 8 texts each
+    assert len(unpack(worker.server(per_second=0.5, seconds=10.0, seed=0)["nanos"])) <= 20
+
+
+def test_loadgen_does_not_run_what_would_take_too_long(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 10 ms a text, 662 queries of 8 would take 53 s; a scenario has 30 s here."""
+
+    class Slow(HereProcess):
+        def ask(self, command: str, **arguments: Any) -> Any:
+            if command == "loadgen":
+                return {"queries": 64}
+            answer = super().ask(command, **arguments)
+            if command != "slice":
+                return answer
+            return answer | {"nanos": pack(np.full(arguments["count"], 10_000_000, np.int64))}
+
+    monkeypatch.setattr(bench, "WorkerProcess", Slow)
+    settings = replace(SHORT, short_s=3.0, timeout_s=120.0, scenarios=("loadgen",))
+    values = measure([parse_subject(f"{PLANTED}:Counting")], _workload(), settings, {})
+    (subject,) = values["subjects"].values()
+    found = subject["loadgen"]
+    assert "would take 53 s, over 30 s" in found.pop("MultiStream")["unavailable"]
+    assert set(found) == {"SingleStream", "Offline", "Server"}
+    assert all(one == {"queries": 64} for one in found.values())
 
 
 def test_a_crowded_machine_is_warned_of(here: None) -> None:
@@ -327,6 +494,46 @@ def test_loadgen_runs_the_null_subject_or_says_what_is_missing(monkeypatch: pyte
     assert found["p50_us"] > 0
 
 
+def test_loadgens_percentiles_need_calls_too(tmp_path: Path) -> None:
+    """64 queries bear a 90th percentile, 662 a 99th (the rule of LoadGen itself)."""
+    log = tmp_path / "mlperf_log_detail.txt"
+    for count, names in ((64, {"p50_us", "p90_us"}), (661, {"p50_us", "p90_us", "p95_us"}), (662, {"p99_us"})):
+        entries = [{"key": "result_query_count", "value": count}]
+        for share in ("50.00", "90.00", "95.00", "99.00"):
+            entries.append({"key": f"result_{share}_percentile_latency_ns", "value": 5000})
+        log.write_text("".join(f":::MLLOG {json.dumps(entry)}\n" for entry in entries), "utf-8")
+        found = loadgen._read(log)
+        assert found.pop("queries") == count
+        assert names <= set(found)
+        assert ("p99_us" in found) == (count == 662)
+        assert ("p95_us" in found) == (count > 64)
+
+
+@pytest.mark.parametrize(
+    ("count", "unsent", "met"),
+    [(5, 0, {"unavailable": "needs 662 queries, there are 5"}), (5, 3, False), (662, 0, True)],
+)
+def test_a_bound_needs_enough_queries(
+    here: None, monkeypatch: pytest.MonkeyPatch, count: int, unsent: int, met: object
+) -> None:
+    class Counted(HereProcess):
+        def ask(self, command: str, **arguments: Any) -> Any:
+            answer = super().ask(command, **arguments)
+            return {"nanos": pack(np.ones(count, np.int64)), "unsent": unsent} if command == "server" else answer
+
+    monkeypatch.setattr(bench, "WorkerProcess", Counted)
+    values = measure([parse_subject("null")], _workload(), replace(SHORT, scenarios=("server",)), {})
+    (load,) = values["subjects"]["null"]["server"]["loads"]
+    assert load["bound_met"] == met
+
+
+def test_loadgen_where_it_has_no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(FieldrunError, match="no wheel for aarch64, only for x86_64"):
+        loadgen.run_loadgen(lambda texts: None, TEXTS, "SingleStream", seconds=0.01)
+
+
 def test_without_loadgen_the_rest_goes_on(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)  # what makes an import fail
     spec = parse_subject("null")
@@ -407,7 +614,15 @@ def test_a_workload_that_cannot_be_used(tmp_path: Path, name: str, data: bytes |
 
 @pytest.mark.parametrize(
     "change",
-    [{"repeats": 1}, {"seconds": 0}, {"batches": ()}, {"threads": (0,)}, {"cold_runs": 0}, {"scenarios": ("x",)}],
+    [
+        {"repeats": 1},
+        {"seconds": 0},
+        {"batches": ()},
+        {"threads": (0,)},
+        {"cold_runs": 0},
+        {"slice_warm_up_s": 0},
+        {"scenarios": ("x",)},
+    ],
 )
 def test_settings_that_make_no_sense(change: dict[str, Any]) -> None:
     with pytest.raises(UsageError):

@@ -1,15 +1,17 @@
-"""Timing in turns: every subject sees every text equally often, in rotating order, and the figures are percentiles."""
+"""Timing in turns: every subject sees every text equally often, in an order drawn anew; figures are percentiles."""
 
 from __future__ import annotations
 
+import random
 import time
+from itertools import permutations
 
 import numpy as np
 import pytest
 
 from fieldrun.errors import FieldrunError
 from fieldrun_benchmarks.cold_start import cold_starts
-from fieldrun_benchmarks.latency import interleave, time_in_turns
+from fieldrun_benchmarks.latency import interleave, order_of_turn, time_in_turns
 from fieldrun_benchmarks.record import conditions
 
 
@@ -21,6 +23,13 @@ def test_every_subject_sees_every_text_in_rotating_order() -> None:
     assert sorted(calls) == sorted((name, text) for name in "abc" for text in "xy" for _ in range(3))
     firsts = [calls[i][0] for i in range(0, len(calls), 3)]
     assert set(firsts) == set("abc")
+
+
+def test_nobody_always_follows_the_same_neighbour() -> None:
+    draw = random.Random(0)
+    turns = [order_of_turn("abcd", turn, draw) for turn in range(80)]
+    assert [turn[0] for turn in turns] == [*"abcd"] * 20
+    assert {"".join(turn) for turn in turns} == {"".join(order) for order in permutations("abcd")}
 
 
 def test_apart_gives_every_subject_another_text_in_a_turn() -> None:
@@ -65,3 +74,20 @@ def test_a_cold_start_has_the_threads_of_a_users_shell(monkeypatch: pytest.Monke
 def test_a_program_that_fails_is_named_with_its_last_line() -> None:
     with pytest.raises(FieldrunError, match="'broken' ended with exit code 1: ValueError: no"):
         cold_starts({"broken": "raise ValueError('no')"}, runs=1)
+
+
+def test_what_a_program_says_at_its_end_is_not_taken_for_its_peak() -> None:
+    say = "import atexit, sys\natexit.register(print, 'bye', file=sys.stderr)\nsys.stderr.write('no end of line')"
+    assert cold_starts({"chatty": say}, runs=1)["chatty"].peak_rss_mib > 1
+
+
+@pytest.mark.parametrize(
+    ("program", "python", "words"),
+    [
+        ("raise SystemExit(0)", None, "'it' ended before its peak memory was read"),
+        ("pass", "/no/python", "'it' does not start with /no/python: No such file"),
+    ],
+)
+def test_a_program_without_a_peak(program: str, python: str | None, words: str) -> None:
+    with pytest.raises(FieldrunError, match=words):
+        cold_starts({"it": program}, runs=1, pythons={"it": python} if python else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import json
 import re
@@ -22,6 +21,7 @@ from fieldrun.storage import read_json, write_json
 from fieldrun_benchmarks import bench, isolated_peers, peer_models, peers
 from fieldrun_benchmarks.peer_models import PEERS, LinearHead, PeerSpec, fit_head, need, prepare_peer
 from fieldrun_benchmarks.peers_report import OURS, TOKENIZER, read_peers, reproduced
+from fieldrun_benchmarks.record import write_record
 from fieldrun_benchmarks.report.render import read_records, to_markdown
 from fieldrun_benchmarks.tables import render
 from tests.benchmarks.test_bench import HereProcess
@@ -149,7 +149,9 @@ def test_a_run_gives_a_record_its_tables_and_its_page(arguments: list[str], tmp_
     assert to_markdown(read_records([out])).count("## fieldrun native") == len(TASKS)
 
 
-def test_a_peer_that_fails_stops_the_run(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_fails_is_told_after_the_record_is_written(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Failing(HereProcess):
         def ask(self, command: str, **more: Any) -> Any:
             if command == "load" and self._worker._spec.name == "fake slow":
@@ -158,8 +160,18 @@ def test_a_peer_that_fails_stops_the_run(arguments: list[str], tmp_path: Path, m
 
     monkeypatch.setattr(bench, "WorkerProcess", Failing)
     result = _call([*arguments, "-o", str(tmp_path / "peers.json")], 1)
-    assert "it has no model; mend it, or leave a peer out with --without" in str(result.exception)
-    assert not (tmp_path / "peers.json").exists()
+    assert "mend it, or leave a peer out with --without" in str(result.exception)
+    record = read_peers(tmp_path / "peers.json")
+    assert len(record["workloads"]) == len(TASKS)
+    for workload in record["workloads"].values():
+        assert workload["subjects"]["fake slow"]["failed"] == "fake slow: it has no model"
+        assert workload["subjects"]["fake wordy"]["single_stream"]["calls"] > 0
+    with pytest.raises(FieldrunError, match=r"not whole: fake slow on .*it has no model.*; measure again"):
+        render("<!-- table: peers -->\n<!-- end -->\n", tmp_path)
+    assert "it has no model" in to_markdown(read_records([tmp_path / "peers.json"]))
+    (tmp_path / "again.json").write_bytes((tmp_path / "peers.json").read_bytes())
+    both = [str(tmp_path / name) for name in ("peers.json", "again.json")]
+    assert "the largest difference is 0.0 %" in _call(["--compare", *both]).output
 
 
 def _ratios(**medians: float) -> dict[str, Any]:
@@ -186,21 +198,39 @@ def test_two_records_are_compared(tmp_path: Path) -> None:
     assert _call(["--compare", *map(str, paths)]).output == f"{text}\n"
 
 
-def test_a_record_of_the_older_loop_is_not_mistaken(repository: Path) -> None:
-    path = repository / "benchmarks" / "records" / "peers-epyc.json"
+def test_a_record_of_the_older_loop_is_not_mistaken(tmp_path: Path) -> None:
+    path = tmp_path / "peers.json"
+    write_record(path, "peers", "measured in one process", {"workloads": {"a/dev": {"latency": {}, "accuracy": {}}}})
     with pytest.raises(FieldrunError, match="measure again"):
         read_peers(path)
     with pytest.raises(FieldrunError, match="not whole"):
         read_records([path])
-    names = {"MiniLM-L6": "MiniLM-L6 int8 (dynamic), ONNX Runtime", "gte-small": "gte-small fp32, ONNX Runtime"}
-    record = copy.deepcopy(read_json(path))
-    page = " ".join((repository / "README.md").read_text("utf-8").split())
-    for shown, name in names.items():
-        times = [
-            f"{workload['latency'][name]['to_fieldrun']['fieldrun native, all labels']['median']:.0f}"
-            for workload in record["workloads"].values()
-        ]
-        assert re.search(rf"{shown} (took )?{times[0]} and {times[1]}( times)?", page)
+
+
+def test_the_tables_show_what_is_missing_and_what_was_warned_of(arguments: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "peers.json"
+    _call([*arguments, "-o", str(path)])
+    record = read_json(path)
+    first, second, *_ = record["workloads"].values()
+    first["subjects"]["fake slow"]["cold_start"] = {"unavailable": "it has no program"}
+    text = "the medians of the repeats vary by {} %, more than 2.5 %: measure again, quieter"
+    first["warnings"] = [{"about": name, "text": text.format(x)} for name, x in (("a", 11.0), ("b", 7.3), ("c", 9.5))]
+    second["warnings"] = [
+        {"about": "machine", "text": "the clock went between 800 and 900 MHz"},
+        *first["warnings"][:1],
+    ]
+    for workload in [*record["workloads"].values()][2:]:
+        workload["warnings"] = []
+    write_json(path, record)
+    names = [*record["workloads"]]
+    for table in ("peers", "peers-whole"):
+        shown = render(f"<!-- table: {table} -->\n<!-- end -->\n", tmp_path)
+        rows = [line for line in shown.splitlines() if line.startswith("| fake slow") and "not measured" in line]
+        assert len(rows) == 1
+        assert (
+            f"\n\nWarnings of the bench: a on {names[0]}, b on {names[0]}, c on {names[0]}, a on {names[1]}: "
+            f"{text.format('7.3 to 11.0')}; {names[1]}: the clock went between 800 and 900 MHz.\n"
+        ) in shown
 
 
 @pytest.mark.slow

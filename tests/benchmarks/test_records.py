@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -11,6 +13,7 @@ from fieldrun.errors import FieldrunError, SchemaTooNew
 from fieldrun.storage import read_json, write_json
 from fieldrun_benchmarks.record import conditions, read_record, write_record
 from fieldrun_benchmarks.tables import main, render
+from tests.sdk import test_doctor
 
 
 def test_a_record_carries_kind_command_conditions_and_values(tmp_path: Path) -> None:
@@ -26,8 +29,9 @@ def test_a_record_carries_kind_command_conditions_and_values(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"kind": "other"}, FieldrunError, "not a record of kind"),
+        ({"kind": "other"}, FieldrunError, "not a record of kind 'speed', but of 'other'"),
         ({"schema": 99}, SchemaTooNew, "schema 99"),
+        ({"schema": 99, "kind": "a new name"}, SchemaTooNew, "schema 99"),
     ],
 )
 def test_other_records_are_refused(
@@ -38,6 +42,33 @@ def test_other_records_are_refused(
     write_json(path, read_json(path) | change)
     with pytest.raises(error, match=words):
         read_record(path, "speed")
+
+
+def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "one.json", {"kind": "speed"})
+    with pytest.raises(FieldrunError, match="is not a record: it has no schema or no kind"):
+        read_record(tmp_path / "one.json", "speed")
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "processor"),
+    [
+        (test_doctor.X86, "Intel(R) Xeon(R) Platinum 8370C CPU @ 2.80GHz"),
+        (test_doctor.ORIN, "ARM implementer 0x41 part 0xd42"),
+        (test_doctor.PI5, "Raspberry Pi 5 Model B Rev 1.0, ARM implementer 0x41 part 0xd0b"),
+        (test_doctor.PI3, "Raspberry Pi 3 Model B Rev 1.2, ARM implementer 0x41 part 0xd03"),
+        (test_doctor.RK3588, "ARM implementer 0x41 part 0xd05, ARM implementer 0x41 part 0xd0b"),
+        ("", platform.processor() or platform.machine()),
+    ],
+)
+def test_the_processor_of_a_board_is_named(cpuinfo: str, processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_text
+
+    def planted(self: Path, *arguments: Any, **more: Any) -> str:
+        return cpuinfo if str(self) == "/proc/cpuinfo" else read(self, *arguments, **more)
+
+    monkeypatch.setattr(Path, "read_text", planted)
+    assert conditions()["processor"] == processor
 
 
 def test_a_missing_record_is_an_error(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from fieldrun.storage import read_json, write_json
 from fieldrun_benchmarks import bench
 from fieldrun_benchmarks.record import append_record, conditions
 from fieldrun_benchmarks.report.diff import diff
-from fieldrun_benchmarks.report.facts import not_measured
+from fieldrun_benchmarks.report.facts import machine_of, not_measured
 from fieldrun_benchmarks.report.render import metrics, page, read_records, to_csv, to_json, to_markdown
 from fieldrun_benchmarks.report.sections import claim, sections
 from fieldrun_benchmarks.subject import parse_subject
@@ -179,6 +179,20 @@ def test_machines_are_not_mixed_in_silence(record: dict[str, Any]) -> None:
     assert "do not compare" not in to_markdown([record, record])
 
 
+def test_boards_of_the_same_cores_are_two_machines(record: dict[str, Any]) -> None:
+    boards = []
+    for device in ("NVIDIA Jetson Orin Nano Developer Kit", "NVIDIA Jetson AGX Orin Developer Kit"):
+        board = copy.deepcopy(record) | {"system": {"device": device}}
+        board["conditions"] |= {"processor": "ARM implementer 0x41 part 0xd42", "architecture": "aarch64"}
+        boards.append(board)
+    assert machine_of(boards[0]).startswith("NVIDIA Jetson Orin Nano Developer Kit: ARM implementer 0x41 part 0xd42 (")
+    assert "2 machines" in to_markdown(boards)
+    assert "times are not compared" in diff(*boards).notes[0]
+    pi = copy.deepcopy(record) | {"system": {"device": "Raspberry Pi 5 Model B Rev 1.0"}}
+    pi["conditions"]["processor"] = "Raspberry Pi 5 Model B Rev 1.0, ARM implementer 0x41 part 0xd0b"
+    assert machine_of(pi).startswith(f"{pi['conditions']['processor']} (")
+
+
 def _luminance(colour: str) -> float:
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
@@ -234,6 +248,66 @@ def test_accuracy_and_size_are_compared_too(record: dict[str, Any]) -> None:
     assert low < -0.25 < high < 0
     assert found["artifact_bytes"].change == 1.2
     assert "-25.0 points" in diff(record, new).to_markdown()
+
+
+def test_a_new_failure_is_a_regression(record: dict[str, Any]) -> None:
+    failed, early = copy.deepcopy(record), copy.deepcopy(record)
+    failed["subjects"]["first"] = {"kind": "python", "threads": 1, "failed": "it hung"}
+    early["subjects"]["first"]["ended_early"] = "it crashed"
+    for worse in (failed, early):
+        (change,) = (c for c in diff(record, worse).regressions if c.metric == "completed")
+        assert (change.subject, change.old, change.new) == ("first", 1, 0)
+        (change,) = (c for c in diff(worse, record).changes if c.metric == "completed")
+        assert change.verdict == "improvement"
+        assert "completed" not in {c.metric for c in diff(worse, worse).changes}
+    assert "first failed in the new record: it hung" in diff(record, failed).notes
+
+
+def test_accuracies_of_other_rows_are_not_compared(record: dict[str, Any]) -> None:
+    other = copy.deepcopy(record)
+    other["subjects"]["first"]["accuracy"]["length"] |= {"accuracy": 0.1, "sha256": "0" * 64}
+    found = diff(record, other)
+    assert [c.subject for c in found.changes if c.metric == "accuracy_length"] == ["<b>second</b>"]
+    assert "first, length: other labelled rows, accuracies are not compared" in found.notes
+
+
+def test_throughput_and_cold_start_are_compared(record: dict[str, Any]) -> None:
+    old, new = copy.deepcopy(record), copy.deepcopy(record)
+    row = {"batch": 32, "threads": 1, "texts_per_s": 1000.0, "min": 980.0, "max": 1020.0}
+    old["subjects"]["first"]["offline"] = [row, row | {"batch": 8}, row | {"batch": 1}]
+    slower = {"texts_per_s": 900.0, "min": 890.0, "max": 940.0}
+    new["subjects"]["first"]["offline"] = [row | slower, row | slower | {"batch": 8, "max": 970.0}]
+    for one, seconds in ((old, 0.20), (new, 0.23)):
+        one["subjects"]["first"]["cold_start"] = {"wall_s": seconds, "peak_rss_mib": 40.0}
+    found = {c.metric: c for c in diff(old, new).changes if c.subject == "first"}
+    assert found["offline_batch32_callers1_texts_per_s"].verdict == "regression"
+    assert found["offline_batch32_callers1_texts_per_s"].change == 0.9
+    assert found["offline_batch8_callers1_texts_per_s"].verdict == "no change shown"  # the turns are not clear of it
+    assert "offline_batch1_callers1_texts_per_s" not in found
+    assert found["cold_start_s"].verdict == "regression"
+    back = {c.metric: c.verdict for c in diff(new, old).changes if c.subject == "first"}
+    assert back["offline_batch32_callers1_texts_per_s"] == back["cold_start_s"] == "improvement"
+
+
+def test_records_of_peers_are_compared_by_workload(record: dict[str, Any], tmp_path: Path) -> None:
+    about = ("schema", "kind", "command", "conditions")
+    old = {key: record[key] for key in about} | {"kind": "peers", "workloads": {}}
+    new = copy.deepcopy(old)
+    for name, p50_us in (("a/dev", 100.0), ("b/test", 50.0)):
+        values = {key: value for key, value in _steady(record, p50_us).items() if key not in about}
+        old["workloads"][name] = new["workloads"][name] = values
+    new["workloads"] = {
+        "b/test": {key: value for key, value in _steady(record, 70.0).items() if key not in about},
+        "c/dev": old["workloads"]["a/dev"],
+    }
+    paths = [tmp_path / name for name in ("old.json", "new.json", "bench.json")]
+    for path, value in zip(paths, (old, new, record), strict=True):
+        write_json(path, value)
+    found = json.loads(_call("report", "--diff", *paths[:2], "--json", code=1).stdout)
+    subjects = {c["subject"] for c in found["changes"]}
+    assert subjects == {"first on b/test", "<b>second</b> on b/test"}
+    assert found["notes"][0] == "in one record only: a/dev, c/dev"
+    assert "no workload in common" in _call("report", "--diff", paths[0], paths[2], code=2).stderr
 
 
 def test_newcombes_own_example(record: dict[str, Any]) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fieldrun_benchmarks import sensors
 from fieldrun_benchmarks.sampler import Sampler
 from fieldrun_benchmarks.sensors import Sensors, Unavailable, parse_tegrastats, process_memory
+from fieldrun_benchmarks.warn import warnings_of
 
 
 def _plant(root: Path, files: dict[str, str]) -> Sensors:
@@ -37,9 +40,14 @@ def test_a_pc(tmp_path: Path) -> None:
             "sys/fs/cgroup/cpu.stat": "usage_usec 5\nnr_throttled 4\n",
             "sys/class/thermal/thermal_zone0/temp": "41000\n",
             "sys/class/thermal/thermal_zone1/temp": "63500\n",
+            f"{rapl}/intel-rapl:0/name": "package-0\n",
             f"{rapl}/intel-rapl:0/energy_uj": "2500000\n",
-            f"{rapl}/intel-rapl:0:0/energy_uj": "900000\n",
             f"{rapl}/intel-rapl:0/max_energy_range_uj": "9000000\n",
+            f"{rapl}/intel-rapl:0:0/name": "core\n",
+            f"{rapl}/intel-rapl:0:0/energy_uj": "900000\n",
+            f"{rapl}/intel-rapl:1/name": "psys\n",  # the platform: the package is in it
+            f"{rapl}/intel-rapl:1/energy_uj": "7000000\n",
+            f"{rapl}/intel-rapl:1/max_energy_range_uj": "9000000\n",
             "proc/stat": "cpu  100 20 30 4000 50 6 7 8 0 0\n",
         },
     )
@@ -48,17 +56,21 @@ def test_a_pc(tmp_path: Path) -> None:
     assert found["governor"] == "powersave"
     assert found["temperature_c"] == 63.5
     assert found["throttled"] == 7
-    assert found["energy_j"] == 2.5
-    assert sensors.energy_range_j() == 9
+    assert found["energy_j"] == {"intel-rapl:0": 2.5}
+    assert sensors.energy_range_j() == {"intel-rapl:0": 9}
     ticks = os.sysconf("SC_CLK_TCK")
     assert sensors.busy() == pytest.approx({"busy": 163 / ticks, "stolen": 8 / ticks})
 
 
 def test_a_counter_that_only_root_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sensors = _plant(tmp_path, {"sys/class/powercap/intel-rapl:0/energy_uj": "1"})
+    zone = "sys/class/powercap/intel-rapl:0"
+    sensors = _plant(tmp_path, {f"{zone}/energy_uj": "1", f"{zone}/name": "package-0\n"})
+    read = Path.read_text
 
-    def refuse(*_: object, **__: object) -> str:
-        raise PermissionError(13, "Permission denied")
+    def refuse(self: Path, *arguments: Any, **more: Any) -> str:
+        if self.name == "energy_uj":
+            raise PermissionError(13, "Permission denied")
+        return read(self, *arguments, **more)
 
     monkeypatch.setattr(Path, "read_text", refuse)
     found = sensors.energy_j()
@@ -144,11 +156,78 @@ def test_tegrastats_without_rails() -> None:
     assert isinstance(parse_tegrastats("RAM 1/2MB SWAP 0/3MB CPU [2%@729]"), Unavailable)
 
 
+def _program(folder: Path, text: str) -> Sensors:
+    path = folder / "tegrastats"
+    path.write_text(f"#!/bin/sh\n{text}\n", "utf-8")
+    path.chmod(0o755)
+    return Sensors(folder, which=lambda name: str(path))
+
+
+def test_tegrastats_is_asked_for_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = f"echo '{TEGRASTATS[4][0]}'\nexec sleep 3600"
+    assert _program(tmp_path, endless).power_w() == pytest.approx(4.542)
+    assert _program(tmp_path, "exit 1").power_w() == Unavailable("tegrastats said nothing within 2 s")
+    monkeypatch.setattr(sensors, "_TEGRASTATS_S", 0.05)
+    assert _program(tmp_path, "exec sleep 3600").power_w() == Unavailable("tegrastats said nothing within 0.05 s")
+
+
+PI_FLAGS = "sys/devices/platform/soc/soc:firmware/get_throttled"
+
+
+@pytest.mark.parametrize(
+    ("readings", "flags"),
+    [
+        (("0", "0", "0"), []),
+        (("50005", "50005", "50005"), ["under-voltage", "throttled"]),  # all the time
+        (("0", "4", "0"), ["throttled"]),  # for a while
+        (("50005", "50000", "50000"), ["under-voltage", "throttled"]),  # until it was measured
+        (("50000", "50000", "50000"), []),  # some time before
+        (("0", "0", "20000"), ["frequency capped"]),  # between two readings
+        (("0", "8", "80000"), ["soft temperature limit"]),
+    ],
+)
+def test_a_raspberry_pi_that_is_throttled(tmp_path: Path, readings: tuple[str, str, str], flags: list[str]) -> None:
+    files = {PI_FLAGS: readings[0], "sys/fs/cgroup/cpu.stat": "nr_throttled 4\n"}
+    sensors = _plant(tmp_path, files)
+    with Sampler(sensors, interval_s=1e6) as sampler:
+        _plant(tmp_path, {PI_FLAGS: readings[1]})
+        sampler.take()
+        _plant(tmp_path, {PI_FLAGS: readings[2], "sys/fs/cgroup/cpu.stat": "nr_throttled 6\n"})
+    found = sampler.summary()
+    assert found["throttled"] == {"events": 2, "flags": flags}
+    found |= {"other_cores": 0.0, "stolen_cores": 0.0}
+    said = [entry["text"] for entry in warnings_of({"sensors": found, "subjects": {}, "harness": {}})]
+    assert ("throttled 2 times" in said[0], len(said)) == (True, 1 + bool(flags))
+    assert not flags or said[1].startswith(f"the board reported {', '.join(flags)} while")
+
+
+def test_flags_that_cannot_be_read(tmp_path: Path) -> None:
+    assert isinstance(_plant(tmp_path, {PI_FLAGS: "what"}).throttle_flags(), Unavailable)
+
+
+def test_each_package_starts_again_at_its_own_end(tmp_path: Path) -> None:
+    zones = [f"sys/class/powercap/intel-rapl:{i}" for i in range(2)]
+    for zone, joules, end in zip(zones, (8, 1), (10, 100), strict=True):
+        _plant(
+            tmp_path,
+            {
+                f"{zone}/name": f"package-{zone[-1]}",
+                f"{zone}/energy_uj": f"{joules}000000",
+                f"{zone}/max_energy_range_uj": f"{end}000000",
+            },
+        )
+    times = iter([0.0, 1.0])
+    with Sampler(Sensors(tmp_path), interval_s=1e6, clock=lambda: next(times)) as sampler:
+        _plant(tmp_path, {f"{zones[0]}/energy_uj": "1000000", f"{zones[1]}/energy_uj": "21000000"})
+    assert sampler.summary()["energy_j"]["joules"] == 3 + 20
+
+
 def test_a_sampler_adds_up_what_it_saw(tmp_path: Path) -> None:
     counter = tmp_path / "sys/class/powercap/intel-rapl:0/energy_uj"
     ticks = os.sysconf("SC_CLK_TCK")
     files = {str(counter.relative_to(tmp_path)): "8000000", "proc/stat": "cpu  0 0 0 0 0 0 0 0 0 0\n"}
     files["sys/class/powercap/intel-rapl:0/max_energy_range_uj"] = "10000000"
+    files["sys/class/powercap/intel-rapl:0/name"] = "package-0\n"
     sensors = _plant(tmp_path, files)
     times = iter([0.0, 5.0, 10.0])
     with Sampler(sensors, interval_s=1e6, clock=lambda: next(times)) as sampler:
@@ -158,7 +237,7 @@ def test_a_sampler_adds_up_what_it_saw(tmp_path: Path) -> None:
         (tmp_path / "proc/stat").write_text(f"cpu  {30 * ticks} 0 0 0 0 0 0 {ticks} 0 0\n", "utf-8")
     found = sampler.summary(own_cpu_s=10.0)
     assert found["energy_j"] == {"joules": 8.0, "mean_w": 0.8, "of": "processor packages (RAPL)"}
-    assert found["other_cores"] == 2.0
+    assert found["other_cores"] == pytest.approx(2.0, abs=0.05)  # less what this process did
     assert found["stolen_cores"] == 0.1
     assert "unavailable" in found["temperature_c"]
     assert found["readings"] == 3

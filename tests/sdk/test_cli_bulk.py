@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +200,69 @@ def test_the_command_says_what_it_did(toy_bundle: Path, tmp_path: Path, here: ty
 
 
 _PROGRAM = "import sys\nif __name__ == '__main__':\n    from fieldrun.cli import main\n    main(sys.argv[1:])\n"
+
+
+@pytest.fixture
+def waiting(toy_bundle: Path, tmp_path: Path) -> Iterator[tuple[list[str], subprocess.Popen[str], Path]]:
+    """A run of two workers that has labelled one file and waits for a second, a pipe: command, process, pipe."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    _file(tmp_path / "in", 40)
+    program = tmp_path / "program.py"
+    program.write_text(_PROGRAM, "utf-8")
+    command = [sys.executable, str(program), "run", str(toy_bundle), "--task", "mood", "--engine", "numpy"]
+    command += ["--from", str(tmp_path / "in"), "--from", str(pipe), "-o", str(tmp_path / "out"), "--workers", "2"]
+    with subprocess.Popen(
+        command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as run:
+        try:
+            yield command, run, pipe
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+
+
+def test_a_second_run_of_the_same_output_is_refused(
+    waiting: tuple[list[str], subprocess.Popen[str], Path], tmp_path: Path
+) -> None:
+    command, first, pipe = waiting
+    with pipe.open("wb"):  # opens once the first run reads it: it is at work, and owns the output
+        second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert second.returncode == OutputExists.exit_code
+        assert f"another run is writing {tmp_path / 'out'}.partial" in second.stderr
+        assert len(second.stderr.splitlines()) == 1
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 0, said
+    assert len(_objects(tmp_path / "out")) == 40
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_workers_end_with_a_parent_that_is_killed(waiting: tuple[list[str], subprocess.Popen[str], Path]) -> None:
+    _, parent, pipe = waiting
+    with pipe.open("wb"):
+        os.kill(parent.pid, signal.SIGKILL)
+    parent.communicate(timeout=60)  # stderr, which the workers share, closes with the last of them
+
+
+def test_a_run_that_ended_meanwhile_is_not_written_over(
+    toy_bundle: Path, tmp_path: Path, here: type[_HerePool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run makes the output after this one has looked for it, before this one owns it."""
+    _file(tmp_path / "in", 5)
+    look = bulk._check_free
+    looked: list[Path] = []
+
+    def check(output: Path) -> None:
+        look(output)
+        looked.append(output)
+        output.write_text("of the other run", "utf-8")
+
+    monkeypatch.setattr(bulk, "_check_free", check)
+    with pytest.raises(OutputExists, match="exists; choose another name"):
+        _label(toy_bundle, [tmp_path / "in"], tmp_path / "out")
+    assert len(looked) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    assert (tmp_path / "out").read_text("utf-8") == "of the other run"
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fieldrun.errors import UsageError
@@ -12,19 +12,21 @@ from fieldrun.metrics import wilson_interval
 from ..percentiles import ratio_interval
 from .facts import machine_of
 
-__all__ = ["Change", "Diff", "diff"]
+__all__ = ["Change", "Diff", "diff", "diff_all"]
 
 Record = Mapping[str, Any]
 _TOLERANCE = 0.025
 """Times: a regression when the whole interval lies above 1 by more than this, the variation that a bench warns of."""
 _SIZE_TOLERANCE = 0.02
+_COLD_TOLERANCE = 0.1  # of a median of few processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """One figure of a subject: `verdict` is "regression", "improvement" or "no change shown".
 
-    `change` is new / old, or for an accuracy new - old; `ci95` its interval, None where one value each was counted.
+    `change` is new / old, for the latency of SingleStream the ratio of the medians of all windows, and for an accuracy
+    new - old; `ci95` is its interval, None where one value each was counted.
     """
 
     subject: str
@@ -72,12 +74,34 @@ class Diff:
         return "\n".join(lines).strip() + "\n"
 
 
+def diff_all(old: Sequence[Record], new: Sequence[Record]) -> Diff:
+    """Compare two lists of benches that `read_records` gave of one record each, by their workloads.
+
+    Raises:
+        UsageError: they have no workload, or on one no subject, in common.
+    """
+    before, after = ({record.get("name", ""): record for record in records} for records in (old, new))
+    shared = [name for name in after if name in before]
+    if not shared:
+        raise UsageError("the two records have no workload in common; compare two of fieldrun bench, or two of peers")
+    changes: list[Change] = []
+    alone = [name for name in (*before, *after) if name not in shared]
+    notes = [f"in one record only: {', '.join(alone)}"] if alone else []
+    for name in shared:
+        found = diff(before[name], after[name])
+        changes += [replace(c, subject=f"{c.subject} on {name}") if name else c for c in found.changes]
+        notes += [f"{name}: {note}" if name else note for note in found.notes]
+    return Diff(changes=tuple(changes), notes=tuple(notes))
+
+
 def diff(old: Record, new: Record) -> Diff:
     """Compare the subjects that both records have.
 
-    Times are compared by the bootstrap of repeats and windows (`ratio_interval`), accuracies by Newcombe's interval for
-    a difference of proportions ("Interval estimation for the difference between independent proportions", Statistics in
-    Medicine 17, 1998, method 10), memory and size as they are.
+    Latency is compared by the bootstrap of repeats and windows (`ratio_interval`), accuracy on the same rows by
+    Newcombe's interval for a difference of proportions ("Interval estimation for the difference between independent
+    proportions", Statistics in Medicine 17, 1998, method 10). Throughput is worse when the best of the new turns is
+    below the worst of the old ones, by the tolerance of latency; cold start, memory and size are compared as they are.
+    A subject that fails or ends early in the new record only is a regression.
 
     Raises:
         UsageError: no subject is in both.
@@ -90,13 +114,23 @@ def diff(old: Record, new: Record) -> Diff:
     changes = []
     for name in shared:
         before, after = old["subjects"][name], new["subjects"][name]
+        changes += _ends(name, before, after)
         if "failed" in before or "failed" in after:
             continue
         if same_machine:
             changes += _times(name, before, after)
+            changes += _throughput(name, before, after)
             changes += _counted(name, before, after)
         changes += _accuracies(name, before, after)
     return Diff(changes=tuple(changes), notes=tuple(notes))
+
+
+def _ends(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+    first, second = (float("failed" not in one and "ended_early" not in one) for one in (before, after))
+    if first == second:
+        return []
+    verdict = _verdict(second < first, second > first)
+    return [Change(subject=name, metric="completed", old=first, new=second, change=second, ci95=None, verdict=verdict)]
 
 
 def _notes(old: Record, new: Record, shared: Sequence[str]) -> list[str]:
@@ -109,8 +143,13 @@ def _notes(old: Record, new: Record, shared: Sequence[str]) -> list[str]:
     if left_out:
         found.append(f"in one record only: {', '.join(left_out)}")
     for name in shared:
-        failed = [label for label, record in (("old", old), ("new", new)) if "failed" in record["subjects"][name]]
-        found += [f"{name} failed in the {label} record" for label in failed]
+        for label, record in (("old", old), ("new", new)):
+            subject = record["subjects"][name]
+            if why := subject.get("failed", subject.get("ended_early")):
+                found.append(f"{name} failed in the {label} record: {why}")
+        first, second = (record["subjects"][name].get("accuracy", {}) for record in (old, new))
+        others = [task for task in _tasks(first, second) if first[task]["sha256"] != second[task]["sha256"]]
+        found += [f"{name}, {task}: other labelled rows, accuracies are not compared" for task in others]
     for label, record in (("old", old), ("new", new)):
         found += [f"{label}: {entry['about']}: {entry['text']}" for entry in record["warnings"]]
     return found
@@ -134,10 +173,37 @@ def _times(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> li
     ]
 
 
+def _throughput(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+    first, second = (
+        {(row["batch"], row["threads"]): row for row in one["offline"]} if isinstance(one["offline"], list) else {}
+        for one in (before, after)
+    )
+    found = []
+    for (batch, threads), row in second.items():
+        base = first.get((batch, threads))
+        if base is None or not base["min"] or not row["min"]:
+            continue
+        worse = row["max"] < (1 - _TOLERANCE) * base["min"]
+        better = row["min"] > (1 + _TOLERANCE) * base["max"]
+        found.append(
+            Change(
+                subject=name,
+                metric=f"offline_batch{batch}_callers{threads}_texts_per_s",
+                old=base["texts_per_s"],
+                new=row["texts_per_s"],
+                change=round(row["texts_per_s"] / base["texts_per_s"], 4),
+                ci95=None,
+                verdict=_verdict(worse, better),
+            )
+        )
+    return found
+
+
 def _counted(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
     def values(subject: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "resident_mib": subject["memory"].get("loaded", {}).get("resident_mib"),
+            "cold_start_s": subject["cold_start"].get("wall_s"),
             "cold_start_peak_mib": subject["cold_start"].get("peak_rss_mib"),
             "artifact_bytes": subject["about"].get("artifact", {}).get("bytes"),
         }
@@ -147,7 +213,8 @@ def _counted(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
         base = values(before)[metric]
         if isinstance(value, int | float) and isinstance(base, int | float) and base:
             change = value / base
-            verdict = _verdict(change > 1 + _SIZE_TOLERANCE, change < 1 - _SIZE_TOLERANCE)
+            tolerance = _COLD_TOLERANCE if metric == "cold_start_s" else _SIZE_TOLERANCE
+            verdict = _verdict(change > 1 + tolerance, change < 1 - tolerance)
             found.append(
                 Change(
                     subject=name,
@@ -164,11 +231,9 @@ def _counted(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
 
 def _accuracies(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
     found = []
-    for task, entry in after["accuracy"].items():
-        base = before["accuracy"].get(task)
-        if not (
-            isinstance(entry, Mapping) and isinstance(base, Mapping) and "accuracy" in entry and "accuracy" in base
-        ):
+    for task in _tasks(before["accuracy"], after["accuracy"]):
+        base, entry = before["accuracy"][task], after["accuracy"][task]
+        if base["sha256"] != entry["sha256"]:
             continue
         change = entry["accuracy"] - base["accuracy"]
         low, high = _newcombe(entry, base)
@@ -185,6 +250,15 @@ def _accuracies(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) 
             )
         )
     return found
+
+
+def _tasks(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return the tasks whose accuracy was measured in both."""
+    return [
+        task
+        for task, entry in after.items()
+        if all(isinstance(one, Mapping) and "accuracy" in one for one in (entry, before.get(task)))
+    ]
 
 
 def _newcombe(new: Mapping[str, Any], old: Mapping[str, Any]) -> tuple[float, float]:

@@ -41,10 +41,11 @@ def facts(record: Record) -> list[Section]:
 
 
 def machine_of(record: Record) -> str:
-    """Return the processor, its architecture and the cores that the bench was allowed."""
+    """Return the board, the processor, its architecture and the cores that the bench was allowed."""
     about = record["conditions"]
-    cores = about["cores_allowed"]
-    return f"{about['processor']} ({about['architecture']}, {cores} core{'' if cores == 1 else 's'} allowed)"
+    cores, device = about["cores_allowed"], (record.get("system") or {}).get("device")
+    board = f"{device}: " if device and device not in about["processor"] else ""
+    return f"{board}{about['processor']} ({about['architecture']}, {cores} core{'' if cores == 1 else 's'} allowed)"
 
 
 def not_measured(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:

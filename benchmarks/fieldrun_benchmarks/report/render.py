@@ -24,7 +24,7 @@ _NEEDED = ("workload", "settings", "harness", "idle", "sensors", "subjects", "ra
 
 
 def read_records(paths: Sequence[Path]) -> list[Record]:
-    """Read records of kind `bench`; one of kind `peers` gives a bench for each of its workloads.
+    """Read records of kind `bench`; one of kind `peers` gives a bench with a `name` for each of its workloads.
 
     Raises:
         SchemaTooNew: one is of a newer fieldrun; none is left out in silence.
@@ -34,7 +34,8 @@ def read_records(paths: Sequence[Path]) -> list[Record]:
     for path in paths:
         record = read_record(path, "bench", "peers")
         shared = {key: record.get(key) for key in ("kind", "command", "conditions", "system")}
-        for one in [record] if record["kind"] == "bench" else [shared | w for w in record["workloads"].values()]:
+        workloads = record.get("workloads", {}).items()
+        for one in [record] if record["kind"] == "bench" else [shared | {"name": n} | w for n, w in workloads]:
             missing = [key for key in _NEEDED if key not in one]
             if missing or not one["subjects"]:
                 raise FieldrunError(f"{path} is not whole: it lacks {', '.join(missing) or 'subjects'}; measure again")

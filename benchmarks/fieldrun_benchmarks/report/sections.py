@@ -144,7 +144,7 @@ def _server(record: Record) -> Section | None:
         server = subject["server"]
         for load in server.get("loads", ()):
             tail = _percentile(load["percentiles"]["p99"])
-            met = "yes" if load["bound_met"] else "no"
+            met = "too few" if isinstance(load["bound_met"], Mapping) else "yes" if load["bound_met"] else "no"
             rows.append(
                 (
                     name,

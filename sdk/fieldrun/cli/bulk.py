@@ -4,7 +4,7 @@ The parent reads batches of lines and hands them out; at most `_AHEAD` a worker 
 for answering. It writes the answers in order to `OUT.partial` and, once they are on the disk, notes in `OUT.resume` how
 far input and output have come. A run that was ended goes on from that note: what the output holds beyond it is cut
 off, so no line is lost or doubled. The note holds the sha256 of all input read so far; other input begins anew only
-when told to.
+when told to. `OUT.partial` is locked while it is written, and workers end with their parent, also when it is killed.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -100,7 +103,7 @@ def label_files(
         progress: is told ("label", bytes read, bytes in all).
 
     Raises:
-        OutputExists: `output` is there, or another run of other input or settings was ended half-way.
+        OutputExists: `output` is there, is being written, or is half made of other input or settings.
         DatasetError: a file cannot be read.
         InputTextError, TextTooLong: a line cannot be answered; it is named, and all before its batch is kept.
         EngineError: a worker was ended from outside.
@@ -109,8 +112,7 @@ def label_files(
     from .answers import choose_tasks
 
     began = time.perf_counter()
-    if os.path.lexists(output):
-        raise OutputExists(f"{output} exists; choose another name or delete it")
+    _check_free(output)
     engine, threads, overflow = runtime
     with open_model(bundle, engine, threads, overflow) as model:
         paired = all(model.kind(task) == "pair" for task in wanted if task in model.tasks) and "all" not in wanted
@@ -121,10 +123,10 @@ def label_files(
     key |= {"sources": [path.name for path in sources]}
     total = sum(_size(path) for path in sources)
     note_path, partial = (output.with_name(output.name + end) for end in (".resume", ".partial"))
-    state = _resume(note_path, partial, key, restart)
-    done = Labelled(lines=state["lines"], resumed_at=state["lines"], cut=state["cut"], dropped=state["dropped"])
     try:
-        with partial.open("ab") as out:
+        with _owned(partial, output) as out:
+            state = _resume(note_path, out, key, restart)
+            done = Labelled(lines=state["lines"], resumed_at=state["lines"], cut=state["cut"], dropped=state["dropped"])
             _keep(out, note_path, key, state)  # from here on an end at any moment can be gone on from
             _label(
                 setup,
@@ -136,12 +138,13 @@ def label_files(
                 keep=lambda reached: _keep(out, note_path, key, reached),
                 progress=lambda read: progress("label", read, total),
             )
-        if not done.lines:
-            partial.unlink()
+            if done.lines:
+                partial.replace(output)
+            else:
+                partial.unlink()
             note_path.unlink()
+        if not done.lines:
             raise InputTextError("the files have no line; give one text a line")
-        partial.replace(output)
-        note_path.unlink()
     except OSError as error:
         raise StorageError(
             f"cannot write {output}: {error.strerror or error}; free space, then run it again"
@@ -236,14 +239,40 @@ def _size(path: Path) -> int:
         raise DatasetError(f"cannot read {path}: {error.strerror}; check the path") from error
 
 
-def _resume(note: Path, partial: Path, key: dict[str, Any], restart: bool) -> dict[str, Any]:
+def _check_free(output: Path) -> None:
+    if os.path.lexists(output):
+        raise OutputExists(f"{output} exists; choose another name or delete it")
+
+
+@contextmanager
+def _owned(partial: Path, output: Path) -> Iterator[BinaryIO]:
+    """Open `partial` to add to it, locked against every other run until it is closed or this process ends."""
+    import fcntl
+
+    while True:
+        with partial.open("ab") as out:
+            try:
+                fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputExists(f"another run is writing {partial}; wait for it or choose another name") from error
+            if not partial.exists() or not os.path.samestat(partial.stat(), os.fstat(out.fileno())):
+                continue  # another run ended and took the file away before it was locked here
+            out.seek(0, os.SEEK_END)
+            if not out.tell() and os.path.lexists(output):
+                partial.unlink()
+            _check_free(output)  # another run may have made it since
+            yield out
+            return
+
+
+def _resume(note: Path, out: BinaryIO, key: dict[str, Any], restart: bool) -> dict[str, Any]:
     """Return the position to go on from, and cut the output to what is known to be whole there."""
     start = {"file": 0, "offset": 0, "in_file": 0, "digest": "", "lines": 0, "cut": 0, "dropped": 0}
     if restart or not note.exists():
-        if partial.exists() and not restart:
-            raise OutputExists(f"{partial} has no note beside it to go on from; add --restart or delete it")
+        if out.tell() and not restart:
+            raise OutputExists(f"{out.name} has no note beside it to go on from; add --restart or delete it")
         note.unlink(missing_ok=True)
-        partial.unlink(missing_ok=True)
+        _cut(out, 0)
         return start
     try:
         found = read_json(note)
@@ -253,10 +282,15 @@ def _resume(note: Path, partial: Path, key: dict[str, Any], restart: bool) -> di
         raise OutputExists(f"{note} cannot be read; add --restart to begin anew") from error
     if not same and state["lines"]:
         raise OutputExists(f"{note} is of other files, tasks or another bundle; add --restart to begin anew")
-    if not partial.exists() or partial.stat().st_size < length:
-        raise OutputExists(f"{partial} is shorter than its note says; add --restart to begin anew")
-    os.truncate(partial, length)
+    if out.tell() < length:
+        raise OutputExists(f"{out.name} is shorter than its note says; add --restart to begin anew")
+    _cut(out, length)
     return state if same else start
+
+
+def _cut(out: BinaryIO, length: int) -> None:
+    out.truncate(length)
+    out.seek(length)
 
 
 def _keep(out: BinaryIO, note: Path, key: dict[str, Any], state: dict[str, Any]) -> None:
@@ -271,9 +305,17 @@ _worker: list[Any] = []  # of a worker's process: its setup and its model
 
 def _open(setup: _Setup) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     engine, threads, overflow = setup.runtime
     model = open_model(setup.bundle, engine, threads, overflow)
     _worker[:] = [setup, model, {task: model.labels(task) for task in setup.tasks}]
+
+
+def _end_with(parent: BaseProcess) -> None:
+    """End this process when its parent has ended: one that was killed ends no worker, and a worker waits for ever."""
+    parent.join()
+    os._exit(1)
 
 
 def _answer(name: str, first: int, lines: list[bytes]) -> tuple[bytes, int, int]:

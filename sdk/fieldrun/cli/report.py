@@ -33,16 +33,15 @@ def report(
     """Make one page of RECORDs that 'fieldrun bench --report' wrote; it opens offline.
 
     The ending of -o chooses HTML, Markdown, CSV or JSON. With --diff, show what the second record has become against
-    the first, with 95 % intervals; ends with exit code 1 when something is slower, larger or less right.
+    the first, with 95 % intervals; ends with exit code 1 when something is slower, larger or less right, or failed.
     """
-    from fieldrun_benchmarks.report.diff import diff
+    from fieldrun_benchmarks.report.diff import diff_all
     from fieldrun_benchmarks.report.render import page, read_records, to_csv, to_json, to_markdown
 
-    found = read_records(records)
     if compare:
-        if len(found) != 2:
-            raise UsageError(f"--diff compares two records, OLD NEW, not {len(found)}")
-        changes = diff(*found)
+        if len(records) != 2:
+            raise UsageError(f"--diff compares two records, OLD NEW, not {len(records)}")
+        changes = diff_all(*(read_records([path]) for path in records))
         text = changes.to_markdown()
         if output is not None:
             check_output(output, force=force)
@@ -58,6 +57,7 @@ def report(
         return
     if output is None:
         raise UsageError("give -o, the report to write (.html, .md, .csv or .json), or --diff")
+    found = read_records(records)
     spellings = {".html": page, ".md": to_markdown, ".csv": to_csv, ".json": to_json}
     if output.suffix not in spellings:
         raise UsageError(f"{output.name}: the ending chooses among {', '.join(spellings)}")
