@@ -1,15 +1,21 @@
-"""A tiny bundle with TensorRT graphs: every layer int8, two batches, two lengths."""
+"""A tiny bundle with TensorRT graphs (every layer int8, two batches, two lengths), and its engines in a cache."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import fieldrun
+from fieldrun.bundle import Bundle
 from fieldrun_runtimes.tensorrt import device
+from fieldrun_runtimes.tensorrt.build import build
+from fieldrun_runtimes.tensorrt.key import EngineKey, keys_of
+from fieldrun_runtimes.tensorrt.library import load_library
 from tests.exporters.conftest import ALL_INT8
+from tests.runtimes.tensorrt import doubles
 
 RECIPE = f"""
 schema = 1
@@ -26,6 +32,9 @@ max_abs = 0.5
 [tensorrt]
 golden_tolerance = 0.01
 """
+
+
+ABOUT: dict[str, Any] = {"bytes": 1, "seconds": 0.5, "layers": {"table": "int8"}}
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +55,29 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     device.find_gpu.cache_clear()
     yield root
     device.find_gpu.cache_clear()
+
+
+@pytest.fixture
+def built(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> doubles.Machine:
+    """A machine on which every engine is built; its calls are forgotten."""
+    machine = doubles.install(monkeypatch)
+    build(tiny)
+    machine.calls.clear()
+    return machine
+
+
+def engines(root: Path) -> list[Path]:
+    """The engines of a cache."""
+    return sorted(root.glob("*/*/*.engine"))
+
+
+def keys(bundle: Path) -> list[EngineKey]:
+    """What this machine needs of every engine of a bundle."""
+    return list(keys_of(Bundle.load(bundle), "tensorrt", load_library("tensorrt"), device.require_gpu()).values())
+
+
+def flip(path: Path) -> None:
+    """Change a bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
