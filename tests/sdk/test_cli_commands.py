@@ -90,7 +90,7 @@ def test_export_passes_the_calibration_texts(monkeypatch: pytest.MonkeyPatch, tm
         seen.append((checkpoint, out, settings["recipe"], settings["calibration"]))
         out.mkdir(exist_ok=True)
         (out / "manifest.json").write_bytes(b"x" * 200_000)
-        return SimpleNamespace(proof={}, to_dict=lambda: {"recipe": settings["recipe"]})
+        return SimpleNamespace(proof={}, warnings=(), to_dict=lambda: {"recipe": settings["recipe"]})
 
     monkeypatch.setattr(fieldrun, "export", export, raising=False)
     (tmp_path / "a.txt").write_text("one\n\n two \n")
