@@ -136,6 +136,7 @@ def _ask(name: str, command: str, *, timeout_s: float = 60, **arguments: Any) ->
             return worker.ask(command, **arguments)
         finally:
             assert worker.hung == (name == "Hanging")
+            worker.close()  # may be closed twice: one that hung is, for another in its place
 
 
 def test_a_subject_that_prints_does_not_break_the_protocol(importable: None) -> None:

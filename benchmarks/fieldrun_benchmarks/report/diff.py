@@ -18,7 +18,7 @@ Record = Mapping[str, Any]
 _TOLERANCE = 0.025
 """Times: a regression when the whole interval lies above 1 by more than this, the variation that a bench warns of."""
 _SIZE_TOLERANCE = 0.02
-_COLD_TOLERANCE = 0.1  # of a median of few processes
+_FEW_TOLERANCE = 0.1  # of throughput and cold start: few turns, few processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +100,8 @@ def diff(old: Record, new: Record) -> Diff:
     Latency is compared by the bootstrap of repeats and windows (`ratio_interval`), accuracy on the same rows by
     Newcombe's interval for a difference of proportions ("Interval estimation for the difference between independent
     proportions", Statistics in Medicine 17, 1998, method 10). Throughput is worse when the best of the new turns is
-    below the worst of the old ones, by the tolerance of latency; cold start, memory and size are compared as they are.
-    A subject that fails or ends early in the new record only is a regression.
+    a tenth below the worst of the old ones; cold start, memory and size are compared as they are. A subject that fails
+    or ends early in the new record only is a regression.
 
     Raises:
         UsageError: no subject is in both.
@@ -183,8 +183,8 @@ def _throughput(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) 
         base = first.get((batch, threads))
         if base is None or not base["min"] or not row["min"]:
             continue
-        worse = row["max"] < (1 - _TOLERANCE) * base["min"]
-        better = row["min"] > (1 + _TOLERANCE) * base["max"]
+        worse = row["max"] < (1 - _FEW_TOLERANCE) * base["min"]
+        better = row["min"] > (1 + _FEW_TOLERANCE) * base["max"]
         found.append(
             Change(
                 subject=name,
@@ -213,7 +213,7 @@ def _counted(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> 
         base = values(before)[metric]
         if isinstance(value, int | float) and isinstance(base, int | float) and base:
             change = value / base
-            tolerance = _COLD_TOLERANCE if metric == "cold_start_s" else _SIZE_TOLERANCE
+            tolerance = _FEW_TOLERANCE if metric == "cold_start_s" else _SIZE_TOLERANCE
             verdict = _verdict(change > 1 + tolerance, change < 1 - tolerance)
             found.append(
                 Change(
