@@ -57,6 +57,14 @@ _DENSE = {"dense": "int8-weights", "mixer": "fp32"}
 _SHIPPED = ("cpu-small", "cpu-tiny")
 
 
+_SEVEN_EIGHTHS = {"width": 112, "mixer": 168, "hidden": 224}
+_THREE_QUARTERS = {"width": 96, "mixer": 144, "hidden": 192}
+
+
+def _narrow(features: Mapping[str, int], *, tuned: bool = False) -> Rung:
+    return Rung(rules={"tables": "int8", **_DENSE}, lowrank=features, tuned=tuned)
+
+
 def _tables(precision: str, *, tuned: bool = False) -> Rung:
     return Rung(rules={"tables": precision, **_DENSE}, tuned=tuned)
 
@@ -78,8 +86,10 @@ LADDER: dict[str, Rung] = {
     "palette256x4 tuned": _tables("palette256x4", tuned=True),
     "palette64:20%+palette256x4": _tables("palette64:20%+palette256x4"),
     "palette16:20%+palette256x8": _tables("palette16:20%+palette256x8"),
-    "lowrank 7/8": Rung(rules={"tables": "int8", **_DENSE}, lowrank={"width": 112, "mixer": 168, "hidden": 224}),
-    "lowrank 3/4": Rung(rules={"tables": "int8", **_DENSE}, lowrank={"width": 96, "mixer": 144, "hidden": 192}),
+    "lowrank 7/8": _narrow(_SEVEN_EIGHTHS),
+    "lowrank 7/8 tuned": _narrow(_SEVEN_EIGHTHS, tuned=True),
+    "lowrank 3/4": _narrow(_THREE_QUARTERS),
+    "lowrank 3/4 tuned": _narrow(_THREE_QUARTERS, tuned=True),
     "mixt2": Rung(rules={"tables": "int8", **_DENSE, "mixer": "mixt2", "hidden": "mixt2"}),
     "mixt2 tuned": Rung(rules={"tables": "int8", **_DENSE, "mixer": "mixt2", "hidden": "mixt2"}, tuned=True),
     **{name: Rung() for name in _SHIPPED},

@@ -52,8 +52,8 @@ def test_rows_are_drawn_from_the_train_files(tmp_path: Path) -> None:
         (data / task.name / "train.tsv").write_text("\n".join([header, *lines]) + "\n", "utf-8")
     first = write_rows(data, tmp_path, 10, 0)
     kept = {task: path.read_bytes() for task, path in first.items()}
-    for task, path in first.items():
-        whole, drawn = read_tsv(data / task / "train.tsv"), read_tsv(path)
+    for name, path in first.items():
+        whole, drawn = read_tsv(data / name / "train.tsv"), read_tsv(path)
         assert len(drawn) == 10
         assert set(drawn.texts) < set(whole.texts)
     assert {task: path.read_bytes() for task, path in write_rows(data, tmp_path, 10, 0).items()} == kept
