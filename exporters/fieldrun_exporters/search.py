@@ -68,7 +68,7 @@ class SearchReport:
     `front` has, per point from the smallest on: `precision`, `weights_bytes`, `bytes` (of the bundle, at most: a few
     thousand less if the graphs have fewer nodes), `field_error` (1 - mean cosine), and, where it was judged, `accuracy`
     (`accuracy_drop`). `shapes` has, per shape from the largest on, its sizes, `latency_us`, `field_error` and
-    `accuracy` in float32; it is empty where nothing was timed.
+    `accuracy` in float32; it is empty where nothing was timed. `warnings` are those of the bundle's export.
     """
 
     path: Path
@@ -77,6 +77,7 @@ class SearchReport:
     front: tuple[Mapping[str, Any], ...]
     chosen: int
     shapes: tuple[Mapping[str, Any], ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON."""
@@ -87,6 +88,7 @@ class SearchReport:
             "front": [dict(point) for point in self.front],
             "chosen": self.chosen,
             "shapes": [dict(shape) for shape in self.shapes],
+            "warnings": list(self.warnings),
         }
 
 
@@ -224,6 +226,7 @@ def search(
             front=tuple(points),
             chosen=chosen,
             shapes=tuple(measured),
+            warnings=done.warnings,
         )
         write_bytes(folder / "front.svg", front_plot(points, chosen, measured).encode("utf-8"))
         write_json(folder / "search.json", found.to_dict() | {"seed": seed, "identity": identity})
