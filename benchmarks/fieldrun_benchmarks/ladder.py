@@ -55,14 +55,13 @@ class Rung:
 
 _DENSE = {"dense": "int8-weights", "mixer": "fp32"}
 _SHIPPED = ("cpu-small", "cpu-tiny")
-
-
 _SEVEN_EIGHTHS = {"width": 112, "mixer": 168, "hidden": 224}
 _THREE_QUARTERS = {"width": 96, "mixer": 144, "hidden": 192}
 
 
 def _narrow(features: Mapping[str, int], *, tuned: bool = False) -> Rung:
-    return Rung(rules={"tables": "int8", **_DENSE}, lowrank=features, tuned=tuned)
+    """Return a rung with fewer features; tuned, its layers stay in float32, which a gradient can move."""
+    return Rung(rules={"tables": "int8"} | ({} if tuned else _DENSE), lowrank=features, tuned=tuned)
 
 
 def _tables(precision: str, *, tuned: bool = False) -> Rung:

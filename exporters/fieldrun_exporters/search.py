@@ -70,7 +70,7 @@ class SearchReport:
     thousand less if the graphs have fewer nodes), `field_error` (1 - mean cosine), and, where it was judged, `accuracy`
     (`accuracy_drop`). `uniform` has the same of what a search must beat: all tables at one level, dense layers at the
     one that takes most bytes. `shapes` has, per shape from the largest on, its sizes, `latency_us`, `field_error` and
-    `accuracy` in float32; it is empty where nothing was timed.
+    `accuracy` in float32; it is empty where nothing was timed. `warnings` are the export's.
     """
 
     path: Path
@@ -80,6 +80,7 @@ class SearchReport:
     chosen: int
     uniform: tuple[Mapping[str, Any], ...]
     shapes: tuple[Mapping[str, Any], ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON."""
@@ -91,6 +92,7 @@ class SearchReport:
             "chosen": self.chosen,
             "uniform": [dict(point) for point in self.uniform],
             "shapes": [dict(shape) for shape in self.shapes],
+            "warnings": list(self.warnings),
         }
 
 
@@ -237,6 +239,7 @@ def search(
             chosen=chosen,
             uniform=tuple(uniform),
             shapes=tuple(measured),
+            warnings=done.warnings,
         )
         write_bytes(folder / "front.svg", front_plot(points, chosen, measured, uniform).encode("utf-8"))
         write_json(folder / "search.json", found.to_dict() | {"seed": seed, "identity": identity})

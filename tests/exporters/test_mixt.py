@@ -90,7 +90,8 @@ def test_what_cannot_be_a_mixture_is_refused() -> None:
         expand({"hidden.weight.mixt.0": np.zeros((2, 3), np.float32), "hidden.weight.width": np.array([3], np.int32)})
 
 
-def test_every_engine_opens_a_mixture(toy_checkpoint: Path, tmp_path: Path) -> None:
+def test_every_engine_opens_a_mixture(tmp_path: Path) -> None:
+    toy_checkpoint(0, pairs=False).save(tmp_path / "toy")  # fields this far off answer no pair as the reference does
     path = tmp_path / "mine.toml"
     path.write_text(
         RECIPE.replace("min_cosine = 0.7", "min_cosine = 0.01")
@@ -98,7 +99,7 @@ def test_every_engine_opens_a_mixture(toy_checkpoint: Path, tmp_path: Path) -> N
         .replace("min_top1 = 0.5", "min_top1 = 0.01")
         .format(passes='["fold", "mixt", "int8"]', precision='tables = "int8"\nmixer = "mixt2"\nhidden = "mixt3"')
     )
-    report = fieldrun.export(toy_checkpoint, tmp_path / "bundle", recipe=path)
+    report = fieldrun.export(tmp_path / "toy", tmp_path / "bundle", recipe=path)
     texts = ["it was a great film", "no", "what is my card for"]
     fields = {}
     for engine in ("native", "numpy", "onnxruntime"):

@@ -202,7 +202,7 @@ def test_every_engine_opens_what_was_exported(
     toy_checkpoint: Path, tmp_path: Path, passes: str, precision: str
 ) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text(RECIPE.format(passes=passes, precision=precision))
+    path.write_text(RECIPE.replace("min_top1 = 0.5", "min_top1 = 0.2").format(passes=passes, precision=precision))
     report = fieldrun.export(toy_checkpoint, tmp_path / "bundle", recipe=path)
     assert [p.name for p in report.passes] == eval(passes)
     texts = ["it was a great film", "no", "what is my card for"]

@@ -364,6 +364,8 @@ def test_the_command(small: Path, tmp_path: Path, rows: dict[str, Dataset]) -> N
         main, [*start, "--max-drop", "99", "--json", "-o", str(tmp_path / "two"), "--work", str(tmp_path / "out.work")]
     )
     assert json.loads(json_result.stdout)["chosen"] == 0
+    assert json_result.stderr.startswith("fieldrun: warning: the table is packed")
+    assert len(json.loads(json_result.stdout)["warnings"]) == 1
     for wrong, message in (
         ([], "needs a limit"),
         (["--max-size", "small"], "is not a size; write 10MB"),

@@ -82,6 +82,7 @@ def layer_of(module: str, contracts: frozenset[str]) -> str:
         "fieldrun_benchmarks.encoder_tasks",
         "fieldrun_benchmarks.ladder",
         "fieldrun_benchmarks.rank_order",
+        "fieldrun_benchmarks.search_record",
         "fieldrun_benchmarks.tensorrt_build",
         "fieldrun_benchmarks.trials",
     ):  # they train or export, so they need what that does

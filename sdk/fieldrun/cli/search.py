@@ -9,7 +9,7 @@ import click
 
 from .export import labelled_rows, read_texts
 from .options import examples, json_option
-from .output import progress, put, put_json
+from .output import progress, put, put_json, warn
 
 __all__ = ["search"]
 
@@ -102,6 +102,8 @@ def search(
             seed=seed,
             progress=step,
         )
+    for line in report.warnings:
+        warn(f"warning: {line}")
     if as_json:
         put_json(report.to_dict())
         return
