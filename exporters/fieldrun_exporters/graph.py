@@ -75,21 +75,16 @@ class GraphBuilder:
 
         The bytes of a row are cut into bits, these put together to codes, and each code looked up.
         """
-        rows = self.decoded(name, self.weight(f"{name}.codes.0"), len(self.stored[f"{name}.codes.0"]))
-        return self.op("Transpose", [rows], name, perm=[1, 0])
-
-    def decoded(self, name: str, codes: str, rows: int) -> str:
-        """The int8 rows `(rows, width)` of the palette `name` that `codes (rows, bytes) uint8` say."""
-        length, codebook = self.stored[f"{name}.codes.0"].shape[1], self.stored[f"{name}.codebook.0"]
-        bits, width = code_bits(len(codebook)), int(self.stored[f"{name}.width"][0])
-        wide = self.op("Cast", [codes], f"{name}.bytes", to=TensorProto.INT32)
-        shape = self.constant(f"{name}.bytes.shape", np.array([rows, length, 1], np.int64))
+        codes, codebook = self.stored[f"{name}.codes.0"], self.stored[f"{name}.codebook.0"]
+        rows, bits, width = len(codes), code_bits(len(codebook)), int(self.stored[f"{name}.width"][0])
+        wide = self.op("Cast", [self.weight(f"{name}.codes.0")], f"{name}.bytes", to=TensorProto.INT32)
+        shape = self.constant(f"{name}.bytes.shape", np.array([rows, codes.shape[1], 1], np.int64))
         each = self.op("Reshape", [wide, shape], f"{name}.each")
         each = self.op(
             "Div", [each, self.constant(f"{name}.powers", 2 ** np.arange(8, dtype=np.int32))], f"{name}.shifted"
         )
         each = self.op("Mod", [each, self.constant(f"{name}.two", np.array(2, np.int32))], f"{name}.bits")
-        shape = self.constant(f"{name}.bits.shape", np.array([rows, length * 8 // bits, bits], np.int64))
+        shape = self.constant(f"{name}.bits.shape", np.array([rows, codes.shape[1] * 8 // bits, bits], np.int64))
         each = self.op(
             "Mul",
             [
@@ -108,7 +103,7 @@ class GraphBuilder:
             self.constant(f"{name}.{end}", np.array([n], np.int64))
             for end, n in (("from", 0), ("to", width), ("along", 1))
         ]
-        return self.op("Slice", [values, *ends], f"{name}.cut")
+        return self.op("Transpose", [self.op("Slice", [values, *ends], f"{name}.cut")], name, perm=[1, 0])
 
     def mixture(self, name: str) -> str:
         """The float matrix `name (inputs, outputs)` from its operators: constants, as those of `palette`.

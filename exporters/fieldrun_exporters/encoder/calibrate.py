@@ -11,7 +11,7 @@ from fieldrun.tensors import Array
 
 from .model import Encoder, forward
 
-__all__ = ["Largest", "fields", "input_ranges"]
+__all__ = ["Largest", "fields", "input_ranges", "input_squares"]
 
 _TEXTS = 16  # in one forward pass; texts of similar length together
 
@@ -62,6 +62,21 @@ def input_ranges(
 
     fields(encoder, sequences, watch, progress)
     return {name: largest.value() for name, largest in seen.items()}
+
+
+def input_squares(encoder: Encoder, sequences: Sequence[Sequence[int]]) -> dict[str, Array]:
+    """Return the mean square of every input of every map, `(inputs,) float64`, by the maps of `DeployedEncoder`."""
+    totals: dict[str, Array] = {}
+
+    def watch(name: str, x: Array) -> None:
+        if not name.endswith(".context"):
+            squares = np.square(x, dtype=np.float64).sum(0)
+            name = name.replace(".query", ".qkv")
+            totals[name] = totals[name] + squares if name in totals else squares
+
+    fields(encoder, sequences, watch)
+    tokens = sum(len(ids) for ids in sequences)
+    return {name: total / tokens for name, total in totals.items()}
 
 
 def fields(

@@ -27,7 +27,7 @@ from fieldrun.tensors import Array
 
 from ..deployed import PassReport
 from ..passes.int8 import facts, quantize_columns, quantize_rows
-from ..passes.palettize import cluster, palette_facts
+from ..passes.palettize import Clustered, cluster, palette_facts
 from ..precision import Palette, Precision
 from .model import Encoder, EncoderConfig
 
@@ -166,16 +166,22 @@ def int8_encoder(
 
 
 def palettize_encoder(
-    deployed: DeployedEncoder, folded: DeployedEncoder, precision: Precision, seed: int = 0
+    deployed: DeployedEncoder,
+    folded: DeployedEncoder,
+    precision: Precision,
+    squares: Mapping[str, Array],
+    seed: int = 0,
 ) -> tuple[DeployedEncoder, PassReport]:
     """Put palettes in place of the parts that `precision` says, as `fieldrun_exporters.passes.palettize` does.
 
-    A row of the table and a column of a map have a scale of their own, and the maps' inputs stay float.
+    A row of the table and a column of a map have a scale of their own, or a map's columns one together where that gives
+    a nearer output. The maps' inputs stay float.
 
     Args:
         deployed: the encoder, what is int8 already so.
         folded: the same in float32, whose numbers are clustered.
         precision: which of `tables` and the maps become palettes.
+        squares: the mean square of every input of a map, `(inputs,)`, on real text.
         seed: of the samples that codebooks are made from.
 
     Raises:
@@ -190,7 +196,7 @@ def palettize_encoder(
             continue
         name = part if part == "table" else f"{part}.weight"
         rows = np.ascontiguousarray(folded.tensors[name] if part == "table" else folded.tensors[name].T)
-        found = cluster(rows, palette, seed)
+        found = cluster(rows, palette, seed) if part == "table" else _nearest(rows, palette, squares[part], seed)
         stored = {f"{name}.codes.0": found.packed(), f"{name}.codebook.0": found.codebook}
         changed[part] = palette_facts(part, rows, found.steps(), found.scale, wanted, stored)
         packed |= stored | {f"{name}.width": np.array([rows.shape[1]], np.int32)}
@@ -208,3 +214,17 @@ def palettize_encoder(
     if wrong:
         raise ExportError(f"palettize: {wrong[0]!r} is not what the packed form opens to")
     return result, report
+
+
+def _nearest(rows: Array, palette: Palette, squares: Array, seed: int) -> Clustered:
+    """Return the map `rows (outputs, inputs)` clustered with a scale for each output or one for all: the nearer.
+
+    A trained map may have a weight a hundred times as large as the others, of an input that is as large (massive
+    activations, Sun et al. 2024), and a scale for its output cannot serve both. So an error counts by its input.
+    """
+    found = [cluster(rows, palette, seed)]
+    if rows.shape[1] % palette.dims == 0:
+        flat = cluster(rows.reshape(1, -1), palette, seed)
+        codes, scale = flat.codes.reshape(len(rows), -1), np.repeat(flat.scale, len(rows))
+        found.append(Clustered(codes=codes, codebook=flat.codebook, scale=scale, width=rows.shape[1]))
+    return min(found, key=lambda each: float((np.square(each.values() - rows, dtype=np.float64) @ squares).sum()))

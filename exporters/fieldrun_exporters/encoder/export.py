@@ -20,7 +20,7 @@ from ..precision import Palette
 from ..recipe import Recipe
 from ..simulate import field_errors
 from .activations import accumulate
-from .calibrate import fields, input_ranges
+from .calibrate import fields, input_ranges, input_squares
 from .deployed import DeployedEncoder, check_precision, fold_encoder, int8_encoder, palettize_encoder
 from .graph import encoder_graph
 from .lowrank import inner_size, lowrank
@@ -102,7 +102,8 @@ def prepare_encoder(
         reports.append(report)
     if "palettize" in plan.passes:
         progress("palettize", 0, 1)
-        deployed, report = palettize_encoder(deployed, folded, plan.precision)
+        squares = input_squares(small, calibration)
+        deployed, report = palettize_encoder(deployed, folded, plan.precision, squares)
         progress("palettize", 1, 1)
         reports.append(report)
     _check(deployed, plan, wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from fieldrun.packing import code_bits
 from fieldrun.tensors import Array, read_tensors
 from fieldrun_exporters.deployed import PassReport
 from fieldrun_exporters.encoder import export as module
+from fieldrun_exporters.encoder.calibrate import input_squares
 from fieldrun_exporters.encoder.deployed import DeployedEncoder, fold_encoder, palettize_encoder
-from fieldrun_exporters.encoder.model import Encoder
+from fieldrun_exporters.encoder.model import Encoder, forward
 from fieldrun_exporters.export import ExportReport
 from fieldrun_exporters.passes.palettize import cluster
 from fieldrun_exporters.precision import Palette, Precision
 from tests.exporters.encoder.bundled import bundled_field, matrix
+from tests.toy_encoder import toy_encoder
 
 Write = Callable[..., Path]
 MAPS = ("qkv", "attention", "up", "down")
@@ -34,13 +37,17 @@ def recipe_of(precision: str, *passes: str) -> dict[str, Any]:
 RECIPES = {
     "both": recipe_of('tables = "palette64"\ndense = "palette16"', "palettize"),
     "runs": recipe_of('tables = "palette256x4"\ndense = "palette32"\nup = "palette256x2"', "palettize"),
+    "odd": recipe_of(
+        'tables = "palette100"\nqkv = "palette4"\nattention = "palette8x2"\nup = "palette128"\ndown = "palette2x8"',
+        "palettize",
+    ),
     "linear": recipe_of('default = "int4"', "palettize"),
     "mixed": recipe_of('tables = "palette32"\ndense = "int8"\ndown = "palette64"', "int8", "palettize"),
     "all": recipe_of(
         'tables = "int8"\ndense = "palette32"\n[lowrank]\nqk = 0.75\nmlp = 0.75', "lowrank", "int8", "palettize"
     ),
 }
-FLOAT_INPUTS = ("both", "runs", "linear", "all")
+FLOAT_INPUTS = ("both", "runs", "odd", "linear", "all")
 
 
 @pytest.fixture(scope="module")
@@ -114,11 +121,66 @@ def test_the_values_are_near_the_matrix(exported: dict[str, ExportReport], encod
         assert error < (0.05 if part == "table" else 0.15)
 
 
+def even(folded: DeployedEncoder) -> dict[str, Array]:
+    """Inputs that all count alike."""
+    return {name: np.ones(len(folded.tensors[f"{name}.weight"])) for name in folded.dense()}
+
+
+def test_a_map_takes_one_scale_where_that_is_nearer() -> None:
+    folded, _ = fold_encoder(toy_encoder(layers=1))
+    rng = np.random.default_rng(3)
+    weight = (rng.choice(np.linspace(-127, 127, 16).round(), (32, 16)) / 100).astype(np.float32)
+    few = replace(folded, tensors=dict(folded.tensors) | {"layer0.down.weight": weight})
+    only = Precision({"down": "palette16"})
+    found, report = palettize_encoder(few, few, only, even(folded))
+    scale = found.tensors["layer0.down.weight_scale"]
+    error = float(np.linalg.norm(found.tensors["layer0.down.weight"] * scale - weight) / np.linalg.norm(weight))
+    alone = cluster(np.ascontiguousarray(weight.T), Palette(entries=16)).values().T
+    assert len(np.unique(scale)) == 1
+    assert error < 0.005 < 0.01 < np.linalg.norm(alone - weight) / np.linalg.norm(weight)
+    assert report.changed["layer0.down"]["relative_error"] == pytest.approx(error, rel=1e-3)
+    own, _ = palettize_encoder(folded, folded, only, even(folded))
+    assert len(np.unique(own.tensors["layer0.down.weight_scale"])) > 1
+
+
+def test_an_error_counts_by_the_input_it_meets() -> None:
+    """One large input alone: its weights are said exactly by one scale for all, all others better by their own."""
+    folded, _ = fold_encoder(toy_encoder(layers=1))
+    rng = np.random.default_rng(5)
+    weight = (rng.standard_normal((32, 16)) * np.geomspace(0.05, 1, 16)).astype(np.float32)
+    mixed = replace(folded, tensors=dict(folded.tensors) | {"layer0.down.weight": weight})
+    rows = np.ascontiguousarray(weight.T)
+    each, flat = (cluster(x, Palette(entries=16)).values().reshape(rows.shape) for x in (rows, rows.reshape(1, -1)))
+    lost = [np.square(found - rows).sum(0) for found in (each, flat)]
+    place = int((lost[0] - lost[1]).argmax())
+    assert lost[0].sum() < lost[1].sum()
+    assert lost[0][place] > lost[1][place]
+    squares = even(folded)
+    for large, wanted in ((1.0, each), (1e6, flat)):
+        squares["layer0.down"][place] = large
+        found, _ = palettize_encoder(mixed, mixed, Precision({"down": "palette16"}), squares)
+        values = found.tensors["layer0.down.weight"] * found.tensors["layer0.down.weight_scale"]
+        np.testing.assert_allclose(values.T, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_squares_are_of_the_inputs_of_the_maps(encoder_folder: Path) -> None:
+    encoder = Encoder.load(encoder_folder)
+    seen: dict[str, list[Array]] = {}
+    sequences = [[2, 5, 6, 3], [2, 7, 3], [2, 8, 9, 10, 11, 3]]
+    for row in sequences:
+        forward(encoder, np.array([row]), hook=lambda name, x: seen.setdefault(name, []).append(x))
+    found = input_squares(encoder, sequences)
+    assert set(found) == {f"layer{k}.{name}" for k in range(2) for name in MAPS}
+    for name, squares in found.items():
+        want = np.square(np.concatenate(seen[name.replace("qkv", "query")])).mean(0)
+        np.testing.assert_allclose(squares, want, rtol=1e-4)
+
+
 def test_decoding_is_done_when_a_graph_is_opened_but_for_the_words(exported: dict[str, ExportReport]) -> None:
     operators = exported["both"].operators
     assert operators["graph"]["Mod"] == 9
     assert operators["optimised"]["Mod"] == 1
-    assert operators["optimised"]["Gather"] == exported["whole"].operators["optimised"]["Gather"] + 2
+    assert operators["optimised"]["Gather"] == exported["whole"].operators["optimised"]["Gather"] + 4
 
 
 def test_same_inputs_same_bytes(
@@ -155,7 +217,7 @@ def test_a_pass_that_does_nothing_is_seen(refused: Callable[..., str], monkeypat
 
 def test_a_palette_that_nobody_asked_for_is_seen(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     def more(deployed: DeployedEncoder, folded: DeployedEncoder, *_: Any) -> tuple[DeployedEncoder, PassReport]:
-        return palettize_encoder(deployed, folded, Precision({"default": "palette16"}))
+        return palettize_encoder(deployed, folded, Precision({"default": "palette16"}), even(folded))
 
     monkeypatch.setattr(module, "palettize_encoder", more)
     changes = recipe_of('down = "palette16"', "palettize")
@@ -177,7 +239,7 @@ def test_codes_that_open_to_something_else_are_seen(encoder_folder: Path, monkey
     monkeypatch.setattr(target, lambda *arguments: Wrong(cluster(*arguments)))
     folded, _ = fold_encoder(Encoder.load(encoder_folder))
     with pytest.raises(ExportError, match="'table' is not what the packed form opens to"):
-        palettize_encoder(folded, folded, Precision({"tables": "palette16"}))
+        palettize_encoder(folded, folded, Precision({"tables": "palette16"}), {})
     assert Palette.of("palette16") is not None
 
 
