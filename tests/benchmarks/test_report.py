@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 
 from fieldrun.cli import main
 from fieldrun.dataset import read_tsv
-from fieldrun.errors import FieldrunError, SchemaTooNew
+from fieldrun.errors import DatasetError, FieldrunError, SchemaTooNew
 from fieldrun.storage import read_json, write_json
 from fieldrun_benchmarks import bench
 from fieldrun_benchmarks.record import append_record, conditions
@@ -353,6 +353,17 @@ def test_the_command_writes_what_the_ending_says(path: Path, tmp_path: Path) -> 
     assert "--force" in _call("report", path, "-o", tmp_path / "a.csv", code=2).stderr
     assert "the ending chooses" in _call("report", path, "-o", tmp_path / "a.pdf", code=2).stderr
     assert "give -o" in _call("report", path, code=2).stderr
+
+
+def test_rows_that_a_bench_cannot_use_are_refused(tmp_path: Path) -> None:
+    single, pairs = tmp_path / "mood.tsv", tmp_path / "same.tsv"
+    single.write_text("text\tlabel\na film\tgood\nrain\tbad\n", "utf-8")
+    pairs.write_text("text_a\ttext_b\tlabel\na\tb\tyes\nc\td\tno\n", "utf-8")
+    named_twice = _call("bench", "null", "--data", f"mood={single}", "--data", f"mood={pairs}", code=2)
+    assert "names the task 'mood' twice" in named_twice.stderr
+    assert "write TASK=FILE" in _call("bench", "null", "--data", single, code=2).stderr
+    refused = _call("bench", "null", "--data", f"same={pairs}", code=DatasetError.exit_code)
+    assert f"{pairs} holds pairs" in refused.stderr
 
 
 @needs_plots

@@ -148,6 +148,8 @@ def read_weights(folder: Path, layers: int) -> dict[str, Array]:
         if name in _EMBEDDINGS:
             target, value = _EMBEDDINGS[name], tensor
         elif name == _TYPES:
+            if tensor.ndim != 2 or not len(tensor):
+                raise CheckpointError(f"{folder}: {name} has the shape {tensor.shape}, not a row for each type of text")
             target, value = "embeddings.type", tensor[:1].reshape(-1)  # a single text is all of type 0
         elif found is not None and found[2] in _MAPS:
             target = f"layer{int(found[1])}.{_MAPS[found[2]]}.{found[3]}"

@@ -14,6 +14,7 @@ import click
 from fieldrun.errors import DatasetError, FieldrunError, UsageError
 from fieldrun.storage import write_bytes
 
+from .export import labelled_rows
 from .options import examples, json_option
 from .output import note, progress, put, put_json, put_table, warn
 
@@ -151,14 +152,10 @@ def _labelled(data: tuple[str, ...]) -> dict[str, Dataset]:
 
     if not data:
         return {task: read_tsv(path) for task, path in sample_files().items()}
-    found: dict[str, Any] = {}
-    for option in data:
-        task, equals, file = option.partition("=")
-        if not equals or not task or not file:
-            raise UsageError(f"--data takes TASK=FILE, not {option!r}")
-        found[task] = read_tsv(file)
-        if found[task].kind != "single":
-            raise DatasetError(f"{file} holds pairs; a bench measures accuracy on single texts")
+    found = labelled_rows(data)
+    for task, rows in found.items():
+        if rows.kind != "single":
+            raise DatasetError(f"{rows.path or task} holds pairs; a bench measures accuracy on single texts")
     return found
 
 

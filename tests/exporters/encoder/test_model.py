@@ -111,6 +111,13 @@ def test_half_precision_weights_are_read(tmp_path: Path, dtype: str) -> None:
     assert np.array_equal(encoder.tensors["layer1.up.weight"], stored[name].float().numpy().T)
 
 
+@pytest.mark.parametrize("shape", [(), (16,), (0, 16)])
+def test_types_of_text_of_another_shape_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    weights = bert_weights() | {"embeddings.token_type_embeddings.weight": np.zeros(shape, np.float32)}
+    with pytest.raises(CheckpointError, match=r"token_type_embeddings.weight has the shape .*, not a row for each"):
+        load_encoder(write_bert(tmp_path / "odd", weights))
+
+
 def test_a_prefix_a_pooler_and_heads_are_left_out(tmp_path: Path, bert_folder: Path) -> None:
     weights = {f"bert.{name}": tensor for name, tensor in bert_weights().items()}
     weights["bert.pooler.dense.weight"] = weights["cls.predictions.bias"] = np.zeros((2, 2), np.float32)
