@@ -3,8 +3,8 @@
 Every part is clustered once at every level. A candidate is a level for each part; what it does to the fields of
 calibration texts is known without building it, because a position's sum is the sum of what its blocks give. A parent
 begins uniform (all tables at one level, all dense layers at one); a child raises the level of one to three parts and
-lowers others until it fits; the nearest survives. Several budgets, smallest first, give a front of size against field
-error. Its points are then judged on labelled rows, and the one that the limits ask for is exported as a recipe of one's
+lowers others until it fits; the nearest survives. The sizes of the uniform recipes are the budgets, smallest first, and
+give a front of size against field error. Its points are then judged on labelled rows, and the one that the limits ask for is exported as a recipe of one's
 own.
 
 Precision decides bytes and leaves latency as it is. With a limit of latency the student's shape comes first: the
@@ -51,7 +51,6 @@ __all__ = ["SearchReport", "search"]
 _TEXTS = 512  # of which three quarters are those whose fields a candidate is judged on
 _CHILDREN = 24
 _GENERATIONS = 40
-_BUDGETS = 7
 _JUDGED = 6  # steps in the front towards a limit of accuracy
 _SHOWN = 8  # points of the front that labelled rows are spent on, spread evenly, for the plot
 _MARGIN = 8000  # bytes by which golden answers and reports differ
@@ -292,8 +291,9 @@ def _evolve(
     """Return the front, smallest first, and the error of every candidate seen; `limit` is one more budget."""
     top = [len(space.levels[part]) - 1 for part in space.parts]
     smallest, largest = space.size(tuple(top)), space.size((0,) * len(top))
-    budgets = np.linspace(smallest, largest, _BUDGETS + 2)[1:-1].astype(int).tolist()
-    budgets += [limit] if limit is not None and smallest <= limit else []
+    plain = {space.size(levels) for levels in space.uniform(dense=0)}
+    budgets = sorted(size for size in plain if smallest < size < largest)  # where a uniform recipe has to be beaten
+    budgets += [limit] if limit is not None and smallest <= limit and limit not in budgets else []
     seen: dict[Levels, float] = {}
 
     def judge(levels: Levels) -> float:
