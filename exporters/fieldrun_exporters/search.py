@@ -4,8 +4,8 @@ Every part is clustered once at every level. A candidate is a level for each par
 calibration texts is known without building it, because a position's sum is the sum of what its blocks give. A parent
 begins uniform (all tables at one level, all dense layers at one); a child raises the level of one to three parts and
 lowers others until it fits; the nearest survives. The sizes of the uniform recipes are the budgets, smallest first, and
-give a front of size against field error. Its points are then judged on labelled rows, and the one that the limits ask for is exported as a recipe of one's
-own.
+give a front of size against field error. Its points are then judged on labelled rows, and the one that the limits ask
+for is exported as a recipe of one's own.
 
 Precision decides bytes and leaves latency as it is. With a limit of latency the student's shape comes first: the
 largest that is fast enough on the device that searches (`search_shapes`).
@@ -52,7 +52,6 @@ _TEXTS = 512  # of which three quarters are those whose fields a candidate is ju
 _CHILDREN = 24
 _GENERATIONS = 40
 _JUDGED = 6  # steps in the front towards a limit of accuracy
-_SHOWN = 8  # points of the front that labelled rows are spent on, spread evenly, for the plot
 _MARGIN = 8000  # bytes by which golden answers and reports differ
 _OF_A_TASK = 600  # bytes of what a report says of a task's accuracy, at most
 _METHOD = 3  # raise it when the same settings give another front: what a work folder keeps is then done again
@@ -202,8 +201,9 @@ def search(
         return float(points[number]["accuracy"]["mean_drop"])
 
     chosen = _choose(points, judge, max_bytes, max_drop, report)
-    shown = sorted({round(i) for i in np.linspace(0, len(points) - 1, _SHOWN)})
     plain = space.uniform(dense=0)
+    rivals = [[i for i, other in enumerate(front) if space.size(other) <= space.size(levels)][-1] for levels in plain]
+    shown = sorted({0, *rivals, len(front) - 1})  # for the plot; the front gets nearer with its size
     for step, number in enumerate(shown):
         report("judge", step, len(shown) + len(plain))
         judge(number)

@@ -198,6 +198,22 @@ def test_two_records_are_compared(tmp_path: Path) -> None:
     assert _call(["--compare", *map(str, paths)]).output == f"{text}\n"
 
 
+def test_the_page_says_what_another_processor_gave(repository: Path) -> None:
+    record = read_peers(repository / "benchmarks" / "records" / "peers-xeon.json")
+    page = " ".join((repository / "README.md").read_text("utf-8").split())
+    for subject, words in (
+        ("MiniLM-L6 int8", "int8 MiniLM-L6 took {} and {} times"),
+        ("gte-small fp32", "{} and {} times"),
+    ):
+        times = [
+            f"{entry['median']:.0f}"
+            for workload in record["workloads"].values()
+            for entry in workload["ratios"]
+            if (entry["of"], entry["to"]) == (subject, OURS)
+        ]
+        assert words.format(*times) in page
+
+
 def test_a_record_of_the_older_loop_is_not_mistaken(tmp_path: Path) -> None:
     path = tmp_path / "peers.json"
     write_record(path, "peers", "measured in one process", {"workloads": {"a/dev": {"latency": {}, "accuracy": {}}}})

@@ -16,7 +16,9 @@ from fieldrun.dataset import read_tsv
 from fieldrun.metrics import wilson_interval
 from fieldrun.packing import expand
 from fieldrun.reference import forward, pad_ids
+from fieldrun.storage import read_json
 from fieldrun.tensors import read_tensors
+from fieldrun_benchmarks.record import read_record
 
 SAMPLES = Path("benchmarks/fieldrun_benchmarks/data")
 
@@ -73,3 +75,19 @@ def test_the_shipped_bundle_is_the_shipped_checkpoint(repository: Path) -> None:
 def test_the_shipped_bundle_is_small() -> None:
     assert Bundle.load("reference").total_bytes() <= 16_000_000
     assert REFERENCE_BUNDLE.is_dir()
+
+
+def test_the_shipped_bundle_carries_its_proof(repository: Path) -> None:
+    """What its report says of every task is what the record of accuracy, measured by running it, says."""
+    proof = read_json(REFERENCE_BUNDLE / "report.json")["proof"]
+    assert proof["field"]["mean_cosine"] > 0.99
+    records = repository / "benchmarks" / "records"
+    measured = {kind: read_record(records / f"accuracy-{kind}.json", "accuracy") for kind in ("cpu-small", "cpu-fp32")}
+    for task in Bundle.load("reference").manifest.tasks:
+        said = proof["accuracy"]["tasks"][task.name]
+        assert said["n"] == measured["cpu-small"]["tasks"][task.name]["n"]
+        for key, kind in (("accuracy", "cpu-small"), ("fp32", "cpu-fp32")):
+            # a text on the edge of two labels may fall the other way in an engine
+            assert abs(said[key] - measured[kind]["tasks"][task.name]["accuracy"]) * said["n"] <= 2
+        assert said["ci95"][0] <= said["drop"] <= said["ci95"][1]
+    assert proof["accuracy"]["mean_drop"] <= 0.3

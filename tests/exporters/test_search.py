@@ -38,7 +38,7 @@ __all__ = ["rows"]
 
 
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("_CHILDREN", 4), ("_GENERATIONS", 3), ("_BUDGETS", 3)):
+    for name, value in (("_CHILDREN", 4), ("_GENERATIONS", 3)):
         monkeypatch.setattr(module, name, value)
     buckets = Buckets(batches=(1, 4), lengths=(8, 16, 64))
     monkeypatch.setattr(module, "load_recipe", lambda name: dataclasses.replace(load_recipe(name), buckets=buckets))
