@@ -55,13 +55,6 @@ class Rung:
 
 _DENSE = {"dense": "int8-weights", "mixer": "fp32"}
 _SHIPPED = ("cpu-small", "cpu-tiny")
-_SEVEN_EIGHTHS = {"width": 112, "mixer": 168, "hidden": 224}
-_THREE_QUARTERS = {"width": 96, "mixer": 144, "hidden": 192}
-
-
-def _narrow(features: Mapping[str, int], *, tuned: bool = False) -> Rung:
-    """Return a rung with fewer features; tuned, its layers stay in float32, which a gradient can move."""
-    return Rung(rules={"tables": "int8"} | ({} if tuned else _DENSE), lowrank=features, tuned=tuned)
 
 
 def _tables(precision: str, *, tuned: bool = False) -> Rung:
@@ -85,10 +78,8 @@ LADDER: dict[str, Rung] = {
     "palette256x4 tuned": _tables("palette256x4", tuned=True),
     "palette64:20%+palette256x4": _tables("palette64:20%+palette256x4"),
     "palette16:20%+palette256x8": _tables("palette16:20%+palette256x8"),
-    "lowrank 7/8": _narrow(_SEVEN_EIGHTHS),
-    "lowrank 7/8 tuned": _narrow(_SEVEN_EIGHTHS, tuned=True),
-    "lowrank 3/4": _narrow(_THREE_QUARTERS),
-    "lowrank 3/4 tuned": _narrow(_THREE_QUARTERS, tuned=True),
+    "lowrank 7/8": Rung(rules={"tables": "int8", **_DENSE}, lowrank={"width": 112, "mixer": 168, "hidden": 224}),
+    "lowrank 3/4": Rung(rules={"tables": "int8", **_DENSE}, lowrank={"width": 96, "mixer": 144, "hidden": 192}),
     "mixt2": Rung(rules={"tables": "int8", **_DENSE, "mixer": "mixt2", "hidden": "mixt2"}),
     "mixt2 tuned": Rung(rules={"tables": "int8", **_DENSE, "mixer": "mixt2", "hidden": "mixt2"}, tuned=True),
     **{name: Rung() for name in _SHIPPED},
