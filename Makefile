@@ -26,6 +26,7 @@ ifdef DATA
 ifdef GTE
 	$(BIN)/python -m fieldrun_benchmarks.peers --data $(DATA) --gte $(GTE) --minilm $(MINILM) --work $(WORK) -o benchmarks/records/peers.json
 	$(BIN)/python -m fieldrun_benchmarks.tables docs/peers.md benchmarks/records
+	@mkdir -p build
 	$(BIN)/fieldrun report benchmarks/records/peers.json -o build/peers.html --force
 endif
 	$(BIN)/python -m fieldrun_benchmarks.tables README.md benchmarks/records
