@@ -36,11 +36,12 @@ def test_every_record_is_written(
     suite: Path, tmp_path: Path, toy_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shipped = fieldrun.export
+
     # the toy has fewer blocks than cpu-small names
-    fits = {"cpu-small": "cpu-int8"}
-    monkeypatch.setattr(
-        fieldrun, "export", lambda _, out, recipe: shipped(toy_checkpoint, out, recipe=fits.get(recipe, recipe))
-    )
+    def export(_: str, out: Path, recipe: str) -> None:
+        shipped(toy_checkpoint, out, recipe=recipe.replace("cpu-small", "cpu-int8"))
+
+    monkeypatch.setattr(fieldrun, "export", export)
     monkeypatch.setattr(measure, "_SPEED_TASKS", tuple(TASKS))
     monkeypatch.setattr(measure, "_PREFIXES", (32, 8))
     monkeypatch.setattr(measure, "_OUT_OF_SCOPE", ("intent", "other"))

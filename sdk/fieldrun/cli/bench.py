@@ -153,9 +153,9 @@ def _labelled(data: tuple[str, ...]) -> dict[str, Dataset]:
     if not data:
         return {task: read_tsv(path) for task, path in sample_files().items()}
     found = labelled_rows(data)
-    for task, rows in found.items():
+    for rows in found.values():
         if rows.kind != "single":
-            raise DatasetError(f"{rows.path or task} holds pairs; a bench measures accuracy on single texts")
+            raise DatasetError(f"{rows.path} holds pairs; a bench measures accuracy on single texts")
     return found
 
 
