@@ -102,7 +102,7 @@ def main(
         workloads[f"{task}/{Path(name).stem}"] = values
     command = "python -m fieldrun_benchmarks.peers --data DATA --gte FOLDER --minilm FOLDER --work WORK"
     command += "".join(f" --without {key}" for key in without) + f" -o {output.name}"
-    values = {"conditions": before, "system": examine(), "workloads": workloads}
+    values = {"conditions": before, "system": examine(commands=False), "workloads": workloads}
     write_record(output, "peers", command, values)
     failed = failures(values)
     if failed:

@@ -370,3 +370,10 @@ def test_this_machine() -> None:
     assert 1 <= facts["cpu"]["allowed"] <= facts["cpu"]["processors"]
     assert len(facts["cpu"]["allowed_cpus"]) == facts["cpu"]["allowed"]
     assert facts["packages"]["numpy"]
+
+
+def test_what_a_record_keeps_names_no_folder_of_this_machine() -> None:
+    whole, kept = json.dumps(doctor.examine()), json.dumps(doctor.examine(commands=False))
+    assert sys.prefix in whole, "the commands name the interpreter"
+    assert sys.prefix not in kept
+    assert {engine["engine"] for engine in json.loads(kept)["engines"]} >= {"native", "numpy"}

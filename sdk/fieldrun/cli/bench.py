@@ -116,7 +116,7 @@ def bench(
     before = conditions()
     with progress() as step:
         values = measure(specs, workload, settings, _labelled(data), progress=step)
-    values |= {"system": examine(), "conditions": before}
+    values |= {"system": examine(commands=False), "conditions": before}
     command = shlex.join(["fieldrun", *_arguments()])
     if report is None:
         record: Mapping[str, Any] = {"schema": SCHEMA, "kind": "bench", "command": command, **values}

@@ -66,10 +66,14 @@ def board_facts() -> dict[str, Any]:
     }
 
 
-def examine() -> dict[str, Any]:
-    """Return everything this package knows of the machine and the installation, as one JSON object."""
+def examine(*, commands: bool = True) -> dict[str, Any]:
+    """Return everything this package knows of the machine and the installation, as one JSON object.
+
+    `commands`: with those that bring what is missing. They name folders of this machine, so a record, which is to be
+    shown to others, is made without them.
+    """
     facts = board_facts()
-    return {
+    found = {
         "fieldrun": version("fieldrun"),
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
@@ -80,3 +84,10 @@ def examine() -> dict[str, Any]:
         "engines": engines(facts["board"], facts["nvidia"], facts["container"]),
         "extras": extras(),
     }
+    return found if commands else _without_commands(found)
+
+
+def _without_commands(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_commands(each) for key, each in value.items() if key != "command"}
+    return [_without_commands(each) for each in value] if isinstance(value, list) else value
