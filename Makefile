@@ -14,8 +14,7 @@ demo: $(VENV)/.demo ## export, verify and run the reference model
 	@$(BIN)/python -m fieldrun_benchmarks.demo
 
 test: lint ## lint, type-check and test with coverage
-	$(BIN)/mypy
-	$(BIN)/python -m pytest --cov
+	@$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest --cov; tests=$$?; wait $$types && exit $$tests
 
 test-arm: $(VENV)/.dev ## replay the shipped bundle and the recipe raspberry-pi on emulated ARM processors (numerics only)
 	$(BIN)/python -m tests.arm

@@ -224,7 +224,10 @@ def stream(toy_bundle: Path, single: TaskSpec) -> Iterator[subprocess.Popen[byte
     """A `fieldrun run` process that reads lines."""
     command = [*PROGRAM, "run", str(toy_bundle), "--task", single.name, "--json"]
     pipe = subprocess.PIPE
+    # a suite that a shell runs in the background ignores Ctrl-C, and its children would inherit that
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=os.environ | {"CI": ""}) as process:
+        signal.signal(signal.SIGINT, before)
         try:
             yield process
         finally:
