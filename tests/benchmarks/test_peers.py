@@ -209,6 +209,10 @@ def test_the_page_says_what_another_processor_gave(repository: Path) -> None:
     assert "`fieldrun` took {} and {} times as long as the tokenizer".format(*times(OURS, TOKENIZER, 1)) in page
     assert "int8 MiniLM-L6 {} and {} times".format(*times("MiniLM-L6 int8", OURS, 0)) in page
     assert "fp32 gte-small {} and {} times".format(*times("gte-small fp32", OURS, 0)) in page
+    here = read_peers(repository / "benchmarks" / "records" / "peers.json")
+    trec = [r["workloads"]["trec/test"]["subjects"]["MiniLM-L6 int8"]["accuracy"]["trec"] for r in (record, here)]
+    words = "int8 MiniLM-L6 has {:.1f} % on TREC, above {:.1f} %".format(*(100 * each["accuracy"] for each in trec))
+    assert words in " ".join((repository / "docs" / "peers.md").read_text("utf-8").split())
 
 
 def test_a_record_of_the_older_loop_is_not_mistaken(tmp_path: Path) -> None:
