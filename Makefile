@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
-INPUTS := pyproject.toml hatch_build.py runtimes/fieldrun_runtimes/native.c .ci/constraints.txt $(VENV)/.made
+INPUTS := pyproject.toml hatch_build.py runtimes/fieldrun_runtimes/native/native.c .ci/constraints.txt $(VENV)/.made
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-arm test-gpu test-tensorrt bench lint format clean
@@ -11,7 +11,7 @@ help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 20
 
 demo: $(VENV)/.demo ## export, verify and run the reference model
-	@$(BIN)/python -m fieldrun_benchmarks.demo
+	@$(BIN)/python -m studies.demo
 
 test: lint ## lint, type-check and test with coverage
 	@$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest --cov; tests=$$?; wait $$types && exit $$tests
@@ -21,14 +21,14 @@ test-arm: $(VENV)/.dev ## replay the shipped bundle and the recipe raspberry-pi 
 
 bench: $(VENV)/$(if $(GTE),.peers,.bench) ## measure again: DATA=FOLDER, for the peers GTE=, MINILM= and WORK= too
 ifdef DATA
-	$(BIN)/python -m fieldrun_benchmarks.measure --data $(DATA) -o benchmarks/records
+	$(BIN)/python -m studies.student.measure --data $(DATA) -o benchmarks/records
 ifdef GTE
-	$(BIN)/python -m fieldrun_benchmarks.peers --data $(DATA) --gte $(GTE) --minilm $(MINILM) --work $(WORK) -o benchmarks/records/peers.json
-	$(BIN)/python -m fieldrun_benchmarks.tables docs/peers.md benchmarks/records
+	$(BIN)/python -m studies.peers.measure --data $(DATA) --gte $(GTE) --minilm $(MINILM) --work $(WORK) -o benchmarks/records/peers.json
+	$(BIN)/python -m studies.tables docs/peers.md benchmarks/records
 	@mkdir -p build
 	$(BIN)/fieldrun report benchmarks/records/peers.json -o build/peers.html --force
 endif
-	$(BIN)/python -m fieldrun_benchmarks.tables README.md benchmarks/records
+	$(BIN)/python -m studies.tables README.md benchmarks/records
 endif
 	$(BIN)/fieldrun bench reference --quick --report build/bench
 
@@ -36,7 +36,7 @@ test-gpu: $(VENV)/.dev ## with a GPU: golden fields and speed of every GPU engin
 	FIELDRUN_RECORDS=build/records $(BIN)/python -m pytest -m gpu -rs tests
 
 test-tensorrt: $(VENV)/.dev ## build the shipped student for three GPUs, without one, into build/records
-	$(BIN)/python -m fieldrun_benchmarks.tensorrt_build -o build/records
+	$(BIN)/python -m studies.tensorrt_build.measure -o build/records
 
 lint: $(VENV)/.dev ## check style and format
 	$(BIN)/ruff check

@@ -16,8 +16,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = "runtimes/fieldrun_runtimes/native.c"
-LIBRARY = "runtimes/fieldrun_runtimes/native.so.1"
+SOURCE = "runtimes/fieldrun_runtimes/native/native.c"
+LIBRARY = "runtimes/fieldrun_runtimes/native/native.so.1"
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno", "-Wno-psabi")
 
 

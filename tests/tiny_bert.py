@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from fieldrun.tensors import Array
+from fieldrun.formats.tensors import Array
 from tests.toy import toy_tokenizer
 
 CONFIG: Mapping[str, Any] = {

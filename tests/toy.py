@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from fieldrun.checkpoint import Checkpoint
-from fieldrun.student import Head, StudentConfig
-from fieldrun.tensors import Array
+from fieldrun.formats.tensors import Array
+from fieldrun.heads.head import Head
+from fieldrun.heads.trained import Checkpoint
+from fieldrun.student.config import StudentConfig
 
 # fmt: off
 WORDS = [

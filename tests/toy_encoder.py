@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fieldrun.tensors import Array
+from fieldrun.formats.tensors import Array
 from fieldrun_exporters.encoder.model import Encoder, EncoderConfig
 from tests.toy import toy_tokenizer
 

@@ -10,12 +10,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from fieldrun.errors import CheckpointError, ExportError, InputTextError
-from fieldrun.reference import pair_features
-from fieldrun.storage import sha256_bytes
-from fieldrun.tensors import Array
+from fieldrun.formats.storage import sha256_bytes
+from fieldrun.formats.tensors import Array
+from fieldrun.heads.head import pair_features
 
-from .deployed import Deployed
-from .simulate import outputs
+from .student.deployed import Deployed
+from .student.simulate import outputs
 
 __all__ = ["SHIPPED_TEXT", "CalibrationText", "choose_texts", "input_ranges", "tokenize"]
 

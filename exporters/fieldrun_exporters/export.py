@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,37 +18,41 @@ from typing import Any
 import numpy as np
 import onnx
 
-from fieldrun import __version__
-from fieldrun.bundle import MANIFEST, SCHEMA, Bucket, Manifest, TaskSpec, TensorrtGraphs
-from fieldrun.card import render_card
-from fieldrun.checkpoint import Checkpoint
-from fieldrun.dataset import Dataset
+from fieldrun._version import __version__
 from fieldrun.errors import ExportError, OutputExists, UsageError
-from fieldrun.integrity import entry_of
-from fieldrun.reference import forward, head_logits, pad_ids
-from fieldrun.storage import new_folder, sha256_bytes, write_bytes, write_json
-from fieldrun.tensors import Array, data_offsets, write_tensors
+from fieldrun.evaluation.dataset import Dataset
+from fieldrun.formats.bundle import MANIFEST, SCHEMA, Bucket, Manifest, TaskSpec, TensorrtGraphs
+from fieldrun.formats.integrity import entry_of
+from fieldrun.formats.progress import Progress, silent
+from fieldrun.formats.storage import new_folder, sha256_bytes, write_bytes, write_json
+from fieldrun.formats.tensors import Array, data_offsets, write_tensors
+from fieldrun.heads.head import head_logits
+from fieldrun.heads.trained import Checkpoint
+from fieldrun.student.oracle import forward
+from fieldrun.student.windows import pad_ids
 
+from .builder import WEIGHTS_FILE, op_histogram
 from .calibrate import CalibrationText, input_ranges, tokenize
-from .cautions import cautions
-from .deployed import Deployed, PassReport
-from .drop import accuracy_drop, check_drop, check_tasks
 from .golden import golden_replies
-from .graph import WEIGHTS_FILE, field_graph, op_histogram, pair_graph
 from .imported import export_imported, imported_kind
-from .parity import BucketParity, check_pairs, check_parity, open_session
-from .passes.fold import fold
-from .passes.fp16 import fp16
-from .passes.int8 import int8
-from .passes.lowrank import lowrank
-from .passes.mixt import mixt
-from .passes.palettize import palettize
-from .passes.prune_vocabulary import prune_vocabulary
-from .passes.recover import float_layers, recover
+from .parity import BucketParity, check_pairs, check_parity, field_errors, open_session
 from .precision import Precision, branches_of, palettes
 from .recipe import Recipe, load_recipe
-from .simulate import field_errors, outputs, tensor_errors
-from .tensorrt_bundle import check_tensorrt, tensorrt_graphs
+from .student.cautions import cautions
+from .student.deployed import Deployed
+from .student.drop import accuracy_drop, check_drop, check_tasks
+from .student.graph import field_graph, pair_graph
+from .student.passes import PassReport
+from .student.passes.fold import fold
+from .student.passes.fp16 import fp16
+from .student.passes.int8 import int8
+from .student.passes.lowrank import lowrank
+from .student.passes.mixt import mixt
+from .student.passes.palettize import palettize
+from .student.passes.prune_vocabulary import prune_vocabulary
+from .student.passes.recover import float_layers, recover
+from .student.simulate import outputs, tensor_errors
+from .student.tensorrt_bundle import check_tensorrt, tensorrt_graphs
 
 __all__ = ["GOLDEN_TOLERANCE", "ExportReport", "export", "task_specs"]
 
@@ -94,7 +98,7 @@ def export(
     calibration: Sequence[str] | None = None,
     data: Mapping[str, Dataset] | None = None,
     max_drop: float | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> ExportReport:
     """Export a checkpoint as a bundle and prove it.
 
@@ -115,7 +119,7 @@ def export(
         UsageError, DatasetError: `max_drop` without `data` or not a number, or rows that do not fit their task.
         OutputExists, StorageError: `out` is taken or cannot be written.
     """
-    report = progress or _silent
+    report = progress or silent
     out = Path(out)
     if os.path.lexists(out):
         raise OutputExists(f"{out} exists; choose another folder or delete it first")
@@ -186,15 +190,11 @@ def export(
     )
 
 
-def _silent(phase: str, done: int, total: int) -> None:
-    del phase, done, total
-
-
 def _passes(
     source: Checkpoint,
     plan: Recipe,
     texts: CalibrationText,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> tuple[Deployed, Deployed, Deployed, list[PassReport]]:
     """Return the student in float32, with its final sizes, and after all passes, and what each pass reports."""
     deployed, report = fold(source)
@@ -260,13 +260,13 @@ def _write(
     texts: CalibrationText,
     proof: dict[str, Any],
     warnings: Sequence[str],
-    report: Callable[[str, int, int], None],
+    report: Progress,
 ) -> tuple[Manifest, list[BucketParity], dict[str, dict[str, int]]]:
     tasks = task_specs(source)
     weights = write_tensors(deployed.stored())
     write_bytes(folder / WEIGHTS_FILE, weights)
     write_bytes(folder / "tokenizer.json", source.tokenizer)
-    write_bytes(folder / "CARD.md", render_card(source, plan.name, len(weights)).encode("utf-8"))
+    write_bytes(folder / "CARD.md", source.card(plan.name, len(weights)).encode("utf-8"))
     metadata = {
         "fieldrun.schema": str(SCHEMA),
         "fieldrun.name": source.name,

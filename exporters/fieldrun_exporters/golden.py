@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from fieldrun.bundle import Bucket, GraphNetwork, Network, TaskSpec
 from fieldrun.errors import ExportError
-from fieldrun.reference import softmax
-from fieldrun.tensors import Array, shortest
+from fieldrun.formats.bundle import Bucket, GraphNetwork, Network, TaskSpec
+from fieldrun.formats.tensors import Array, shortest
+from fieldrun.heads.head import softmax
 
 from .parity import open_session, run_bucket
 

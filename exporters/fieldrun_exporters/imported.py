@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from fieldrun.errors import CheckpointError, RecipeError
+from fieldrun.formats.progress import Progress
 
 from .calibrate import CalibrationText, tokenize
-from .deployed import PassReport
-from .encoder.export import prepare_encoder
 from .encoder.model import ENCODER_FILE, Encoder
-from .graph_export import GraphSource, WrittenGraph, write_graph_bundle
+from .encoder.source import prepare_encoder
 from .recipe import Recipe
+from .student.passes import PassReport
+from .writer import GraphSource, WrittenGraph, write_graph_bundle
 
 __all__ = ["export_imported", "imported_kind"]
 
@@ -45,7 +46,7 @@ def export_imported(
     out: Path,
     plan: Recipe,
     calibration: Sequence[str] | None,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> tuple[WrittenGraph, Sequence[PassReport]]:
     """Export the folder `path`, of a kind that `imported_kind` gave, to the bundle `out`.
 
@@ -68,8 +69,8 @@ def export_imported(
         seen, proven = (tokenize(encoder, part, longest) for part in (texts.calibration, texts.proof))
         source, expected = prepare_encoder(encoder, plan, seen, proven, progress)
     else:
-        from .foreign.export import prepare_foreign
         from .foreign.read import read_foreign
+        from .foreign.source import prepare_foreign
 
         model = read_foreign(Path(path))
         seen, proven = (tokenize(model, part, longest) for part in (texts.calibration, texts.proof))

@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from fieldrun.bundle import Bucket, GraphNetwork, Network
 from fieldrun.errors import ExportError, MissingDependency, ParityError
-from fieldrun.packing import expand
-from fieldrun.reference import head_logits, pair_features
-from fieldrun.student import Head
-from fieldrun.tensors import Array, read_tensors
+from fieldrun.formats.bundle import Bucket, GraphNetwork, Network
+from fieldrun.formats.packing import expand
+from fieldrun.formats.tensors import Array, read_tensors
+from fieldrun.heads.head import Head, head_logits, pair_features
 
 from .recipe import Parity
 
-__all__ = ["BucketParity", "check_pairs", "check_parity", "open_session", "run_bucket"]
+__all__ = ["BucketParity", "check_pairs", "check_parity", "field_errors", "open_session", "run_bucket"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,3 +224,19 @@ def _gate(result: BucketParity, gate: Parity) -> None:
                 f"{where}: {name} is {value:.8g}, the recipe's limit is {limit:.8g}; nothing was written. "
                 "Calibrate on text like yours, or keep more parts in fp32"
             )
+
+
+def field_errors(expected: Array, found: Array) -> dict[str, float]:
+    """Return how far fields `(n, dim)` are from those expected: cosine (mean, 1st percentile, least) and ranks.
+
+    Rank agreement is the share of texts whose nearest other text, by the fields' cosine, is the same one.
+    """
+    a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (expected, found))
+    cosine = (a * b).sum(1)
+    nearest = [(x @ x.T - 2 * np.eye(len(x))).argmax(1) for x in (a, b)]
+    return {
+        "mean_cosine": float(cosine.mean()),
+        "p1_cosine": float(np.percentile(cosine, 1)),
+        "min_cosine": float(cosine.min()),
+        "rank_agreement": float((nearest[0] == nearest[1]).mean()),
+    }

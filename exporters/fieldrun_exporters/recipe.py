@@ -13,19 +13,38 @@ from pathlib import Path
 from typing import Any
 
 from fieldrun.errors import RecipeError, UnknownName
-from fieldrun.student import from_mapping
+from fieldrun.formats.integrity import from_mapping
 from fieldrun.toml import read_toml
 
-from .passes.lowrank import LowRank
-from .passes.prune_vocabulary import Prune
 from .precision import Precision
 
-__all__ = ["Buckets", "Calibration", "Parity", "Recipe", "Recover", "Tensorrt", "load_recipe", "recipe_names"]
+__all__ = [
+    "COMPONENTS",
+    "LEAST_TEXTS",
+    "SITES",
+    "Buckets",
+    "Calibration",
+    "LowRank",
+    "Parity",
+    "Prune",
+    "Recipe",
+    "Recover",
+    "Tensorrt",
+    "load_recipe",
+    "recipe_names",
+]
 
 SCHEMA = 1
 _RECIPES = Path(__file__).parent / "recipes"
 _PASSES = ("prune-vocabulary", "fold", "lowrank", "mixt", "int8", "fp16", "palettize", "recover")
 _OF_PRECISION = ("mixt", "int8", "fp16", "palettize")
+SITES = ("width", "mixer", "hidden")
+"""What a student has."""
+COMPONENTS = ("qk", "ov", "mlp")
+"""What an encoder has (`fieldrun_exporters.encoder.lowrank`)."""
+LEAST_TEXTS = 256
+"""Fewer say too little of a feature."""
+_LEARNING_TEXTS = 4000
 _MOST = {"batches": 4096, "lengths": 1 << 16}  # texts, tokens: a graph of more is a slip, and would fill the memory
 
 
@@ -82,6 +101,74 @@ class Parity:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
                 raise RecipeError(f"parity.{name} must be a positive, finite number, not {_shown(value)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowRank:
+    """How many features are kept, all of them when None; a recipe is for a student or for an encoder.
+
+    Of a student's `SITES` a number of features, or a share of their worth within 0..1; `texts` is how many calibration
+    texts at most tell what a feature is worth. Of an encoder's `COMPONENTS` a share of the inner size within 0..1, in
+    every layer alike; all texts of the recipe's `[calibration]` tell it.
+    """
+
+    width: int | float | None = None
+    mixer: int | float | None = None
+    hidden: int | float | None = None
+    qk: float | None = None
+    ov: float | None = None
+    mlp: float | None = None
+    texts: int = _LEARNING_TEXTS
+
+    def __post_init__(self) -> None:
+        for name in SITES:
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if value is not None and not whole and not (isinstance(value, float) and 0 < value < 1):
+                raise RecipeError(
+                    f"lowrank.{name} must be a number of features from 1 on, or a share of their worth within 0..1 as "
+                    f"in 0.99; not {value!r}"
+                )
+        for name in COMPONENTS:
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, float) and 0 < value < 1):
+                raise RecipeError(
+                    f"lowrank.{name} must be the share of the inner size that is kept, within 0..1 as in 0.8, not "
+                    f"{value!r}"
+                )
+        if not isinstance(self.texts, int) or self.texts < LEAST_TEXTS:
+            raise RecipeError(f"lowrank.texts must be at least {LEAST_TEXTS}, not {self.texts!r}")
+        of_encoder = [name for name in self.wanted if name in COMPONENTS]
+        of_student = [name for name in self.wanted if name in SITES] + ["texts"] * (self.texts != _LEARNING_TEXTS)
+        if of_encoder and of_student:
+            raise RecipeError(
+                f"lowrank.{of_student[0]} is of a student and lowrank.{of_encoder[0]} of an encoder, which learns from "
+                "calibration.texts; keep the keys of one"
+            )
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The sites or components that are made smaller."""
+        return tuple(name for name in (*SITES, *COMPONENTS) if getattr(self, name) is not None)
+
+    def to_dict(self) -> dict[str, int | float | None]:
+        """Return the keys of what it is for, a student or an encoder."""
+        if set(self.wanted) <= set(SITES):
+            return {name: getattr(self, name) for name in (*SITES, "texts")}
+        return {name: getattr(self, name) for name in COMPONENTS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prune:
+    """What a domain's text has to show of a piece: `min_count` uses. `ngram_buckets` of the table, chosen when None."""
+
+    min_count: int = 1
+    ngram_buckets: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("min_count", self.min_count), ("ngram_buckets", self.ngram_buckets)):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise RecipeError(f"prune.{name} must be an integer from 1 on, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,6 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from fieldrun.bundle import Bucket, Bundle, Manifest, TaskSpec
 from fieldrun.errors import (
     CheckpointError,
     HeadMismatch,
@@ -23,13 +22,13 @@ from fieldrun.errors import (
     UnknownName,
     UsageError,
 )
-from fieldrun.reference import head_logits, pair_features, softmax
-from fieldrun.student import Head
-from fieldrun.tensors import Array
+from fieldrun.formats.bundle import Bucket, Bundle, Manifest, TaskSpec
+from fieldrun.formats.tensors import Array
+from fieldrun.heads.head import Head, attached_task, head_logits, pair_features, softmax
 
-from .choose import choose_engine
 from .engines import Engine, UnpaddedEngine
-from .plan import BucketPlan
+from .engines.buckets import BucketPlan
+from .engines.choice import choose_engine
 from .tokenization import TextTokenizer, check_texts
 
 __all__ = ["Encoding", "FieldModel", "load"]
@@ -128,7 +127,7 @@ class FieldModel:
             task.name: _Task(spec=task, head=None) for task in bundle.manifest.tasks if not task.attached
         }
         if len(self._tasks) < len(bundle.manifest.tasks):
-            from fieldrun.attached import read_heads
+            from fieldrun.heads.saved import read_heads
 
             self._tasks |= {name: _task_of(head) for name, head in read_heads(bundle).items()}
 
@@ -196,7 +195,7 @@ class FieldModel:
             BundleError, IntegrityError: the loaded bundle has changed on disk.
             StorageError: the place cannot be written.
         """
-        from fieldrun.attached import save_bundle
+        from fieldrun.heads.saved import save_bundle
 
         try:
             target = Path(path)
@@ -425,7 +424,7 @@ class _Task:
 
 
 def _task_of(head: Head) -> _Task:
-    return _Task(spec=TaskSpec.of(head), head=head)
+    return _Task(spec=attached_task(head), head=head)
 
 
 def _checked(head: Head, field_dim: int) -> Head:

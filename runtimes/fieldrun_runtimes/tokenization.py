@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fieldrun.errors import BundleError, InputTextError, MissingDependency, TextTooLong, UnknownName
 
-from .packages import importing
+from .engines.packages import importing
 from .wordpiece import WordTable
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from fieldrun.attached import head_scores
-from fieldrun.bundle import TYPICAL_QUANTILE
 from fieldrun.errors import BundleError, TextTooLong
-from fieldrun.nvidia import MODULES
-from fieldrun.reference import softmax
-from fieldrun.storage import read_json
-from fieldrun.tensors import Array
+from fieldrun.formats.bundle import TYPICAL_QUANTILE
+from fieldrun.formats.storage import read_json
+from fieldrun.formats.tensors import Array
+from fieldrun.heads.head import softmax
+from fieldrun.heads.saved import head_scores
+from fieldrun_runtimes.tensorrt.releases import MODULES
 
 from .engines.onnxruntime_engine import import_onnxruntime
 from .model import FieldModel, load

@@ -13,16 +13,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__
+
 if TYPE_CHECKING:
     from fieldrun_exporters.export import ExportReport, export
-    from fieldrun_exporters.search import SearchReport, search
+    from fieldrun_exporters.search.compress import SearchReport, search
     from fieldrun_runtimes.model import FieldModel, load
     from fieldrun_runtimes.tensorrt.build import BuildReport, build
     from fieldrun_runtimes.verify import VerifyReport, verify
 
     from .errors import FieldrunError
-    from .fit import HeadTrainer, fit_head
-    from .student import Head
+    from .heads.fit import HeadTrainer, fit_head
+    from .heads.head import Head
 
 __all__ = [
     "BuildReport",
@@ -42,22 +44,20 @@ __all__ = [
     "verify",
 ]
 
-__version__ = "0.1.0"
-
 _HOMES = {
     "BuildReport": "fieldrun_runtimes.tensorrt.build",
     "ExportReport": "fieldrun_exporters.export",
     "FieldModel": "fieldrun_runtimes.model",
     "FieldrunError": "fieldrun.errors",
-    "Head": "fieldrun.student",
-    "HeadTrainer": "fieldrun.fit",
-    "SearchReport": "fieldrun_exporters.search",
+    "Head": "fieldrun.student.config",
+    "HeadTrainer": "fieldrun.heads.fit",
+    "SearchReport": "fieldrun_exporters.search.compress",
     "VerifyReport": "fieldrun_runtimes.verify",
     "build": "fieldrun_runtimes.tensorrt.build",
     "export": "fieldrun_exporters.export",
-    "fit_head": "fieldrun.fit",
+    "fit_head": "fieldrun.heads.fit",
     "load": "fieldrun_runtimes.model",
-    "search": "fieldrun_exporters.search",
+    "search": "fieldrun_exporters.search.compress",
     "verify": "fieldrun_runtimes.verify",
 }
 

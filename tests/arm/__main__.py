@@ -25,7 +25,7 @@ import click
 
 import fieldrun
 from fieldrun.errors import FieldrunError
-from fieldrun_benchmarks.record import write_record
+from fieldrun_benchmarks.harness.record import write_record
 from hatch_build import FLAGS, SOURCE
 
 from .packages import call, compile_native, emulator, guest_python, guest_root, guest_site
@@ -120,7 +120,7 @@ def _emulate(
     shutil.rmtree(runtimes, ignore_errors=True)  # this checkout's, with a library of its own: never that of x86
     ignore = shutil.ignore_patterns("native.so.1", "__pycache__")
     shutil.copytree(ROOT / "runtimes/fieldrun_runtimes", runtimes / "fieldrun_runtimes", ignore=ignore)
-    compiler = compile_native(cache, ROOT / SOURCE, FLAGS, runtimes / "fieldrun_runtimes/native.so.1")
+    compiler = compile_native(cache, ROOT / SOURCE, FLAGS, runtimes / "fieldrun_runtimes/native/native.so.1")
     # All the variables there are: one for this machine's processor, OPENBLAS_CORETYPE, must not reach the other's.
     environment = [f"PYTHONPATH={site}:{ROOT / 'sdk'}:{runtimes}", "PYTHONDONTWRITEBYTECODE=1"]
     environment += [f"{name}_NUM_THREADS=1" for name in ("OMP", "OPENBLAS")]

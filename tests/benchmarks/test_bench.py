@@ -16,19 +16,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fieldrun.dataset import read_tsv
 from fieldrun.errors import DatasetError, EngineError, FieldrunError, UnknownName, UsageError
-from fieldrun.storage import write_json
-from fieldrun_benchmarks import bench, loadgen
-from fieldrun_benchmarks.bench import measure
-from fieldrun_benchmarks.scenario import SAMPLES_PER_QUERY, multi_stream, offline, poisson_arrivals, server, timed_calls
-from fieldrun_benchmarks.sensors import Sensors
-from fieldrun_benchmarks.settings import SCENARIOS, Settings
-from fieldrun_benchmarks.subject import NullSubject, open_subject, packages_of, parse_subject, program_of
-from fieldrun_benchmarks.warn import warnings_of
-from fieldrun_benchmarks.worker import Worker, pack
-from fieldrun_benchmarks.worker_process import WorkerProcess, unpack
-from fieldrun_benchmarks.workload import Workload, read_workload, sample_files
+from fieldrun.evaluation.dataset import read_tsv
+from fieldrun.formats.storage import write_json
+from fieldrun_benchmarks.harness import bench, loadgen
+from fieldrun_benchmarks.harness.bench import measure
+from fieldrun_benchmarks.harness.scenario import (
+    SAMPLES_PER_QUERY,
+    multi_stream,
+    offline,
+    poisson_arrivals,
+    server,
+    timed_calls,
+)
+from fieldrun_benchmarks.harness.settings import SCENARIOS, Settings
+from fieldrun_benchmarks.harness.warn import warnings_of
+from fieldrun_benchmarks.harness.worker import Worker, pack
+from fieldrun_benchmarks.harness.worker_process import WorkerProcess, unpack
+from fieldrun_benchmarks.harness.workload import Workload, read_workload, sample_files
+from fieldrun_benchmarks.machine.sensors import Sensors
+from fieldrun_benchmarks.subjects.subject import NullSubject, open_subject, packages_of, parse_subject, program_of
 from tests.benchmarks.planted import Counting
 from tests.toy import PAIR_TASK, TASKS
 

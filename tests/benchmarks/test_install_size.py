@@ -9,8 +9,8 @@ import pytest
 
 import fieldrun
 from fieldrun.errors import FieldrunError
-from fieldrun_benchmarks import install_size as module
-from fieldrun_benchmarks.install_size import install_size
+from fieldrun_benchmarks.machine import install_size as module
+from fieldrun_benchmarks.machine.install_size import install_size
 
 
 def _install(site: Path, name: str, size: int, *requires: str) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from fieldrun.errors import FieldrunError
-from fieldrun_benchmarks.cold_start import cold_starts
-from fieldrun_benchmarks.latency import interleave, order_of_turn, time_in_turns
-from fieldrun_benchmarks.record import conditions
+from fieldrun_benchmarks.harness.cold_start import cold_starts
+from fieldrun_benchmarks.harness.latency import interleave, order_of_turn, time_in_turns
+from fieldrun_benchmarks.harness.record import conditions
 
 
 def test_every_subject_sees_every_text_in_rotating_order() -> None:

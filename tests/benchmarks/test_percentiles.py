@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldrun_benchmarks.percentiles import CONFIDENCE, calls_needed, median_interval, percentiles, ratio_interval
+from fieldrun_benchmarks.harness.percentiles import (
+    CONFIDENCE,
+    calls_needed,
+    median_interval,
+    percentiles,
+    ratio_interval,
+)
 
 
 def _below(n: int, p: float, t: int) -> float:

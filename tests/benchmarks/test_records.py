@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from fieldrun.errors import FieldrunError, SchemaTooNew
-from fieldrun.storage import read_json, write_json
-from fieldrun_benchmarks.record import conditions, read_record, write_record
-from fieldrun_benchmarks.tables import main, render
-from tests.sdk import test_doctor
+from fieldrun.formats.storage import read_json, write_json
+from fieldrun_benchmarks.harness.record import conditions, read_record, write_record
+from studies.tables import main, render
+from tests.doctor import test_doctor
 
 
 def test_a_record_carries_kind_command_conditions_and_values(tmp_path: Path) -> None:

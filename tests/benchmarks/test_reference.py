@@ -10,24 +10,23 @@ import numpy as np
 import pytest
 
 import fieldrun
-from fieldrun.bundle import REFERENCE_BUNDLE, Bundle
-from fieldrun.checkpoint import Checkpoint
-from fieldrun.dataset import read_tsv
-from fieldrun.metrics import wilson_interval
-from fieldrun.packing import expand
-from fieldrun.reference import forward, pad_ids
-from fieldrun.storage import read_json
-from fieldrun.tensors import read_tensors
-from fieldrun_benchmarks.record import read_record
+from fieldrun.evaluation.dataset import read_tsv
+from fieldrun.evaluation.metrics import wilson_interval
+from fieldrun.formats.bundle import REFERENCE_BUNDLE, Bundle
+from fieldrun.formats.packing import expand
+from fieldrun.formats.storage import read_json
+from fieldrun.formats.tensors import read_tensors
+from fieldrun.heads.trained import Checkpoint
+from fieldrun.student.oracle import forward
+from fieldrun.student.windows import pad_ids
+from fieldrun_benchmarks.harness.record import read_record
 
 SAMPLES = Path("benchmarks/fieldrun_benchmarks/data")
 
 
 @pytest.mark.slow
 def test_the_demo_runs_from_checkpoint_to_label(repository: Path, tmp_path: Path) -> None:
-    script = (
-        f"from pathlib import Path; from fieldrun_benchmarks.demo import main; main(Path({str(tmp_path / 'out')!r}))"
-    )
+    script = f"from pathlib import Path; from studies.demo import main; main(Path({str(tmp_path / 'out')!r}))"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=repository)
     assert result.returncode == 0, result.stderr
     assert "1. export" in result.stdout
@@ -46,7 +45,7 @@ def test_the_shipped_bundle_replays_its_golden_texts(engine: str) -> None:
 
 @pytest.mark.parametrize("task", ["banking77", "clinc150"])
 def test_accuracy_on_the_shipped_sample_is_that_of_the_records(repository: Path, task: str) -> None:
-    from fieldrun.storage import read_json
+    from fieldrun.formats.storage import read_json
 
     sample = read_tsv(repository / SAMPLES / f"{task}.tsv")
     with fieldrun.load("reference", engine="numpy") as model:

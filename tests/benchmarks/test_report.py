@@ -19,16 +19,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fieldrun.cli import main
-from fieldrun.dataset import read_tsv
 from fieldrun.errors import DatasetError, FieldrunError, SchemaTooNew
-from fieldrun.storage import read_json, write_json
-from fieldrun_benchmarks import bench
-from fieldrun_benchmarks.record import append_record, conditions
+from fieldrun.evaluation.dataset import read_tsv
+from fieldrun.formats.storage import read_json, write_json
+from fieldrun_benchmarks.harness import bench
+from fieldrun_benchmarks.harness.record import append_record, conditions
 from fieldrun_benchmarks.report.diff import diff
 from fieldrun_benchmarks.report.facts import machine_of, not_measured
 from fieldrun_benchmarks.report.render import metrics, page, read_records, to_csv, to_json, to_markdown
 from fieldrun_benchmarks.report.sections import claim, sections
-from fieldrun_benchmarks.subject import parse_subject
+from fieldrun_benchmarks.subjects.subject import parse_subject
 from tests.benchmarks.test_bench import PLANTED, SHORT, HereProcess, _workload
 
 needs_plots = pytest.mark.skipif(

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from fieldrun_benchmarks import sensors
-from fieldrun_benchmarks.sampler import Sampler
-from fieldrun_benchmarks.sensors import Sensors, Unavailable, parse_tegrastats, process_memory
-from fieldrun_benchmarks.warn import warnings_of
+from fieldrun_benchmarks.harness.warn import warnings_of
+from fieldrun_benchmarks.machine import sensors
+from fieldrun_benchmarks.machine.sampler import Sampler
+from fieldrun_benchmarks.machine.sensors import Sensors, Unavailable, parse_tegrastats, process_memory
 
 
 def _plant(root: Path, files: dict[str, str]) -> Sensors:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fieldrun.checkpoint import Checkpoint
 from fieldrun.distill.pipeline import distill
+from fieldrun.heads.trained import Checkpoint
 from tests.toy import toy_tokenizer
 
 RECIPE = """

@@ -22,8 +22,8 @@ from fieldrun.distill.heads import calibrate, finish_head, fit_pair_head, score,
 from fieldrun.distill.pool import Split, TaskData, TextPool, build_pool
 from fieldrun.distill.recipe import CompressorRecipe, TaskRecipe, load_recipe
 from fieldrun.errors import TrainingError
-from fieldrun.reference import pair_features
-from fieldrun.tensors import Array
+from fieldrun.formats.tensors import Array
+from fieldrun.heads.head import pair_features
 
 from .conftest import INTENTS, MOODS
 

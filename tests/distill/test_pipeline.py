@@ -22,9 +22,7 @@ from click.testing import CliRunner
 from tokenizers import Tokenizer
 
 import fieldrun
-from fieldrun.checkpoint import Checkpoint
 from fieldrun.cli import main
-from fieldrun.dataset import read_tsv
 from fieldrun.distill import pipeline
 from fieldrun.distill.pipeline import distill
 from fieldrun.distill.recipe import load_recipe
@@ -38,7 +36,9 @@ from fieldrun.errors import (
     TrainingError,
     UnknownName,
 )
-from fieldrun.storage import sha256_file
+from fieldrun.evaluation.dataset import read_tsv
+from fieldrun.formats.storage import sha256_file
+from fieldrun.heads.trained import Checkpoint
 
 DYING = """
 import os, signal, sys

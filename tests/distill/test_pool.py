@@ -12,11 +12,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fieldrun.dataset import read_tsv
 from fieldrun.distill import pool as module
 from fieldrun.distill.pool import Split, TextPool, build_pool, discover_tasks
 from fieldrun.distill.recipe import CorpusRecipe, DistillRecipe, TaskRecipe, load_recipe
 from fieldrun.errors import DatasetError, FieldrunError, RecipeError
+from fieldrun.evaluation.dataset import read_tsv
 
 from .conftest import write_tsv
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fieldrun import reference
 from fieldrun.distill.student import Student
+from fieldrun.student import oracle as reference
 from tests.toy import toy_config
 
 NO_MIXER: dict[str, object] = {"mixer_kernel": 0, "mixer_width": 0}

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldrun.errors import CheckpointError, ExportError, InputTextError
-from fieldrun.reference import forward, pad_ids
-from fieldrun.tensors import Array
+from fieldrun.formats.tensors import Array
+from fieldrun.student.oracle import forward
+from fieldrun.student.windows import pad_ids
 from fieldrun_exporters.calibrate import SHIPPED_TEXT, CalibrationText, choose_texts, input_ranges, tokenize
-from fieldrun_exporters.passes.fold import fold
+from fieldrun_exporters.student.passes.fold import fold
 from tests.toy import toy_checkpoint
 
 TOY = toy_checkpoint()

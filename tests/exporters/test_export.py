@@ -12,15 +12,17 @@ import onnx
 import pytest
 
 import fieldrun
-from fieldrun.bundle import Bundle
-from fieldrun.checkpoint import Checkpoint
 from fieldrun.errors import ParityError
-from fieldrun.reference import forward, head_logits, pad_ids, pair_features
-from fieldrun.storage import read_json, sha256_file
+from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.storage import read_json, sha256_file
+from fieldrun.heads.head import head_logits, pair_features
+from fieldrun.heads.trained import Checkpoint
+from fieldrun.student.oracle import forward
+from fieldrun.student.windows import pad_ids
 from fieldrun_exporters import recipe
+from fieldrun_exporters.builder import op_histogram
 from fieldrun_exporters.calibrate import tokenize
 from fieldrun_exporters.export import ExportReport
-from fieldrun_exporters.graph import op_histogram
 from fieldrun_exporters.parity import open_session
 from tests.exporters.conftest import ALL_INT8
 from tests.toy import toy_checkpoint as make_toy

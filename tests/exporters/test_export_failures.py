@@ -27,11 +27,12 @@ from fieldrun.errors import (
     StorageError,
     UnknownName,
 )
-from fieldrun.reference import head_logits
+from fieldrun.heads.head import head_logits
 from fieldrun_exporters import export as module
 from fieldrun_exporters import parity
-from fieldrun_exporters.deployed import Deployed, PassReport
-from fieldrun_exporters.graph import field_graph
+from fieldrun_exporters.student.deployed import Deployed
+from fieldrun_exporters.student.graph import field_graph
+from fieldrun_exporters.student.passes import PassReport
 from tests.toy import toy_checkpoint as make_toy
 
 

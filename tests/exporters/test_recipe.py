@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fieldrun.errors import RecipeError, UnknownName
-from fieldrun.storage import write_json
+from fieldrun.formats.storage import write_json
 from fieldrun_exporters.recipe import load_recipe, recipe_names
 
 MINIMAL = """schema = 1

@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from fieldrun.errors import FieldrunError, UnknownName
-from fieldrun_benchmarks.arm_report import TABLES
-from fieldrun_benchmarks.record import read_record
+from fieldrun_benchmarks.harness.record import read_record
 from hatch_build import LIBRARY, SOURCE, NativeBuildHook
+from studies.arm.tables import TABLES
 from tests.arm.__main__ import _passed, main
 from tests.arm.packages import call, emulator, guest_python, made
 

@@ -109,7 +109,7 @@ def test_wheel_has_the_reference_bundle_and_no_checkpoint(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "fieldrun/data/reference/manifest.json" in names
     assert not [name for name in names if "checkpoint" in name.split("/")[0] or "/checkpoints/" in name]
-    assert ("fieldrun_runtimes/native.so.1" in names) == (shutil.which("cc") is not None)
+    assert ("fieldrun_runtimes/native/native.so.1" in names) == (shutil.which("cc") is not None)
     roots = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert roots == {"fieldrun", "fieldrun_benchmarks", "fieldrun_exporters", "fieldrun_runtimes"}
     assert {f"{root}/py.typed" for root in roots} <= set(names)
@@ -122,7 +122,8 @@ def test_sdist_has_the_reference_checkpoint(repository: Path, tmp_path: Path) ->
         names = {name.partition("/")[2] for name in archive.getnames()}
     checkpoint = {f"sdk/checkpoints/reference/{name}" for name in ("student.json", "student.safetensors")}
     assert (
-        checkpoint | {"LICENSE", "README.md", "hatch_build.py", "pyproject.toml", "runtimes/fieldrun_runtimes/native.c"}
+        checkpoint
+        | {"LICENSE", "README.md", "hatch_build.py", "pyproject.toml", "runtimes/fieldrun_runtimes/native/native.c"}
         <= names
     )
 
@@ -134,7 +135,7 @@ def test_nothing_heavy_is_installed(bare: Path, home: Path) -> None:
 
 def test_every_runtime_module_imports(bare: Path, home: Path) -> None:
     names = json.loads(_run(bare / "python", "-W", "error", "-c", IMPORT_EVERYTHING, home=home))
-    assert {"fieldrun.bundle", "fieldrun.cli", "fieldrun_runtimes.model"} <= set(names)
+    assert {"fieldrun.formats.bundle", "fieldrun.cli", "fieldrun_runtimes.model"} <= set(names)
 
 
 def test_every_command_has_help(bare: Path, home: Path) -> None:

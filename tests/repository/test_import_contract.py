@@ -1,7 +1,7 @@
-"""Who may import whom: the "May import" column of the layout, read from the syntax trees.
+"""Who may import whom: the table of the folders, read from the syntax trees. There are no exceptions.
 
-A layer is told from the module's name. Inside `fieldrun`, `distill` is the training code, the package itself, `cli` and
-`doctor` are the face, and every other module is a contract: the strictest layer is the default.
+A module belongs to the longest row that its name starts with. What stands under "lazily" may be imported by a function
+that needs it (or for a type checker), never when the module is loaded.
 """
 
 from __future__ import annotations
@@ -20,36 +20,55 @@ PACKAGES = {
     "fieldrun_exporters": ROOT / "exporters" / "fieldrun_exporters",
     "fieldrun_runtimes": ROOT / "runtimes" / "fieldrun_runtimes",
     "fieldrun_benchmarks": ROOT / "benchmarks" / "fieldrun_benchmarks",
+    "studies": ROOT / "benchmarks" / "studies",
 }
-NOT_CONTRACTS = {"__main__", "cli", "distill", "doctor"}
 STANDARD = sys.stdlib_module_names | {"tomllib"}  # tomllib is missing from Python 3.10's own list
+
+LOW = "fieldrun._version " + " ".join(
+    f"fieldrun.{name}" for name in ("errors", "toml", "formats", "student", "evaluation", "heads")
+)
+PARTS = "fieldrun_runtimes fieldrun_exporters fieldrun_benchmarks"
+TABLE = """
+| folder | may import | lazily |
+| fieldrun._version | | |
+| fieldrun.errors | | |
+| fieldrun.toml | fieldrun.errors | tomli |
+| fieldrun.formats | fieldrun.errors fieldrun.toml numpy | |
+| fieldrun.student | fieldrun.errors fieldrun.formats numpy | |
+| fieldrun.evaluation | fieldrun.errors fieldrun.formats fieldrun.student numpy | |
+| fieldrun.heads | fieldrun.errors fieldrun.formats fieldrun.student fieldrun.evaluation numpy | |
+| fieldrun_runtimes | LOW numpy tokenizers | cuda onnxruntime |
+| fieldrun_exporters | LOW numpy tokenizers onnx | onnxruntime rich torch |
+| fieldrun_benchmarks | LOW numpy tokenizers click | jinja2 markupsafe matplotlib mlperf_loadgen packaging rich |
+| fieldrun_benchmarks.subjects | LOW fieldrun_benchmarks fieldrun fieldrun_runtimes numpy tokenizers | |
+| fieldrun.distill | LOW fieldrun_runtimes numpy tokenizers torch transformers | rich |
+| fieldrun.doctor | LOW fieldrun_runtimes | |
+| fieldrun.ray | LOW fieldrun fieldrun_runtimes numpy | |
+| fieldrun.sklearn | LOW fieldrun fieldrun_runtimes numpy sklearn | |
+| fieldrun | LOW | PARTS fieldrun.distill fieldrun.doctor |
+| fieldrun.cli | LOW fieldrun numpy click | PARTS fieldrun.distill fieldrun.doctor rich |
+| studies | LOW PARTS fieldrun fieldrun.distill fieldrun.doctor numpy tokenizers click torch | matplotlib |
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
-    """What a layer may import, at any time or only when a function runs (or a type checker looks)."""
+class Row:
+    """What a folder may import, at any time or only when a function runs (or a type checker looks)."""
 
     anytime: frozenset[str]
-    lazily: frozenset[str] = frozenset()
+    lazily: frozenset[str]
 
 
-def _layer(anytime: str, lazily: str = "") -> Layer:
-    return Layer(anytime=frozenset(anytime.split()), lazily=frozenset(lazily.split()))
+def _rows(table: str) -> dict[str, Row]:
+    rows = {}
+    for line in table.strip().splitlines()[1:]:
+        folder, anytime, lazily = (cell.strip() for cell in line.strip("|").split("|"))
+        words = [cell.replace("LOW", LOW).replace("PARTS", PARTS).split() for cell in (anytime, lazily)]
+        rows[folder] = Row(anytime=frozenset({*words[0], folder}), lazily=frozenset(words[1]))
+    return rows
 
 
-LAYERS = {
-    "contract": _layer("contract numpy tokenizers tomli"),
-    "face": _layer("contract face numpy tokenizers click", "distill exporters runtimes benchmarks rich"),
-    "distill": _layer("contract distill numpy tokenizers tomli torch transformers", "rich"),
-    "exporters": _layer("contract exporters numpy tokenizers tomli onnx", "onnxruntime rich torch"),
-    "runtimes": _layer("contract runtimes numpy tokenizers", "cuda onnxruntime"),
-    "benchmarks": _layer(
-        "contract benchmarks numpy tokenizers click", "jinja2 markupsafe matplotlib mlperf_loadgen packaging rich"
-    ),
-    "demo": _layer("contract benchmarks demo face numpy tokenizers click", "rich"),
-    "measure": _layer("contract benchmarks face runtimes numpy tokenizers click"),
-    "study": _layer("contract benchmarks study face distill exporters numpy tokenizers click torch"),
-}
+ROWS = _rows(TABLE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,35 +78,13 @@ class Import:
     lazy: bool
 
 
-def layer_of(module: str, contracts: frozenset[str]) -> str:
-    """The layer of one of our modules or of a name inside one; the root of the name for any other package."""
-    root, *rest = module.split(".")
-    if root == "fieldrun":
-        if not rest:
-            return "face"
-        if rest[0] in contracts or rest[0] == "__version__":
-            return "contract"
-        return "distill" if rest[0] == "distill" else "face"
-    if module in tuple(f"fieldrun_benchmarks.{name}" for name in ("demo", "fit_heads", "peers")):
-        return "demo"
-    if module in (
-        "fieldrun_benchmarks.gpu",
-        "fieldrun_benchmarks.measure",
-        "fieldrun_benchmarks.our_subjects",
-    ):  # they time the engines one by one
-        return "measure"
-    if module in (
-        "fieldrun_benchmarks.an1",
-        "fieldrun_benchmarks.encoder_methods",
-        "fieldrun_benchmarks.encoder_tasks",
-        "fieldrun_benchmarks.ladder",
-        "fieldrun_benchmarks.rank_order",
-        "fieldrun_benchmarks.search_record",
-        "fieldrun_benchmarks.tensorrt_build",
-        "fieldrun_benchmarks.trials",
-    ):  # they train or export, so they need what that does
-        return "study"
-    return root.removeprefix("fieldrun_")
+def row_of(module: str) -> str:
+    """The row of one of our modules, or of a name inside one; the root of the name for any other package."""
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        if ".".join(parts[:length]) in ROWS:
+            return ".".join(parts[:length])
+    return parts[0]
 
 
 def imports(source: str, module: str, *, is_package: bool = False) -> list[Import]:
@@ -125,18 +122,15 @@ def _targets(node: ast.AST, module: str, is_package: bool) -> Iterator[str]:
             yield argument if not argument.startswith(".") else f"{module.split('.')[0]}{argument}"
 
 
-def violations(
-    source: str, module: str, *, is_package: bool = False, contracts: frozenset[str] = frozenset()
-) -> list[str]:
-    """One line for each import in `source` that the layer of `module` may not do."""
-    own = layer_of(module, contracts)
-    rules = LAYERS[own]
+def violations(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    """One line for each import in `source` that the row of `module` does not have."""
+    own = row_of(module)
     lines = []
     for found in imports(source, module, is_package=is_package):
-        target = layer_of(found.target, contracts)
-        if target in STANDARD or target in rules.anytime or (found.lazy and target in rules.lazily):
+        target = row_of(found.target)
+        if target in STANDARD or target in ROWS[own].anytime or (found.lazy and target in ROWS[own].lazily):
             continue
-        when = " at module level" if target in rules.lazily else ""
+        when = " at module level" if target in ROWS[own].lazily else ""
         lines.append(f"{module}:{found.line}: {own} may not import {found.target} ({target}){when}")
     return lines
 
@@ -148,88 +142,119 @@ def _modules() -> Iterator[tuple[str, Path]]:
             yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
 
-def _contracts() -> frozenset[str]:
-    folder = PACKAGES["fieldrun"]
-    names = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
-    return frozenset(names - NOT_CONTRACTS - {"__init__"})
-
-
-def test_every_module_keeps_its_layer() -> None:
-    contracts = _contracts()
+def test_every_module_keeps_to_its_row() -> None:
     found = [
         line
         for module, path in _modules()
-        for line in violations(
-            path.read_text("utf-8"), module, is_package=path.name == "__init__.py", contracts=contracts
-        )
+        for line in violations(path.read_text("utf-8"), module, is_package=path.name == "__init__.py")
     ]
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+def test_only_proofs_import_the_oracle() -> None:
+    users = {
+        module
+        for module, path in _modules()
+        for found in imports(path.read_text("utf-8"), module, is_package=path.name == "__init__.py")
+        if found.target.startswith("fieldrun.student.oracle") and not module.startswith(("studies", "fieldrun.student"))
+    }
+    assert users == {"fieldrun_exporters.parity", "fieldrun_exporters.student.source"}
+
+
+def test_no_module_imports_itself_round_a_circle() -> None:
+    files = dict(_modules())
+    graph = {
+        module: {
+            name
+            for found in imports(path.read_text("utf-8"), module, is_package=path.name == "__init__.py")
+            if not found.lazy and (name := _module_of(found.target, files)) not in (None, module)
+        }
+        for module, path in files.items()
+    }
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join([*way[way.index(module) :], module])
+        if module not in done:
+            for target in sorted(graph[module]):
+                visit(target, (*way, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def _module_of(target: str, files: dict[str, Path]) -> str | None:
+    return next((name for name in (target, target.rpartition(".")[0]) if name in files), None)
+
+
+@pytest.mark.parametrize("package", [name for name in PACKAGES if name != "studies"])
 def test_every_package_is_read_and_typed(package: str) -> None:
     assert any(module == package for module, _ in _modules())
     assert (PACKAGES[package] / "py.typed").is_file()
 
 
-PLANTED_CONTRACTS = frozenset({"bundle", "errors", "reference"})
+@pytest.mark.parametrize("folder", ROWS)
+def test_every_row_is_a_folder_or_a_module_that_exists(folder: str) -> None:
+    assert any(module == folder for module, _ in _modules())
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("fieldrun.bundle", "import fieldrun"),
-        ("fieldrun.bundle", "from fieldrun import load"),
-        ("fieldrun.bundle", "from . import load"),
-        ("fieldrun.bundle", "from .cli import main"),
-        ("fieldrun.bundle", "def f():\n    from .distill import train"),
-        ("fieldrun.bundle", "def f():\n    import fieldrun_runtimes"),
-        ("fieldrun.bundle", "import click"),
-        ("fieldrun.cli.run", "from fieldrun_runtimes.model import FieldModel"),
-        ("fieldrun.cli.run", "try:\n    import fieldrun_exporters\nexcept ImportError:\n    pass"),
-        ("fieldrun.cli.run", "class C:\n    import fieldrun_benchmarks"),
-        ("fieldrun.cli.run", "import fieldrun.distill"),
-        ("fieldrun.cli.run", "def f():\n    import torch"),
+        ("fieldrun.formats.bundle", "import fieldrun"),
+        ("fieldrun.formats.bundle", "from fieldrun import load"),
+        ("fieldrun.formats.bundle", "from .. import load"),
+        ("fieldrun.formats.bundle", "from ..cli import main"),
+        ("fieldrun.formats.bundle", "from ..heads.head import Head"),
+        ("fieldrun.formats.bundle", "if TYPE_CHECKING:\n    from ..student.config import StudentConfig"),
+        ("fieldrun.formats.bundle", "def f():\n    from ..distill import train"),
+        ("fieldrun.formats.bundle", "def f():\n    import fieldrun_runtimes"),
+        ("fieldrun.formats.bundle", "import click"),
+        ("fieldrun.evaluation.metrics", "from ..heads.fit import fit_head"),
+        ("fieldrun.cli.label", "from fieldrun_runtimes.model import FieldModel"),
+        ("fieldrun.cli.label", "try:\n    import fieldrun_exporters\nexcept ImportError:\n    pass"),
+        ("fieldrun.cli.label", "class C:\n    import fieldrun_benchmarks"),
+        ("fieldrun.cli.label", "import fieldrun.distill"),
+        ("fieldrun.cli.label", "def f():\n    import torch"),
         ("fieldrun.doctor", "def f():\n    import onnxruntime"),
-        ("fieldrun.doctor", "if not TYPE_CHECKING:\n    import fieldrun_runtimes"),
-        ("fieldrun.doctor", "if TYPE_CHECKING:\n    pass\nelse:\n    import fieldrun_runtimes"),
+        ("fieldrun.doctor", "if not TYPE_CHECKING:\n    import fieldrun_exporters"),
         ("fieldrun.distill.teacher", "import fieldrun_exporters"),
         ("fieldrun.distill.teacher", "import onnx"),
-        ("fieldrun_exporters.graph", "def f():\n    from fieldrun_runtimes.model import FieldModel"),
-        ("fieldrun_exporters.graph", "import torch"),
-        ("fieldrun_exporters.graph", "import onnxruntime"),
-        ("fieldrun_exporters.graph", "from fieldrun import load"),
-        ("fieldrun_runtimes.model", "import fieldrun_exporters.graph"),
-        ("fieldrun_runtimes.model", "if TYPE_CHECKING:\n    from fieldrun_exporters import graph"),
+        ("fieldrun_exporters.builder", "def f():\n    from fieldrun_runtimes.model import FieldModel"),
+        ("fieldrun_exporters.builder", "import torch"),
+        ("fieldrun_exporters.builder", "import onnxruntime"),
+        ("fieldrun_exporters.builder", "from fieldrun import load"),
+        ("fieldrun_runtimes.model", "import fieldrun_exporters.builder"),
+        ("fieldrun_runtimes.model", "if TYPE_CHECKING:\n    from fieldrun_exporters import builder"),
         ("fieldrun_runtimes.model", "import onnxruntime as ort"),
         ("fieldrun_runtimes.model", "def f():\n    import onnx"),
         ("fieldrun_runtimes.model", "def f():\n    importlib.import_module('torch')"),
         ("fieldrun_runtimes.model", "def f():\n    from transformers import AutoTokenizer"),
         ("fieldrun_runtimes.model", "import fieldrun"),
-        ("fieldrun_benchmarks.record", "import fieldrun"),
-        ("fieldrun_benchmarks.record", "def f():\n    import fieldrun_runtimes"),
-        ("fieldrun_benchmarks.demo", "def f():\n    import fieldrun_runtimes"),
+        ("fieldrun_benchmarks.harness.record", "import fieldrun"),
+        ("fieldrun_benchmarks.harness.record", "def f():\n    import studies"),
     ],
 )
 def test_a_bad_import_is_caught(module: str, source: str) -> None:
-    assert len(violations(source, module, contracts=PLANTED_CONTRACTS)) == 1
+    assert len(violations(source, module)) == 1
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("fieldrun.bundle", "import json\nfrom .errors import BundleError\nfrom . import errors, __version__"),
-        ("fieldrun.cli.run", "import click\nfrom .. import errors, load\nfrom .output import echo"),
-        ("fieldrun.cli.run", "def f():\n    from fieldrun_runtimes import model\n    import fieldrun.distill"),
-        ("fieldrun.cli.run", "if TYPE_CHECKING:\n    from fieldrun_runtimes.model import FieldModel"),
+        ("fieldrun.formats.bundle", "import json\nfrom ..errors import BundleError\nfrom . import storage"),
+        ("fieldrun.cli.label", "import click\nfrom .. import errors, load\nfrom .output import echo"),
+        ("fieldrun.cli.label", "def f():\n    from fieldrun_runtimes import model\n    import fieldrun.distill"),
+        ("fieldrun.cli.label", "if TYPE_CHECKING:\n    from fieldrun_runtimes.model import FieldModel"),
         ("fieldrun.distill.teacher", "import torch\nfrom transformers import AutoModel\nfrom .. import errors"),
-        ("fieldrun_exporters.graph", "import onnx\nfrom fieldrun.bundle import Bundle\nfrom .passes import fold"),
-        ("fieldrun_runtimes.model", "from fieldrun import bundle\ndef f():\n    import onnxruntime"),
-        ("fieldrun_benchmarks.demo", "import fieldrun\nfrom . import record"),
+        ("fieldrun_exporters.builder", "import onnx\nfrom fieldrun.formats.bundle import Bundle\nfrom . import recipe"),
+        ("fieldrun_runtimes.model", "from fieldrun.formats import bundle\ndef f():\n    import onnxruntime"),
+        ("studies.ladder.measure", "import fieldrun\nfrom fieldrun_exporters import recipe\nfrom ..paired import mean"),
     ],
 )
 def test_a_good_import_passes(module: str, source: str) -> None:
-    assert violations(source, module, contracts=PLANTED_CONTRACTS) == []
+    assert violations(source, module) == []
 
 
 def test_a_package_resolves_relative_imports_from_itself() -> None:

@@ -17,15 +17,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fieldrun
-from fieldrun.bundle import Bundle
-from fieldrun.checkpoint import Checkpoint
 from fieldrun.errors import EngineError, MissingDependency, UnknownName
-from fieldrun.reference import forward, head_logits, pad_ids, pair_features, softmax
-from fieldrun.storage import read_json
-from fieldrun.tensors import Array
-from fieldrun_runtimes.choose import choose_engine
+from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.storage import read_json
+from fieldrun.formats.tensors import Array
+from fieldrun.heads.head import head_logits, pair_features, softmax
+from fieldrun.heads.trained import Checkpoint
+from fieldrun.student.oracle import forward
+from fieldrun.student.windows import pad_ids
 from fieldrun_runtimes.engines import ENGINES, Engine, UnpaddedEngine, native_engine, open_engine
 from fieldrun_runtimes.engines import onnxruntime_engine as ort_engine
+from fieldrun_runtimes.engines.choice import choose_engine
 from tests import toy
 from tests.toy import WORDS
 
@@ -254,7 +256,7 @@ def test_the_library_for_any_processor_gives_the_same(
     if compiler is None:
         pytest.skip("no C compiler to make the library for other processors")
     flags = ["-O2", "-std=gnu11", "-shared", "-fPIC", "-Wno-psabi", "-DFIELDRUN_PORTABLE"]
-    source = repository / "runtimes" / "fieldrun_runtimes" / "native.c"
+    source = repository / "runtimes" / "fieldrun_runtimes" / "native" / "native.c"
     subprocess.run([compiler, *flags, "-o", str(tmp_path / "any.so"), str(source), "-lm"], check=True)
     here = [fieldrun.load(bundle, engine="native").encode(TEXTS) for bundle in (toy_bundle, float_bundle)]
     monkeypatch.setattr(native_engine, "LIBRARY", tmp_path / "any.so")

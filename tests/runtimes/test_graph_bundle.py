@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 import fieldrun
-from fieldrun.bundle import Bundle, GraphNetwork, Manifest, seal
 from fieldrun.cli import main
 from fieldrun.errors import BundleError, EngineError, MissingDependency, TextTooLong
-from fieldrun.reference import pad_ids
-from fieldrun.storage import read_json
+from fieldrun.formats.bundle import Bundle, GraphNetwork, Manifest, seal
+from fieldrun.formats.storage import read_json
+from fieldrun.student.windows import pad_ids
 from fieldrun_exporters.encoder.model import Encoder, forward
 from tests.tiny_bert import write_bert
 from tests.toy import WORDS

@@ -11,7 +11,7 @@ import pytest
 
 import fieldrun
 from fieldrun.errors import BundleError, InputTextError, TextTooLong, UnknownName, UsageError
-from fieldrun.tensors import Array
+from fieldrun.formats.tensors import Array
 from fieldrun_runtimes.engines.numpy_engine import NumpyEngine
 from fieldrun_runtimes.model import FieldModel
 

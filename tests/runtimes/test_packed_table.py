@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fieldrun.bundle import Bundle
 from fieldrun.errors import BundleError
-from fieldrun.packing import code_bits, expand, pack_codes
-from fieldrun.tensors import Array
+from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.packing import code_bits, expand, pack_codes
+from fieldrun.formats.tensors import Array
 from fieldrun_runtimes.engines import map_weights
 from fieldrun_runtimes.engines.native_engine import NativeEngine
 
@@ -31,7 +31,7 @@ def coded(rows: int, width: int, entries: int, run: int, rng: np.random.Generato
 
 
 def part(number: int, kind: str, rows: int, width: int, entries: int, run: int, seed: int) -> dict[str, Array]:
-    """Random tensors of a part, as `fieldrun.packing` describes them."""
+    """Random tensors of a part, as `fieldrun.formats.packing` describes them."""
     rng = np.random.default_rng(seed)
     if kind == "plain":
         return {f"table.rows.{number}": rng.integers(-127, 128, (rows, width)).astype(np.int8)}

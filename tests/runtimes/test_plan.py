@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldrun.bundle import Bucket, Network
-from fieldrun_runtimes.plan import BucketPlan
+from fieldrun.formats.bundle import Bucket, Network
+from fieldrun_runtimes.engines.buckets import BucketPlan
 
 SHAPES = st.tuples(
     st.sets(st.integers(2, 40), max_size=3).map(lambda more: sorted({1, *more})),

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import fieldrun
-from fieldrun.bundle import MANIFEST, seal
 from fieldrun.errors import BundleError, UnknownName
-from fieldrun.storage import read_json, sha256_file
+from fieldrun.formats.bundle import MANIFEST, seal
+from fieldrun.formats.storage import read_json, sha256_file
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import fieldrun
-from fieldrun.bundle import Bundle
 from fieldrun.errors import BundleError
-from fieldrun.tensors import Array
+from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.tensors import Array
 from fieldrun_runtimes.engines import map_weights, open_engine
 from tests.toy import WORDS
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 import fieldrun_benchmarks
-from fieldrun.bundle import REFERENCE_BUNDLE
-from fieldrun.dataset import read_tsv
+from fieldrun.evaluation.dataset import read_tsv
+from fieldrun.formats.bundle import REFERENCE_BUNDLE
 from fieldrun_runtimes.tokenization import TextTokenizer
 from fieldrun_runtimes.wordpiece import WordTable
 from tests.toy import toy_tokenizer

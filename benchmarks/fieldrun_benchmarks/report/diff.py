@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fieldrun.errors import UsageError
-from fieldrun.metrics import wilson_interval
+from fieldrun.evaluation.metrics import wilson_interval
 
-from ..percentiles import ratio_interval
+from ..harness.percentiles import ratio_interval
 from .facts import machine_of
 
 __all__ = ["Change", "Diff", "diff", "diff_all"]

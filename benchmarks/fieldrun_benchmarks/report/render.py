@@ -11,7 +11,7 @@ from typing import Any
 
 from fieldrun.errors import FieldrunError
 
-from ..record import read_record
+from ..harness.record import read_record
 from .canvas import check_matplotlib
 from .facts import machine_of
 from .figures import figures

@@ -7,14 +7,15 @@ about the mean of their own text: that is all that a softmax over the keys of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fieldrun.errors import ExportError
-from fieldrun.reference import pad_ids
-from fieldrun.tensors import Array
+from fieldrun.formats.progress import Progress
+from fieldrun.formats.tensors import Array
+from fieldrun.student.windows import pad_ids
 
 from .model import Encoder, forward
 
@@ -63,7 +64,7 @@ def by_length(sequences: Sequence[Sequence[int]], batch: int) -> list[list[int]]
 def accumulate(
     encoder: Encoder,
     sequences: Sequence[Sequence[int]],
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Moments:
     """Run `sequences` of token ids through the NumPy encoder and return the moments of every map's input.
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fieldrun.reference import pad_ids
-from fieldrun.tensors import Array
+from fieldrun.formats.tensors import Array
+from fieldrun.student.windows import pad_ids
 
 from .model import Encoder, forward
 

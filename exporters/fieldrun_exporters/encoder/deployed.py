@@ -10,7 +10,7 @@
 | `<map>.input_scale` | `(1,) float32`, only where the map's input is int8 too |
 | `<norm>.weight`, `<norm>.bias` | of the layer norms, float32 |
 
-An int8 table or weight may be a palette, which is stored as codes (`fieldrun.packing`).
+An int8 table or weight may be a palette, which is stored as codes (`fieldrun.formats.packing`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from fieldrun.errors import ExportError, RecipeError
-from fieldrun.packing import expand, packed_names
-from fieldrun.tensors import Array
+from fieldrun.formats.packing import expand, packed_names
+from fieldrun.formats.tensors import Array
 
-from ..deployed import PassReport
-from ..passes.int8 import facts, quantize_columns, quantize_rows
-from ..passes.palettize import Clustered, cluster, palette_facts
 from ..precision import Palette, Precision
+from ..student.passes import PassReport
+from ..student.passes.int8 import facts, quantize_columns, quantize_rows
+from ..student.passes.palettize import Clustered, cluster, palette_facts
 from .model import Encoder, EncoderConfig
 
 __all__ = ["DeployedEncoder", "check_precision", "fold_encoder", "int8_encoder", "palettize_encoder"]
@@ -44,7 +44,7 @@ class DeployedEncoder:
     config: EncoderConfig
     tensors: Mapping[str, Array]
     packed: Mapping[str, Array] = field(default_factory=dict)
-    """What is stored in place of the int8 matrices that are palettes (`fieldrun.packing`)."""
+    """What is stored in place of the int8 matrices that are palettes (`fieldrun.formats.packing`)."""
 
     def dense(self) -> tuple[str, ...]:
         """Return the names of all maps `x @ weight + bias`, from the first to the last."""
@@ -130,7 +130,7 @@ def check_precision(precision: Precision) -> None:
 def int8_encoder(
     deployed: DeployedEncoder, precision: Precision, input_ranges: Mapping[str, float]
 ) -> tuple[DeployedEncoder, PassReport]:
-    """Quantize what `precision` says, statically and symmetrically, as `fieldrun_exporters.passes.int8` does.
+    """Quantize what `precision` says, statically and symmetrically, as `fieldrun_exporters.student.passes.int8` does.
 
     Args:
         deployed: the encoder in float32.
@@ -172,7 +172,7 @@ def palettize_encoder(
     squares: Mapping[str, Array],
     seed: int = 0,
 ) -> tuple[DeployedEncoder, PassReport]:
-    """Put palettes in place of the parts that `precision` says, as `fieldrun_exporters.passes.palettize` does.
+    """Put palettes in place of the parts that `precision` says, as `fieldrun_exporters.student.passes.palettize` does.
 
     A row of the table and a column of a map have a scale of their own, or a map's columns one together where that gives
     a nearer output. The maps' inputs stay float.

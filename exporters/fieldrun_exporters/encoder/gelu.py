@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fieldrun.tensors import Array
+from fieldrun.formats.tensors import Array
 
 __all__ = ["erf", "gelu"]
 

@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from fieldrun.packing import code_bits
-from fieldrun.tensors import Array
+from fieldrun.formats.packing import code_bits
+from fieldrun.formats.tensors import Array
 
-from ..graph import GraphBuilder
+from ..builder import GraphBuilder
 from .deployed import DeployedEncoder
 
 __all__ = ["encoder_graph"]

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from fieldrun.errors import CheckpointError
-from fieldrun.storage import read_json, sha256_file
-from fieldrun.tensors import Array, read_tensors
+from fieldrun.formats.storage import read_json, sha256_file
+from fieldrun.formats.tensors import Array, read_tensors
 
 __all__ = ["read_licence", "read_pooling", "read_settings", "read_weights", "source_hashes"]
 

@@ -39,10 +39,11 @@ from typing import Any
 import numpy as np
 
 from fieldrun.errors import ExportError
-from fieldrun.tensors import Array
+from fieldrun.formats.progress import Progress
+from fieldrun.formats.tensors import Array
 
-from ..deployed import PassReport
-from ..passes.lowrank import COMPONENTS
+from ..recipe import COMPONENTS
+from ..student.passes import PassReport
 from .activations import Moments
 from .model import MAPS, Encoder
 
@@ -90,7 +91,7 @@ def lowrank(
     moments: Moments,
     ratio: float | Mapping[str, float],
     method: str = "a3",
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Encoder, PassReport]:
     """Take the share `ratio` of the numbers of every dense map away; 0 changes no field.
 

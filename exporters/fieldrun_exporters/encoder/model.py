@@ -30,10 +30,9 @@ from typing import Any
 import numpy as np
 
 from fieldrun.errors import CheckpointError, SchemaTooNew
-from fieldrun.integrity import FileEntry, check_files, entry_of, read_schema
-from fieldrun.storage import is_folder, new_folder, write_bytes, write_json
-from fieldrun.student import check_tensors, from_mapping
-from fieldrun.tensors import Array, read_tensors, write_tensors
+from fieldrun.formats.integrity import FileEntry, check_files, entry_of, from_mapping, read_schema
+from fieldrun.formats.storage import is_folder, new_folder, write_bytes, write_json
+from fieldrun.formats.tensors import Array, check_tensors, read_tensors, write_tensors
 
 from .gelu import gelu
 from .huggingface import read_licence, read_pooling, read_settings, read_weights, source_hashes

@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from fieldrun.errors import ExportError
-from fieldrun.tensors import Array
+from fieldrun.formats.tensors import Array
 
 from .read import ForeignModel
 from .reference import import_onnxruntime

@@ -1,4 +1,4 @@
-"""Static, symmetric int8 of a foreign graph: the same numbers as `fieldrun_exporters.passes.int8`, found in any graph.
+"""Static, symmetric int8 of a foreign graph: the numbers of the student's pass `int8`, in any graph.
 
 What becomes int8 are the products with a constant matrix, MatMul and Gemm, and the tables that have a row for every
 token. ONNX Runtime's own `quantize_static` is not used: it leaves a bias in an Add after its product, of which the
@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fieldrun.tensors import Array
+from fieldrun.formats.tensors import Array
 
-from ..passes.int8 import quantize_columns, quantize_rows
+from ..student.passes.int8 import quantize_columns, quantize_rows
 
 __all__ = ["Layer", "constants", "find_layers", "find_tables", "quantize_graph"]
 
@@ -178,7 +178,7 @@ class _Nodes:
             x = self.op("DequantizeLinear", [x, step, zero], f"{output}.dq")
             weight = self.op("DequantizeLinear", [weight, scales, zeros], f"{output}.w", axis=1)
         else:
-            # constants that are folded when the graph is opened; see fieldrun_exporters.graph
+            # constants that are folded when the graph is opened; see fieldrun_exporters.student.graph
             x = layer.input
             weight = self.op("Cast", [weight], f"{output}.steps", to=TensorProto.FLOAT)
             weight = self.op("Mul", [weight, scales], f"{output}.w")

@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, inliner
 
 from fieldrun.errors import CheckpointError, ExportError
-from fieldrun.storage import is_folder, read_json, sha256_file
+from fieldrun.formats.storage import is_folder, read_json, sha256_file
 
 from ..encoder.huggingface import read_licence, read_pooling
 

@@ -10,7 +10,7 @@ import numpy as np
 from onnx import helper
 
 from fieldrun.errors import ExportError, MissingDependency
-from fieldrun.tensors import Array
+from fieldrun.formats.tensors import Array
 
 from .read import ForeignModel
 

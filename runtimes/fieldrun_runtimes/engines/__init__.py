@@ -6,10 +6,10 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from fieldrun.bundle import Bundle, GraphNetwork, Network
 from fieldrun.errors import BundleError, EngineError, UnknownName, UsageError
-from fieldrun.packing import expand
-from fieldrun.tensors import Array, read_tensors
+from fieldrun.formats.bundle import Bundle, GraphNetwork, Network
+from fieldrun.formats.packing import expand
+from fieldrun.formats.tensors import Array, read_tensors
 
 __all__ = ["ENGINES", "PROVIDERS", "Engine", "UnpaddedEngine", "lookup_network", "map_weights", "open_engine"]
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from fieldrun.bundle import Bundle
 from fieldrun.errors import EngineError
-from fieldrun.tensors import Array
+from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.tensors import Array
 
 from ..tensorrt.device import require_gpu
 from .onnxruntime_engine import import_onnxruntime

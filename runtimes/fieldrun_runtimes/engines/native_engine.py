@@ -1,4 +1,4 @@
-"""The native engine: one call of a small C library (`native.c`), compiled when fieldrun is installed.
+"""The native engine: one call of a small C library (`native/native.c`), compiled when fieldrun is installed.
 
 It computes what the NumPy engine does, on the same mapped weights, in float32 throughout, one text at a time and
 without padding; so a text's answer is the same bits alone, in any batch and in any bucket.
@@ -21,18 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from fieldrun.bundle import Bundle
 from fieldrun.errors import BundleError, EngineError
-from fieldrun.packing import Coded, PackedMatrix, code_bits, take_packed
-from fieldrun.student import SCORE_FLOOR
-from fieldrun.tensors import Array
+from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.packing import Coded, PackedMatrix, code_bits, take_packed
+from fieldrun.formats.tensors import Array
+from fieldrun.student.config import SCORE_FLOOR
 
 from . import lookup_network
 from .numpy_engine import PairHeads, check_weights
 
 __all__ = ["LIBRARY", "NativeEngine", "is_compiled", "load_library"]
 
-LIBRARY = Path(__file__).parent.parent / "native.so.1"
+LIBRARY = Path(__file__).parents[1] / "native" / "native.so.1"
 """Where the installation puts the compiled library."""
 
 _PANEL = 16  # outputs that stand together in a packed weight, as in native.c

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fieldrun.bundle import Bundle
-from fieldrun.tensors import Array
+from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.tensors import Array
 
 __all__ = ["NullEngine"]
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fieldrun.bundle import Bundle
 from fieldrun.errors import BundleError
-from fieldrun.student import SCORE_FLOOR
-from fieldrun.tensors import Array
+from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.tensors import Array
+from fieldrun.student.config import SCORE_FLOOR
 
 from . import lookup_network
 

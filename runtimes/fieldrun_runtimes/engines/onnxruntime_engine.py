@@ -11,11 +11,11 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from fieldrun.bundle import Bundle, GraphNetwork
 from fieldrun.errors import BundleError, EngineError, MissingDependency
-from fieldrun.tensors import Array, read_tensors
+from fieldrun.formats.bundle import Bundle, GraphNetwork
+from fieldrun.formats.tensors import Array, read_tensors
 
-from ..packages import importing
+from .packages import importing
 
 __all__ = ["PROVIDER", "OnnxRuntimeEngine", "import_onnxruntime"]
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fieldrun.bundle import Bundle
 from fieldrun.errors import BundleError, EngineError, UsageError
-from fieldrun.tensors import read_tensors
+from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.progress import Progress, silent
+from fieldrun.formats.tensors import read_tensors
 
 from .cache import EngineCache
 from .device import Gpu, find_gpu, require_gpu
@@ -90,7 +91,7 @@ def build(
     target: str = "tensorrt",
     compute_capability: str | None = None,
     cache: str | Path | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> BuildReport:
     """Build an engine of every TensorRT graph of a bundle, those that are valid already left alone.
 
@@ -107,7 +108,7 @@ def build(
         EngineError: no driver, a capability that cannot be built for, or a graph that TensorRT refuses, with its words.
         StorageError: the cache cannot be written or is full; nothing half-written is left.
     """
-    report = progress or _silent
+    report = progress or silent
     if compute_capability is not None and not re.fullmatch(r"\d{1,2}\.\d", compute_capability, re.ASCII):
         raise UsageError(f"a compute capability is two numbers with a point, as in 8.6, not {compute_capability!r}")
     opened = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
@@ -168,10 +169,6 @@ def build(
         folder=folder,
         engines=tuple(engines),
     )
-
-
-def _silent(phase: str, done: int, total: int) -> None:
-    del phase, done, total
 
 
 def _gpu(target: str) -> Gpu | None:

@@ -21,9 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fieldrun.bundle import Bundle
 from fieldrun.errors import EngineError, EngineStale, StorageError, UsageError
-from fieldrun.storage import read_json, sha256_bytes, write_bytes, write_json
+from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.storage import read_json, sha256_bytes, write_bytes, write_json
 
 from .key import EngineKey
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from fieldrun.errors import EngineError, MissingDependency
-from fieldrun.tensors import Array
+from fieldrun.formats.tensors import Array
 
-from ..packages import importing
+from ..engines.packages import importing
 
 __all__ = ["Buffer", "Stream", "call", "load_runtime"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fieldrun.errors import EngineError
-from fieldrun.nvidia import parse_nv_tegra_release
+from fieldrun_runtimes.tensorrt.releases import parse_nv_tegra_release
 
 __all__ = ["Gpu", "find_gpu", "jetpack", "machine_id", "require_gpu"]
 

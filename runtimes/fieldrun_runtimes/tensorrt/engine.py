@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fieldrun.bundle import Bundle
 from fieldrun.errors import EngineError
-from fieldrun.tensors import Array
+from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.tensors import Array
 
 from . import cuda
 from .cache import EngineCache

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, fields
 from types import ModuleType
 from typing import Any
 
-from fieldrun.bundle import Bundle
 from fieldrun.errors import EngineError
-from fieldrun.storage import sha256_bytes
-from fieldrun.student import from_mapping
+from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.integrity import from_mapping
+from fieldrun.formats.storage import sha256_bytes
 
 from .device import Gpu, jetpack, machine_id
 

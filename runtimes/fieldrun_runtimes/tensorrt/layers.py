@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fieldrun.tensors import Array
+from fieldrun.formats.tensors import Array
 
 __all__ = ["LAYERS", "fallen_back", "layer_precisions", "part_shapes", "unchecked", "wanted_precisions"]
 

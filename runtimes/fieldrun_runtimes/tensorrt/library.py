@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from fieldrun.errors import EngineError, MissingDependency, UnknownName
-from fieldrun.nvidia import MODULES, OLDEST
+from fieldrun_runtimes.tensorrt.releases import MODULES, OLDEST
 
 __all__ = ["load_library", "quiet_logger"]
 

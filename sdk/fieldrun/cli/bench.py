@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fieldrun.errors import DatasetError, FieldrunError, UsageError
-from fieldrun.storage import write_bytes
+from fieldrun.formats.storage import write_bytes
 
 from .export import labelled_rows
 from .options import examples, json_option
 from .output import note, progress, put, put_json, put_table, warn
 
 if TYPE_CHECKING:
-    from fieldrun.dataset import Dataset
+    from fieldrun.evaluation.dataset import Dataset
 
 __all__ = ["bench"]
 
@@ -86,14 +86,14 @@ def bench(
     from dataclasses import replace
 
     from fieldrun.doctor import examine
-    from fieldrun_benchmarks.bench import measure
-    from fieldrun_benchmarks.record import SCHEMA, append_record, conditions
+    from fieldrun_benchmarks.harness.bench import measure
+    from fieldrun_benchmarks.harness.record import SCHEMA, append_record, conditions
+    from fieldrun_benchmarks.harness.settings import SCENARIOS, Settings
+    from fieldrun_benchmarks.harness.workload import read_workload
     from fieldrun_benchmarks.report.canvas import check_matplotlib
     from fieldrun_benchmarks.report.render import metrics, page, read_records
     from fieldrun_benchmarks.report.sections import claim
-    from fieldrun_benchmarks.settings import SCENARIOS, Settings
-    from fieldrun_benchmarks.subject import parse_subject
-    from fieldrun_benchmarks.workload import read_workload
+    from fieldrun_benchmarks.subjects.subject import parse_subject
 
     if report is not None:
         check_matplotlib()
@@ -147,8 +147,8 @@ def bench(
 
 def _labelled(data: tuple[str, ...]) -> dict[str, Dataset]:
     """Read `TASK=FILE` options; without any, the shipped samples."""
-    from fieldrun.dataset import read_tsv
-    from fieldrun_benchmarks.workload import sample_files
+    from fieldrun.evaluation.dataset import read_tsv
+    from fieldrun_benchmarks.harness.workload import sample_files
 
     if not data:
         return {task: read_tsv(path) for task, path in sample_files().items()}

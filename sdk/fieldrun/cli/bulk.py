@@ -26,9 +26,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fieldrun.bundle import Bundle
 from fieldrun.errors import DatasetError, EngineError, InputTextError, OutputExists, StorageError
-from fieldrun.storage import read_json, sha256_file, write_json
+from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.storage import read_json, sha256_file, write_json
 
 from .inputs import BATCH, record_of
 from .options import open_model

@@ -19,7 +19,7 @@ def info(bundle: str, as_json: bool) -> None:
     With --json: path, name, bytes, parameters, recipe, buckets, tasks, hashes, licence, settings,
     provenance, fieldrun.
     """
-    from fieldrun.bundle import Bundle
+    from fieldrun.formats.bundle import Bundle
 
     opened = Bundle.load(bundle)
     manifest = opened.manifest
@@ -57,7 +57,7 @@ def tasks(bundle: str, as_json: bool) -> None:
 
     With --json: tasks, a list of objects with name, kind ('single' or 'pair') and labels.
     """
-    from fieldrun.bundle import Bundle
+    from fieldrun.formats.bundle import Bundle
 
     listed = Bundle.load(bundle).manifest.tasks
     if as_json:

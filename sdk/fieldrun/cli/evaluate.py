@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from fieldrun.errors import DatasetError
-from fieldrun.storage import write_bytes
+from fieldrun.formats.storage import write_bytes
 
 from .inputs import BATCH, Record
 from .options import bundle_argument, check_output, examples, force_option, json_option, open_model, runtime_options
 from .output import progress, put, put_json
 
 if TYPE_CHECKING:
-    from fieldrun.dataset import Dataset
+    from fieldrun.evaluation.dataset import Dataset
 
 __all__ = ["check_dataset", "evaluate"]
 
@@ -55,8 +55,8 @@ def evaluate(
     With --json: task, n, accuracy, ci95, macro_f1 (fractions of 1), confusion (labels, and counts with a row per true
     label), bundle, engine, data, data_sha256, dropped.
     """
-    from fieldrun.dataset import read_tsv
-    from fieldrun.metrics import accuracy, confusion_matrix, macro_f1, wilson_interval
+    from fieldrun.evaluation.dataset import read_tsv
+    from fieldrun.evaluation.metrics import accuracy, confusion_matrix, macro_f1, wilson_interval
 
     from .answers import answer, note_dropped
 

@@ -15,7 +15,7 @@ from .options import examples, json_option
 from .output import progress, put, put_json, warn
 
 if TYPE_CHECKING:
-    from fieldrun.dataset import Dataset
+    from fieldrun.evaluation.dataset import Dataset
 
 __all__ = ["export", "labelled_rows", "read_texts"]
 
@@ -99,7 +99,7 @@ def export(
 
 def labelled_rows(values: Sequence[str]) -> dict[str, Dataset]:
     """Read the rows of every TASK=FILE, by task; a task that is named twice is refused."""
-    from fieldrun.dataset import read_tsv
+    from fieldrun.evaluation.dataset import read_tsv
 
     files: dict[str, str] = {}
     for value in values:
@@ -117,7 +117,7 @@ def labelled_rows(values: Sequence[str]) -> dict[str, Dataset]:
 def read_texts(path: Path) -> list[str]:
     """Read the texts of a calibration file; a pair counts as two texts."""
     if path.suffix == ".tsv":
-        from fieldrun.dataset import read_tsv
+        from fieldrun.evaluation.dataset import read_tsv
 
         return [text for item in read_tsv(path).texts for text in ([item] if isinstance(item, str) else item)]
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from fieldrun.errors import UsageError
-from fieldrun.storage import write_bytes
+from fieldrun.formats.storage import write_bytes
 
 from .inputs import read_batches
 from .options import bundle_argument, check_output, examples, force_option, json_option, open_model, runtime_options

@@ -15,8 +15,8 @@ from .options import bundle_argument, examples, json_option, open_model, runtime
 from .output import Progress, progress, put, put_json
 
 if TYPE_CHECKING:
-    from fieldrun.dataset import Dataset
-    from fieldrun.student import Head
+    from fieldrun.evaluation.dataset import Dataset
+    from fieldrun.heads.head import Head
     from fieldrun_runtimes.model import FieldModel
 
 __all__ = ["fit"]
@@ -58,8 +58,8 @@ def fit(
     With --json: path, task, n, labels (with rows), strength, cv (held-out n, accuracy, ci95, log_loss, folds,
     repeats; null with one row a label), temperature, dev (n, accuracy, ci95, ece; null without --dev), dropped.
     """
-    from fieldrun.dataset import read_tsv
-    from fieldrun.fit import HeadTrainer
+    from fieldrun.evaluation.dataset import read_tsv
+    from fieldrun.heads.fit import HeadTrainer
 
     from .answers import note_dropped
 
@@ -123,7 +123,7 @@ def _check_kinds(datasets: list[Dataset]) -> None:
 
 def _measure(model: FieldModel, head: Head, dataset: Dataset, step: Progress) -> dict[str, Any]:
     """Return n, accuracy, its interval and the calibration error of the new task on `dataset`."""
-    from fieldrun.metrics import expected_calibration_error, wilson_interval
+    from fieldrun.evaluation.metrics import expected_calibration_error, wilson_interval
 
     from .answers import answer
     from .evaluate import check_dataset

@@ -7,10 +7,11 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fieldrun.errors import StorageError
+from fieldrun.formats.progress import Progress
 
 __all__ = [
     "Progress",
@@ -27,7 +28,6 @@ __all__ = [
     "warn",
 ]
 
-Progress = Callable[[str, int, int], None]
 """Called with (phase, done, total)."""
 
 

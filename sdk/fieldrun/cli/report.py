@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from fieldrun.errors import FieldrunError, UsageError
-from fieldrun.storage import write_bytes
+from fieldrun.formats.storage import write_bytes
 
 from .options import check_output, examples, force_option, json_option
 from .output import put, put_json, warn

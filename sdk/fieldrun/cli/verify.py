@@ -14,7 +14,7 @@ from .options import bundle_argument, engine_options, examples, json_option
 from .output import note, put_json, put_table, warn
 
 if TYPE_CHECKING:
-    from fieldrun.bundle import Bundle
+    from fieldrun.formats.bundle import Bundle
     from fieldrun_runtimes.verify import VerifyReport
 
 __all__ = ["verify"]
@@ -74,9 +74,9 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write(folder: Path, report: VerifyReport, threads: int) -> Path:
-    from fieldrun.bundle import Bundle
     from fieldrun.doctor import board_facts
-    from fieldrun_benchmarks.record import conditions, write_record
+    from fieldrun.formats.bundle import Bundle
+    from fieldrun_benchmarks.harness.record import conditions, write_record
 
     bundle = Bundle.load(report.path)
     manifest = bundle.manifest

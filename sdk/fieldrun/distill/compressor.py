@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional
 
 from fieldrun.errors import TrainingError
-from fieldrun.tensors import Array
+from fieldrun.formats.tensors import Array
 
 from .pool import TextPool
 from .recipe import CompressorRecipe

@@ -20,9 +20,9 @@ from torch import nn
 from torch.nn import functional
 
 from fieldrun.errors import TrainingError
-from fieldrun.reference import pad_ids
-from fieldrun.storage import write_json
-from fieldrun.tensors import Array
+from fieldrun.formats.storage import write_json
+from fieldrun.formats.tensors import Array
+from fieldrun.student.windows import pad_ids
 
 from .compressor import make_heads, pair_input
 from .pool import TaskData, TextPool

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fieldrun.logistic import Basis, objective, solve
-from fieldrun.metrics import expected_calibration_error, spearman, wilson_interval
-from fieldrun.student import Head
-from fieldrun.tensors import Array
+from fieldrun.evaluation.metrics import expected_calibration_error, spearman, wilson_interval
+from fieldrun.formats.tensors import Array
+from fieldrun.heads.head import Head
+from fieldrun.heads.logistic import Basis, objective, solve
 
 from .compressor import pair_input
 from .pool import Split, TaskData

@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from fieldrun.checkpoint import Checkpoint
 from fieldrun.errors import FieldrunError, OutputExists, TrainingError
-from fieldrun.storage import sha256_bytes, write_json
-from fieldrun.student import Head, StudentConfig, check_tensors
-from fieldrun.tensors import Array
-from fieldrun.usage import count_usage
+from fieldrun.formats.storage import sha256_bytes, write_json
+from fieldrun.formats.tensors import Array, check_tensors
+from fieldrun.heads.head import Head
+from fieldrun.heads.trained import Checkpoint
+from fieldrun.student.config import StudentConfig
+from fieldrun.student.token_counts import count_usage
 
+from ..formats.progress import Progress, silent
 from .align import align_field
 from .compressor import Compressed, TaskHeads, make_heads, pair_input, train_compressor
 from .finetune import finetune_teacher
@@ -41,8 +43,6 @@ from .teacher import (
 from .training import arithmetic, fields_of, train_student
 
 __all__ = ["Progress", "distill"]
-
-Progress = Callable[[str, int, int], None]
 
 
 def distill(
@@ -76,7 +76,7 @@ def distill(
     work = work or out.with_name(out.name + ".work")
     try:
         work.mkdir(parents=True, exist_ok=True)
-        return _Run(plan, data, teacher, hashes, work, progress or _silent).run(out)
+        return _Run(plan, data, teacher, hashes, work, progress or silent).run(out)
     except FieldrunError:
         raise
     except OSError as error:
@@ -84,10 +84,6 @@ def distill(
         raise TrainingError(
             f"cannot use the work folder {work}: {reported}; free space or give another --work"
         ) from error
-
-
-def _silent(phase: str, done: int, total: int) -> None:
-    del phase, done, total
 
 
 class _Run:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fieldrun.dataset import Dataset, read_tsv
 from fieldrun.errors import DatasetError, RecipeError
-from fieldrun.storage import sha256_file
-from fieldrun.tensors import Array
+from fieldrun.evaluation.dataset import Dataset, read_tsv
+from fieldrun.formats.storage import sha256_file
+from fieldrun.formats.tensors import Array
 
 from .recipe import CorpusRecipe, DistillRecipe, TaskRecipe, is_task_name
 

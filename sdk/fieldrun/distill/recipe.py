@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fieldrun.errors import CheckpointError, RecipeError, UnknownName
-from fieldrun.student import StudentConfig, from_mapping
+from fieldrun.formats.integrity import from_mapping
+from fieldrun.student.config import StudentConfig
 from fieldrun.toml import read_toml
 
 __all__ = [
@@ -135,7 +136,7 @@ class CompressorRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudentRecipe:
-    """The student's shape (`fieldrun.student.StudentConfig`); the vocabulary is the teacher's."""
+    """The student's shape (`fieldrun.student.config.StudentConfig`); the vocabulary is the teacher's."""
 
     embedding_dim: int = 384
     width: int = 128

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fieldrun.errors import StorageError, TrainingError
-from fieldrun.storage import read_json
+from fieldrun.formats.storage import read_json
 
 __all__ = ["load_json", "load_state", "reason", "save_state"]
 

@@ -1,4 +1,4 @@
-"""The student in torch, for training: the formulas of `fieldrun.student`, with dropout and initial weights."""
+"""The student in torch, for training: the formulas of `fieldrun.student.config`, with dropout and initial weights."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fieldrun.student import HASH_MULTIPLIERS, SCORE_FLOOR, StudentConfig
-from fieldrun.tensors import Array
+from fieldrun.formats.tensors import Array
+from fieldrun.student.config import HASH_MULTIPLIERS, SCORE_FLOOR, StudentConfig
 
 __all__ = ["Student"]
 

@@ -20,8 +20,8 @@ import torch
 from tokenizers import Tokenizer
 
 from fieldrun.errors import TrainingError
-from fieldrun.reference import pad_ids
-from fieldrun.storage import sha256_file, write_json
+from fieldrun.formats.storage import sha256_file, write_json
+from fieldrun.student.windows import pad_ids
 
 from .state import load_json, reason
 

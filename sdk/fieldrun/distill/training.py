@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from fieldrun.errors import TrainingError
-from fieldrun.reference import pad_ids
-from fieldrun.tensors import Array
+from fieldrun.formats.tensors import Array
+from fieldrun.student.windows import pad_ids
 
 from .compressor import Compressed, TaskHeads, graded_loss, pair_input, similarity_loss, sum_of
 from .pool import TaskData, TextPool

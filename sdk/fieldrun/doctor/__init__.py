@@ -12,7 +12,8 @@ import platform
 import sys
 from typing import Any
 
-from ..nvidia import parse_nv_tegra_release
+from fieldrun_runtimes.tensorrt.releases import parse_nv_tegra_release
+
 from .boards import Board, board, parse_device_tree, parse_nvpmodel
 from .containers import container, container_cpus, container_memory_mib
 from .cpu import Cpu, int8_instructions, parse_cpuinfo, parse_meminfo

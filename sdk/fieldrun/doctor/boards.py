@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..nvidia import parse_nv_tegra_release
+from fieldrun_runtimes.tensorrt.releases import parse_nv_tegra_release
+
 from .installed import ROOT, read
 
 __all__ = ["Board", "board", "jetpack_series", "parse_device_tree", "parse_nvpmodel"]

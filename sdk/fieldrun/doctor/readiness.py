@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from ..nvidia import MODULES, OLDEST
+from fieldrun_runtimes.tensorrt.releases import MODULES, OLDEST
+
 from . import installed
 
 __all__ = ["engines", "extras", "parse_requirements"]
@@ -60,7 +61,7 @@ def _engine(name: str, version: str | None, missing: list[Missing], provider: st
 
 def _native() -> list[Missing]:
     runtimes = getattr(util.find_spec("fieldrun_runtimes"), "origin", None)
-    if runtimes is not None and (Path(runtimes).parent / "native.so.1").is_file():
+    if runtimes is not None and (Path(runtimes).parent / "native" / "native.so.1").is_file():
         return []
     command = "sudo apt-get install gcc libc6-dev && " + _pip(f"install --force-reinstall --no-deps {_source()}")
     return [("compiler", "no C compiler was there when fieldrun was installed", command)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fieldrun.tensors import Array
+from fieldrun.formats.tensors import Array
 from fieldrun_exporters.encoder.model import EncoderConfig
 
 __all__ = ["bundled_field", "matrix"]

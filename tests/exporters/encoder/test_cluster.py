@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from fieldrun.errors import ExportError
-from fieldrun.reference import pad_ids
+from fieldrun.student.windows import pad_ids
 from fieldrun_exporters.encoder.activations import accumulate
-from fieldrun_exporters.encoder.cluster import ORDERS, cluster, reorder, tune
 from fieldrun_exporters.encoder.model import MAPS, forward
-from fieldrun_exporters.encoder.network import pooled_states
-from fieldrun_exporters.encoder.regression import Regression
+from studies.encoder_methods.cluster import ORDERS, cluster, reorder, tune
+from studies.encoder_methods.network import pooled_states
+from studies.encoder_methods.regression import Regression
 from tests.toy_encoder import toy_encoder, toy_sequences
 
 ENCODER = toy_encoder(hidden=32, heads=4, d_ff=64)
@@ -96,9 +96,7 @@ def test_tuning_that_does_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_clustering_that_does_nothing_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "fieldrun_exporters.encoder.cluster.Clustering.weight", lambda self, name: ENCODER.tensors[name]
-    )
+    monkeypatch.setattr("studies.encoder_methods.cluster.Clustering.weight", lambda self, name: ENCODER.tensors[name])
     with pytest.raises(ExportError, match="did not become 16 values"):
         cluster(ENCODER, 16)
 

@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fieldrun
-from fieldrun.bundle import Bundle, GraphNetwork, seal
 from fieldrun.errors import (
     CheckpointError,
     ExportError,
@@ -29,16 +28,17 @@ from fieldrun.errors import (
     SchemaTooNew,
     UsageError,
 )
-from fieldrun.reference import pad_ids
-from fieldrun.storage import read_json, sha256_file, write_json
-from fieldrun.tensors import Array, read_tensors
-from fieldrun_exporters.deployed import PassReport
-from fieldrun_exporters.encoder import export as module
+from fieldrun.formats.bundle import Bundle, GraphNetwork, seal
+from fieldrun.formats.storage import read_json, sha256_file, write_json
+from fieldrun.formats.tensors import Array, read_tensors
+from fieldrun.student.windows import pad_ids
+from fieldrun_exporters.encoder import source as module
 from fieldrun_exporters.encoder.calibrate import Largest, fields, input_ranges
 from fieldrun_exporters.encoder.deployed import DeployedEncoder
 from fieldrun_exporters.encoder.graph import encoder_graph
 from fieldrun_exporters.encoder.model import Encoder, forward, load_encoder
 from fieldrun_exporters.export import ExportReport
+from fieldrun_exporters.student.passes import PassReport
 from fieldrun_runtimes.verify import VerifyReport
 
 Write = Callable[..., Path]

@@ -12,19 +12,19 @@ import pytest
 
 import fieldrun
 from fieldrun.errors import ExportError, ParityError, RecipeError
-from fieldrun.storage import read_json
-from fieldrun.tensors import Array, read_tensors
+from fieldrun.formats.storage import read_json
+from fieldrun.formats.tensors import Array, read_tensors
 from fieldrun_exporters.calibrate import CalibrationText, tokenize
-from fieldrun_exporters.deployed import PassReport
-from fieldrun_exporters.encoder import export as module
+from fieldrun_exporters.encoder import source as module
 from fieldrun_exporters.encoder.activations import accumulate
 from fieldrun_exporters.encoder.calibrate import fields, input_ranges
 from fieldrun_exporters.encoder.deployed import check_precision
-from fieldrun_exporters.encoder.export import prepare_encoder
 from fieldrun_exporters.encoder.lowrank import block_parameters, lowrank
 from fieldrun_exporters.encoder.model import Encoder
+from fieldrun_exporters.encoder.source import prepare_encoder
 from fieldrun_exporters.export import ExportReport
 from fieldrun_exporters.recipe import load_recipe
+from fieldrun_exporters.student.passes import PassReport
 from tests.exporters.encoder.bundled import bundled_field
 from tests.toy import WORDS
 

@@ -12,16 +12,16 @@ import pytest
 
 import fieldrun
 from fieldrun.errors import ExportError, RecipeError
-from fieldrun.packing import code_bits
-from fieldrun.tensors import Array, read_tensors
-from fieldrun_exporters.deployed import PassReport
-from fieldrun_exporters.encoder import export as module
+from fieldrun.formats.packing import code_bits
+from fieldrun.formats.tensors import Array, read_tensors
+from fieldrun_exporters.encoder import source as module
 from fieldrun_exporters.encoder.calibrate import input_squares
 from fieldrun_exporters.encoder.deployed import DeployedEncoder, fold_encoder, palettize_encoder
 from fieldrun_exporters.encoder.model import Encoder, forward
 from fieldrun_exporters.export import ExportReport
-from fieldrun_exporters.passes.palettize import cluster
 from fieldrun_exporters.precision import Palette, Precision
+from fieldrun_exporters.student.passes import PassReport
+from fieldrun_exporters.student.passes.palettize import cluster
 from tests.exporters.encoder.bundled import bundled_field, matrix
 from tests.toy_encoder import toy_encoder
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldrun.errors import ExportError
-from fieldrun.reference import pad_ids
-from fieldrun.tensors import Array
+from fieldrun.formats.tensors import Array
+from fieldrun.student.windows import pad_ids
 from fieldrun_exporters.encoder.activations import Moments, accumulate
 from fieldrun_exporters.encoder.lowrank import (
     METHODS,

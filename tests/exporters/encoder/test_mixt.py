@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldrun.errors import ExportError
-from fieldrun.reference import pad_ids
-from fieldrun.tensors import Array
-from fieldrun_exporters.encoder import mixt as module
+from fieldrun.formats.tensors import Array
+from fieldrun.student.windows import pad_ids
 from fieldrun_exporters.encoder.activations import accumulate
-from fieldrun_exporters.encoder.mixt import drop_blocks, expand, fit, mixed, mixt, recover, recover_dropped
 from fieldrun_exporters.encoder.model import MAPS, forward
-from fieldrun_exporters.encoder.network import pooled_states
-from fieldrun_exporters.encoder.regression import Regression
+from studies.encoder_methods import mixt as module
+from studies.encoder_methods.mixt import drop_blocks, expand, fit, mixed, mixt, recover, recover_dropped
+from studies.encoder_methods.network import pooled_states
+from studies.encoder_methods.regression import Regression
 from tests.toy_encoder import toy_encoder, toy_sequences
 
 ENCODER = toy_encoder()

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from transformers import BertConfig, BertModel
 
 from fieldrun.errors import CheckpointError
-from fieldrun.tensors import Array
+from fieldrun.formats.tensors import Array
 from fieldrun_exporters.encoder.gelu import erf, gelu
 from fieldrun_exporters.encoder.model import Encoder, forward, load_encoder
 from tests.tiny_bert import CONFIG, bert_weights, write_bert

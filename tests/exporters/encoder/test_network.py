@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from fieldrun.errors import ExportError
-from fieldrun.reference import pad_ids
+from fieldrun.student.windows import pad_ids
 from fieldrun_exporters.encoder.activations import accumulate, by_length
 from fieldrun_exporters.encoder.lowrank import lowrank
 from fieldrun_exporters.encoder.model import forward
-from fieldrun_exporters.encoder.network import Network, fields, pooled_states
-from fieldrun_exporters.encoder.regression import Regression, regress
+from studies.encoder_methods.network import Network, fields, pooled_states
+from studies.encoder_methods.regression import Regression, regress
 from tests.toy_encoder import toy_encoder, toy_sequences
 
 ENCODER = toy_encoder()

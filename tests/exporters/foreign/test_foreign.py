@@ -13,11 +13,11 @@ import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 import fieldrun
-from fieldrun.bundle import Bundle
 from fieldrun.errors import CheckpointError, ExportError, FieldrunError, RecipeError
-from fieldrun.storage import read_json, sha256_file
-from fieldrun.tensors import Array, read_tensors
-from fieldrun_exporters.foreign import export as module
+from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.storage import read_json, sha256_file
+from fieldrun.formats.tensors import Array, read_tensors
+from fieldrun_exporters.foreign import source as module
 from fieldrun_exporters.foreign.quantize import find_layers, quantize_graph
 from fieldrun_exporters.foreign.reference import import_onnxruntime
 from tests.toy import toy_tokenizer

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import fieldrun
-from fieldrun.bundle import Bundle
+from fieldrun.formats.bundle import Bundle
 from fieldrun_runtimes.tensorrt import device
 from fieldrun_runtimes.tensorrt.build import build
 from fieldrun_runtimes.tensorrt.key import EngineKey, keys_of

@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_nothing_half_written(tiny: Path, cache: Path, monkey
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("fieldrun.storage.os.fsync", full)
+        patch.setattr("fieldrun.formats.storage.os.fsync", full)
         with pytest.raises(StorageError, match="No space left on device; free space"):
             build(tiny)
     assert [path.name for path in cache.rglob("*") if path.is_file()] == [".lock"]

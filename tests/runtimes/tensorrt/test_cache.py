@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import fieldrun
 from fieldrun.errors import EngineError, EngineStale, UsageError
-from fieldrun.storage import read_json, sha256_bytes, write_json
+from fieldrun.formats.storage import read_json, sha256_bytes, write_json
 from fieldrun_runtimes.tensorrt.build import build
 from fieldrun_runtimes.tensorrt.cache import EngineCache, default_cache
 from tests.runtimes.tensorrt import doubles

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fieldrun.cli import main
-from fieldrun_benchmarks.record import read_record
+from fieldrun_benchmarks.harness.record import read_record
 from tests.runtimes.tensorrt import doubles
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import fieldrun
-from fieldrun.bundle import Bundle
 from fieldrun.errors import EngineError, MissingDependency, UsageError
-from fieldrun.nvidia import MODULES
+from fieldrun.formats.bundle import Bundle
 from fieldrun_runtimes.tensorrt import device
 from fieldrun_runtimes.tensorrt.build import build
+from fieldrun_runtimes.tensorrt.releases import MODULES
 from tests.runtimes.tensorrt import doubles
 
 TEXTS = ["a good film", "the card did not work", "rain", "who wrote it ?", "it was very wet to day and all"]

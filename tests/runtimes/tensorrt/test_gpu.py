@@ -14,8 +14,8 @@ import pytest
 
 import fieldrun
 from fieldrun.errors import EngineError, MissingDependency
-from fieldrun_benchmarks.gpu import measure
-from fieldrun_benchmarks.record import read_record, write_record
+from fieldrun_benchmarks.harness.record import read_record, write_record
+from studies.gpu import measure
 
 pytestmark = pytest.mark.gpu
 

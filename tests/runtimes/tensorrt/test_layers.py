@@ -9,14 +9,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fieldrun.tensors import Array
-from fieldrun_runtimes.tensorrt.layers import (
-    fallen_back,
-    layer_precisions,
-    part_shapes,
-    unchecked,
-    wanted_precisions,
-)
+from fieldrun.formats.tensors import Array
+from fieldrun_runtimes.tensorrt.layers import fallen_back, layer_precisions, part_shapes, unchecked, wanted_precisions
 
 WEIGHTS: dict[str, Array] = {
     "table": np.zeros((100, 16), np.int8),

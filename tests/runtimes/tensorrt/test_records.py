@@ -12,10 +12,10 @@ import pytest
 
 import fieldrun
 from fieldrun.errors import EngineError, MissingDependency
-from fieldrun_benchmarks.gpu import measure, median_interval
-from fieldrun_benchmarks.record import write_record
-from fieldrun_benchmarks.tables import render
-from fieldrun_benchmarks.tensorrt_build import measure_recipe
+from fieldrun_benchmarks.harness.record import write_record
+from studies.gpu import measure, median_interval
+from studies.tables import render
+from studies.tensorrt_build.measure import measure_recipe
 from tests.runtimes.tensorrt import doubles
 from tests.runtimes.tensorrt.conftest import RECIPE
 from tests.runtimes.tensorrt.test_gpu import is_refusal

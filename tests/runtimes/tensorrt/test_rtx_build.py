@@ -16,9 +16,9 @@ import pytest
 from onnx import TensorProto, helper
 
 import fieldrun
-from fieldrun.bundle import Bundle
 from fieldrun.errors import EngineError
-from fieldrun.tensors import read_tensors
+from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.tensors import read_tensors
 from fieldrun_exporters.recipe import load_recipe, recipe_names
 from fieldrun_runtimes.tensorrt import device
 from fieldrun_runtimes.tensorrt.build import build, compile_graph

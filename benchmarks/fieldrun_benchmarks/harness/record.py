@@ -1,0 +1,124 @@
+"""A record: one measurement with its conditions, as JSON. Tables and reports are rendered from records only."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import itertools
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fieldrun.errors import FieldrunError, SchemaTooNew, StorageError
+from fieldrun.formats.storage import read_json, write_json
+
+__all__ = ["SCHEMA", "THREAD_SETTINGS", "append_record", "conditions", "read_record", "where", "write_record"]
+
+SCHEMA = 1
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+_PACKAGES = {  # what is looked for under each name: ONNX Runtime with a GPU is another distribution
+    "fieldrun": ("fieldrun",),
+    "numpy": ("numpy",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "tokenizers": ("tokenizers",),
+}
+
+
+def conditions() -> dict[str, Any]:
+    """Return what a reader needs to judge a measurement: date, processor, cores, threads, load, system, versions."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "processor": _processor(),
+        "architecture": platform.machine(),
+        "cores_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": {name: os.environ.get(name) for name in THREAD_SETTINGS},
+        "load_average": round(os.getloadavg()[0], 2),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "packages": {name: _version(*distributions) for name, distributions in _PACKAGES.items()},
+    }
+
+
+def write_record(path: Path, kind: str, command: str, values: Mapping[str, Any]) -> None:
+    """Write a record of `kind` made by `command` to `path`, with the conditions of this machine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"schema": SCHEMA, "kind": kind, "command": command, "conditions": conditions(), **values})
+
+
+def append_record(folder: Path, kind: str, command: str, values: Mapping[str, Any]) -> Path:
+    """Write a record as a new file of `folder`, named by kind and time, and return its path; none is ever replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    for number in itertools.count(1):
+        path = folder / f"{kind}-{stamp}{'' if number == 1 else f'-{number}'}.json"
+        try:
+            path.open("x").close()  # the name is ours from here on
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}; choose a writable folder") from error
+        try:
+            write_record(path, kind, command, values)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return path
+    raise AssertionError
+
+
+def read_record(path: Path, *kinds: str) -> dict[str, Any]:
+    """Read the record at `path`, which is of one of `kinds`.
+
+    Raises:
+        SchemaTooNew: written by a newer fieldrun.
+        FieldrunError: missing, not JSON, or of another kind.
+    """
+    try:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
+        raise FieldrunError(f"cannot read the record {path}: {error}; measure again") from error
+    if not isinstance(value, dict) or not {"schema", "kind"} <= value.keys():
+        raise FieldrunError(f"{path} is not a record: it has no schema or no kind")
+    if value["schema"] != SCHEMA:  # before the kind, which a newer fieldrun may call otherwise
+        raise SchemaTooNew(
+            f"{path} has schema {value['schema']!r}, this fieldrun reads {SCHEMA}: pip install --upgrade fieldrun"
+        )
+    if value["kind"] not in kinds:
+        raise FieldrunError(f"{path} is not a record of kind {' or '.join(map(repr, kinds))}, but of {value['kind']!r}")
+    return value
+
+
+def _processor() -> str:
+    """Return the processor's name, of ARM boards the board's and the cores', whose "model name" is the same on all."""
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
+    except OSError:
+        text = ""
+    facts: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        facts.setdefault(key.strip(), []).append(value.strip())
+    parts = zip(facts.get("CPU implementer", ()), facts.get("CPU part", ()), strict=False)
+    cores = [f"ARM implementer {implementer} part {part}" for implementer, part in dict.fromkeys(parts)]
+    names = [*facts.get("Model", ())[:1], *cores] or facts.get("model name", ())[:1]
+    return ", ".join(names) or platform.processor() or platform.machine()
+
+
+def _version(*distributions: str) -> str | None:
+    for name in distributions:
+        with contextlib.suppress(PackageNotFoundError):
+            return version(name)
+    return None
+
+
+def where(record: Mapping[str, Any]) -> str:
+    """Return the line that says on which machine and with which versions a record was measured."""
+    about = record["conditions"]
+    return (
+        f"({about['date']}, {about['cores_allowed']} shared cores of {about['processor']}, {about['system']}, Python "
+        f"{about['python']}, onnxruntime {about['packages']['onnxruntime']}, numpy {about['packages']['numpy']}; a "
+        "shared machine: read the ratios)"
+    )

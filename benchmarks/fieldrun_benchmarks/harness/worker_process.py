@@ -1,0 +1,170 @@
+"""The harness's end of a `worker`: start it, ask it, and say in one line what became of it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import selectors
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import fieldrun_benchmarks
+from fieldrun import errors
+from fieldrun.errors import FieldrunError
+
+from ..subjects.subject import SubjectSpec
+from .record import THREAD_SETTINGS
+
+__all__ = ["WorkerProcess", "link_packages", "unpack", "worker_environment"]
+
+Nanos = npt.NDArray[np.int64]
+_CHUNK = 1 << 20
+
+
+class WorkerProcess:
+    """One subject in a process of its own."""
+
+    def __init__(self, spec: SubjectSpec, texts: Sequence[str], *, timeout_s: float) -> None:
+        self.spec, self._timeout_s = spec, timeout_s
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self._buffer = b""
+        self.hung = False
+        """Whether the process was ended because it gave no answer in time."""
+        self._links = tempfile.TemporaryDirectory()
+        foreign = spec.python != sys.executable
+        packages = link_packages(Path(self._links.name)) if foreign else None
+        try:
+            self._process = subprocess.Popen(
+                [spec.python, "-m", "fieldrun_benchmarks.harness.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=worker_environment(packages),
+            )
+        except OSError as error:
+            self._errors.close()
+            self._links.cleanup()
+            raise FieldrunError(f"{spec.name}: cannot start {spec.python}: {error.strerror}") from error
+        self._send({"spec": spec.to_dict(), "texts": list(texts)})
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        """Return the answer to a command.
+
+        Raises:
+            FieldrunError: the subject refused, crashed, or gave no answer within the time limit; it is of the kind that
+                the subject raised when that is one of fieldrun's. A process that hangs is killed.
+        """
+        self._send({"command": command, **arguments})
+        line = self._line(command)
+        answer = json.loads(line)
+        if "error" not in answer:
+            return answer["value"]
+        kind, message = answer["error"]["type"], answer["error"]["message"]
+        found = getattr(errors, kind, None)
+        if kind in errors.__all__ and found is not None:
+            with contextlib.suppress(TypeError):  # an error that is made of its facts keeps its message only
+                raise found(f"{self.spec.name}: {message}")
+            raise FieldrunError(f"{self.spec.name}: {message}")
+        raise FieldrunError(f"{self.spec.name}: {command} failed with {kind}: {message}")
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """End the process; one that does not end by itself is killed."""
+        with contextlib.suppress(FieldrunError):
+            if self._process.poll() is None:
+                self.ask("close")
+        with contextlib.suppress(OSError):
+            if self._process.stdin:
+                self._process.stdin.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._kill()
+        if self._process.stdout:
+            self._process.stdout.close()
+        self._errors.close()
+        self._links.cleanup()
+
+    def __enter__(self) -> WorkerProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self._kill()
+        self.close()
+
+    def _send(self, value: Mapping[str, Any]) -> None:
+        try:
+            if self._process.stdin:
+                self._process.stdin.write(json.dumps(value).encode("ascii") + b"\n")
+                self._process.stdin.flush()
+        except OSError as error:
+            raise self._crashed() from error
+
+    def _line(self, command: str) -> bytes:
+        stdout = self._process.stdout
+        if stdout is None:
+            raise self._crashed()
+        with selectors.DefaultSelector() as ready:
+            ready.register(stdout, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                if not ready.select(self._timeout_s):
+                    self.hung = True
+                    self._kill()
+                    raise FieldrunError(
+                        f"{self.spec.name}: no answer to {command} within {self._timeout_s:g} s; it was ended"
+                    )
+                data = os.read(stdout.fileno(), _CHUNK)
+                if not data:
+                    raise self._crashed()
+                self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _crashed(self) -> FieldrunError:
+        code = self._process.wait()
+        self._errors.seek(0)
+        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines() or ["it printed nothing"]
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return FieldrunError(f"{self.spec.name}: the subject's process {how}: {lines[-1]}")
+
+    def _kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def worker_environment(packages: Path | None = None) -> dict[str, str]:
+    """Return the environment of a worker: one thread a library; `packages` takes the place of PYTHONPATH."""
+    threads = {name: os.environ.get(name, "1") for name in THREAD_SETTINGS if name != "TOKENIZERS_PARALLELISM"}
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "RAYON_NUM_THREADS": "1"}
+    found = os.environ | quiet | threads
+    return found if packages is None else found | {"PYTHONPATH": str(packages)}
+
+
+def link_packages(folder: Path) -> Path:
+    """Make what a worker needs of fieldrun importable by another interpreter, and nothing of this one's environment."""
+    for package in (fieldrun_benchmarks, errors):
+        source = Path(str(package.__file__)).parent
+        (folder / source.name).symlink_to(source)
+    return folder
+
+
+def unpack(packed: str) -> Nanos:
+    """Return the nanoseconds `(n,) int64` that `worker.pack` packed."""
+    return np.frombuffer(base64.b64decode(packed), "<i8").astype(np.int64)

@@ -1,0 +1,105 @@
+"""A workload: the real texts that a subject is timed on, where they came from, and how long they are."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fieldrun.errors import DatasetError
+from fieldrun.evaluation.dataset import read_tsv
+from fieldrun.formats.storage import sha256_bytes
+
+__all__ = ["SAMPLES", "Source", "Workload", "read_workload", "sample_files"]
+
+SAMPLES = Path(__file__).parents[1] / "data"
+_EDGES = (0, 10, 20, 30, 40, 50, 60, 80, 100, 150, 200, 300, 500, 1000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A file that texts came from: its name without folders, sha256, and how many texts it gave."""
+
+    file: str
+    sha256: str
+    texts: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of this source."""
+        return {"file": self.file, "sha256": self.sha256, "texts": self.texts}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Texts in the order in which they are sent, drawn with `seed`."""
+
+    texts: tuple[str, ...]
+    sources: tuple[Source, ...]
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a record says of the workload: sources, seed, and the histogram of lengths in characters."""
+        lengths = [len(text) for text in self.texts]
+        return {
+            "sources": [source.to_dict() for source in self.sources],
+            "texts": len(self.texts),
+            "distinct": len(set(self.texts)),
+            "seed": self.seed,
+            "characters": {"mean": round(sum(lengths) / len(lengths), 1), "histogram": histogram(lengths)},
+        }
+
+
+def sample_files() -> dict[str, Path]:
+    """Return the shipped samples, labelled TSV files, by the task that they are of (data/SOURCE.md)."""
+    return {path.stem: path for path in sorted(SAMPLES.glob("*.tsv"))}
+
+
+def read_workload(paths: Sequence[Path], *, limit: int | None = None, seed: int = 0) -> Workload:
+    """Read texts from TSV files with a header (`read_tsv`; labels are not used) or from files of one text a line.
+
+    Args:
+        paths: the files; none means the shipped samples.
+        limit: at most so many texts, drawn at random.
+        seed: of the order in which texts are sent, and of the draw.
+
+    Raises:
+        DatasetError: a file cannot be read, has no text, or holds pairs.
+    """
+    texts: list[str] = []
+    sources = []
+    for path in paths or sample_files().values():
+        found, sha256 = _read(path)
+        texts += found
+        sources.append(Source(file=path.name, sha256=sha256, texts=len(found)))
+    random.Random(seed).shuffle(texts)
+    return Workload(texts=tuple(texts[:limit]), sources=tuple(sources), seed=seed)
+
+
+def _read(path: Path) -> tuple[list[str], str]:
+    if path.suffix == ".tsv":
+        data = read_tsv(path)
+        if data.kind != "single":
+            raise DatasetError(f"{path} holds pairs; a workload is single texts")
+        return [str(text) for text in data.texts], data.sha256 or ""
+    try:
+        raw = path.read_bytes()
+        lines = raw.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: not valid UTF-8; convert the file to UTF-8") from error
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror}; check the path") from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise DatasetError(f"{path} has no texts; give one text a line, or a TSV file with a header")
+    return texts, sha256_bytes(raw)
+
+
+def histogram(lengths: Sequence[int]) -> list[dict[str, int]]:
+    """Count lengths in fixed classes `low <= length < high`, from the first to the last that is not empty."""
+    edges = [*_EDGES, max(_EDGES[-1], *lengths) + 1]
+    counts = [sum(low <= n < high for n in lengths) for low, high in itertools.pairwise(edges)]
+    filled = [i for i, count in enumerate(counts) if count]
+    return [{"low": edges[i], "high": edges[i + 1], "texts": counts[i]} for i in range(filled[0], filled[-1] + 1)]

@@ -1,0 +1,1 @@
+"""AN1's claims on our own tasks."""

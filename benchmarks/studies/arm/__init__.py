@@ -1,0 +1,1 @@
+"""ARM processors under emulation."""

@@ -1,0 +1,1 @@
+"""A million lines through `fieldrun label`."""

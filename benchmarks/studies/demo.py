@@ -1,0 +1,113 @@
+"""`make demo`: export the shipped checkpoint, verify it, label sentences, and show size, accuracy and speed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import click
+
+# one thread each, for a comparison that means something; before NumPy and tokenizers are imported
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import fieldrun  # noqa: E402
+from fieldrun.errors import FieldrunError, ParityError  # noqa: E402
+from fieldrun.evaluation.dataset import read_tsv  # noqa: E402
+from fieldrun.evaluation.metrics import accuracy, wilson_interval  # noqa: E402
+from fieldrun_benchmarks.harness.latency import interleave  # noqa: E402
+
+__all__ = ["main"]
+
+_DATA = Path(__file__).parent / "data"
+_SENTENCES = {
+    "sst2": ["a gripping film that never lets go", "two hours i will not get back"],
+    "trec": ["Who wrote the first symphony in C minor ?", "How far is the moon ?"],
+    "banking77": ["My card was swallowed by the machine", "why was i charged twice for one coffee"],
+    "clinc150": ["set a timer for nine minutes", "what is the exchange rate of yen to euro"],
+    "ag_news": ["Shares slid after the chip maker cut its forecast", "The striker scored twice in extra time"],
+    "tweeteval_offensive": ["@user thank you for the lovely photos", "@user you are a pathetic clown"],
+}
+_PAIR = ("The company closed three plants in May .", "Three of the company 's plants were shut in May .")
+
+
+def main(output: Path) -> None:
+    """Run the demonstration; the bundle is left at `output`.
+
+    Raises:
+        FieldrunError: a step failed.
+    """
+    click.echo("1. export the shipped checkpoint with the recipe cpu-small")
+    shutil.rmtree(output, ignore_errors=True)
+    start = time.perf_counter()
+    report = fieldrun.export("reference", output, recipe="cpu-small")
+    cosine = min(bucket.min_cosine for bucket in report.parity)
+    click.echo(
+        f"   {output}: {report.bytes / 1e6:.1f} MB in {time.perf_counter() - start:.0f} s; {len(report.parity)} "
+        f"buckets compared with the NumPy reference on up to {report.parity[-1].texts} texts, least cosine {cosine:.5f}"
+    )
+
+    click.echo("2. verify it: hashes, then golden texts replayed")
+    for engine in ("onnxruntime", "numpy"):
+        verified = fieldrun.verify(output, engine=engine)
+        if not verified.passed:
+            raise ParityError(f"golden fields differ by {verified.max_abs_field:.2g} with the engine {engine}")
+        click.echo(f"   {engine}: {verified.texts} texts, largest difference {verified.max_abs_field:.1g}")
+
+    with fieldrun.load(output) as model:
+        click.echo(f"3. label sentences; engine {model.engine}, {model.engine_reason}")
+        for task, texts in _SENTENCES.items():
+            for text, scores in zip(texts, model.scores(texts, task), strict=True):
+                best = int(scores.argmax())
+                click.echo(f"   {task:<20} {model.labels(task)[best]:<22} {scores[best]:5.1%}  {text}")
+        scores = model.scores([_PAIR], "mrpc")[0]
+        best = int(scores.argmax())
+        click.echo(f"   {'mrpc':<20} {model.labels('mrpc')[best]:<22} {scores[best]:5.1%}  {' / '.join(_PAIR)}")
+
+        click.echo("4. what it costs and what it is worth, here")
+        samples = {task: read_tsv(_DATA / f"{task}.tsv") for task in ("banking77", "clinc150")}
+        for task, sample in samples.items():
+            texts = [text for text in sample.texts if isinstance(text, str)]
+            predicted = model.predict(texts, task)
+            value = accuracy(sample.labels, predicted)
+            low, high = wilson_interval(round(value * len(sample)), len(sample))
+            click.echo(
+                f"   accuracy {task:<10} {value:.1%}  (95 % interval {low:.1%} to {high:.1%}, n = {len(sample)})"
+            )
+        _speed(model, [text for sample in samples.values() for text in sample.texts if isinstance(text, str)])
+
+    click.echo("try next:")
+    click.echo('   .venv/bin/fieldrun run reference --task sst2 "your sentence here"')
+    click.echo('   .venv/bin/fieldrun run reference --task all --json "one forward pass, every task"')
+    click.echo("   .venv/bin/fieldrun info reference")
+
+
+def _speed(model: fieldrun.FieldModel, texts: list[str]) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(model.path / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    subjects = {
+        "the tokenizer alone": lambda text: tokenizer.encode_batch_fast([text])[0].ids,
+        "text in, label out": lambda text: model.predict([text], "banking77"),
+    }
+    measured = interleave(subjects, texts, repeats=2)
+    alone, whole = (measured[name].p50_us for name in subjects)
+    tokens = sum(model.encode(texts).tokens) / len(texts)
+    click.echo(
+        f"   speed: text in to label out {whole:.0f} us (p50, one text at a time, one thread, {tokens:.0f} tokens); "
+        f"the tokenizer alone {alone:.0f} us; {whole / alone:.1f} times"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main(Path("build") / "demo-bundle")
+    except FieldrunError as failure:
+        click.echo(f"demo: error: {' '.join(str(failure).split())}", err=True)
+        sys.exit(failure.exit_code)

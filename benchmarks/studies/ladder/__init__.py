@@ -1,0 +1,1 @@
+"""Export recipes side by side."""

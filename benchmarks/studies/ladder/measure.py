@@ -1,0 +1,271 @@
+"""Measure a ladder of export recipes on one student: bytes, accuracy, latency, memory; one record.
+
+    python -m studies.ladder.measure --data DATA --work WORK -o benchmarks/records/ladder.json
+
+Every recipe is exported from the checkpoint into WORK (those that are there already are measured as they are) and
+opened by the native engine, as a user's program opens it. Accuracy is that of all report files; what a recipe costs is
+the difference on the same rows from the same student in float32. Latency is from text to all labels, all bundles in
+turns on the same texts; a fresh process each gives its peak memory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+# one thread each, for a comparison that means something; before NumPy and tokenizers are imported
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np  # noqa: E402
+
+import fieldrun  # noqa: E402
+from fieldrun.errors import ExportError  # noqa: E402
+from fieldrun.evaluation.dataset import Dataset, read_tsv  # noqa: E402
+from fieldrun.formats.bundle import Bundle  # noqa: E402
+from fieldrun.formats.storage import read_json, write_bytes  # noqa: E402
+from fieldrun_benchmarks.harness.cold_start import cold_starts  # noqa: E402
+from fieldrun_benchmarks.harness.latency import summary, time_in_turns  # noqa: E402
+from fieldrun_benchmarks.harness.record import write_record  # noqa: E402
+from fieldrun_exporters.recipe import load_recipe  # noqa: E402
+
+from ..paired import difference, scored  # noqa: E402
+from ..suite import report_sets  # noqa: E402
+
+__all__ = ["LADDER", "Rung", "main", "recipe_text"]
+
+BASELINE = "fp32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """A recipe of the ladder: the rules of `[precision]`, whether it is tuned, and the features of `[lowrank]`."""
+
+    rules: Mapping[str, str] = field(default_factory=dict)
+    tuned: bool = False
+    lowrank: Mapping[str, int] = field(default_factory=dict)
+
+
+_DENSE = {"dense": "int8-weights", "mixer": "fp32"}
+_SHIPPED = ("cpu-small", "cpu-tiny")
+
+
+def _tables(precision: str, *, tuned: bool = False) -> Rung:
+    return Rung(rules={"tables": precision, **_DENSE}, tuned=tuned)
+
+
+LADDER: dict[str, Rung] = {
+    BASELINE: Rung(),
+    "fp16": Rung(rules={"default": "fp16"}),
+    "int8": _tables("int8"),
+    "int4": _tables("int4"),
+    "palette64": _tables("palette64"),
+    "palette64 tuned": _tables("palette64", tuned=True),
+    "palette32": _tables("palette32"),
+    "palette32 tuned": _tables("palette32", tuned=True),
+    "palette16": _tables("palette16"),
+    "palette16 tuned": _tables("palette16", tuned=True),
+    "palette64x2": _tables("palette64x2"),
+    "palette4": _tables("palette4"),
+    "palette256x4": _tables("palette256x4"),
+    "palette256x4 tuned": _tables("palette256x4", tuned=True),
+    "palette64:20%+palette256x4": _tables("palette64:20%+palette256x4"),
+    "palette16:20%+palette256x8": _tables("palette16:20%+palette256x8"),
+    "lowrank 7/8": Rung(rules={"tables": "int8", **_DENSE}, lowrank={"width": 112, "mixer": 168, "hidden": 224}),
+    "lowrank 3/4": Rung(rules={"tables": "int8", **_DENSE}, lowrank={"width": 96, "mixer": 144, "hidden": 192}),
+    "mixt2": Rung(rules={"tables": "int8", **_DENSE, "mixer": "mixt2", "hidden": "mixt2"}),
+    "mixt2 tuned": Rung(rules={"tables": "int8", **_DENSE, "mixer": "mixt2", "hidden": "mixt2"}, tuned=True),
+    **{name: Rung() for name in _SHIPPED},
+}
+"""The rungs, by name; shipped recipes are taken as they are."""
+
+_PASSES = ("mixt", "int8", "fp16", "palettize")
+_TEXTS_PER_TASK = 2500
+_SPEED_TASKS = ("sst2", "trec")
+_DOMAINS = ("banking77", "clinc150", "trec")
+_FIRST_LABEL = """
+import fieldrun
+with fieldrun.load({path!r}, engine="native") as model:
+    print(model.predict_all(["a gripping film"]))
+"""
+
+
+def recipe_text(rung: Rung) -> str:
+    """Return the recipe of a rung: the buckets of the shipped ones, and a gate that lets all pass.
+
+    The ladder measures what a recipe costs; it must not be stopped by what it wants to find.
+    """
+    from fieldrun_exporters.precision import Precision
+
+    wanted = Precision(rung.rules).wants(rung.rules)
+    named = ["fold", *(["lowrank"] if rung.lowrank else []), *(name for name in _PASSES if name in wanted)]
+    passes = ", ".join(f'"{name}"' for name in [*named, *(["recover"] if rung.tuned else [])])
+    precision = "\n".join(f'"{name}" = "{value}"' for name, value in rung.rules.items())
+    features = "".join(f"{site} = {kept}\n" for site, kept in rung.lowrank.items())
+    buckets = load_recipe("cpu-int8").buckets
+    return (
+        f"schema = 1\npasses = [{passes}]\n\n[precision]\n{precision}\n\n[buckets]\nbatches = {list(buckets.batches)}\n"
+        f"lengths = {list(buckets.lengths)}\n\n[parity]\nmin_cosine = 0.01\nmax_abs = 1000\nmin_top1 = 0.01\n"
+        + (f"\n[lowrank]\n{features}" if features else "")
+    )
+
+
+def _export(checkpoint: str, work: Path, name: str, calibration: Sequence[str] | None) -> Path:
+    slug = re.sub(r"[^\w.-]+", "-", name)
+    path = work / slug
+    if not path.exists():
+        click.echo(f"exporting {name}", err=True)
+        recipe: str | Path = name
+        if name not in _SHIPPED:
+            recipe = work / f"{slug}.toml"
+            write_bytes(recipe, recipe_text(LADDER[name]).encode("utf-8"))
+        fieldrun.export(checkpoint, path, recipe=recipe, calibration=calibration)
+    return path
+
+
+def _domains(checkpoint: str, work: Path, data: Path, tasks: Sequence[str]) -> dict[str, Any]:
+    """Return, for some domains, what pruning to the vocabulary of their train texts saves and costs on their rows."""
+    found = {}
+    recipe = work / "domain.toml"
+    rung = LADDER["palette16"]
+    text = recipe_text(rung).replace('passes = ["fold"', 'passes = ["prune-vocabulary", "fold"')
+    write_bytes(recipe, text.encode("utf-8"))
+    for task in tasks:
+        texts = [str(text) for text in read_tsv(data / task / "train.tsv").texts]
+        rows = report_sets(work / BASELINE, data)[task]
+        path = work / f"domain-{task}"
+        if not path.exists():
+            click.echo(f"exporting the vocabulary of {task}", err=True)
+            fieldrun.export(checkpoint, path, recipe=recipe, calibration=texts)
+        report = read_json(path / "report.json")
+        hits = [_hits(each, {task: rows})[task] for each in (work / BASELINE, path)]
+        found[task] = {
+            "bytes": Bundle.load(path).total_bytes(),
+            "pruned": report["passes"][0]["changed"],
+            "n": len(rows),
+            "accuracy": {k: v for k, v in scored(hits[1]).items() if k != "hits"},
+            "drop": difference([hits[0].astype(np.float64) - hits[1]]),
+        }
+    return found
+
+
+def _train_texts(data: Path) -> list[str] | None:
+    """Return texts of the train files of `data`, so many of each, to calibrate and tune on; None if it has none."""
+    found: list[str] = []
+    for path in sorted(data.glob("*/train.tsv")):
+        texts = [text for item in read_tsv(path).texts for text in ([item] if isinstance(item, str) else item)]
+        found += texts[:: -(-len(texts) // _TEXTS_PER_TASK)]
+    return found or None
+
+
+def _hits(path: Path, sets: Mapping[str, Dataset]) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
+    with fieldrun.load(path, engine="native") as model:
+        return {task: np.array(model.predict(rows.texts, task)) == np.array(rows.labels) for task, rows in sets.items()}
+
+
+def _latency(paths: Mapping[str, Path], sets: Mapping[str, Dataset], rounds: int) -> dict[str, dict[str, Any]]:
+    """Return, per workload and bundle, latency and the median ratio to the int8 bundle over the rounds.
+
+    `first_to_int8`, of the first workload, is that of a model's very first pass over the texts: the native engine opens
+    a packed row when a text first needs it.
+    """
+    models = {name: fieldrun.load(path, engine="native") for name, path in paths.items()}
+    result: dict[str, dict[str, Any]] = {}
+    for task in _SPEED_TASKS:
+        texts = [str(text) for text in sets[task].texts]
+        subjects = {name: _labeller(model) for name, model in models.items()}
+        first = None if result else time_in_turns(subjects, texts, rounds=1, warm_up=0, apart=True)
+        timed = time_in_turns(subjects, texts, rounds=rounds, apart=True)
+        base = np.median(timed["int8"], axis=1)
+        result[task] = {
+            name: summary(micros).to_dict() | {"to_int8": round(float(np.median(np.median(micros, axis=1) / base)), 3)}
+            for name, micros in timed.items()
+        }
+        if first is not None:
+            for name, micros in first.items():
+                ratio = float(np.median(micros) / np.median(first["int8"]))
+                result[task][name]["first_to_int8"] = round(ratio, 3)
+    for model in models.values():
+        model.close()
+    return result
+
+
+def _labeller(model: fieldrun.FieldModel) -> Callable[[str], object]:
+    return lambda text: model.predict_all([text])
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder with one folder per task.")
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder that keeps the bundles.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The record to write.")
+@click.option("--checkpoint", default="reference", show_default=True, help="The student, by name or path.")
+@click.option("--only", multiple=True, help="Rungs to measure besides fp32 and int8.  [default: all]")
+@click.option("--domain", multiple=True, default=_DOMAINS, show_default=True, help="Tasks to prune to.")
+@click.option("--rounds", type=click.IntRange(min=3), default=5, show_default=True, help="Rounds of the latency.")
+def main(
+    data: Path,
+    work: Path,
+    output: Path,
+    checkpoint: str,
+    only: Sequence[str],
+    domain: Sequence[str],
+    rounds: int,
+) -> None:
+    """Write the record behind docs/recipes.md."""
+    names = [name for name in LADDER if not only or name in (BASELINE, "int8", *only)]
+    work.mkdir(parents=True, exist_ok=True)
+    texts = _train_texts(data)
+    paths: dict[str, Path] = {}
+    refused: dict[str, str] = {}
+    for name in names:
+        try:
+            paths[name] = _export(checkpoint, work, name, texts)
+        except ExportError as error:  # a finding as well: tuning that gains nothing is refused
+            refused[name] = str(error)
+    sets = report_sets(paths[BASELINE], data)
+    hits = {}
+    for name, path in paths.items():
+        click.echo(f"accuracy of {name}", err=True)
+        hits[name] = _hits(path, sets)
+    click.echo("latency", err=True)
+    latency = _latency(paths, sets, rounds)
+    click.echo("memory", err=True)
+    cold = cold_starts({name: _FIRST_LABEL.format(path=str(path)) for name, path in paths.items()}, runs=5)
+    rungs = {}
+    for name, path in paths.items():
+        bundle = Bundle.load(path)
+        tasks = {task: {k: v for k, v in scored(found).items() if k != "hits"} for task, found in hits[name].items()}
+        lost = {t: found.astype(np.float64) - hits[name][t] for t, found in hits[BASELINE].items()}
+        rungs[name] = {
+            "precision": bundle.manifest.recipe["precision"],
+            "bytes": bundle.total_bytes(),
+            "weights_bytes": bundle.manifest.files["weights.safetensors"].bytes,
+            "weights_sha256": bundle.manifest.files["weights.safetensors"].sha256,
+            "field": read_json(path / "report.json")["proof"]["field"],
+            "tasks": tasks,
+            "mean_accuracy": sum(entry["accuracy"] for entry in tasks.values()) / len(tasks),
+            "drop": {"mean": difference(list(lost.values())), "tasks": {t: difference([v]) for t, v in lost.items()}},
+            "latency": {task: found[name] for task, found in latency.items()},
+            "fresh_process": cold[name].to_dict(),
+        }
+    values = {
+        "checkpoint": checkpoint,
+        "rungs": rungs,
+        "refused": refused,
+        "domains": _domains(checkpoint, work, data, domain),
+        "data_sha256": {task: rows.sha256 for task, rows in sets.items()},
+        "scenario": "native engine, batch 1, one thread, text to all labels; all bundles in turns, each another text",
+    }
+    command = "python -m studies.ladder.measure --data DATA --work WORK -o benchmarks/records/ladder.json"
+    write_record(output, "ladder", command, values)
+
+
+if __name__ == "__main__":
+    main()

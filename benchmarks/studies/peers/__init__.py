@@ -1,0 +1,1 @@
+"""Other ways from a text to a label."""

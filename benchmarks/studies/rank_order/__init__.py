@@ -1,0 +1,1 @@
+"""Does the order of a codebook's values matter?"""

@@ -1,0 +1,1 @@
+"""The recipe search beside uniform recipes."""

@@ -1,0 +1,1 @@
+"""The shipped student: accuracy, speed, cold start."""

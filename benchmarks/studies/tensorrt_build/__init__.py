@@ -1,0 +1,1 @@
+"""Every TensorRT recipe through a builder, without a GPU."""

@@ -1,0 +1,1 @@
+"""Short trainings that compare shapes of the student."""

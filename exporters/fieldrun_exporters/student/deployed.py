@@ -1,0 +1,73 @@
+"""The deployed form: what passes transform, graphs are built from, and the NumPy engine runs.
+
+| Tensor | Shape, type |
+|---|---|
+| `table` | `(rows, width)` float32, float16 or int8: one block of rows per window offset and one of hashed n-grams |
+| `table.scale` | `(rows,) float32`: every row is multiplied by its scale; ones for a float table |
+| `rows.coef`, `rows.modulus`, `rows.base` | `(shifts, J)`, `(J,)`, `(J,)` int32; see below |
+| `<layer>.weight` | `(inputs, outputs)` float32, float16 or int8 |
+| `<layer>.bias` | `(outputs,) float32`; the mixer has none |
+| `<layer>.weight_scale` | `(outputs,) float32`, only with an int8 weight |
+| `<layer>.input_scale` | `(1,) float32`, only where the layer's input is int8 too |
+| `mean.gain` | `(1,) float32`: the mean over the tokens is multiplied by it, its rows of the next layer divided |
+| `score.weight` | `(width or mixer width, 1) float32`, not negative: the pooling score; only with a mean |
+
+Row j of a position is mod(window . coef[:, j], modulus_j) + base_j. The table's row of the padding id at offset 0 is so
+negative that the sum at a padding position is negative too, and becomes zero without a mask. Layers: `mixer` and
+`hidden` (both optional), `output` (the field and the logits of all single tasks), `pairs` (all pair tasks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fieldrun.formats.bundle import Network
+from fieldrun.formats.packing import packed_names
+from fieldrun.formats.tensors import Array
+
+__all__ = ["Deployed"]
+
+_LAYERS = ("mixer", "hidden", "output", "pairs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployed:
+    """A student and its heads in deployed form."""
+
+    network: Network
+    tensors: Mapping[str, Array]
+    blocks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Every block of the table: its first row and the one after its last."""
+    packed: Mapping[str, Array] = field(default_factory=dict)
+    """What is stored in place of the int8 matrices that are palettes (`fieldrun.formats.packing`)."""
+    usage: Array | None = None
+    """How often the training text used each of the table's rows, `(rows,) int64`; None where it was not counted."""
+
+    def dense(self) -> tuple[str, ...]:
+        """Return the names of the layers `x @ weight + bias` that there are."""
+        return tuple(name for name in _LAYERS if f"{name}.weight" in self.tensors)
+
+    def precision(self, part: str) -> str:
+        """Return what `part`, a layer or `"table"`, is computed in: fp32, fp16, int8 or int8-weights."""
+        dtype = self.tensors[part if part == "table" else f"{part}.weight"].dtype
+        if dtype != np.int8:
+            return "fp16" if dtype == np.float16 else "fp32"
+        return "int8" if part == "table" or f"{part}.input_scale" in self.tensors else "int8-weights"
+
+    def stored(self) -> dict[str, Array]:
+        """Return the tensors as a bundle holds them: palettes packed, with float16 scales."""
+        names = packed_names(self.packed)
+        scales = {"table.scale" if name == "table" else f"{name}_scale" for name in names}
+        kept = {
+            name: tensor.astype(np.float16) if name in scales else tensor
+            for name, tensor in self.tensors.items()
+            if name not in names
+        }
+        return kept | dict(self.packed)
+
+    def nbytes(self) -> int:
+        """Return the bytes of all tensors as they are stored."""
+        return sum(tensor.nbytes for tensor in self.stored().values())

@@ -1,0 +1,118 @@
+"""Static, symmetric int8: tables per row, dense weights per output channel, activations per tensor, biases in float.
+
+This is the one int8 recipe that x86, aarch64 and the TensorRT parser all accept and that does not depend on the batch:
+explicit scales, zero points of 0, activation scales from calibration text.
+
+Where a layer's input is int8 too, its weights keep to 7 bits, -63..63. On an x86 processor without VNNI, ONNX Runtime
+multiplies uint8 by int8 and adds two products in a saturating 16-bit integer: 2 * 255 * 127 does not fit it,
+2 * 255 * 63 does. With 8 bits, the same bundle gave other answers on such a processor and failed its own verification.
+A layer in `int8-weights` is multiplied in float32; its weights have all 8 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fieldrun.errors import ExportError
+from fieldrun.formats.tensors import Array
+
+from ...precision import Precision
+from ...student.passes import PassReport
+from ..deployed import Deployed
+
+__all__ = ["facts", "int8", "quantize_columns", "quantize_rows"]
+
+
+def quantize_rows(table: Array, largest: int = 127) -> tuple[Array, Array]:
+    """Return `table (rows, width)` as int8 within +-`largest`, `(rows, width)`, and the scales `(rows,) float32`."""
+    peak = np.abs(table).max(1)
+    # a row too small for a normal scale becomes zeros
+    scale = np.where(peak > largest * np.finfo(np.float32).tiny, peak / largest, 1).astype(np.float32)
+    return np.clip(np.rint(table / scale[:, None]), -largest, largest).astype(np.int8), scale
+
+
+def quantize_columns(weight: Array, largest: int = 63) -> tuple[Array, Array]:
+    """Return `weight (inputs, outputs)` as int8 within +-`largest` and the outputs' scales `(outputs,) float32`."""
+    quantized, scale = quantize_rows(weight.T, largest)
+    return np.ascontiguousarray(quantized.T), scale
+
+
+def int8(deployed: Deployed, precision: Precision, input_ranges: Mapping[str, float]) -> tuple[Deployed, PassReport]:
+    """Quantize what `precision` says.
+
+    Args:
+        deployed: the deployed form in float32.
+        precision: which parts become int8. The pooling score stays float: one column, and `exp` follows it.
+        input_ranges: per layer, the largest absolute activation to represent (from calibration).
+
+    Raises:
+        ExportError: a layer has no calibrated range, or nothing was quantized although something should be.
+    """
+    tensors = dict(deployed.tensors)
+    changed: dict[str, dict[str, Any]] = {}
+    blocks = [precision.of(block) == "int8" for block in deployed.blocks]
+    if all(blocks):
+        table = tensors["table"]
+        quantized, scale = quantize_rows(table)
+        tensors |= {"table": quantized, "table.scale": scale}
+        changed["table"] = facts(table, quantized, scale[:, None])
+    pooled = "hidden" if "hidden.weight" in tensors else "output"
+    if precision.of(pooled) == "int8" and deployed.network.mean:
+        tensors |= _equalize(deployed, pooled, input_ranges)
+        changed["mean.gain"] = {"gain": float(tensors["mean.gain"][0])}
+    for layer in deployed.dense():
+        weight = tensors[f"{layer}.weight"]
+        if precision.of(layer) == "int8-weights":
+            quantized, scale = quantize_columns(weight, 127)
+            tensors |= {f"{layer}.weight": quantized, f"{layer}.weight_scale": scale}
+            changed[layer] = facts(weight, quantized, scale)
+        if precision.of(layer) != "int8":
+            continue
+        if not input_ranges.get(layer, 0) > 0:
+            raise ExportError(f"int8: the calibration text never reached the layer {layer!r}; give more text")
+        quantized, scale = quantize_columns(weight)
+        tensors[f"{layer}.weight"] = quantized
+        tensors[f"{layer}.weight_scale"] = scale
+        tensors[f"{layer}.input_scale"] = np.array([input_ranges[layer] / 127], np.float32)
+        changed[layer] = facts(weight, quantized, scale) | {"input_range": float(input_ranges[layer])}
+    result = replace(deployed, tensors=tensors)
+    for name in changed:
+        if name != "mean.gain" and result.precision(name) == "fp32":
+            raise ExportError(f"int8: {name!r} is still a float")
+    report = PassReport(name="int8", bytes_before=deployed.nbytes(), bytes_after=result.nbytes(), changed=changed)
+    if any(blocks) and not all(blocks) and not changed:
+        return result, report  # the palettize pass makes a table whole, with its int8 blocks
+    if not changed or report.bytes_after >= report.bytes_before:
+        raise ExportError("int8: nothing was quantized; check the recipe's precision")
+    return result, report
+
+
+def _equalize(deployed: Deployed, layer: str, input_ranges: Mapping[str, float]) -> dict[str, Array]:
+    """Return the tensors that bring the two halves of the pooled vector, the input of `layer`, to the same range.
+
+    The mean over the tokens is several times smaller than the maximum; with one scale for both it would be left a few
+    dozen of the 255 steps. The gain is undone in the rows of `layer` (cross-layer equalization, Nagel et al. 2019).
+    """
+    if not input_ranges.get("mean", 0) > 0:
+        raise ExportError(f"int8: the calibration text never reached the layer {layer!r}; give more text")
+    gain = np.float32(input_ranges[layer] / input_ranges["mean"])
+    weight = deployed.tensors[f"{layer}.weight"].copy()
+    weight[: len(deployed.tensors["score.weight"])] /= gain
+    return {"mean.gain": np.array([gain], np.float32), f"{layer}.weight": weight}
+
+
+def facts(before: Array, after: Array, scale: Array) -> dict[str, Any]:
+    """Return the facts of a matrix that became `after * scale`: bytes, and its error over its norm."""
+    step = after.astype(np.float32) * scale
+    error = float(np.sqrt(np.square(step - before).sum(dtype=np.float64)))
+    norm = float(np.sqrt(np.square(before).sum(dtype=np.float64)))
+    return {
+        "weights": int(before.size),
+        "bytes_before": before.nbytes,
+        "bytes_after": after.nbytes + scale.nbytes,
+        "relative_error": error / norm if norm else 0.0,
+    }

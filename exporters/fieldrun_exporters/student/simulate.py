@@ -1,0 +1,158 @@
+"""The deployed form in NumPy, for measuring what a pass does to a student's answers before a graph is built.
+
+It follows the words of `deployed`, in float32, on texts of similar length together. Bundles are proven on their graphs
+(`fieldrun_exporters.parity`); this is for comparing one form with another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fieldrun.formats.bundle import Network
+from fieldrun.formats.tensors import Array
+from fieldrun.student.config import SCORE_FLOOR
+from fieldrun.student.windows import pad_ids
+
+from ..parity import field_errors
+from .deployed import Deployed
+
+__all__ = ["dense", "finish", "outputs", "row_numbers", "tensor_errors"]
+
+_TEXTS = 64  # simulated together
+Record = Callable[[str, Array], None]
+"""Called with a layer's name and its input `(rows, inputs) float32`, those at padding positions left out."""
+
+
+def outputs(
+    deployed: Deployed, sequences: Sequence[Sequence[int]], record: Record | None = None, *, halves: bool = False
+) -> Array:
+    """Return field and logits of every sequence of token ids, `(n, dim + labels) float32`; `halves` as in `dense`."""
+    order = np.argsort([len(ids) for ids in sequences], kind="stable")
+    out = np.empty((len(sequences), len(deployed.tensors["output.bias"])), np.float32)
+    for start in range(0, len(order), _TEXTS):
+        rows = order[start : start + _TEXTS]
+        out[rows] = _run(deployed, pad_ids([sequences[i] for i in rows]), record, halves)
+    return out
+
+
+def row_numbers(deployed: Deployed, ids: Array) -> Array:
+    """Return the table's rows of `ids (batch, length)`, padded at the end with id 0, `(batch, positions, J) int32`.
+
+    There are as many positions as tokens, and after them those that the mixer looks at.
+    """
+    net, tensors = deployed.network, deployed.tensors
+    left, right = net.margins
+    framed = np.pad(ids, ((0, 0), (left, right))).astype(np.int32)
+    positions = ids.shape[1] + max(1, net.mixer_kernel) - 1
+    window = np.stack([framed[:, left + s : left + s + positions] for s in net.shifts], axis=-1)
+    rows: Array = (window @ tensors["rows.coef"]) % tensors["rows.modulus"] + tensors["rows.base"]
+    return rows
+
+
+def finish(
+    network: Network,
+    tensors: Mapping[str, Array],
+    y: Array,
+    record: Record | None = None,
+    mask: Array | None = None,
+    halves: bool = False,
+) -> Array:
+    """Return field and logits, `(batch, dim + labels)`, of the sums `y (batch, positions, width)` of table rows.
+
+    `mask (batch, length) bool` says which positions `record` is told of; all of them when None. `halves` as in `dense`.
+    """
+    record = record or _silent
+    length = y.shape[1] - max(1, network.mixer_kernel) + 1
+    g = np.maximum(y, 0)
+    if network.mixer_kernel:
+        g = np.concatenate([g[:, k : k + length] for k in range(network.mixer_kernel)], axis=-1)
+        record("mixer", g.reshape(-1, g.shape[-1]) if mask is None else g[mask])
+        g = np.maximum(dense(tensors, "mixer", g, halves), 0)
+    pooled = g.max(1)
+    if network.mean:
+        a = g @ tensors["score.weight"]
+        mean = (a * g).sum(1) / (a.sum(1) + SCORE_FLOOR) * tensors["mean.gain"]
+        pooled = np.concatenate([mean, pooled], axis=-1)
+    if network.hidden:
+        record("hidden", pooled)
+        pooled = np.maximum(dense(tensors, "hidden", pooled, halves), 0)
+    record("output", pooled)
+    return dense(tensors, "output", pooled, halves)
+
+
+def _silent(layer: str, x: Array) -> None:
+    del layer, x
+
+
+def _run(deployed: Deployed, ids: Array, record: Record | None, halves: bool) -> Array:
+    rows = row_numbers(deployed, ids)
+    y = np.zeros((*rows.shape[:2], deployed.network.width), np.float32)
+    for j in range(rows.shape[2]):
+        y += deployed.tensors["table"][rows[:, :, j]] * deployed.tensors["table.scale"][rows[:, :, j]][:, :, None]
+    return finish(deployed.network, deployed.tensors, y, record, ids != 0, halves)
+
+
+def dense(tensors: Mapping[str, Array], layer: str, x: Array, halves: bool = False) -> Array:
+    """Return `x @ weight + bias` of a layer, as its precision says.
+
+    With `halves`, the input and the product of a float16 layer are rounded to float16, as a GPU's are.
+    """
+    halves = halves and tensors[f"{layer}.weight"].dtype == np.float16
+    weight = tensors[f"{layer}.weight"].astype(np.float32)
+    if f"{layer}.weight_scale" in tensors:
+        weight = weight * tensors[f"{layer}.weight_scale"]
+    step = tensors.get(f"{layer}.input_scale")
+    if step is not None:
+        x = np.clip(np.rint(x / step), -128, 127) * step
+    if halves:
+        x = x.astype(np.float16).astype(np.float32)
+    y: Array = x @ weight
+    if halves:
+        y = y.astype(np.float16).astype(np.float32)
+    bias = tensors.get(f"{layer}.bias")
+    return y if bias is None else y + bias
+
+
+def tensor_errors(
+    folded: Deployed, deployed: Deployed, sequences: Sequence[Sequence[int]]
+) -> dict[str, dict[str, float]]:
+    """Return, for every part that the passes changed, what that part alone does to the fields of `sequences`.
+
+    Args:
+        folded: the student in float32.
+        deployed: the same after its passes; a block of the table and a layer are taken from it one at a time.
+        sequences: token ids of real texts.
+
+    Returns:
+        Per part, in the order of the student, `field_errors` against `folded`. Pair heads see fields and change none.
+    """
+    dim = folded.network.field_dim
+    expected = outputs(folded, sequences)[:, :dim]
+    errors = {}
+    for name, tensors in _one_at_a_time(folded, deployed):
+        found = outputs(replace(folded, tensors=tensors, packed={}), sequences)[:, :dim]
+        errors[name] = field_errors(expected, found)
+    return errors
+
+
+def _one_at_a_time(folded: Deployed, deployed: Deployed) -> list[tuple[str, dict[str, Array]]]:
+    before, after = folded.tensors, deployed.tensors
+    found: list[tuple[str, dict[str, Array]]] = []
+    if after["table"].dtype != before["table"].dtype:
+        for block, (start, stop) in deployed.blocks.items():
+            table = before["table"].copy()
+            table[start:stop] = after["table"][start:stop] * after["table.scale"][start:stop, None]
+            found.append((block, {**before, "table": table}))
+    for layer in deployed.dense():
+        own = {name: tensor for name, tensor in after.items() if name.startswith(f"{layer}.")}
+        if layer != "pairs" and not _same(own[f"{layer}.weight"], before[f"{layer}.weight"]):
+            gain = {"mean.gain": after["mean.gain"]} if f"{layer}.input_scale" in own else {}
+            found.append((layer, {**before, **own, **gain}))
+    return found
+
+
+def _same(a: Array, b: Array) -> bool:
+    return a.dtype == b.dtype and np.array_equal(a, b)

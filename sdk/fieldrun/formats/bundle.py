@@ -1,0 +1,377 @@
+"""The bundle: an exported student with its heads, ready for a device, and its proof.
+
+| File | Holds |
+|---|---|
+| `manifest.json` | schema, recipe, network, buckets, tasks, licence, provenance, sha256 of itself and of every file |
+| `weights.safetensors` | every weight once: external data of the graphs, and what the NumPy engine maps |
+| `b<batch>-l<length>.onnx` | ids (see `frame`) -> field and logits in one, `(batch, dim + labels) float32` |
+| `pair-b<batch>.onnx` | a, b `(batch, 256) float32` -> logits `(batch, pair labels) float32`; only with pair tasks |
+| `trt-*.onnx` | the same graphs in TensorRT's spelling, over the same weights; only with a recipe for it |
+| `tokenizer.json` | the Rust tokenizer |
+| `golden.json` | texts with the fields and scores that the export measured |
+| `report.json` | parity per bucket, sizes, what each pass changed |
+| `CARD.md` | what the model is, in words |
+| `heads.safetensors` | weight and bias of heads that were attached after the export; only with such heads |
+
+Nothing is used before its hash is checked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import BundleError, IntegrityError, UnknownName
+from .integrity import FileEntry, check_files, from_mapping, read_schema
+from .storage import is_folder, sha256_bytes
+from .tensors import Array
+
+__all__ = [
+    "HEADS_FILE",
+    "MANIFEST",
+    "REFERENCE_BUNDLE",
+    "SCHEMA",
+    "TYPICAL_QUANTILE",
+    "Bucket",
+    "Bundle",
+    "GraphNetwork",
+    "Manifest",
+    "Network",
+    "TaskSpec",
+    "TensorrtGraphs",
+    "resolve_bundle",
+    "seal",
+]
+
+SCHEMA = 2
+MANIFEST = "manifest.json"
+HEADS_FILE = "heads.safetensors"
+TYPICAL_QUANTILE = 0.25
+"""This share of a deep int8 network's golden texts, the least moved by rounding, is held to a tolerance of its own."""
+REFERENCE_BUNDLE = Path(__file__).parents[1] / "data" / "reference"
+
+
+def resolve_bundle(path: str | Path) -> Path:
+    """Return the folder of a bundle; `"reference"` is the one inside the package.
+
+    Raises:
+        BundleError: there is no folder at `path`.
+    """
+    if str(path) == "reference" and not is_folder(Path(path)):
+        return REFERENCE_BUNDLE
+    folder = Path(path)
+    if not is_folder(folder):
+        raise BundleError(f"no bundle at {folder}: give 'reference' or a folder made by 'fieldrun export'")
+    return folder
+
+
+def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest's JSON object with `sha256`, the hash of its other keys as sorted JSON without spaces."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), default=list)
+    return rest | {"sha256": sha256_bytes(text.encode("utf-8"))}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """One fixed shape: `batch` texts of `length` tokens, and the graph compiled for it."""
+
+    batch: int
+    length: int
+    graph: str
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(n, int) and n >= 1 for n in (self.batch, self.length)) or not isinstance(self.graph, str):
+            raise BundleError(f"bucket {self.graph!r} must have a positive batch and length")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """One task: its labels, and where its logits start in the output of the graph of its kind.
+
+    A task that was attached after the export is in no graph: its head is in `heads.safetensors`, and `start` is 0.
+    """
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    start: int
+    temperature: float
+    attached: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise BundleError(f"a task's name must be a string, not {self.name!r}")
+        if not isinstance(self.labels, list | tuple) or not all(isinstance(label, str) for label in self.labels):
+            raise BundleError(f"task {self.name!r}: labels must be a list of strings")
+        object.__setattr__(self, "labels", tuple(self.labels))
+        if len(self.labels) < 2:
+            raise BundleError(f"task {self.name!r} needs at least two labels")
+        if self.kind not in ("single", "pair") or not isinstance(self.start, int) or self.start < 0:
+            raise BundleError(f"task {self.name!r}: kind must be 'single' or 'pair' and start not negative")
+        if not isinstance(self.temperature, int | float) or not self.temperature > 0:
+            raise BundleError(f"task {self.name!r}: temperature must be positive, not {self.temperature!r}")
+        if not isinstance(self.attached, bool) or (self.attached and self.start):
+            raise BundleError(f"task {self.name!r}: attached must be true or false, and start 0 if true")
+
+
+class _Framed:
+    """How token ids are laid out for a graph."""
+
+    __slots__ = ()
+
+    @property
+    def pad_id(self) -> int:
+        """The token id of padding."""
+        return 0
+
+    @property
+    def margins(self) -> tuple[int, int]:
+        """The padding positions before and after the tokens of a graph's input."""
+        return 0, 0
+
+    def frame(self, sequences: Sequence[Sequence[int]], batch: int, length: int) -> Array:
+        """Return token ids as a graph of `length` tokens takes them, `(batch, left + length + right) int32`.
+
+        They start after the left margin; the rest is padding. Rows that `sequences` does not fill are copies of its
+        first. No sequence is longer than `length`.
+        """
+        left, right = self.margins
+        ids = np.full((batch, left + length + right), self.pad_id, np.int32)
+        for row, sequence in enumerate(sequences):
+            ids[row, left : left + len(sequence)] = sequence
+        if len(sequences) < batch:
+            ids[len(sequences) :] = ids[0]
+        return ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network(_Framed):
+    """The deployed student's shape: `shifts` are the token positions a row index is computed from, in order.
+
+    `hidden`, `mixer_kernel` and `mixer_width` are 0 for a student without that layer.
+    """
+
+    vocab_size: int
+    width: int
+    shifts: tuple[int, ...]
+    mixer_kernel: int
+    mixer_width: int
+    mean: bool
+    hidden: int
+    field_dim: int
+    parameters: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shifts, list | tuple) or not all(isinstance(n, int) for n in self.shifts):
+            raise BundleError("network.shifts must be a list of integers")
+        object.__setattr__(self, "shifts", tuple(self.shifts))
+        if 0 not in self.shifts:
+            raise BundleError("network.shifts must contain 0")
+        for name in ("vocab_size", "width", "field_dim", "parameters"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise BundleError(f"network.{name} must be a positive integer")
+        for name in ("mixer_kernel", "mixer_width", "hidden"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
+                raise BundleError(f"network.{name} must be a whole number")
+        if bool(self.mixer_kernel) != bool(self.mixer_width):
+            raise BundleError("network.mixer_kernel and network.mixer_width must both be 0 or neither")
+        if not isinstance(self.mean, bool):
+            raise BundleError("network.mean must be true or false")
+
+    @property
+    def margins(self) -> tuple[int, int]:
+        """The padding positions before and after the tokens of a graph's input."""
+        return max(0, -min(self.shifts)), max(0, max(self.shifts)) + max(1, self.mixer_kernel) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphNetwork(_Framed):
+    """Any network that only its graphs describe, such as an imported encoder: ids -> field, without margins."""
+
+    form: str = "graph"
+    vocab_size: int
+    field_dim: int
+    parameters: int
+    pad_id: int = 0
+
+    def __post_init__(self) -> None:
+        if self.form != "graph":
+            raise BundleError(f"network.form must be 'graph', not {self.form!r}; upgrade fieldrun or export again")
+        for name in ("vocab_size", "field_dim", "parameters"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise BundleError(f"network.{name} must be a positive integer")
+        if type(self.pad_id) is not int or not 0 <= self.pad_id < self.vocab_size:
+            raise BundleError(f"network.pad_id must be within the vocabulary, not {self.pad_id!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorrtGraphs:
+    """The graphs that TensorRT's parser takes, one for each of the manifest's buckets and pair graphs.
+
+    `golden_tolerance` is the largest absolute difference of a golden field or score when a GPU replays it: its sums are
+    added in another order, and an int8 input on a rounding boundary may go the other way.
+    """
+
+    buckets: tuple[Bucket, ...]
+    pair_graphs: Mapping[int, str]
+    golden_tolerance: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.golden_tolerance < 1:
+            raise BundleError(f"tensorrt.golden_tolerance must be within 0..1, not {self.golden_tolerance!r}")
+
+    def names(self) -> tuple[str, ...]:
+        """Return the file names of all graphs."""
+        return (*(bucket.graph for bucket in self.buckets), *self.pair_graphs.values())
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> TensorrtGraphs:
+        """Read the manifest's `tensorrt`; `TypeError`, `AttributeError` or `BundleError` for what is none."""
+        value = dict(value)
+        value["buckets"] = tuple(from_mapping(Bucket, b, "manifest.tensorrt", BundleError) for b in value["buckets"])
+        value["pair_graphs"] = {int(batch): str(graph) for batch, graph in value["pair_graphs"].items()}
+        found: TensorrtGraphs = from_mapping(cls, value, "manifest.tensorrt", BundleError)
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What `manifest.json` says, in the order of its keys; `tensorrt` is left out where there are no such graphs."""
+
+    schema: int
+    name: str
+    fieldrun: str
+    recipe: Mapping[str, Any]
+    network: Network | GraphNetwork
+    buckets: tuple[Bucket, ...]
+    pair_graphs: Mapping[int, str]
+    tasks: tuple[TaskSpec, ...]
+    golden_tolerance: float
+    licence: str
+    provenance: Mapping[str, Any]
+    files: Mapping[str, FileEntry]
+    tensorrt: TensorrtGraphs | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("name", "fieldrun", "licence"):
+            if not isinstance(getattr(self, key), str):
+                raise BundleError(f"the manifest's {key} must be a string, not {getattr(self, key)!r}")
+        if not isinstance(self.provenance, Mapping):
+            raise BundleError("the manifest's provenance must be an object")
+        if not self.buckets:
+            raise BundleError("a bundle needs at least one bucket")
+        shapes = sorted((bucket.batch, bucket.length) for bucket in self.buckets)
+        batches, lengths = sorted({batch for batch, _ in shapes}), sorted({length for _, length in shapes})
+        if batches[0] != 1 or shapes != [(batch, length) for batch in batches for length in lengths]:
+            raise BundleError(f"buckets must be every batch with every length once, 1 among the batches, not {shapes}")
+        exported = [task for task in self.tasks if not task.attached]
+        if set(self.pair_graphs) != (set(batches) if any(task.kind == "pair" for task in exported) else set()):
+            raise BundleError(f"pair graphs are for the batches {sorted(self.pair_graphs)}, buckets for {batches}")
+        if not isinstance(self.recipe, Mapping) or not isinstance(self.recipe.get("name"), str):
+            raise BundleError("the manifest's recipe must be an object with a name")
+        if not 0 < self.golden_tolerance < 1:
+            raise BundleError(f"golden_tolerance must be within 0..1, not {self.golden_tolerance!r}")
+        named = {bucket.graph for bucket in self.buckets} | set(self.pair_graphs.values())
+        named |= {"weights.safetensors", "tokenizer.json", "golden.json", "report.json", "CARD.md"}
+        if self.tensorrt is not None:
+            same = [(bucket.batch, bucket.length) for bucket in self.tensorrt.buckets]
+            if sorted(same) != shapes or set(self.tensorrt.pair_graphs) != set(self.pair_graphs):
+                raise BundleError("the TensorRT graphs are for other buckets than the manifest's")
+            named |= set(self.tensorrt.names())
+        named |= {HEADS_FILE} if len(exported) < len(self.tasks) else set()
+        if set(self.files) != named:
+            raise BundleError(f"the manifest lists other files than it uses: {sorted(set(self.files) ^ named)}")
+        if len({task.name for task in self.tasks}) != len(self.tasks):
+            raise BundleError("two tasks have the same name")
+        for kind in ("single", "pair"):
+            stop = 0
+            for task in (task for task in exported if task.kind == kind):
+                if task.start != stop:
+                    raise BundleError(f"task {task.name!r} starts at logit {task.start}, the one before ends at {stop}")
+                stop += len(task.labels)
+
+    def task(self, name: object) -> TaskSpec:
+        """Return the task `name`; `UnknownName` lists those there are."""
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise UnknownName("task", name, [task.name for task in self.tasks])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object that `read` reads back."""
+        value = asdict(self)
+        value["pair_graphs"] = {str(batch): graph for batch, graph in self.pair_graphs.items()}
+        if self.tensorrt is None:
+            del value["tensorrt"]
+        else:
+            graphs = self.tensorrt.pair_graphs
+            value["tensorrt"]["pair_graphs"] = {str(batch): graph for batch, graph in graphs.items()}
+        return seal(value)
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read and check `manifest.json` at `path`.
+
+        Raises:
+            SchemaTooNew: written by a newer fieldrun.
+            IntegrityError: it is not what the export wrote.
+            BundleError: missing, not JSON, unknown or missing keys, or a value that makes no sense.
+        """
+        keys = [name for name in cls.__slots__ if name != "tensorrt"]
+        value = read_schema(path, SCHEMA, (*keys, "sha256"), BundleError, optional=("tensorrt",))
+        if seal(value) != value:
+            raise IntegrityError(f"{path} was changed after the export; copy it again or export again")
+        del value["sha256"]
+        try:
+            form = GraphNetwork if "form" in value["network"] else Network  # a look-up network names no form
+            value["network"] = from_mapping(form, value["network"], "manifest.network", BundleError)
+            value["buckets"] = tuple(from_mapping(Bucket, b, "manifest.buckets", BundleError) for b in value["buckets"])
+            value["tasks"] = tuple(from_mapping(TaskSpec, t, "manifest.tasks", BundleError) for t in value["tasks"])
+            value["pair_graphs"] = {int(batch): str(graph) for batch, graph in value["pair_graphs"].items()}
+            value["files"] = {n: FileEntry.from_dict(n, e, BundleError) for n, e in value["files"].items()}
+            value["golden_tolerance"] = float(value["golden_tolerance"])
+            if "tensorrt" in value:
+                value["tensorrt"] = TensorrtGraphs.from_dict(value["tensorrt"])
+        except (TypeError, AttributeError, KeyError, ValueError, OverflowError) as error:
+            if isinstance(error, BundleError):
+                raise
+            raise BundleError(f"{path} has a value of the wrong type: {error}; restore the file") from error
+        return cls(**value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A bundle folder whose manifest was read and whose files were checked."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def load(cls, path: str | Path = "reference") -> Bundle:
+        """Open the bundle at `path` (or `"reference"`) and check every file's size and sha256.
+
+        Raises:
+            BundleError: no bundle there, or its manifest makes no sense.
+            SchemaTooNew: written by a newer fieldrun.
+            IntegrityError: a file is missing, truncated or changed.
+        """
+        folder = resolve_bundle(path)
+        bundle = cls(path=folder, manifest=Manifest.read(folder / MANIFEST))
+        check_files(folder, bundle.manifest.files, IntegrityError)
+        return bundle
+
+    def exported(self) -> Bundle:
+        """Return the bundle as the export wrote it: what its graphs answer, without the heads attached since."""
+        tasks = tuple(task for task in self.manifest.tasks if not task.attached)
+        files = {name: entry for name, entry in self.manifest.files.items() if name != HEADS_FILE}
+        return replace(self, manifest=replace(self.manifest, tasks=tasks, files=files))
+
+    def total_bytes(self) -> int:
+        """Return the size of the whole bundle, manifest included."""
+        return sum(entry.bytes for entry in self.manifest.files.values()) + (self.path / MANIFEST).stat().st_size

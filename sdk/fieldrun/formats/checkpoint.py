@@ -1,0 +1,171 @@
+"""The checkpoint: a trained student and its heads on disk, the exporter's input.
+
+| File | Holds |
+|---|---|
+| `student.json` | schema, name, shape, licence, provenance, the heads' names, sha256 and size of every other file |
+| `student.safetensors` | the student's tensors (`StudentConfig.shapes`), float16 or float32 |
+| `tokenizer.json` | the teacher's Rust tokenizer |
+| `CARD.md` | the model card, rendered from the record |
+| `training.json` | the training record: recipe, curves, results, seconds, machine |
+| `heads/<task>.json`, `heads/<task>.safetensors` | one head |
+| `usage.safetensors` | how often the training text used every token and n-gram bucket; only where it was counted |
+
+Nothing is read before its hash is checked, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError, SchemaTooNew
+from .integrity import FileEntry, check_files, entry_of, read_schema
+from .storage import is_folder, new_folder, read_json, write_bytes, write_json
+from .tensors import Array, read_tensors, write_tensors
+
+__all__ = [
+    "REFERENCE_CHECKPOINT",
+    "SCHEMA",
+    "CheckpointFiles",
+    "read_checkpoint",
+    "resolve_checkpoint",
+    "write_checkpoint",
+]
+
+SCHEMA = 2
+REFERENCE_CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "reference"
+_USAGE = "usage.safetensors"
+_KEYS = {"schema", "name", "student", "heads", "licence", "provenance", "files"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CheckpointFiles:
+    """What the files of a checkpoint hold, as plain values.
+
+    `student` is the shape, `StudentConfig.to_dict()`; `heads` has, for each task, `name`, `kind`, `labels`,
+    `temperature`, `about` and the tensors `weight` and `bias`. `tensors` are as stored.
+    """
+
+    name: str
+    student: Mapping[str, Any]
+    tensors: Mapping[str, Array]
+    tokenizer: bytes
+    heads: tuple[Mapping[str, Any], ...]
+    licence: str
+    provenance: Mapping[str, Any]
+    record: Mapping[str, Any]
+    usage: Mapping[str, Array]
+
+
+def resolve_checkpoint(path: str | Path) -> Path:
+    """Return the folder of a checkpoint; `"reference"` is the one in the repository.
+
+    Raises:
+        CheckpointError: there is no folder at `path`.
+    """
+    if str(path) == "reference" and not is_folder(Path(path)):
+        if is_folder(REFERENCE_CHECKPOINT):
+            return REFERENCE_CHECKPOINT
+        raise CheckpointError("the reference checkpoint is in the repository, not the wheel; clone it or give a path")
+    folder = Path(path)
+    if not is_folder(folder):
+        raise CheckpointError(f"no checkpoint at {folder}: give a folder with student.json, made by 'fieldrun distill'")
+    return folder
+
+
+def read_checkpoint(path: str | Path) -> CheckpointFiles:
+    """Read the checkpoint folder at `path` (or `"reference"`), every file once its hash is checked.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or has another hash.
+        SchemaTooNew: it was written by a newer fieldrun.
+    """
+    folder = resolve_checkpoint(path)
+    try:
+        return _read(folder)
+    except SchemaTooNew:
+        raise
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"checkpoint {folder}: {error}; restore it or train again") from error
+
+
+def _read(folder: Path) -> CheckpointFiles:
+    about = read_schema(folder / "student.json", SCHEMA, _KEYS, CheckpointError)
+    if not isinstance(about["files"], dict) or not isinstance(about["provenance"], dict):
+        raise CheckpointError("student.json: files and provenance must be objects")
+    files = {n: FileEntry.from_dict(n, e, CheckpointError) for n, e in about["files"].items()}
+    heads = about["heads"]
+    if not isinstance(heads, list) or not all(isinstance(name, str) for name in heads):
+        raise CheckpointError("student.json: heads must be a list of names")
+    wanted = {"student.safetensors", "tokenizer.json", "training.json", "CARD.md"}
+    wanted |= {f"heads/{name}.{suffix}" for name in heads for suffix in ("json", "safetensors")}
+    wanted |= {_USAGE} & set(files)
+    if set(files) != wanted:
+        raise CheckpointError(f"student.json lists other files than a checkpoint has: {sorted(set(files) ^ wanted)}")
+    check_files(folder, files, CheckpointError)
+    return CheckpointFiles(
+        name=str(about["name"]),
+        student=about["student"],
+        tensors=read_tensors(folder / "student.safetensors"),
+        tokenizer=(folder / "tokenizer.json").read_bytes(),
+        heads=tuple(_read_head(folder, name) for name in heads),
+        licence=str(about["licence"]),
+        provenance=about["provenance"],
+        record=_read_object(folder / "training.json"),
+        usage=dict(read_tensors(folder / _USAGE)) if _USAGE in files else {},
+    )
+
+
+def write_checkpoint(path: Path, files: CheckpointFiles, card: str) -> None:
+    """Write `files` and the model card to the new folder `path`, whole or not at all.
+
+    Raises:
+        OutputExists, StorageError: `path` is taken or cannot be written.
+    """
+    with new_folder(path) as folder:
+        (folder / "heads").mkdir()
+        write_bytes(folder / "student.safetensors", write_tensors(dict(files.tensors)))
+        write_bytes(folder / "tokenizer.json", files.tokenizer)
+        write_json(folder / "training.json", dict(files.record))
+        write_bytes(folder / "CARD.md", card.encode("utf-8"))
+        if files.usage:
+            write_bytes(folder / _USAGE, write_tensors(dict(files.usage)))
+        for head in files.heads:
+            tensors = {name: head[name].astype(np.float32) for name in ("weight", "bias")}
+            about = {key: value for key, value in head.items() if key not in tensors}
+            write_json(folder / "heads" / f"{head['name']}.json", about)
+            write_bytes(folder / "heads" / f"{head['name']}.safetensors", write_tensors(tensors))
+        names = sorted(str(p.relative_to(folder).as_posix()) for p in folder.rglob("*") if p.is_file())
+        write_json(
+            folder / "student.json",
+            {
+                "schema": SCHEMA,
+                "name": files.name,
+                "student": dict(files.student),
+                "heads": [head["name"] for head in files.heads],
+                "licence": files.licence,
+                "provenance": dict(files.provenance),
+                "files": {name: entry_of(folder / name).to_dict() for name in names},
+            },
+        )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path.name} must hold an object, not {type(value).__name__}")
+    return value
+
+
+def _read_head(folder: Path, name: str) -> dict[str, Any]:
+    value = _read_object(folder / "heads" / f"{name}.json")
+    tensors = read_tensors(folder / "heads" / f"{name}.safetensors")
+    if set(tensors) != {"weight", "bias"} or set(value) & set(tensors):
+        raise CheckpointError(f"head {name!r} must have exactly the tensors 'weight' and 'bias'")
+    if value.get("name") != name:
+        raise CheckpointError(f"heads/{name}.json describes the head {value.get('name')!r}")
+    return value | dict(tensors)

@@ -1,0 +1,192 @@
+"""Write files whole or not at all, and hash them.
+
+Everything fieldrun writes is written beside its place, flushed to disk, and renamed. What only
+writing needs is imported by the functions that write: the runtime reads, and its start-up is counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import OutputExists, StorageError
+
+__all__ = ["is_folder", "new_folder", "read_json", "sha256_bytes", "sha256_file", "write_bytes", "write_json"]
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Return the sha256 of `data`, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Return the sha256 of the file at `path`, in hexadecimal."""
+    digest = hashlib.sha256()
+    block = memoryview(bytearray(1 << 18))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(block[:count])
+    return digest.hexdigest()
+
+
+def is_folder(path: Path) -> bool:
+    """Whether `path` is a folder that can be seen; False, and no error, for a name that the system refuses."""
+    return os.path.isdir(path)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically: a reader sees the old file or the new one.
+
+    Raises:
+        StorageError: the folder is missing or not writable, or the disk is full.
+    """
+    import tempfile
+
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise _storage_error(path, error) from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        if isinstance(error, OSError):
+            raise _storage_error(path, error) from error
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented UTF-8 JSON, atomically; raises as `write_bytes` does."""
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    """Parse the JSON file at `path`; `ValueError` with the file's name when it is not JSON."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not valid JSON ({error})") from error
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a folder beside `path` that becomes `path` when the block ends, and vanishes when it fails.
+
+    What a killed process left beside `path` is deleted first; a folder that a living process writes is locked. With
+    `replace` a folder that is at `path` changes places with the new one, in one step where the file system can, and is
+    deleted.
+
+    Raises:
+        OutputExists: `path` exists, and is not to be replaced.
+        StorageError: the parent is missing or not writable, or the disk is full.
+    """
+    import shutil
+    import tempfile
+
+    if os.path.lexists(path) and not replace:
+        raise OutputExists(f"{path} exists; choose another folder or delete it first")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _delete_abandoned(path)
+        partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
+        lock = _lock(partial)
+    except OSError as error:
+        raise _storage_error(path, error) from error
+    try:
+        yield partial
+        _publish(partial, path, replace)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _storage_error(path, error) from error
+        raise
+    finally:
+        os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    """Lock `folder` until the returned descriptor is closed or this process ends; `OSError` if another holds it."""
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _delete_abandoned(path: Path) -> None:
+    import glob
+    import shutil
+
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+        with contextlib.suppress(OSError):
+            handle = _lock(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(handle)
+
+
+def _publish(partial: Path, path: Path, replace: bool) -> None:
+    for file in sorted(partial.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    os.chmod(partial, 0o777 & ~_umask())
+    if not path.exists():
+        os.rename(partial, path)
+    elif not replace:
+        raise OutputExists(f"{path} was made by another process meanwhile; choose another folder")
+    elif not _exchange(partial, path):
+        aside = partial.with_name(partial.name.replace(".partial-", ".replaced-"))
+        os.rename(path, aside)
+        try:
+            os.rename(partial, path)
+        except BaseException:
+            os.rename(aside, path)
+            raise
+        os.rename(aside, partial)
+    parent = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+    if replace:
+        import shutil
+
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change their names in one step (`renameat2`); False where the system or its disk cannot."""
+    import ctypes
+
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _storage_error(path: Path, error: OSError) -> StorageError:
+    reason = error.strerror or str(error)
+    return StorageError(f"cannot write {path}: {reason}; free space or choose a writable place")

@@ -1,0 +1,87 @@
+"""A bundle as a class that maps batches of columns: what Ray Data, and engines like it, run on many machines.
+
+    import ray
+    from fieldrun_runtimes.labeller import Labeller
+
+    texts = ray.data.read_parquet("texts.parquet")
+    texts.map_batches(
+        Labeller, fn_constructor_kwargs={"bundle": "reference", "tasks": ["sst2"]}, batch_size=1024, concurrency=4
+    ).write_parquet("labelled")
+
+Ray makes one `Labeller` an actor, so that a bundle is opened once a process and not once a batch. Nothing here imports
+Ray: a batch is a dict of NumPy arrays, so the same class serves `pandas` frames by column and any other engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fieldrun.errors import InputTextError, UnknownName, UsageError
+from fieldrun_runtimes.model import load
+
+__all__ = ["Labeller"]
+
+Column = npt.NDArray[Any]
+
+
+class Labeller:
+    """Adds to a batch, for each task, the columns `TASK` (the best label) and `TASK_score` (its probability, float32).
+
+    Args:
+        bundle: a bundle folder that every machine can read, or "reference".
+        tasks: the tasks to answer; single texts only.
+        column: the name of the texts' column.
+        engine, threads, overflow: as `fieldrun.load`.
+
+    Raises:
+        UnknownName, UsageError: a task does not exist, or takes pairs.
+    """
+
+    def __init__(
+        self,
+        bundle: str = "reference",
+        tasks: Sequence[str] = (),
+        column: str = "text",
+        *,
+        engine: str = "auto",
+        threads: int = 1,
+        overflow: str = "truncate",
+    ) -> None:
+        self._model = load(bundle, engine=engine, threads=threads, overflow=overflow)
+        self._column = column
+        self._labels = {task: np.array(self._model.labels(task), object) for task in tasks}
+        pairs = [task for task in tasks if self._model.kind(task) == "pair"]
+        if pairs or not tasks:
+            raise UsageError(f"a Labeller answers single tasks, not {', '.join(pairs) or 'none'}")
+
+    def __call__(self, batch: Mapping[str, Column]) -> dict[str, Column]:
+        """Return `batch` with the new columns, in the same order of rows; an empty batch stays one.
+
+        Raises:
+            UnknownName: the batch has no such column.
+            UsageError: it already has a column of a task's name.
+            InputTextError: a text is empty or no text; Ray stops and shows it, or drops the batch if told to.
+        """
+        if self._column not in batch:
+            raise UnknownName("column", self._column, [str(name) for name in batch])
+        taken = [name for task in self._labels for name in (task, f"{task}_score") if name in batch]
+        if taken:
+            raise UsageError(f"the batch already has the column {taken[0]!r}; rename or drop it")
+        texts = batch[self._column].tolist()
+        found = dict(batch)
+        if not texts:
+            none = {task: np.zeros(0, object) for task in self._labels}
+            return found | none | {f"{task}_score": np.zeros(0, np.float32) for task in self._labels}
+        try:
+            encoding = self._model.encode(texts)
+        except InputTextError as error:
+            raise InputTextError(f"column {self._column!r}: {error}") from error
+        for task, labels in self._labels.items():
+            scores = self._model.scores_of(encoding, task)
+            best = scores.argmax(1)
+            found |= {task: labels[best], f"{task}_score": scores[np.arange(len(best)), best]}
+        return found

@@ -1,0 +1,398 @@
+"""The command line over a model of a few lines: what is read, what is printed, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import fieldrun
+import fieldrun.distill
+from fieldrun.cli import main
+from fieldrun.errors import BundleError, InputTextError, StorageError, TextTooLong
+from fieldrun.formats.bundle import TaskSpec
+from fieldrun.heads.head import softmax
+
+TASKS = (
+    TaskSpec(name="mood", kind="single", labels=("down", "up"), start=0, temperature=0.5),
+    TaskSpec(name="topic", kind="single", labels=("war", "sport", "film"), start=2, temperature=1.0),
+    TaskSpec(name="same", kind="pair", labels=("different", "same"), start=0, temperature=1.0),
+)
+
+
+@dataclass
+class FakeEncoding:
+    texts: list[str]
+    field: Any
+    logits: Any
+    tokens: Any
+    dropped: Any
+
+    def part(self, start: int, stop: int) -> FakeEncoding:
+        rows = slice(start, stop)
+        return FakeEncoding(
+            self.texts[rows], self.field[rows], self.logits[rows], self.tokens[rows], self.dropped[rows]
+        )
+
+
+class FakeModel:
+    """A `FieldModel` that counts: longer than 8 words is too long, "good" is up, "film" is film, "wrong" is refused."""
+
+    path = Path("fake")
+    engine, engine_reason = "numpy", "it is the only one"
+    tasks = tuple(task.name for task in TASKS)
+
+    def __init__(self, bundle: str, *, engine: str, provider: str | None, threads: int, overflow: str) -> None:
+        self.settings = (bundle, engine, threads, overflow)
+        self.overflow = overflow
+        self.calls: list[int] = []
+        known = {task.name: task for task in TASKS}
+        network = SimpleNamespace(field_dim=256)
+        self.manifest = SimpleNamespace(name="fake-1", network=network, task=lambda name: known[name])
+
+    def __enter__(self) -> FakeModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.calls.append(-1)
+
+    def labels(self, task: str) -> tuple[str, ...]:
+        labels: tuple[str, ...] = self.manifest.task(task).labels
+        return labels
+
+    def kind(self, task: str) -> str:
+        return str(self.manifest.task(task).kind)
+
+    def encode(self, texts: Sequence[str]) -> Any:
+        self.calls.append(len(texts))
+        words = np.array([len(text.split()) for text in texts])
+        if any("wrong" in text or "\udcff" in text for text in texts):
+            raise InputTextError("the text cannot be encoded")
+        if self.overflow == "error" and words.max() > 8:
+            raise TextTooLong("the text has more tokens than the largest bucket")
+        logits = np.zeros((len(texts), 5), np.float32)
+        for i, text in enumerate(texts):
+            logits[i, 1] = 1.0 if "good" in text else -1.0
+            logits[i, 4] = 2.0 if "film" in text else -2.0
+        field = np.repeat(words[:, None], 256, axis=1).astype(np.float32)
+        return FakeEncoding(list(texts), field, logits, np.minimum(words, 8), np.maximum(words - 8, 0))
+
+    def rejection_of(self, encoding: FakeEncoding, task: str, other: FakeEncoding | None = None) -> Any:
+        return np.full(len(encoding.texts), -0.5, np.float32)
+
+    def scores_of(self, encoding: FakeEncoding, task: str, other: FakeEncoding | None = None) -> Any:
+        if other is not None:
+            assert task == "same"
+            pairs = zip(encoding.texts, other.texts, strict=True)
+            return np.array([[0.25, 0.75] if a == b else [0.9, 0.1] for a, b in pairs], np.float32)
+        spec = self.manifest.task(task)
+        return softmax(encoding.logits[:, spec.start : spec.start + len(spec.labels)], spec.temperature)
+
+
+@pytest.fixture
+def models(monkeypatch: pytest.MonkeyPatch) -> list[FakeModel]:
+    """The models that the commands have loaded."""
+    loaded: list[FakeModel] = []
+
+    def load(bundle: str, **settings: Any) -> FakeModel:
+        loaded.append(FakeModel(bundle, **settings))
+        return loaded[-1]
+
+    monkeypatch.setattr(fieldrun, "load", load, raising=False)
+    return loaded
+
+
+def call(*arguments: str | Path, stdin: bytes | None = None, code: int = 0) -> Result:
+    """Run `fieldrun` in this process; an exception that is not an exit is the test's."""
+    result = CliRunner().invoke(main, [str(a) for a in arguments], input=stdin, catch_exceptions=False)
+    assert result.exit_code == code, (result.stdout, result.stderr)
+    return result
+
+
+def lines(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_run_prints_label_probability_and_text(models: list[FakeModel]) -> None:
+    result = call("run", "b", "--task", "mood", "a good film", "bad\tluck\n", "--engine", "numpy", "--threads", "2")
+    assert result.stdout == "up    0.881  a good film\ndown  0.881  bad luck\n"
+    assert result.stderr == ""
+    assert models[0].settings == ("b", "numpy", 2, "truncate")
+    assert models[0].calls == [2, -1]
+
+
+def test_run_serves_all_tasks_with_one_forward_pass(models: list[FakeModel]) -> None:
+    result = call("run", "b", "--task", "all", "--top", "2", "a good film")
+    assert models[0].calls == [1, -1]
+    assert result.stdout.splitlines() == [
+        "mood   up     0.881  down   0.119  a good film",
+        "topic  film   0.787  war    0.107  a good film",
+    ]
+
+
+def test_run_json_lines(models: list[FakeModel]) -> None:
+    first, second = lines(call("run", "b", "--json", "--task", "topic", "--task", "mood", "so good " * 5))
+    assert first["task"] == "topic"
+    assert list(first["scores"]) == ["war", "sport", "film"]
+    assert second == {
+        "text": "so good " * 5,
+        "task": "mood",
+        "label": "up",
+        "scores": {"up": pytest.approx(0.880797), "down": pytest.approx(0.119203)},
+        "rejection": -0.5,
+        "tokens": 8,
+        "dropped": 2,
+    }
+    assert sum(first["scores"].values()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_run_reads_stdin(models: list[FakeModel]) -> None:
+    result = call("run", "b", "--json", "--task", "mood", stdin="\ufeffgood\r\nbad\u2028é\nlast".encode())
+    assert [(line["text"], line["label"]) for line in lines(result)] == [
+        ("good", "up"),
+        ("bad\u2028é", "down"),
+        ("last", "down"),
+    ]
+
+
+def test_run_pairs(models: list[FakeModel]) -> None:
+    result = call("run", "b", "--task", "same", "a\ta", "--pair", "one", "two", "--json")
+    assert [(line["text"], line["label"], line["tokens"]) for line in lines(result)] == [
+        (["a", "a"], "same", 2),
+        (["one", "two"], "different", 2),
+    ]
+    assert call("run", "b", "--task", "all", "--pair", "x", "x").stdout == "same       0.750  x | x\n"
+    assert call("run", "b", "--task", "same", stdin=b"a\tb\n").stdout == "different  0.900  a | b\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--task", "none", "x"), "unknown task 'none'; known: mood, topic, same, all"),
+        (("--task", "mood", "--task", "same", "x"), "same takes pairs, mood single texts; run them apart"),
+        (("--task", "mood", "--pair", "x", "y"), "--pair is for pair tasks (same); give single texts instead"),
+        (("--task", "same", "x"), "text 1: a pair is two texts with one tab between them, not 0 tabs"),
+        (("--task", "same", "x\ty\tz"), "text 1: a pair is two texts with one tab between them, not 2 tabs"),
+        (("--task", "same", "x\t "), "text 1: one text of the pair is empty; leave the pair out"),
+        (("--task", "same", "--pair", "", "x"), "pair 1: one text of the pair is empty; leave the pair out"),
+        (("--task", "mood", ""), "text 1: the text is empty; leave it out"),
+        (("--task", "mood"), "no texts: give them as arguments, or one per line on stdin"),
+    ],
+)
+def test_run_refuses(models: list[FakeModel], arguments: tuple[str, ...], message: str) -> None:
+    result = call("run", "b", *arguments, stdin=b"", code=2)
+    assert (result.stdout, result.stderr) == ("", f"fieldrun: error: {message}\n")
+
+
+def test_a_bad_line_ends_the_stream_after_what_came_before(models: list[FakeModel]) -> None:
+    result = call("run", "b", "--task", "mood", stdin=b"good\nbad\n \ngood\n", code=2)
+    assert result.stdout == "up    0.881  good\ndown  0.881  bad\n"
+    assert result.stderr == "fieldrun: error: line 3: the text is empty; leave it out\n"
+    result = call("run", "b", "--task", "mood", "--json", stdin=b"good\n\xff\n", code=2)
+    good, error = lines(result)
+    assert good["label"] == "up"
+    assert error["error"] == {
+        "type": "InputTextError",
+        "message": "line 2: not valid UTF-8; convert the input to UTF-8",
+        "exit_code": 2,
+    }
+
+
+def test_a_text_the_model_refuses_is_named_with_its_line(models: list[FakeModel]) -> None:
+    result = call("run", "b", "--task", "mood", stdin=b"good\nwrong\ngood\n", code=2)
+    assert result.stdout == "up    0.881  good\n"
+    assert result.stderr == "fieldrun: error: line 2: the text cannot be encoded\n"
+    assert models[0].calls == [3, 1, 1, -1]
+    long = b"1 2 3 4 5 6 7 8 9\n"
+    result = call(
+        "run", "b", "--task", "mood", "--overflow", "error", stdin=b"good\n" + long, code=TextTooLong.exit_code
+    )
+    assert result.stdout == "up    0.881  good\n"
+    assert "line 2: the text has more tokens" in result.stderr
+
+
+def test_an_undecodable_argument_is_one_line(models: list[FakeModel]) -> None:
+    assert "text 1: the text cannot be encoded" in call("run", "b", "--task", "mood", "a\udcff", code=2).stderr
+    assert "unknown task 'a\\udcff'" in call("run", "b", "--task", "a\udcff", "x", code=2).stderr
+
+
+def test_what_was_cut_is_said(models: list[FakeModel]) -> None:
+    result = call("run", "b", "--task", "mood", "1 2 3 4 5 6 7 8 9 10", "good")
+    note = "1 of 2 texts were too long and lost 2 tokens; --overflow window reads them whole"
+    assert result.stderr == f"fieldrun: note: {note}\n"
+
+
+def test_many_lines_go_in_batches(models: list[FakeModel]) -> None:
+    result = call("run", "b", "--task", "mood", stdin=b"good\n" * 600)
+    assert result.stdout.count("up") == 600
+    assert models[0].calls == [256, 256, 88, -1]
+
+
+def test_field_writes_an_array(models: list[FakeModel], tmp_path: Path) -> None:
+    path = tmp_path / "fields.npy"
+    result = call("field", "b", "-o", path, stdin=b"one\ntwo words\n" * 200)
+    assert result.stdout == f"{path}: 400 fields of 256 float32\n"
+    fields = np.load(path)
+    assert (fields.shape, fields.dtype) == ((400, 256), np.float32)
+    assert fields[:2, 0].tolist() == [1.0, 2.0]
+    assert "exists; choose another name or add --force" in call("field", "b", "x", "-o", path, code=2).stderr
+    result = call("field", "b", "x", "-o", path, "--force", "--json")
+    assert lines(result) == [{"path": str(path), "shape": [1, 256], "engine": "numpy", "dropped": 0}]
+    assert np.load(path).shape == (1, 256)
+    call("field", "b", "one", "two words", "-o", path, "--force", "--dim", "64")
+    assert np.load(path)[:, 0].tolist() == [1.0, 2.0]
+    assert np.load(path).shape == (2, 64)
+    assert (
+        "--dim 257 is more than the 256"
+        in call("field", "b", "x", "-o", path, "--force", "--dim", "257", code=2).stderr
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["fields.npy"]
+
+
+def test_field_that_fails_leaves_nothing(models: list[FakeModel], tmp_path: Path) -> None:
+    path = tmp_path / "fields.npy"
+    assert "line 2" in call("field", "b", "-o", path, stdin=b"one\nwrong\n", code=2).stderr
+    assert "does not exist" in call("field", "b", "x", "-o", tmp_path / "no" / "f", code=StorageError.exit_code).stderr
+    assert list(tmp_path.iterdir()) == []
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe", tmp_path / "link", tmp_path / ("n" * 300)):
+        error = call("field", "b", "x", "-o", place, "--force", code=StorageError.exit_code).stderr
+        assert error.count("\n") == 1
+        assert "cannot write" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_eval(models: list[FakeModel], tmp_path: Path) -> None:
+    data, matrix = tmp_path / "dev.tsv", tmp_path / "matrix.tsv"
+    data.write_bytes(b"text\tlabel\n" + b"good day\tup\n" * 300 + b"bad day\tup\nbad\tdown\n1 2 3 4 5 6 7 8 9\tdown\n")
+    result = call("eval", "b", "--task", "mood", "--data", data, "--confusion", matrix, "--json")
+    (value,) = lines(result)
+    low, high = value.pop("ci95")
+    assert low < value["accuracy"] < high
+    assert value.pop("macro_f1") == pytest.approx((4 / 5 + 600 / 601) / 2)
+    assert len(value.pop("data_sha256")) == 64
+    assert value == {
+        "task": "mood",
+        "n": 303,
+        "accuracy": 302 / 303,
+        "confusion": {"labels": ["down", "up"], "matrix": [[2, 0], [1, 300]]},
+        "bundle": "fake-1",
+        "engine": "numpy",
+        "data": str(data),
+        "dropped": 1,
+    }
+    assert matrix.read_text() == "true\\predicted\tdown\tup\ndown\t2\t0\nup\t1\t300\n"
+    assert "1 of 303 texts were too long" in result.stderr
+    human = call("eval", "b", "--task", "mood", "--data", data).stdout
+    assert human == "mood  accuracy 99.67% (95 % interval 98.15% to 99.94%, n = 303)  macro F1 89.92%\n"
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "message"),
+    [
+        (
+            "mood",
+            b"text\tlabel\na\tup\nb\tsideways\n",
+            "line 3: the task 'mood' has no label 'sideways'; known: down, up",
+        ),
+        ("same", b"text\tlabel\na\tsame\n", "line 1: the task 'same' takes pairs; the header must be"),
+        (
+            "mood",
+            b"text_a\ttext_b\tlabel\na\tb\tup\n",
+            "line 1: the task 'mood' takes single texts; the header must be",
+        ),
+        ("mood", b"nothing\n", "line 1: the header is 'nothing'"),
+    ],
+)
+def test_eval_names_the_broken_line(
+    models: list[FakeModel], tmp_path: Path, task: str, data: bytes, message: str
+) -> None:
+    (tmp_path / "dev.tsv").write_bytes(data)
+    result = call("eval", "b", "--task", task, "--data", tmp_path / "dev.tsv", "--json", code=4)
+    assert f"dev.tsv, {message}" in result.stderr
+    assert lines(result)[0]["error"]["type"] == "DatasetError"
+
+
+def test_eval_names_the_line_of_a_refused_text(models: list[FakeModel], tmp_path: Path) -> None:
+    (tmp_path / "dev.tsv").write_bytes(b"text\tlabel\na\tup\nwrong\tup\n")
+    result = call("eval", "b", "--task", "mood", "--data", tmp_path / "dev.tsv", code=2)
+    assert "dev.tsv, line 3: the text cannot be encoded" in result.stderr
+    (tmp_path / "matrix").touch()
+    arguments = ("--data", tmp_path / "dev.tsv", "--confusion", tmp_path / "matrix")
+    assert "matrix exists" in call("eval", "b", "--task", "mood", *arguments, code=2).stderr
+
+
+def test_doctor(models: list[FakeModel]) -> None:
+    text = call("doctor").stdout
+    assert "loads with numpy: it is the only one" in text
+    assert re.search(r"^engine +numpy +ready", text, re.MULTILINE)
+    (facts,) = lines(call("doctor", "--json"))
+    assert {"python", "cpu", "memory", "engines", "extras", "bundle"} <= set(facts)
+    assert facts["bundle"] == {"path": "fake", "ready": True, "engine": "numpy", "reason": "it is the only one"}
+
+
+def test_doctor_reports_a_bundle_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise BundleError("no bundle there")
+
+    monkeypatch.setattr(fieldrun, "load", broken, raising=False)
+    assert "bundle b does not load: no bundle there" in call("doctor", "b").stdout
+
+
+def test_usage_errors(models: list[FakeModel]) -> None:
+    assert "No such command 'rnu'" in call("rnu", code=2).stderr
+    result = call("run", "b", "--json", "x", code=2)
+    (value,) = lines(result)
+    assert value["error"]["exit_code"] == 2
+    assert "--task" in value["error"]["message"]
+    assert "--json" not in call("run", "b", "--task", "none", "--", "--json", code=2).stdout
+
+
+def test_an_unforeseen_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(fieldrun, "load", broken, raising=False)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        call("run", "b", "--task", "mood", "x")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(KeyboardInterrupt(), 130), (BrokenPipeError(32, "Broken pipe"), 141)],
+)
+def test_interrupted_and_left_alone(monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int) -> None:
+    def ended(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fieldrun, "load", ended, raising=False)
+    result = call("run", "b", "--task", "mood", "x", code=code)
+    assert result.stdout == ""
+    assert result.stderr.strip() == ""
+
+
+def test_a_full_disk_is_said_once(models: list[FakeModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise StorageError("cannot write to stdout: No space left on device")
+
+    monkeypatch.setattr("fieldrun.cli.run.flush", full)
+    result = call("run", "b", "--task", "mood", "x", code=StorageError.exit_code)
+    assert result.stderr == "fieldrun: error: cannot write to stdout: No space left on device\n"
+
+
+def test_a_terminal_line_is_cut(models: list[FakeModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fieldrun.cli.run.terminal_width", lambda: 40)
+    (line,) = call("run", "b", "--task", "mood", "word " * 7).stdout.splitlines()
+    assert len(line) <= 40
+    assert line.endswith("...")

@@ -1,0 +1,81 @@
+"""The measuring command, on the toy bundle instead of the shipped one: every record is written and makes sense."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import fieldrun
+from fieldrun.errors import DatasetError
+from fieldrun_benchmarks.harness.record import read_record
+from studies.student import measure
+from studies.suite import report_sets
+from tests.toy import PAIR_TASK, TASKS
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    data = tmp_path / "data"
+    for task, labels in TASKS.items():
+        (data / task).mkdir(parents=True)
+        rows = [f"good film {word}\t{label}" for word in ("card", "cash", "rain", "work") for label in labels]
+        (data / task / "dev.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n", "utf-8")
+    (data / PAIR_TASK).mkdir()
+    pairs = ["it is wet\train\tyes", "good\tbad\tno"] * 6
+    (data / PAIR_TASK / "test.tsv").write_text("\n".join(["text_a\ttext_b\tlabel", *pairs]) + "\n", "utf-8")
+    (data / "stsb").mkdir()
+    graded = ["it is wet\train\t4.0", "good\tbad\t0.5", "my card\tmy cash\t3.0", "good film\tgreat film\t5"]
+    (data / "stsb" / "dev.tsv").write_text("\n".join(["text_a\ttext_b\tlabel", *graded]) + "\n", "utf-8")
+    return data
+
+
+def test_every_record_is_written(
+    suite: Path, tmp_path: Path, toy_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = fieldrun.export
+
+    # the toy has fewer blocks than cpu-small names
+    def export(_: str, out: Path, recipe: str) -> None:
+        shipped(toy_checkpoint, out, recipe=recipe.replace("cpu-small", "cpu-int8"))
+
+    monkeypatch.setattr(fieldrun, "export", export)
+    monkeypatch.setattr(measure, "_SPEED_TASKS", tuple(TASKS))
+    monkeypatch.setattr(measure, "_PREFIXES", (32, 8))
+    monkeypatch.setattr(measure, "_OUT_OF_SCOPE", ("intent", "other"))
+    monkeypatch.setattr(measure, "cold_starts", lambda programs: {n: _Cold() for n in programs})
+    out = tmp_path / "records"
+    result = CliRunner().invoke(measure.main, ["--data", str(suite), "-o", str(out)], catch_exceptions=False)
+    assert result.exit_code == 0
+    accuracy = read_record(out / "accuracy-cpu-small.json", "accuracy")
+    assert set(accuracy["tasks"]) == {*TASKS, PAIR_TASK}
+    for entry in accuracy["tasks"].values():
+        assert entry["ci95"][0] <= entry["accuracy"] <= entry["ci95"][1]
+        assert entry["n"] in (8, 12, 16)
+        assert 0 <= entry["calibration_error"] <= 1
+    assert set(accuracy["similarity"]["spearman"]) == {"32", "8"}
+    assert accuracy["rejection"]["out_of_scope"] == 4
+    assert all(0 <= area <= 1 for area in accuracy["rejection"]["auroc"].values())
+    latency = read_record(out / "latency.json", "latency")
+    assert {(bucket["batch"], bucket["length"]) for bucket in latency["buckets"]} >= {(1, 8), (32, 256)}
+    for task in TASKS:
+        engines = latency["workloads"][task]["engines"]
+        assert set(engines) == {"native", "onnxruntime", "numpy", "null"}
+        assert engines["numpy"]["ratio_p50"] > 0
+    cold = read_record(out / "cold-start.json", "cold-start")
+    assert cold["programs"]["auto"]["ratio_to_imports"] == 1.0
+
+
+def test_a_missing_report_file_is_named(suite: Path, toy_bundle: Path) -> None:
+    shutil.rmtree(suite / PAIR_TASK)
+    with pytest.raises(DatasetError, match=f"{PAIR_TASK} has neither"):
+        report_sets(toy_bundle, suite)
+
+
+class _Cold:
+    wall_s = 0.5
+
+    def to_dict(self) -> dict[str, float]:
+        return {"wall_s": self.wall_s, "peak_rss_mib": 40.0}
