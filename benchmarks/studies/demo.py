@@ -20,10 +20,10 @@ from fieldrun.errors import FieldrunError, ParityError  # noqa: E402
 from fieldrun.evaluation.dataset import read_tsv  # noqa: E402
 from fieldrun.evaluation.metrics import accuracy, wilson_interval  # noqa: E402
 from fieldrun_benchmarks.harness.latency import interleave  # noqa: E402
+from fieldrun_benchmarks.harness.workload import SAMPLES  # noqa: E402
 
 __all__ = ["main"]
 
-_DATA = Path(__file__).parent / "data"
 _SENTENCES = {
     "sst2": ["a gripping film that never lets go", "two hours i will not get back"],
     "trec": ["Who wrote the first symphony in C minor ?", "How far is the moon ?"],
@@ -69,7 +69,7 @@ def main(output: Path) -> None:
         click.echo(f"   {'mrpc':<20} {model.labels('mrpc')[best]:<22} {scores[best]:5.1%}  {' / '.join(_PAIR)}")
 
         click.echo("4. what it costs and what it is worth, here")
-        samples = {task: read_tsv(_DATA / f"{task}.tsv") for task in ("banking77", "clinc150")}
+        samples = {task: read_tsv(SAMPLES / f"{task}.tsv") for task in ("banking77", "clinc150")}
         for task, sample in samples.items():
             texts = [text for text in sample.texts if isinstance(text, str)]
             predicted = model.predict(texts, task)

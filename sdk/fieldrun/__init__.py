@@ -49,7 +49,7 @@ _HOMES = {
     "ExportReport": "fieldrun_exporters.export",
     "FieldModel": "fieldrun_runtimes.model",
     "FieldrunError": "fieldrun.errors",
-    "Head": "fieldrun.student.config",
+    "Head": "fieldrun.heads.head",
     "HeadTrainer": "fieldrun.heads.fit",
     "SearchReport": "fieldrun_exporters.search.compress",
     "VerifyReport": "fieldrun_runtimes.verify",
