@@ -11,7 +11,7 @@ from fieldrun_benchmarks.harness.record import read_record
 from ..columns import Block, Column, Part, Record, Table, accuracy, block, change, percent, slashed
 from .spectrum import FORMS, SHARES
 
-__all__ = ["BLOCKS", "an1_record", "card_lines"]
+__all__ = ["BLOCKS", "STATES", "an1_record", "card_lines"]
 
 _METHODS = {
     "raw": "(a) raw field, probe",
@@ -23,7 +23,7 @@ _METHODS = {
 }
 _GROUPS = {"single": "mean of the single tasks", "pair": "mean of the pair tasks", "all": "mean of all tasks"}
 _MARKS = ("1", "3", "8", "32", "128")
-_FORMS = dict(zip(FORMS, ("as they come", "centred", "standardised"), strict=True))
+STATES = dict(zip(FORMS, ("as they come", "centred", "standardised"), strict=True))
 _SMALLER = "a gain, but smaller than claimed"
 _VARIANCE, _GAIN, _GAIN_RTE, _LOSS, _LOSS_TABLE = 72, 1.81, 3.25, 0.35, 0.81  # what AN1 claims; per cent and points
 _TEACHER = Column("Teacher", "teacher")
@@ -48,7 +48,7 @@ def card_lines(record: Record) -> list[str]:
     rows = [(label, {name: mean(method, name) for name in teachers}) for method, label in _METHODS.items()]
     rows += [
         (
-            f"variance in the first 3 directions of a layer, {_FORMS[form]}, %",
+            f"variance in the first 3 directions of a layer, {STATES[form]}, %",
             {name: directions(form, name) for name in teachers},
         )
         for form in FORMS[1:]
@@ -133,7 +133,7 @@ def _directions(record: Record) -> Sequence[Part]:
 
 _SPECTRUM = (
     Column("Layer", "layer"),
-    Column("States", "form", lambda form: _FORMS[form]),
+    Column("States", "form", lambda form: STATES[form]),
     *(Column(f"first {k}", f"share.{k}", percent, missing="") for k in _MARKS),
     *(Column(f"{share} %", f"directions.{share}") for share in SHARES),
 )
@@ -217,7 +217,7 @@ def _agreed(record: Record) -> str:
 
 def _variance(teacher: Mapping[str, Any]) -> str:
     parts = []
-    for form, label in _FORMS.items():
+    for form, label in STATES.items():
         held, layers = _enough(teacher, form)
         one, three = (_range([100 * s for s in _first(teacher, form, k)]) for k in ("1", "3"))
         parts.append(

@@ -1,11 +1,11 @@
-"""The table of `fit_head` beside scikit-learn."""
+"""The tables of your own labels: `fit_head` beside scikit-learn, and a student that is trained on few rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from ..columns import Block, Column, Part, Record, Table, block, conditions, percent, slashed
+from ..columns import Block, Column, Part, Record, Table, accuracy, block, conditions, percent, slashed
 
 __all__ = ["BLOCKS"]
 
@@ -45,4 +45,28 @@ def _fit_heads(record: Record) -> Sequence[Part]:
     ]
 
 
-BLOCKS: dict[str, Block] = {"fit-heads": block(_fit_heads, "fit-heads")}
+_NAMES = {"banking77": "Banking77, 77 intents", "few770": "Banking77, ten rows a label", "sst400": "SST-2, sentiment"}
+
+
+def _train_rows(run: Record) -> str:
+    more = f", and {run['unlabelled_rows']:,} unlabelled texts" if "unlabelled_rows" in run else ""
+    return f"{run['train_rows']:,}{more}"
+
+
+_OWN = (
+    Column("Task", "task", lambda task: _NAMES[task]),
+    Column("Rows in train.tsv", _train_rows),
+    Column("Test rows", "bundle.n", "{:,}"),
+    Column("Accuracy of the bundle, % (95 % interval)", "bundle", accuracy),
+    Column("Seconds", lambda run: sum(run["seconds"].values()), "{:.0f}"),
+)
+
+
+def _own_labels(record: Record) -> Sequence[Part]:
+    return [Table(_OWN, [record["checkpoint"], *record["fewer_rows"]["runs"]])]
+
+
+BLOCKS: dict[str, Block] = {
+    "fit-heads": block(_fit_heads, "fit-heads"),
+    "own-labels": block(_own_labels, "own-labels-banking77", kind="own-labels"),
+}
