@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from typing import Any
@@ -23,7 +23,7 @@ _COLOURS = {
     LINES[2]: ("line2", "#1a7f37", "#3fb950"),
     LINES[3]: ("line3", "#8250df", "#bc8cff"),
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fieldrun",
     "font.size": 10,
@@ -77,7 +77,7 @@ def svg(figure: Any, alt: str) -> str:
     )
 
 
-def plain(axis: Any, ticks: list[float]) -> None:
+def plain(axis: Any, ticks: Sequence[float]) -> None:
     """Put plain numbers at `ticks` of an axis, in place of powers of ten."""
     from matplotlib.ticker import NullLocator
 

@@ -92,6 +92,12 @@ def test_every_page_shows_what_the_records_say(repository: Path) -> None:
     assert shown == set(tables.BLOCKS), "a block is on no page"
 
 
+def test_the_summary_has_few_rows() -> None:
+    (table, _) = tables.BLOCKS["summary"](tables.RECORDS)
+    assert isinstance(table, Table)
+    assert len(table.rows) <= 8
+
+
 def _blocks(repository: Path) -> Iterator[tuple[str, Path]]:
     for page in tables.pages(repository):
         for name in tables.names(page.read_text("utf-8")):

@@ -18,10 +18,11 @@ from fieldrun.heads.fit import fit_fields
 from fieldrun.heads.head import Head
 from fieldrun_benchmarks.harness.record import read_record
 from fieldrun_exporters.encoder.model import load_encoder
+from studies.columns import markdown
 from studies.encoder_methods import measure as encoder_methods
-from studies.encoder_methods import tables as encoder_methods_report
 from studies.encoder_methods import tasks as encoder_tasks
 from studies.encoder_methods.measure import PARTS, groups, late
+from studies.encoder_methods.tables import BLOCKS
 from studies.encoder_methods.tasks import Limits, Tokens, judge, read_suite, recovered, resampled, summary
 from tests.tiny_bert import CONFIG, bert_weights, write_bert
 from tests.toy import WORDS
@@ -131,7 +132,7 @@ def test_the_tables_show_the_records(done: tuple[list[str], Path], tmp_path: Pat
     for part in PARTS:
         name = f"encoder-{part}-Tiny.json"
         write_json(tmp_path / name, read_json(done[1] / name) | {"quick": False})
-    shown = {name: render(tmp_path) for name, render in encoder_methods_report.TABLES.items()}
+    shown = {name: markdown(block(tmp_path)) for name, block in BLOCKS.items()}
     record = read_json(tmp_path / "encoder-lowrank-Tiny.json")
     entry = record["variants"]["a3, 20%"]
     line = next(line for line in shown["encoder-lowrank"].split("\n") if "A3, exact biases, 20%" in line)
@@ -148,9 +149,9 @@ def test_a_quick_record_is_not_shown_and_a_missing_one_says_how_to_measure(
     done: tuple[list[str], Path], tmp_path: Path
 ) -> None:
     with pytest.raises(FieldrunError, match="--quick"):
-        encoder_methods_report.TABLES["encoder-rank"](done[1])
-    assert "--parts mixt" in encoder_methods_report.TABLES["encoder-mixt"](tmp_path)
-    assert "Not measured yet" in encoder_methods_report.TABLES["encoder-claims"](tmp_path)
+        BLOCKS["encoder-rank"](done[1])
+    assert "--parts mixt" in markdown(BLOCKS["encoder-mixt"](tmp_path))
+    assert "Not measured yet" in markdown(BLOCKS["encoder-claims"](tmp_path))
 
 
 def test_no_report_text_is_calibrated_or_tuned_on(data: Path) -> None:

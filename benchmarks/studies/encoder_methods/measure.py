@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,17 @@ from typing import Any
 import click
 import torch
 
-from fieldrun.errors import ExportError, UnknownName, UsageError
-from fieldrun.formats.progress import Progress
+from fieldrun.errors import ExportError, UnknownName
 from fieldrun_benchmarks.harness.record import write_record
 from fieldrun_exporters.encoder.activations import Moments, accumulate
 from fieldrun_exporters.encoder.lowrank import METHODS, block_parameters, lowrank
 from fieldrun_exporters.encoder.model import Encoder, load_encoder
-from studies.encoder_methods.cluster import ORDERS, Clustering, cluster, reorder, tune
-from studies.encoder_methods.mixt import drop_blocks, mixt, recover, recover_dropped
-from studies.encoder_methods.network import pooled_states
-from studies.encoder_methods.regression import Regression
 
-from ..stages import Stages, tell
+from ..stages import Stages, named, tell
+from .cluster import ORDERS, Clustering, cluster, reorder, tune
+from .mixt import drop_blocks, mixt, recover, recover_dropped
+from .network import pooled_states
+from .regression import Regression
 from .tasks import Limits, Suite, Tokens, judge, read_suite, recovered, summary
 
 __all__ = ["PARTS", "Study", "groups", "late", "main"]
@@ -62,11 +61,6 @@ def groups(layers: int) -> dict[str, list[int]]:
     return {name: chosen for name, chosen in thirds.items() if chosen} | {"all": numbers}
 
 
-def _progress() -> Progress:
-    said = tell()
-    return lambda _, done, total: said(done, total)
-
-
 class Study:
     """One encoder: what it is compared with, and every variant of every part as a stage of its own."""
 
@@ -86,34 +80,27 @@ class Study:
         }
         (work / name).mkdir(parents=True, exist_ok=True)
         self.stages = Stages(work / name / "stages.json", identity)
-        self._moments: Moments | None = None
-        self._dense: Any = None
-        self._tuning: Any = None
         self._clusterings: dict[int, tuple[Encoder, Clustering, Result]] = {}
 
+    @cached_property
     def moments(self) -> Moments:
         """Of every map's inputs on the calibration texts."""
-        if self._moments is None:
-            self._moments = accumulate(self.encoder, self.tokens.of(self.suite.calibration), _progress())
-        return self._moments
+        return accumulate(self.encoder, self.tokens.of(self.suite.calibration), tell())
 
+    @cached_property
     def dense_fields(self) -> Any:
         """The dense encoder's fields, `(texts, hidden)`, made anew in every run."""
-        if self._dense is None:
-            _, self._dense = judge(self.encoder, self.tokens, probes=False, progress=_progress())
-        return self._dense
+        return judge(self.encoder, self.tokens, probes=False, progress=tell())[1]
 
+    @cached_property
     def tuning(self) -> tuple[list[list[int]], Any]:
         """The tuning texts' ids and the dense encoder's pooled states of them."""
-        if self._tuning is None:
-            ids = self.tokens.of(self.suite.tuning)
-            self._tuning = ids, pooled_states(self.encoder, ids, _progress())
-        ids, states = self._tuning
-        return ids, states
+        ids = self.tokens.of(self.suite.tuning)
+        return ids, pooled_states(self.encoder, ids, tell())
 
     def dense(self) -> Result:
         """Judge the dense encoder."""
-        found: Result = self.stages.do("dense", lambda: judge(self.encoder, self.tokens, progress=_progress())[0])
+        found: Result = self.stages.do("dense", lambda: judge(self.encoder, self.tokens, progress=tell())[0])
         return found
 
     def variant(self, name: str, make: Callable[[], tuple[Encoder, Result]], *, probes: bool = True) -> Result:
@@ -124,7 +111,7 @@ class Study:
                 encoder, facts = make()
             except ExportError as error:
                 return {"refused": str(error)}
-            found, _ = judge(encoder, self.tokens, dense=self.dense_fields(), probes=probes, progress=_progress())
+            found, _ = judge(encoder, self.tokens, dense=self.dense_fields, probes=probes, progress=tell())
             return found | {"facts": facts}
 
         found: Result = self.stages.do(name, work)
@@ -139,7 +126,7 @@ class Study:
                 name = f"{method}, {ratio:.0%}"
 
                 def make(ratio: float = ratio, method: str = method) -> tuple[Encoder, Result]:
-                    encoder, report = lowrank(self.encoder, self.moments(), ratio, method, _progress())
+                    encoder, report = lowrank(self.encoder, self.moments, ratio, method, tell())
                     return encoder, _facts(report.changed)
 
                 found = self.variant(f"lowrank: {name}", make)
@@ -162,9 +149,8 @@ class Study:
 
             def tuned(entries: int = entries, biases: bool = False) -> tuple[Encoder, Result]:
                 _, clustering, facts = self.clustering(entries)
-                ids, states = self.tuning()
-                encoder, _, report = tune(self.encoder, clustering, ids, states, plan, _progress(), biases=biases)
-                return encoder, _only_sizes(facts) | {"held_out": dict(report.changed["field"])}
+                encoder, gained = tune(self.encoder, clustering, *self.tuning, plan, tell(), biases=biases)
+                return encoder, _only_sizes(facts) | {"held_out": gained}
 
             before = self.variant(f"cluster: {entries}", untuned)
             variants[str(entries)] = {"entries": entries, "tuned": []} | self.shown(before, dense)
@@ -179,8 +165,8 @@ class Study:
     def clustering(self, entries: int) -> tuple[Encoder, Clustering, Result]:
         """Cluster the encoder, once in a run."""
         if entries not in self._clusterings:
-            encoder, clustering, report = cluster(self.encoder, entries, self.moments(), _progress())
-            self._clusterings[entries] = encoder, clustering, _facts(report.changed)
+            encoder, clustering, changed = cluster(self.encoder, entries, self.moments, tell())
+            self._clusterings[entries] = encoder, clustering, _facts(changed)
         return self._clusterings[entries]
 
     def rank(self) -> Result:
@@ -210,31 +196,29 @@ class Study:
         for branches in BRANCHES[:1] if self.quick else BRANCHES:
 
             def start(branches: int = branches) -> tuple[Encoder, Result]:
-                encoder, _, report = mixt(self.encoder, branches, layers, self.moments(), _progress())
-                return encoder, _facts(report.changed, whole)
+                encoder, _, changed = mixt(self.encoder, branches, layers, self.moments, tell())
+                return encoder, _facts(changed, whole)
 
             def back(branches: int = branches) -> tuple[Encoder, Result]:
-                _, mixture, report = mixt(self.encoder, branches, layers, None, _progress())
-                ids, states = self.tuning()
-                encoder, _, gained = recover(self.encoder, mixture, ids, states, self.plans["mixt"], _progress())
-                sizes = _only_sizes(_facts(report.changed, whole))  # the errors are those of the start
-                return encoder, sizes | {"held_out": dict(gained.changed["field"])}
+                _, mixture, changed = mixt(self.encoder, branches, layers, None, tell())
+                encoder, gained = recover(self.encoder, mixture, *self.tuning, self.plans["mixt"], tell())
+                sizes = _only_sizes(_facts(changed, whole))  # the errors are those of the start
+                return encoder, sizes | {"held_out": gained}
 
             for name, make in ((f"mixt {branches}", start), (f"mixt {branches} recovered", back)):
                 variants[name] = self.shown(self.variant(f"mixt: {name}", make), dense)
 
         def dropped() -> tuple[Encoder, Result]:
-            encoder, _ = drop_blocks(self.encoder, layers)
+            encoder = drop_blocks(self.encoder, layers)
             left = block_parameters(encoder)
             return encoder, {"parameters": {"before": whole, "after": left, "share": round(left / whole, 5)}}
 
         def made_up() -> tuple[Encoder, Result]:
             encoder, facts = dropped()
-            ids, states = self.tuning()
             left = encoder.config.layers
             last = list(range(max(0, left - len(layers)), left))
-            encoder, report = recover_dropped(encoder, last, ids, states, self.plans["drop"], _progress())
-            return encoder, facts | {"tuned_layers": last, "held_out": dict(report.changed["field"])}
+            encoder, gained = recover_dropped(encoder, last, *self.tuning, self.plans["drop"], tell())
+            return encoder, facts | {"tuned_layers": last, "held_out": gained}
 
         for name, shorten in (("dropped", dropped), ("dropped recovered", made_up)):
             variants[name] = self.shown(self.variant(f"mixt: {name}", shorten), dense)
@@ -306,15 +290,6 @@ def _only_sizes(facts: Result) -> Result:
     return {name: value for name, value in facts.items() if not name.startswith("mean_")}
 
 
-def _named(encoder: str) -> tuple[str, Path]:
-    name, equals, folder = encoder.rpartition("=")
-    path = Path(folder)
-    name = name if equals else path.resolve().name
-    if not name or not folder or Path(name).name != name:
-        raise UsageError(f"{encoder!r}: write NAME=FOLDER, the name without slashes")
-    return name, path
-
-
 @click.command()
 @click.argument("encoders", nargs=-1, required=True, metavar="[NAME=]DIR...")
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder of the suite.")
@@ -335,7 +310,7 @@ def main(encoders: Sequence[str], data: Path, out: Path, parts: str, work: Path,
     for part in chosen:
         if part not in PARTS:
             raise UnknownName("part", part, tuple(PARTS))
-    folders = dict(_named(encoder) for encoder in (encoders[:1] if quick else encoders))
+    folders = dict(named(encoder) for encoder in (encoders[:1] if quick else encoders))
     torch.set_num_threads(threads)
     click.echo("reading the suite", err=True)
     suite = read_suite(data, _QUICK if quick else Limits())

@@ -22,14 +22,14 @@ from tokenizers import Tokenizer
 from fieldrun.errors import DatasetError
 from fieldrun.evaluation.dataset import Dataset, read_tsv
 from fieldrun.evaluation.metrics import spearman
-from fieldrun.formats.progress import Progress
+from fieldrun.formats.progress import Progress, silent
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.fit import fit_fields
 from fieldrun.heads.head import head_logits
 from fieldrun_exporters.encoder.model import Encoder
-from studies.encoder_methods.network import fields
 
 from ..paired import difference, scored
+from .network import fields
 
 __all__ = ["PROBES", "Limits", "Probe", "Suite", "Tokens", "judge", "read_suite", "recovered", "resampled", "summary"]
 
@@ -205,7 +205,7 @@ def judge(
     *,
     dense: Array | None = None,
     probes: bool = True,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> tuple[dict[str, Any], Array]:
     """Return what `summary` needs, JSON, and the fields `(texts, hidden) float32` of length 1.
 
