@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import numpy.typing as npt
 
@@ -17,7 +18,13 @@ from fieldrun.formats.bundle import Bundle
 
 from .paired import counted
 
-__all__ = ["artifact", "evaluated", "hits", "report_sets"]
+__all__ = ["artifact", "data_option", "evaluated", "hits", "output_option", "report_sets", "work_option"]
+
+_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+_NEW = click.Path(path_type=Path)
+data_option = click.option("--data", type=_FOLDER, required=True, help="Folder of the suite, one folder a task.")
+work_option = click.option("--work", type=_NEW, required=True, help="Folder that keeps what was done.")
+output_option = click.option("-o", "--output", type=_NEW, required=True, help="The record, or the folder of several.")
 
 
 def report_sets(bundle: Path, data: Path) -> dict[str, Dataset]:

@@ -11,7 +11,6 @@ import pytest
 from click.testing import CliRunner
 
 from fieldrun.errors import FieldrunError, UnknownName, UsageError
-from fieldrun.evaluation.metrics import spearman
 from fieldrun.formats.storage import read_json, write_json
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.fit import fit_fields
@@ -23,7 +22,7 @@ from studies.encoder_methods import measure as encoder_methods
 from studies.encoder_methods import tasks as encoder_tasks
 from studies.encoder_methods.measure import PARTS, groups, late
 from studies.encoder_methods.tables import BLOCKS
-from studies.encoder_methods.tasks import Limits, Tokens, judge, read_suite, recovered, resampled, summary
+from studies.encoder_methods.tasks import Limits, Tokens, judge, read_suite, recovered, summary
 from tests.tiny_bert import CONFIG, bert_weights, write_bert
 from tests.toy import WORDS
 
@@ -59,7 +58,7 @@ def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str
     """The arguments of a quick run, and the folder of its records; treat as read-only."""
     folder = tmp_path_factory.mktemp("run")
     bert = write_bert(folder / "tiny", num_hidden_layers=3, weights=_three_layers())
-    arguments = [f"Tiny={bert}", "--data", str(data), "--out", str(folder / "records"), "--work", str(folder / "work")]
+    arguments = [f"Tiny={bert}", "--data", str(data), "-o", str(folder / "records"), "--work", str(folder / "work")]
     arguments += ["--threads", "1", "--quick"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoder_tasks, "fit_fields", _nearest_mean)  # its cross-validation is what takes long
@@ -193,16 +192,6 @@ def test_a_summary_is_that_of_the_rows(data: Path) -> None:
     assert broken["spearman"] == 0  # one field for all texts tells none apart
 
 
-def test_draws_of_pairs_have_the_correlation_of_their_rows() -> None:
-    rng = np.random.default_rng(1)
-    a, b = rng.standard_normal(40).round(1).tolist(), rng.integers(0, 6, 40).tolist()  # with ties on both sides
-    found = resampled(a, b)
-    rows = np.random.default_rng(0).integers(0, 40, (len(found), 40))
-    for draw in range(0, len(found), 50):
-        expected = spearman(np.array(a)[rows[draw]], np.array(b)[rows[draw]])
-        assert found[draw] == pytest.approx(expected, abs=1e-12)
-
-
 def test_a_probe_is_fitted_on_the_train_rows_alone(data: Path, tmp_path: Path) -> None:
     encoder = load_encoder(write_bert(tmp_path / "bert"))
     suite = read_suite(data, Limits(train=40, report=30, pairs=10, calibration=8, tuning=8))
@@ -232,7 +221,7 @@ def test_wrong_arguments_are_one_line(data: Path, tmp_path: Path) -> None:
         (["=x"], UsageError),
         (["a/b=x"], UsageError),
     ):
-        call = [*arguments, "--data", str(data), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+        call = [*arguments, "--data", str(data), "-o", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
         with pytest.raises(error) as raised:
             CliRunner().invoke(encoder_methods.main, call, catch_exceptions=False)
         assert "\n" not in str(raised.value)

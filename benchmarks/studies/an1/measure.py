@@ -36,6 +36,7 @@ from fieldrun_benchmarks.harness.record import write_record
 
 from ..paired import Hits, compare, published, scored
 from ..stages import Stages, named, tell
+from ..suite import data_option, output_option, work_option
 from .probe import Features, Floats, Integers, Moments, Probe, accumulate, fit, fit_rows
 from .spectrum import principal, spectra
 
@@ -296,10 +297,10 @@ def _student(name: str, suite: TextPool) -> tuple[dict[str, Any], Scores]:
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder of the suite.")
+@data_option
 @click.option("--teacher", "teachers", multiple=True, required=True, metavar="NAME=FOLDER", help="Once per teacher.")
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder that a killed run goes on from.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The record to write.")
+@work_option
+@output_option
 @click.option("--recipe", default="reference", show_default=True, help="Training recipe, by name or path.")
 @click.option("--student", default="reference", show_default=True, help="Bundle, by name or path.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="AN1 fields to train.")

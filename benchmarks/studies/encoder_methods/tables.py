@@ -17,7 +17,7 @@ from ..columns import Block, Column, Part, Record, Table, change, conditions, in
 
 __all__ = ["BLOCKS"]
 
-_COMMAND = "python -m studies.encoder_methods.measure NAME=DIR ... --data DATA --out benchmarks/records"
+_COMMAND = "python -m studies.encoder_methods.measure NAME=DIR ... --data DATA -o benchmarks/records"
 _METHODS = {
     "svd": "SVD",
     "activation-svd": "activation-aware SVD",

@@ -27,6 +27,7 @@ from fieldrun.heads.head import head_logits
 from fieldrun_benchmarks.harness.record import write_record
 
 from ..peers.models import need
+from ..suite import data_option, output_option
 
 __all__ = ["draw", "main"]
 
@@ -108,9 +109,9 @@ def _timed(model: fieldrun.FieldModel, data: Path) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder of the tasks.")
+@data_option
 @click.option("--bundle", default="reference", show_default=True, help="Whose fields.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The record.")
+@output_option
 def main(data: Path, bundle: str, output: Path) -> None:
     """Write the record behind the table in docs/own-labels.md."""
     with fieldrun.load(bundle) as model:

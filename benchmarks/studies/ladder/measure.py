@@ -30,7 +30,7 @@ from fieldrun_benchmarks.harness.record import write_record
 from fieldrun_exporters.recipe import load_recipe
 
 from ..paired import counted, difference
-from ..suite import hits, report_sets
+from ..suite import data_option, hits, output_option, report_sets, work_option
 
 __all__ = ["LADDER", "Rung", "main", "recipe_text"]
 
@@ -190,9 +190,9 @@ def _labeller(model: fieldrun.FieldModel) -> Callable[[str], object]:
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder with one folder per task.")
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder that keeps the bundles.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The record to write.")
+@data_option
+@work_option
+@output_option
 @click.option("--checkpoint", default="reference", show_default=True, help="The student, by name or path.")
 @click.option("--only", multiple=True, help="Rungs to measure besides fp32 and int8.  [default: all]")
 @click.option("--domain", multiple=True, default=_DOMAINS, show_default=True, help="Tasks to prune to.")

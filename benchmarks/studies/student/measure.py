@@ -22,7 +22,7 @@ from fieldrun.formats.bundle import Bundle
 from fieldrun_benchmarks.harness.cold_start import cold_starts
 from fieldrun_benchmarks.harness.record import write_record
 
-from ..suite import artifact, evaluated, report_sets
+from ..suite import artifact, data_option, evaluated, output_option, report_sets
 from .tables import RECIPES
 
 __all__ = ["main"]
@@ -44,8 +44,8 @@ with fieldrun.load({path!r}, engine="onnxruntime") as model:
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder with one folder per task.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the records.")
+@data_option
+@output_option
 def main(data: Path, output: Path) -> None:
     """Write the records of the shipped student: accuracy-RECIPE.json and cold-start.json."""
     command = "python -m studies.student.measure --data DATA -o benchmarks/records"
