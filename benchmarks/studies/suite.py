@@ -40,7 +40,7 @@ def report_sets(bundle: Path, data: Path) -> dict[str, Dataset]:
 
 def evaluated(model: fieldrun.FieldModel, rows: Dataset, task: str) -> dict[str, Any]:
     """Return n, accuracy with its 95 % interval, macro F1 and calibration error of `task` on labelled rows."""
-    scores = model.scores(rows.texts, task)
+    scores = model.predict_proba(rows.texts, task)
     predicted = np.array(model.labels(task))[scores.argmax(1)]
     right = predicted == np.array(rows.labels)
     return {

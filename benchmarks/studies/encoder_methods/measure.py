@@ -219,8 +219,6 @@ class Study:
                 variants[name]["recovered"] = recovered(raw[name], raw[str(about["entries"])], dense, self.suite)
         if part == "lowrank":
             found["counted"] = _COUNTED
-                "weights and biases of the blocks' maps; a factored one: rank * (inputs + outputs) + outputs"
-            )
         elif part == "cluster":
             found["tuning"] = asdict(self.plans["cluster"])
         elif part == "mixt":

@@ -84,7 +84,9 @@ def _similarity(model: fieldrun.FieldModel, data: Path) -> dict[str, Any]:
     rows = read_tsv(data / "stsb" / "dev.tsv")
     first, second = ([str(pair[side]) for pair in rows.texts] for side in (0, 1))
     grades = [float(label) for label in rows.labels]
-    correlation = {dim: spearman(model.similarity(first, second, dim=dim), grades) for dim in _PREFIXES}
+    fields = model.field(first), model.field(second)
+    cosines = {dim: model.similarity_pairwise(*(x[:, :dim] for x in fields)) for dim in _PREFIXES}
+    correlation = {dim: spearman(found, grades) for dim, found in cosines.items()}
     return {"file": f"stsb/{rows.path.name}", "sha256": rows.sha256, "n": len(rows), "spearman": correlation}
 
 
@@ -100,7 +102,7 @@ def _rejection(model: fieldrun.FieldModel, sets: dict[str, Dataset]) -> dict[str
         "out_of_scope": sum(outside),
         "auroc": {
             "rejection": auroc(model.rejection(rows.texts, task), outside),
-            "probability of its own label": auroc(model.scores(rows.texts, task)[:, column], outside),
+            "probability of its own label": auroc(model.predict_proba(rows.texts, task)[:, column], outside),
         },
     }
 
