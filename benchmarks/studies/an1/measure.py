@@ -27,10 +27,9 @@ from fieldrun.distill.compressor import pair_input, train_compressor
 from fieldrun.distill.heads import fit_pair_head
 from fieldrun.distill.pool import Split, TaskData, TextPool, build_pool
 from fieldrun.distill.recipe import DistillRecipe, load_recipe
-from fieldrun.distill.teacher import default_layers, extract_raw_field, teacher_hashes, teacher_shape, texts_digest
+from fieldrun.distill.teacher import default_layers, extract_raw_field, teacher_hashes, teacher_shape
 from fieldrun.distill.training import arithmetic
 from fieldrun.errors import DatasetError
-from fieldrun.formats.storage import read_json, write_json
 from fieldrun.formats.tensors import Array
 from fieldrun_benchmarks.harness.record import write_record
 
@@ -40,7 +39,7 @@ from ..suite import data_option, output_option, work_option
 from .probe import Features, Floats, Integers, Moments, Probe, accumulate, fit, fit_rows
 from .spectrum import principal, spectra
 
-__all__ = ["DIRECTIONS", "TeacherFields", "borrow", "main", "restrict"]
+__all__ = ["DIRECTIONS", "TeacherFields", "main", "restrict"]
 
 DIRECTIONS = (1, 3, 8, 32, 128, 256)
 _DIM = 256
@@ -89,22 +88,6 @@ def _drawn(split: Split, count: int | None) -> Split:
         return split
     kept = np.sort(np.random.default_rng(0).permutation(len(split))[:count])
     return Split(rows=split.rows[kept], labels=split.labels[kept])
-
-
-def borrow(pool: TextPool, suite: TextPool, lent: Path, out: Path) -> None:
-    """Write to `out` the rows that the suite needs of the raw field `lent`, which a training run read of `pool`.
-
-    Raises:
-        DatasetError: `lent` is not finished, or was read of other texts than the pool's.
-    """
-    state = read_json(lent.with_suffix(".npy.json"))
-    if state["texts_sha256"] != texts_digest(pool.texts) or state["done"] != len(pool.texts):
-        raise DatasetError(f"{lent} is not the whole raw field of this recipe's texts; give the run's --work folder")
-    number = {text: i for i, text in enumerate(pool.texts)}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    np.save(out, np.load(lent, mmap_mode="r")[[number[text] for text in suite.texts]])
-    about = {"texts_sha256": texts_digest(suite.texts), "done": len(suite.texts)}
-    write_json(out.with_suffix(".npy.json"), state | about | {"shape": [len(suite.texts), state["shape"][1]]})
 
 
 def _report(task: TaskData) -> Split:
@@ -307,7 +290,6 @@ def _student(name: str, suite: TextPool) -> tuple[dict[str, Any], Scores]:
 @click.option("--steps", type=click.IntRange(20), help="Of an AN1 field's training.  [default: the recipe's]")
 @click.option("--rows", type=click.IntRange(1), help="Train rows a task at most, drawn.  [default: all]")
 @click.option("--report-rows", type=click.IntRange(1), help="Report rows a task at most, drawn.  [default: all]")
-@click.option("--lend", metavar="NAME=WORK", help="A training run's work folder that has a teacher's raw field.")
 def main(
     data: Path,
     teachers: Sequence[str],
@@ -319,7 +301,6 @@ def main(
     steps: int | None,
     rows: int | None,
     report_rows: int | None,
-    lend: str | None,
 ) -> None:
     """Write the record behind docs/an1.md."""
     folders = dict(named(teacher) for teacher in teachers)
@@ -329,10 +310,6 @@ def main(
     click.echo("reading the suite", err=True)
     pool = build_pool(plan, data)
     suite = restrict(pool, rows, report_rows)
-    if lend is not None:
-        name, run = named(lend)
-        if not (work / name / "raw_field.npy").exists():
-            borrow(pool, suite, run / "raw_field.npy", work / name / "raw_field.npy")
     about, scores = _student(student, suite)
     hits = {name: Hits.of([entry]) for name, entry in scores.items()}
     numbers = [plan.seed + i for i in range(seeds)]

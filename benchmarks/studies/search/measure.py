@@ -9,9 +9,6 @@ found is exported once more from its recipe, file by file the same bytes. `--plo
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from fieldrun.formats.storage import read_json, write_bytes
 from fieldrun_benchmarks.harness.record import read_record, write_record
 from fieldrun_exporters.search.front import front_plot
 
+from ..commands import run
 from ..suite import data_option, output_option, work_option
 
 __all__ = ["beaten", "main", "plot", "write_rows"]
@@ -33,7 +31,6 @@ __all__ = ["beaten", "main", "plot", "write_rows"]
 _ROWS = 500
 _SEED = 0
 _KILL_AT = 3  # budgets noted
-_COMMAND = (sys.executable, "-c", "from fieldrun.cli import main; main(prog_name='fieldrun')")
 
 
 def write_rows(data: Path, folder: Path, rows: int, seed: int) -> dict[str, Path]:
@@ -81,25 +78,6 @@ def _noted(work: Path) -> int:
     return sum(name.startswith("budget ") for name in read_json(states[0])["values"]) if states else 0
 
 
-def _run(command: Sequence[str], work: Path, kill_at: int | None) -> float:
-    """Run a search, killed once `kill_at` budgets are noted, and return its seconds."""
-    start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        while kill_at is not None and process.poll() is None:
-            if _noted(work) >= kill_at:
-                process.kill()
-                process.wait()
-                return time.perf_counter() - start
-            time.sleep(0.5)
-    if kill_at is not None:
-        raise FieldrunError(
-            f"the search ended with exit code {process.returncode} before it was killed; use a new --work"
-        )
-    if process.returncode:
-        raise FieldrunError(f"the search ended with exit code {process.returncode}: {' '.join(command)}")
-    return time.perf_counter() - start
-
-
 @click.command()
 @data_option
 @work_option
@@ -115,29 +93,14 @@ def main(data: Path, work: Path, max_size: str, drawing: Path | None, output: Pa
         files = write_rows(data, work, _ROWS, _SEED)
         found, kept = work / "found", work / "work"
         labelled = [word for task, path in files.items() for word in ("--data", f"{task}={path}")]
-        command = [
-            *_COMMAND,
-            "search",
-            "reference",
-            "--max-size",
-            max_size,
-            *labelled,
-            "--work",
-            str(kept),
-            "-o",
-            str(found),
-        ]
-        before = _run(command, kept, _KILL_AT)
+        command = ["search", "reference", "--max-size", max_size, *labelled, "--work", str(kept), "-o", str(found)]
+        before = run(command, kill_when=lambda: _noted(kept) >= _KILL_AT)
         if found.exists():
             raise FieldrunError(f"{found} is there after a kill; it must be whole or not there")
         noted = _noted(kept)
-        after = _run(command, kept, None)
+        after = run(command)
         again = work / "again"
-        subprocess.run(
-            [*_COMMAND, "export", "reference", *labelled, "--recipe", str(found / "recipe.toml"), "-o", str(again)],
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
+        run(["export", "reference", *labelled, "--recipe", str(found / "recipe.toml"), "-o", str(again)])
     except FieldrunError as error:
         raise click.ClickException(str(error)) from error
     bundles = [Bundle.load(path).manifest for path in (found / "bundle", again)]

@@ -1,6 +1,6 @@
 """Every TensorRT recipe of the shipped student through TensorRT-RTX's builder, for three GPUs, without one.
 
-python -m studies.tensorrt_build.measure -o benchmarks/records     # writes tensorrt-build.json
+python -m studies.tensorrt_build.measure -o benchmarks/records/tensorrt-build.json
 
 What is measured is the build: engine bytes, seconds, and the precision that every layer was compiled in. Nothing is
 run. An engine is built twice, and a second one that is not the same to the byte is an error.
@@ -84,8 +84,8 @@ def main(output: Path, checkpoint: str) -> None:
         click.echo(f"{name} ...", err=True)
         with tempfile.TemporaryDirectory() as folder:
             recipes[name] = measure_recipe(checkpoint, name, Path(folder), CAPABILITIES)
-    command = "python -m studies.tensorrt_build.measure -o benchmarks/records"
-    write_record(output / "tensorrt-build.json", "tensorrt-build", command, {"recipes": recipes})
+    command = "python -m studies.tensorrt_build.measure -o benchmarks/records/tensorrt-build.json"
+    write_record(output, "tensorrt-build", command, {"recipes": recipes})
 
 
 if __name__ == "__main__":
