@@ -80,7 +80,7 @@ def test_a_folder_that_is_there_is_refused(tmp_path: Path) -> None:
         main, ["--data", str(tmp_path), "--work", str(tmp_path), "-o", str(tmp_path / "r.json")]
     )
     assert result.exit_code == 2
-    assert "exists; give a folder that this can make" in result.output
+    assert "exists; give a new folder" in result.output
     result = CliRunner().invoke(main, ["--data", str(tmp_path), "--work", str(tmp_path / "w"), "-o", "r.json"])
     assert result.exit_code == 1
     assert "train.tsv" in result.output

@@ -1,11 +1,11 @@
-"""Measure AN1's claims on our own tasks: probes on raw fields, principal components, AN1 fields, and the student.
+"""Check AN1's claims on our own tasks: probes on raw fields, principal components, AN1 fields, and the student.
 
     python -m studies.an1.measure --data DATA --teacher NAME=FOLDER --work WORK -o benchmarks/records/an1.json
 
-`--teacher` may stand several times. DATA holds the suite. Texts, splits, compressor and seed are those of a training
-recipe. A teacher that was fine-tuned must have been tuned with that recipe, or else its held-out rows were learnt from.
-WORK keeps what was done, so that a killed run goes on; set the threads with OMP_NUM_THREADS and OPENBLAS_NUM_THREADS.
-What chooses a setting is a slice of train, never a report file.
+Give `--teacher` once per teacher. DATA is the folder of the suite. Texts, splits, compressor and seed come from a
+training recipe. A fine-tuned teacher must have been tuned with the same recipe; otherwise it has seen the held-out
+rows. WORK keeps finished stages, so that the command can be stopped and run again. OMP_NUM_THREADS and
+OPENBLAS_NUM_THREADS set the threads. Settings are chosen on a slice of train, never on a report file.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ __all__ = ["DIRECTIONS", "TeacherFields", "main", "restrict"]
 
 DIRECTIONS = (1, 3, 8, 32, 128, 256)
 _DIM = 256
-_METHOD = 1  # raise it when the same settings give other figures: what WORK keeps is then measured again
+_METHOD = 1  # raise it when the same settings give other figures, so that stages in WORK are measured again
 
 Scores = dict[str, dict[str, Any]]
 """Task to n, accuracy, interval, hits and, of a probe, the settings chosen."""
 
 
 def restrict(pool: TextPool, train_rows: int | None = None, report_rows: int | None = None) -> TextPool:
-    """Return the pool of its classification tasks alone: train texts first, no corpus, nothing else.
+    """Return the pool of the classification tasks alone, train texts first, without a corpus.
 
-    Of a task with more than `train_rows` or `report_rows`, so many are drawn, the same each time.
+    At most `train_rows` and `report_rows` rows of a task are kept, drawn with a fixed seed.
     """
     tasks = [
         dataclasses.replace(t, train=_drawn(t.train, train_rows), report=_drawn(_report(t), report_rows))
@@ -97,7 +97,7 @@ def _report(task: TaskData) -> Split:
 
 
 class TeacherFields:
-    """What is measured on one teacher's raw field `(texts, layers * hidden)`, its last layer being the sentence's."""
+    """The measurements on one teacher's raw field `(texts, layers * hidden)`, whose last layer is the sentence's."""
 
     def __init__(self, suite: TextPool, raw: Array, layers: Sequence[int]) -> None:
         self.suite, self.raw, self.layers = suite, raw, layers
@@ -260,7 +260,7 @@ def _digest(suite: TextPool) -> str:
 
 
 def _student(name: str, suite: TextPool) -> tuple[dict[str, Any], Scores]:
-    """Label the report files with the bundle `name`, as a user would; one seed, since there is one bundle."""
+    """Label the report files with the bundle `name`."""
     scores: Scores = {}
     with fieldrun.load(name, engine="onnxruntime") as model:
         for task in suite.tasks:

@@ -1,11 +1,11 @@
-"""Label a file of a million lines with one worker and with two, kill a run, and go on: texts a second, memory, loss.
+"""Label a million lines with one worker and with two, kill a run and resume it: texts a second, memory, losses.
 
     python -m studies.bulk.measure FILE... --task sst2 -o benchmarks/records/bulk.json
 
-Every run is `fieldrun run --from`, as a user types it. Runs with one worker and with two take turns. Memory is the
-proportional memory of all its processes together, so that a page that they share counts once; it is read twice a
-second, and the second fifth of a run is compared with the last. The killed run gets SIGKILL, with its workers, once a
-share of the lines is noted, and is then started again; its output must be the bytes of a run that was left alone.
+Every run is the command `fieldrun label`. Runs with one worker and with two take turns. Memory is the proportional
+memory of all processes of a run, so that a shared page counts once. It is read twice a second, and the second fifth of
+a run is compared with the last. One run is killed (SIGKILL, with its workers) after a share of the lines and started
+again. Its output must equal that of the other runs.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Run:
     memory_mib: Sequence[float]
 
     def summary(self, lines: int) -> dict[str, Any]:
-        """Return lines a second, and the mean memory of the first and the last fifth after the first readings."""
+        """Return lines a second, and the mean memory of the second and the last fifth of the readings."""
         fifth = max(1, len(self.memory_mib) // 5)
-        # a start is not flat: the first fifth is what follows on the first one
+        # memory grows while models load: the first fifth is left out
         early, late = self.memory_mib[fifth : 2 * fifth] or self.memory_mib, self.memory_mib[-fifth:]
         found: dict[str, Any] = {"seconds": round(self.seconds, 2), "lines_per_s": round(lines / self.seconds)}
         if self.memory_mib:

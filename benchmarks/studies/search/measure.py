@@ -1,10 +1,10 @@
-"""Search the shipped student, killed once on the way, and set the front beside every uniform recipe; one record.
+"""Search recipes of the shipped student, and compare the front with every uniform recipe.
 
     python -m studies.search.measure --data DATA --work WORK -o benchmarks/records/search.json
 
-The search is `fieldrun search reference --max-size 16MB`, as a user types it, on rows drawn from the train files: those
-that are reported on choose nothing. It gets SIGKILL once some of its budgets are noted, and is started again. What it
-found is exported once more from its recipe, file by file the same bytes. `--plot` draws the front into the docs.
+The search is the command `fieldrun compress reference --max-size 16MB` on rows drawn from the train files; report files
+choose nothing. It is killed (SIGKILL) after some of its budgets and started again. Its recipe is then exported once
+more, and the files must be the same. `--plot` draws the front.
 """
 
 from __future__ import annotations
@@ -81,13 +81,13 @@ def _noted(work: Path) -> int:
 @click.command()
 @data_option
 @work_option
-@click.option("--max-size", default="16MB", show_default=True, help="As of `fieldrun search`.")
+@click.option("--max-size", default="16MB", show_default=True, help="The largest size, as for `fieldrun compress`.")
 @click.option("--plot", "drawing", type=click.Path(path_type=Path), help="Draw the front into this SVG.")
 @output_option
 def main(data: Path, work: Path, max_size: str, drawing: Path | None, output: Path) -> None:
-    """Search the shipped student, killed and resumed, and record the front beside the uniform recipes."""
+    """Search the shipped student, killed and resumed, and compare the front with the uniform recipes."""
     if work.exists():
-        raise click.UsageError(f"{work} exists; give a folder that this can make")
+        raise click.UsageError(f"{work} exists; give a new folder")
     try:
         work.mkdir(parents=True)
         files = write_rows(data, work, _ROWS, _SEED)
@@ -96,7 +96,7 @@ def main(data: Path, work: Path, max_size: str, drawing: Path | None, output: Pa
         command = ["search", "reference", "--max-size", max_size, *labelled, "--work", str(kept), "-o", str(found)]
         before = run(command, kill_when=lambda: _noted(kept) >= _KILL_AT)
         if found.exists():
-            raise FieldrunError(f"{found} is there after a kill; it must be whole or not there")
+            raise FieldrunError(f"{found} exists after the kill; it must not before the search is done")
         noted = _noted(kept)
         after = run(command)
         again = work / "again"
