@@ -136,7 +136,9 @@ def _measured(
 @data_option
 @output_option
 @click.option("--checkpoint", default="reference", show_default=True, help="The student, by name or path.")
-@click.option("--bundle", default="reference", show_default=True, help="A bundle of the student: its tasks count.")
+@click.option(
+    "--bundle", default="reference", show_default=True, help="A bundle of the student, for the names of its tasks."
+)
 @click.option("--entries", multiple=True, type=int, default=(16, 32, 64), show_default=True, help="K of a codebook.")
 def main(data: Path, output: Path, checkpoint: str, bundle: str, entries: tuple[int, ...]) -> None:
     """Write the record of the rank experiment."""
