@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,7 @@ __all__ = ["Encoding", "FieldModel", "Scored", "load"]
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
-Texts = Sequence[str] | Sequence[tuple[str, str]]
+Texts = Iterable[str] | Iterable[tuple[str, str]]
 
 
 class Scored(NamedTuple):
@@ -166,7 +166,7 @@ class FieldModel(SentenceEncoder):
         save_bundle(self._bundle, self.attached, target, overwrite=overwrite)
         return target
 
-    def forward(self, texts: Sequence[str], *, dim: int | None = None) -> Encoding:
+    def forward(self, texts: Iterable[str], *, dim: int | None = None) -> Encoding:
         """Run `texts` once and return fields, logits of all exported single tasks, and token counts.
 
         `dim` keeps the first `dim` numbers of each field, for smaller indexes; attached heads and pair tasks need the
@@ -228,7 +228,7 @@ class FieldModel(SentenceEncoder):
         found = self._tasks.find(task)
         return _rejection(self._logits_of(encoding, found, other), found.spec.temperature)
 
-    def field(self, texts: Sequence[str], *, dim: int | None = None) -> Floats:
+    def field(self, texts: Iterable[str], *, dim: int | None = None) -> Floats:
         """Return the meaning field of each text, `(n, dim) float32`; arguments and errors as of `forward`."""
         return self.forward(texts, dim=dim).field
 
@@ -287,7 +287,7 @@ class FieldModel(SentenceEncoder):
             rows.append([Scored(labels[i], float(scores[i])) for i in best if scores[i] >= threshold])
         return rows
 
-    def predict_all(self, texts: Sequence[str]) -> dict[str, list[str]]:
+    def predict_all(self, texts: Iterable[str]) -> dict[str, list[str]]:
         """Return the best label of each text for every single task, from one forward pass; raises as `forward` does."""
         encoding = self.forward(texts)
         row = encoding.logits[0] if len(encoding.logits) == 1 else None
@@ -340,7 +340,7 @@ class FieldModel(SentenceEncoder):
             return head_logits(head, fields[0] if other is None else pair_features(*fields))
         return self._pair_logits(*fields)[:, spec.start : spec.start + len(spec.labels)]
 
-    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def token_ids(self, texts: Iterable[str]) -> list[list[int]]:
         """Return each text's token ids, special tokens included; windows of a long text apart. Raises as `forward`."""
         return self._tokenize(check_texts(texts)).ids
 

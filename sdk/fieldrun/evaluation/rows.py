@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import FieldrunError, InputTextError, TextTooLong
 
-__all__ = ["as_list", "check_texts", "is_pair", "run_located", "split_pairs"]
+__all__ = ["as_list", "check_texts", "run_located", "split_pairs"]
 
 T = TypeVar("T")
 
@@ -66,14 +66,9 @@ def split_pairs(pairs: object) -> tuple[list[str], list[str]]:
     """
     listed = as_list(pairs, "pairs")
     for i, pair in enumerate(listed):
-        if not is_pair(pair):
+        if not isinstance(pair, list | tuple | np.ndarray) or len(pair) != 2:
             raise InputTextError(f"item {i} is not a pair; give a list of pairs: [(text_a, text_b), ...]")
     return check_texts([a for a, _ in listed], "first text"), check_texts([b for _, b in listed], "second text")
-
-
-def is_pair(item: object) -> bool:
-    """Return whether `item` is a list, tuple or array of two things."""
-    return isinstance(item, list | tuple | np.ndarray) and len(item) == 2
 
 
 def run_located(
