@@ -93,9 +93,8 @@ def test_every_page_shows_what_the_records_say(repository: Path) -> None:
 
 
 def test_the_summary_has_few_rows() -> None:
-    (table, _) = tables.BLOCKS["summary"](tables.RECORDS)
-    assert isinstance(table, Table)
-    assert len(table.rows) <= 8
+    parts = tables.BLOCKS["summary"](tables.RECORDS)
+    assert [len(part.rows) <= 8 for part in parts if isinstance(part, Table)] == [True]
 
 
 def _blocks(repository: Path) -> Iterator[tuple[str, Path]]:
