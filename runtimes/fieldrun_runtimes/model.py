@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fieldrun.errors import StorageError, UsageError
-from fieldrun.evaluation.rows import check_texts, split_pairs
+from fieldrun.evaluation.rows import Texts, check_texts, split_pairs
 from fieldrun.formats.bundle import Bucket, Bundle, Manifest
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import Head, head_logits, pair_features, softmax
@@ -29,7 +29,6 @@ __all__ = ["Encoding", "FieldModel", "Scored", "load"]
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
-Texts = Iterable[str] | Iterable[tuple[str, str]]
 
 
 class Scored(NamedTuple):
@@ -214,7 +213,7 @@ class FieldModel(SentenceEncoder):
             logits[chunk.rows] = part_logits[: len(chunk.rows)]
         return field, logits
 
-    def scores_of(self, encoding: Encoding, task: str, other: Encoding | None = None) -> Floats:
+    def scores_of(self, encoding: Encoding, task: str | None, other: Encoding | None = None) -> Floats:
         """Return the probabilities `(n, labels) float32` of `task` for texts that were encoded before.
 
         A pair task takes the second texts' encoding as `other`; a single task takes none.
@@ -223,7 +222,7 @@ class FieldModel(SentenceEncoder):
         scores: Floats = softmax(self._logits_of(encoding, found, other), found.spec.temperature)
         return scores
 
-    def rejection_of(self, encoding: Encoding, task: str, other: Encoding | None = None) -> Floats:
+    def rejection_of(self, encoding: Encoding, task: str | None, other: Encoding | None = None) -> Floats:
         """Return `rejection` for texts that were encoded before; encodings as in `scores_of`."""
         found = self._tasks.find(task)
         return _rejection(self._logits_of(encoding, found, other), found.spec.temperature)
@@ -282,7 +281,7 @@ class FieldModel(SentenceEncoder):
         found = self._tasks.find(task)
         chosen, labels = np.array(found.chosen(allow, deny)), found.spec.labels
         rows = []
-        for scores in self.predict_proba(texts, found.spec.name):
+        for scores in softmax(self._logits(texts, found), found.spec.temperature):
             best = chosen[np.argsort(-scores[chosen], kind="stable")[:k]].tolist()
             rows.append([Scored(labels[i], float(scores[i])) for i in best if scores[i] >= threshold])
         return rows

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fieldrun.errors import LabelError, MissingDependency
-from fieldrun.evaluation.rows import split_pairs
+from fieldrun.evaluation.rows import Texts, split_pairs
 from fieldrun.heads.fit import fit_fields
 from fieldrun.heads.head import Head, pair_features
 from fieldrun.heads.saved import head_scores
@@ -35,7 +35,6 @@ except ImportError as error:
 __all__ = ["FieldClassifier", "FieldEncoder"]
 
 Fields = npt.NDArray[np.float32]
-Texts = Iterable[str] | Iterable[tuple[str, str]]
 C = TypeVar("C", bound="FieldClassifier")
 E = TypeVar("E", bound="FieldEncoder")
 
