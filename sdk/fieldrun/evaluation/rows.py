@@ -11,7 +11,7 @@ from ..errors import FieldrunError, InputTextError, LabelError, TextTooLong
 
 __all__ = ["Labels", "Texts", "as_list", "check_labels", "check_texts", "run_located", "split_pairs", "split_texts"]
 
-Texts = Iterable[str] | Iterable[tuple[str, str]]
+Texts = Iterable[str] | Iterable[Sequence[str]]
 Labels = Iterable[str | int | np.generic]
 
 T = TypeVar("T")
