@@ -12,7 +12,7 @@ import numpy as np
 
 from fieldrun.errors import FieldrunError
 from fieldrun.evaluation.dataset import Dataset
-from fieldrun.evaluation.metrics import wilson_interval
+from fieldrun.evaluation.evaluate import Evaluation
 
 from ..machine.install_size import install_size
 from .cold_start import cold_starts
@@ -136,20 +136,16 @@ def accuracy_value(one: Running, labelled: Mapping[str, Dataset], settings: Sett
             found[task] = {"unavailable": why}
             continue
         texts = [str(text) for text in data.texts]
-        hits = 0
+        predicted: list[str] = []
         for start in range(0, len(texts), size):
             asked = texts[start : start + size]
             labels = one.worker.ask("predict", texts=asked, task=task)
             if len(labels) != len(asked):
                 raise FieldrunError(f"{one.spec.name}: predict returned {len(labels)} labels for {len(asked)} texts")
-            hits += sum(a == b for a, b in zip(labels, data.labels[start : start + size], strict=True))
-        found[task] = {
-            "n": len(texts),
-            "accuracy": hits / len(texts),
-            "ci95": list(wilson_interval(hits, len(texts))),
-            "file": data.path.name,
-            "sha256": data.sha256,
-        }
+            predicted += labels
+        scored = Evaluation.of(data.labels, predicted, sorted(one.labels[task]))
+        right = {"n": scored.n, "accuracy": scored.accuracy, "ci95": [*scored.ci95]}
+        found[task] = right | {"file": data.path.name, "sha256": data.sha256}
     return found or {"unavailable": "no labelled rows of its tasks; give --data TASK=FILE.tsv"}
 
 
