@@ -24,7 +24,6 @@ __all__ = [
     "make_folder",
     "new_record",
     "read_record",
-    "where",
     "write_record",
 ]
 
@@ -146,13 +145,3 @@ def _version(*distributions: str) -> str | None:
         with contextlib.suppress(PackageNotFoundError):
             return version(name)
     return None
-
-
-def where(record: Mapping[str, Any]) -> str:
-    """Return the line that says on which machine and with which versions a record was measured."""
-    about = record["conditions"]
-    return (
-        f"({about['date']}, {about['cores_allowed']} shared cores of {about['processor']}, {about['system']}, Python "
-        f"{about['python']}, onnxruntime {about['packages']['onnxruntime']}, numpy {about['packages']['numpy']}; a "
-        "shared machine: read the ratios)"
-    )

@@ -105,7 +105,7 @@ def _stages(record: Record, axes: Axes) -> tuple[str, str] | None:
 def _throughput(record: Record, axes: Axes) -> tuple[str, str] | None:
     from matplotlib.ticker import NullLocator
 
-    said, ticks = [], set()
+    said, ticks, most = [], set(), 0
     for i, name, rows in _values(record, "offline"):
         one = [row for row in rows if row["threads"] == 1]
         x, y, low, high = ([row[key] for row in one] for key in ("batch", "texts_per_s", "min", "max"))
@@ -117,7 +117,8 @@ def _throughput(record: Record, axes: Axes) -> tuple[str, str] | None:
             axes.plot(row["batch"], row["texts_per_s"], label=f"{name}, {row['threads']} callers", **star)
         said.append(f"{name}: {shown(y[0], 'texts/s')} at batch {x[0]}, {shown(y[-1], 'texts/s')} at {x[-1]}")
         ticks |= {row["batch"] for row in rows}
-    if len(ticks) < 2:
+        most = max(most, len(rows))
+    if most < 2:
         return None
     axes.set(xscale="log", xlabel="batch", ylabel="texts a second", ylim=(0, None))
     axes.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])

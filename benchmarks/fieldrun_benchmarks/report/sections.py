@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .facts import facts
@@ -24,57 +25,214 @@ def claim(record: Record) -> str:
     texts = f"texts of {length['mean']:.0f} {length['unit']}" if "mean" in length else "the texts"
     p99 = find(single, "percentiles/p99/value_us")
     slow = "" if p99 is None else f", 99 % within {shown(p99, 'us')}"
+    answered = (
+        f"{name}{size} answers {texts} in {shown(single['p50_us'], 'us')} (median{slow}), on {machine_of(record)}"
+    )
     right = [
         f"{shown(entry['accuracy'], 'share')} right on {task} (n = {entry['n']:,})"
         for task, entry in subject["accuracy"].items()
         if find(entry, "accuracy") is not None
     ]
-    answered = (
-        f"{name}{size} answers {texts} in {shown(single['p50_us'], 'us')} (median{slow}), on {machine_of(record)}"
-    )
-    return f"{'; '.join([answered, *right[:2]])}.{_caution(record)}"
-
-
-def _caution(record: Record) -> str:
-    found = [f"{entry['about']}: {entry['text']}" for entry in record["warnings"]]
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    return f" Warning: {found[0]}{more}." if found else ""
+    warned = [f"{entry['about']}: {entry['text']}" for entry in record["warnings"]]
+    more = f" (and {len(warned) - 1} more)" if len(warned) > 1 else ""
+    return f"{'; '.join([answered, *right[:2]])}." + (f" Warning: {warned[0]}{more}." if warned else "")
 
 
 def sections(record: Record) -> list[Section]:
-    """Return a record's sections, in reading order; one without rows is left out."""
-    made = (
-        _summary,
-        _warnings,
-        _latency,
-        _stages,
-        _throughput,
-        _server,
-        _loadgen,
-        _memory,
-        _energy,
-        _accuracy,
-        _stability,
-    )
-    found = [make(record) for make in made]
-    return [section for section in [*found, *facts(record)] if section is not None]
+    """Return a record's sections, in reading order."""
+    found = [_summary(record), _warnings(record), *_tabled(record, *_PERFORMANCE), _energy(record)]
+    return [*found, _accuracy(record), *_tabled(record, _STABILITY), *facts(record)]
 
 
-_NAME: Cell = at("name")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kind:
+    """A section with one table; it is left out where the table has no rows."""
+
+    title: str
+    caption: str
+    columns: Mapping[str, Cell]
+    rows: Callable[[Record], Iterable[Any]]
+    lines: Callable[[Record], Sequence[str]] | Sequence[str] = ()
+    figures: Sequence[str] = ()
 
 
-def _rows(record: Record) -> list[dict[str, Any]]:
+def _tabled(record: Record, *kinds: _Kind) -> Iterator[Section]:
+    for kind in kinds:
+        found = table(kind.caption, kind.columns, kind.rows(record))
+        if found.rows:
+            lines = kind.lines(record) if callable(kind.lines) else kind.lines
+            yield Section(title=kind.title, lines=lines, tables=(found,), figures=kind.figures)
+
+
+def _named(record: Record) -> list[dict[str, Any]]:
     return [{"name": name, **subject} for name, subject in alive(record).items()]
 
 
-def _inner(record: Record, key: str) -> Iterator[dict[str, Any]]:
-    """Yield the parts of a value of each subject that were measured, named after subject and part."""
+def _parts(record: Record, key: str) -> Iterator[dict[str, Any]]:
+    """Yield the measured parts of one value of each subject, with `subject`, `part` and a `name` of both."""
     for name, subject in alive(record).items():
         found = subject[key]
-        parts = enumerate(found) if isinstance(found, list) else found.items()
-        for part, entry in parts:
+        for part, entry in enumerate(found) if isinstance(found, list) else found.items():
             if isinstance(entry, Mapping) and "unavailable" not in entry:
                 yield {"subject": name, "part": part, "name": f"{name}, {part}", **entry}
+
+
+def _stages(record: Record) -> list[dict[str, Any]]:
+    rows = _parts(record, "stages")
+    return [
+        row | {"name": row["name"].replace("end_to_end", "end to end")}
+        for row in rows
+        if len(record["subjects"][row["subject"]]["stages"]) > 1
+    ]
+
+
+def _queries(record: Record) -> Iterator[dict[str, Any]]:
+    for name, subject in alive(record).items():
+        for scenario, label in (("single_stream", "SingleStream"), ("multi_stream", "MultiStream, 8 a query")):
+            if "percentiles" in subject[scenario]:
+                calls = subject[scenario].get("calls", subject[scenario].get("queries"))
+                yield {**subject[scenario], "name": f"{name}, {label}", "calls": calls}
+
+
+def _loads(record: Record) -> Iterator[dict[str, Any]]:
+    for name, subject in alive(record).items():
+        for load in subject["server"].get("loads", ()):
+            yield {"name": name, "bound_ms": subject["server"]["bound_ms"], **load}
+
+
+def _bound(row: Mapping[str, Any]) -> str:
+    met = row["bound_met"]
+    return f"{shown(row['bound_ms'], 'ms')}: {'too few' if isinstance(met, Mapping) else 'yes' if met else 'no'}"
+
+
+def _loadgen_lines(record: Record) -> tuple[str, ...]:
+    own, cost = record["harness"]["own_loop"]["p50_us"], record["harness"]["loadgen"].get("p50_us")
+    other = "" if cost is None else f", {cost:.2f} us in LoadGen"
+    return (
+        f"The null subject takes {own:.2f} us a query in our loop{other}.",
+        "INVALID is LoadGen's word for a run that is too short, or outside the bound, for an official result.",
+    )
+
+
+def _memory_lines(record: Record) -> tuple[str, ...]:
+    harness = record["harness"]["memory"]["resident_mib"]
+    own = f"Python, NumPy and the harness take {shown(harness, 'MiB')} of it. " if isinstance(harness, float) else ""
+    return (f"{own}The peak includes the batches, the labelled rows and a second engine for the boundaries.",)
+
+
+def _first_answer(row: Mapping[str, Any]) -> str:
+    cold = row["cold_start"]
+    return f"{shown(cold['wall_s'], 's')}, {shown(cold['peak_rss_mib'], 'MiB')}" if "wall_s" in cold else shown(None)
+
+
+def _percentile(name: str, which: str = "value_us") -> Cell:
+    return at(f"percentiles/{name}/{which}", "us", "too few")
+
+
+_PERFORMANCE = (
+    _Kind(
+        title="Latency",
+        caption="The time within which a share of the queries was answered",
+        columns={
+            "Subject, scenario": at("name"),
+            "queries": at("calls", "count"),
+            **{f"{name[1:]} %": _percentile(name) for name in ("p50", "p90", "p99", "p99.9")},
+            "99 %, upper bound": _percentile("p99", "upper_us"),
+        },
+        rows=_queries,
+        lines=(
+            "The upper bound lies above the true 99th percentile with 99 % confidence. A percentile without enough "
+            "queries is not given.",
+        ),
+        figures=("ecdf", "length"),
+    ),
+    _Kind(
+        title="Where the time goes",
+        caption="Three boundaries, timed in turns on the same texts",
+        columns={
+            "Subject, boundary": at("name"),
+            "median": at("p50_us", "us"),
+            "95 % interval": ends("ci95", "us"),
+            "calls": at("calls", "count"),
+        },
+        rows=_stages,
+        lines=("A user waits end to end. What tokenize and engine leave of it is checks and reading the labels.",),
+        figures=("stages",),
+    ),
+    _Kind(
+        title="Throughput",
+        caption="Offline: texts a second",
+        columns={
+            "Subject": at("subject"),
+            "batch": at("batch", "count"),
+            "callers": at("threads", "count"),
+            "median of 3": at("texts_per_s", "texts/s"),
+            "least - most": ends("min max", "texts/s"),
+        },
+        rows=lambda record: _parts(record, "offline"),
+        lines=("Callers are threads of one process that share the loaded subject.",),
+        figures=("throughput",),
+    ),
+    _Kind(
+        title="Under load",
+        caption="Server: texts arrive at random (Poisson); waiting counts",
+        columns={
+            "Subject": at("name"),
+            "load": lambda row: f"{100 * row['load']:.0f} %",
+            "sent": at("offered_per_s", "texts/s"),
+            "50 %": _percentile("p50"),
+            "99 %": _percentile("p99"),
+            "99 % within the bound": _bound,
+        },
+        rows=_loads,
+        lines=("Load is the share of the rate that back-to-back calls reach. The bound is ten times the median.",),
+        figures=("server",),
+    ),
+    _Kind(
+        title="MLPerf LoadGen's second opinion",
+        caption="The same scenarios, driven by LoadGen",
+        columns={
+            "Subject, scenario": at("name"),
+            "queries": at("queries", "count", "0"),
+            **{f"{share} %": at(f"p{share}_us", "us", "") for share in (50, 90, 99)},
+            "throughput": at("texts_per_s", "texts/s", ""),
+            "LoadGen says": at("validity", missing=""),
+        },
+        rows=lambda record: _parts(record, "loadgen"),
+        lines=_loadgen_lines,
+    ),
+    _Kind(
+        title="Cold start and memory",
+        caption="Cold start (page cache warm), memory of the subject's process, and the packages it needs",
+        columns={
+            "Subject": at("name"),
+            "fresh process to first answer, peak": _first_answer,
+            "load": at("load_ms", "ms"),
+            "resident": at("memory/loaded/resident_mib", "MiB"),
+            "proportional": at("memory/loaded/proportional_mib", "MiB"),
+            "peak, at the end": at("memory/after/peak_mib", "MiB"),
+            "packages on disk": at("install/bytes", "bytes"),
+        },
+        rows=_named,
+        lines=_memory_lines,
+    ),
+)
+_STABILITY = _Kind(
+    title="Stability",
+    caption="The repeats",
+    columns={
+        "Subject": at("name"),
+        "medians of the repeats, us": lambda row: " / ".join(
+            f"{x:.1f}" for x in row["single_stream"]["repeats_p50_us"]
+        ),
+        "variation": at("single_stream/variation", "share", "one repeat"),
+        "last / first minute": at("single_stream/minutes/ratio", "ratio", "run under 120 s"),
+        "CPU time a text": at("single_stream/cpu_us", "us"),
+        "lost its core": at("single_stream/involuntary_switches", "count"),
+    },
+    rows=_named,
+    figures=("stability",),
+)
 
 
 def _unless_failed(cell: Cell, failed: str = "") -> Cell:
@@ -87,7 +245,7 @@ def _best(row: Mapping[str, Any]) -> str:
 
 
 _SUMMARY = {
-    "Subject": _NAME,
+    "Subject": at("name"),
     "median": _unless_failed(at("single_stream/p50_us", "us"), "failed"),
     "99 % within": _unless_failed(at("single_stream/percentiles/p99/value_us", "us", "too few")),
     "throughput, best": _unless_failed(_best),
@@ -116,136 +274,6 @@ def _warnings(record: Record) -> Section:
     return Section(title="Warnings", lines=lines or ["None: no noise, throttling or drift was seen."])
 
 
-_LATENCY = {
-    "Subject, scenario": _NAME,
-    "queries": lambda row: shown(row.get("calls", row.get("queries")), "count"),
-    **{f"{name[1:]} %": at(f"percentiles/{name}/value_us", "us", "too few") for name in ("p50", "p90", "p99", "p99.9")},
-    "99 %, upper bound": at("percentiles/p99/upper_us", "us", "too few"),
-}
-
-
-def _latency(record: Record) -> Section:
-    rows = [
-        {**subject[scenario], "name": f"{name}, {label}"}
-        for name, subject in alive(record).items()
-        for scenario, label in (("single_stream", "SingleStream"), ("multi_stream", "MultiStream, 8 a query"))
-        if "percentiles" in subject[scenario]
-    ]
-    lines = (
-        "The upper bound lies above the true 99th percentile with 99 % confidence. Without enough queries for a "
-        "percentile, it is not given.",
-    )
-    tables = (table("Latency: the time within which a share of the queries was answered", _LATENCY, rows),)
-    return Section(title="Latency", lines=lines, tables=tables, figures=("ecdf", "length"))
-
-
-_STAGES = {
-    "Subject, boundary": lambda row: f"{row['subject']}, {row['part'].replace('_', ' ')}",
-    "median": at("p50_us", "us"),
-    "95 % interval": ends("ci95", "us"),
-    "calls": at("calls", "count"),
-}
-
-
-def _stages(record: Record) -> Section | None:
-    rows = [row for row in _inner(record, "stages") if len(record["subjects"][row["subject"]]["stages"]) > 1]
-    if not rows:
-        return None
-    line = "A user waits end to end. What tokenize and engine leave of it is checks and reading the labels."
-    tables = (table("Three boundaries, timed in turns on the same texts", _STAGES, rows),)
-    return Section(title="Where the time goes", lines=(line,), tables=tables, figures=("stages",))
-
-
-_THROUGHPUT = {
-    "Subject": at("subject"),
-    "batch": at("batch", "count"),
-    "callers": at("threads", "count"),
-    "median of 3": at("texts_per_s", "texts/s"),
-    "least - most": ends("min max", "texts/s"),
-}
-
-
-def _throughput(record: Record) -> Section:
-    line = "Callers are threads of one process that share the loaded subject."
-    tables = (table("Offline: texts a second", _THROUGHPUT, _inner(record, "offline")),)
-    return Section(title="Throughput", lines=(line,), tables=tables, figures=("throughput",))
-
-
-def _bound(row: Mapping[str, Any]) -> str:
-    met = row["bound_met"]
-    return f"{shown(row['bound_ms'], 'ms')}: {'too few' if isinstance(met, Mapping) else 'yes' if met else 'no'}"
-
-
-_SERVER = {
-    "Subject": _NAME,
-    "load": lambda row: f"{100 * row['load']:.0f} %",
-    "sent": at("offered_per_s", "texts/s"),
-    "50 %": at("percentiles/p50/value_us", "us", "too few"),
-    "99 %": at("percentiles/p99/value_us", "us", "too few"),
-    "99 % within the bound": _bound,
-}
-
-
-def _server(record: Record) -> Section | None:
-    rows = [
-        {"name": name, "bound_ms": subject["server"]["bound_ms"], **load}
-        for name, subject in alive(record).items()
-        for load in subject["server"].get("loads", ())
-    ]
-    if not rows:
-        return None
-    line = "Load is the share of the rate that back-to-back calls reach. The bound is ten times the median."
-    tables = (table("Server: texts arrive at random (Poisson); waiting counts", _SERVER, rows),)
-    return Section(title="Under load", lines=(line,), tables=tables, figures=("server",))
-
-
-_LOADGEN = {
-    "Subject, scenario": _NAME,
-    "queries": at("queries", "count", "0"),
-    **{f"{share} %": at(f"p{share}_us", "us", "") for share in (50, 90, 99)},
-    "throughput": at("texts_per_s", "texts/s", ""),
-    "LoadGen says": at("validity", missing=""),
-}
-
-
-def _loadgen(record: Record) -> Section | None:
-    rows = [*_inner(record, "loadgen")]
-    if not rows:
-        return None
-    own, cost = record["harness"]["own_loop"]["p50_us"], record["harness"]["loadgen"].get("p50_us")
-    other = "" if cost is None else f", {cost:.2f} us in LoadGen"
-    lines = (
-        f"The null subject takes {own:.2f} us a query in our loop{other}.",
-        "INVALID is LoadGen's word for a run that is too short, or outside the bound, for an official result.",
-    )
-    tables = (table("The same scenarios, driven by LoadGen", _LOADGEN, rows),)
-    return Section(title="MLPerf LoadGen's second opinion", lines=lines, tables=tables)
-
-
-def _first_answer(row: Mapping[str, Any]) -> str:
-    cold = row["cold_start"]
-    return f"{shown(cold['wall_s'], 's')}, {shown(cold['peak_rss_mib'], 'MiB')}" if "wall_s" in cold else shown(None)
-
-
-_MEMORY = {
-    "Subject": _NAME,
-    "fresh process to first answer, peak": _first_answer,
-    "load": at("load_ms", "ms"),
-    "resident": at("memory/loaded/resident_mib", "MiB"),
-    "proportional": at("memory/loaded/proportional_mib", "MiB"),
-    "peak, at the end": at("memory/after/peak_mib", "MiB"),
-    "packages on disk": at("install/bytes", "bytes"),
-}
-
-
-def _memory(record: Record) -> Section:
-    harness = record["harness"]["memory"]["resident_mib"]
-    own = f"{shown(harness, 'MiB')} of it are Python, NumPy and the harness. " if isinstance(harness, float) else ""
-    line = f"{own}The peak includes the batches, the labelled rows and a second engine for the boundaries."
-    caption = "Cold start (page cache warm), memory of the subject's process, and the packages it needs"
-    return Section(title="Cold start and memory", lines=(line,), tables=(table(caption, _MEMORY, _rows(record)),))
-
-
 def _energy(record: Record) -> Section:
     energy, idle = record["sensors"]["energy_j"], record["idle"]["energy_j"]
     if "unavailable" in energy:
@@ -260,7 +288,7 @@ def _energy(record: Record) -> Section:
 
 
 _ACCURACY = {
-    "Subject, task": _NAME,
+    "Subject, task": at("name"),
     "right": at("accuracy", "share"),
     "95 % interval": ends("ci95", "share"),
     "n": at("n", "count"),
@@ -274,23 +302,5 @@ def _accuracy(record: Record) -> Section:
         found = subject["accuracy"]
         parts = {name: found} if "unavailable" in found else {f"{name}, {task}": one for task, one in found.items()}
         lines += [f"{part}: not measured, {one['unavailable']}." for part, one in parts.items() if "unavailable" in one]
-    rows = [*_inner(record, "accuracy")]
-    tables = (table("Accuracy of the very artifact that was timed", _ACCURACY, rows),) if rows else ()
-    return Section(title="Accuracy", lines=lines, tables=tables)
-
-
-_STABILITY = {
-    "Subject": _NAME,
-    "medians of the repeats, us": lambda row: " / ".join(
-        f"{p50:.1f}" for p50 in row["single_stream"]["repeats_p50_us"]
-    ),
-    "variation": at("single_stream/variation", "share", "one repeat"),
-    "last / first minute": at("single_stream/minutes/ratio", "ratio", "run under 120 s"),
-    "CPU time a text": at("single_stream/cpu_us", "us"),
-    "lost its core": at("single_stream/involuntary_switches", "count"),
-}
-
-
-def _stability(record: Record) -> Section:
-    tables = (table("The repeats", _STABILITY, _rows(record)),)
-    return Section(title="Stability", tables=tables, figures=("stability",))
+    tables = [table("Accuracy of the very artifact that was timed", _ACCURACY, _parts(record, "accuracy"))]
+    return Section(title="Accuracy", lines=lines, tables=tables if tables[0].rows else ())
