@@ -35,7 +35,7 @@ test-gpu: $(VENV)/.dev ## with a GPU: golden fields and speed of every GPU engin
 	FIELDRUN_RECORDS=build/records $(BIN)/python -m pytest -m gpu -rs tests
 
 test-tensorrt: $(VENV)/.dev ## build the shipped student for three GPUs, without one, into build/records
-	$(BIN)/python -m studies.tensorrt_build.measure -o build/records
+	$(BIN)/python -m studies.tensorrt_build.measure -o build/records/tensorrt-build.json
 
 lint: $(VENV)/.dev ## check style and format
 	$(BIN)/ruff check
