@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fieldrun.distill.pipeline import distill
+from fieldrun.distill import distill
 from fieldrun.heads.trained import Checkpoint
 from tests.toy import toy_tokenizer
 
