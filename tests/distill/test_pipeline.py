@@ -122,7 +122,10 @@ def test_killed_twice_and_resumed_by_the_same_command(
     out, work = tmp_path / "checkpoint", tmp_path / "checkpoint.work"
     for where in ("raw field:300", "student:12"):
         child = subprocess.run(
-            [sys.executable, "-c", DYING, where, recipe, data, teacher, out], capture_output=True, text=True, check=False
+            [sys.executable, "-c", DYING, where, recipe, data, teacher, out],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert child.returncode == -signal.SIGKILL, child.stderr
         assert not out.exists()
@@ -267,7 +270,7 @@ def test_a_run_that_cannot_start_leaves_nothing(recipe: Path, data: Path, teache
         (OutputExists, "taken exists; choose another folder", (recipe, data, teacher, taken)),
         (UnknownName, "unknown recipe 'best'", ("best", data, teacher, out)),
         (RecipeError, "unknown keys: colour", (broken, data, teacher, out)),
-        (TrainingError, r"no data folder at .*; give a folder with <task>/train\.tsv", (recipe, empty / "x", teacher, out)),
+        (TrainingError, r"no data folder at .*; give a folder with", (recipe, empty / "x", teacher, out)),
         (TrainingError, r"lacks config\.json, model\.safetensors, ", (recipe, data, empty, out)),
         (TrainingError, "cannot use the work folder", (recipe, data, teacher, out, file)),
         (UsageError, "threads must be a positive integer", (recipe, data, teacher, out, None, 0)),

@@ -189,7 +189,9 @@ def extract_raw_field(
     depth, hidden, longest = teacher_shape(folder)
     chosen = tuple(layers) if layers is not None else default_layers(depth)
     if not chosen or any(not 0 <= layer <= depth for layer in chosen):
-        raise TrainingError(f"layers {list(chosen)} are not within 0..{depth}, the hidden states of {folder}; correct teacher.layers")
+        raise TrainingError(
+            f"layers {list(chosen)} are not within 0..{depth}, the hidden states of {folder}; correct teacher.layers"
+        )
     if max_tokens > longest:
         raise TrainingError(f"the teacher in {folder} takes at most {longest} tokens; lower teacher.max_tokens")
     identity = {
@@ -279,7 +281,9 @@ def _fill(
             pooled = torch.cat([torch.bmm(weight, states[layer].float()).squeeze(1) for layer in layers], dim=1)
             stored = pooled.half().cpu()
         if not bool(torch.isfinite(stored).all()):
-            raise TrainingError(f"a hidden state of the teacher in {folder} is too large for float16; leave out its layer")
+            raise TrainingError(
+                f"a hidden state of the teacher in {folder} is too large for float16; leave out its layer"
+            )
         file.rows[members] = stored.numpy()
         start = stop
         if start - file.done >= _ROWS_PER_SYNC or start == len(order):

@@ -205,8 +205,8 @@ def train_student(
             loss = targets.loss(fields(rows), heads, rows)
             if len(texts):
                 parts = torch.split(fields(texts), [2 * len(pick) for _, pick in pairs])
-                # A mean over all pairs, not over tasks: a few thousand pairs with the weight of a hundred thousand texts
-                # are memorised, and a head that was fitted on them does not generalise.
+                # A mean over all pairs, not over tasks: a few thousand pairs that weigh as much as a hundred thousand
+                # texts are memorised, and a head that was fitted on them does not generalise.
                 losses = (len(p[1]) * targets.pair_loss(f, heads, *p) for f, p in zip(parts, pairs, strict=True))
                 loss = loss + recipe.pairs * sum_of(losses) / (len(texts) // 2)
             if not torch.isfinite(loss):
