@@ -57,7 +57,7 @@ def fit(
     provider: str | None = None,
     threads: int = 1,
     overflow: str = "truncate",
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> FitReport:
     """Train a head on labelled files and write `bundle` with it to the folder `out`, in seconds and without torch.
 
@@ -97,7 +97,7 @@ def fit(
                 raise type(error)(f"{dataset.path}: {error}") from error
         head = trainer.fit()
         model.attach(head, replace=force)
-        found = None if held_out is None else evaluate(model, held_out, name, progress=progress or silent)
+        found = None if held_out is None else evaluate(model, held_out, name, progress=progress)
         model.save(out, overwrite=force)
     return FitReport(path=out, head=head, n=len(trainer), cut=trainer.cut, dropped=trainer.dropped, dev=found)
 

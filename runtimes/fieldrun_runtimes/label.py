@@ -94,9 +94,10 @@ def label(
     top: int | None = None,
     force: bool = False,
     engine: str = "auto",
+    provider: str | None = None,
     threads: int = 1,
     overflow: str = "truncate",
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> LabelReport:
     """Label every line of `files` and write the file `out`, an `Answer` as JSON for each line and task.
 
@@ -110,7 +111,7 @@ def label(
         workers: processes, each with a model of its own over the same mapped weights.
         top: the number of labels in `scores`; all by default.
         force: replace `out` if it exists, and what an interrupted run with other files or settings left.
-        engine, threads, overflow: of every worker, as for `fieldrun.load`.
+        engine, provider, threads, overflow: of every worker, as for `fieldrun.load`.
         progress: called with ("label", bytes read, bytes in total).
 
     Raises:
@@ -125,8 +126,8 @@ def label(
     if workers < 1 or not sources:
         raise UsageError("label needs at least one file and one worker")
     _check_free(out, force)
-    settings = {"engine": engine, "threads": threads, "overflow": overflow}
-    with load(bundle, **settings) as model:  # type: ignore[arg-type]  # each has its own type
+    settings: dict[str, Any] = {"engine": engine, "provider": provider, "threads": threads, "overflow": overflow}
+    with load(bundle, **settings) as model:
         paired = any(model.kind(task) == "pair" for task in tasks)
         chosen = choose_tasks(model, tasks, paired=paired)
         paired = model.kind(chosen[0]) == "pair"
@@ -137,7 +138,7 @@ def label(
     try:
         with output:
             start = output.resume(sources)
-            reached = _label(job, sources, start, output, workers, progress or silent)
+            reached = _label(job, sources, start, output, workers, progress)
             output.finish(reached.lines)
     except OSError as error:
         why = error.strerror or error

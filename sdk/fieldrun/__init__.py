@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from fieldrun_benchmarks.harness.bench import bench
     from fieldrun_benchmarks.report.render import report
     from fieldrun_exporters.encoder.importing import import_encoder
@@ -39,11 +37,13 @@ if TYPE_CHECKING:
     from .formats.bundle import Bundle
     from .heads.fit import HeadTrainer, fit_head
     from .heads.head import Head
+    from .heads.trained import Checkpoint
 
 __all__ = [
     "Answer",
     "BuildReport",
     "Bundle",
+    "Checkpoint",
     "CompressReport",
     "DoctorReport",
     "EngineCache",
@@ -82,6 +82,7 @@ _HOMES = {
     "fieldrun.formats.bundle": "Bundle",
     "fieldrun.heads.fit": "HeadTrainer fit_head",
     "fieldrun.heads.head": "Head",
+    "fieldrun.heads.trained": "Checkpoint",
     "fieldrun_benchmarks.harness.bench": "bench",
     "fieldrun_benchmarks.report.render": "report",
     "fieldrun_exporters.encoder.importing": "import_encoder",
@@ -124,7 +125,7 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def _with_timer(function: Callable[..., Any]) -> Any:
+def _with_timer(function: Any) -> Any:
     """Return `function` with the timer of the benchmarks, which the exporters must not import."""
     from functools import partial, update_wrapper
 

@@ -65,12 +65,6 @@ def sentence(rng: random.Random, words: str = "") -> str:
     return " ".join(chosen)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def small_and_alike() -> None:
-    """Train with one thread, here and in child processes: sums come in the same order everywhere."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder with a random BERT of 4 layers, 32 wide; treat it as read-only."""

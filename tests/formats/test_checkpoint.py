@@ -94,7 +94,7 @@ def test_no_checkpoint_there(path: str) -> None:
 def test_reference_is_the_one_of_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "REFERENCE_CHECKPOINT", tmp_path / "none")
-    with pytest.raises(CheckpointError, match=r"run 'make reference-wheel', then 'pip install dist/"):
+    with pytest.raises(CheckpointError, match=r"run 'make wheels', then 'pip install dist/"):
         resolve_checkpoint("reference")
     installed = tmp_path / "installed" / "fieldrun_reference"
     (installed / "checkpoint").mkdir(parents=True)

@@ -14,9 +14,10 @@ import click
 from fieldrun.errors import DatasetError, FieldrunError, UsageError
 from fieldrun.formats.storage import write_bytes
 
-from .export import labelled_rows
+from .inputs import labelled_rows
 from .options import examples, json_option
-from .output import note, progress, put, put_json, put_table, warn
+from .output import note, put, put_json, put_table, warn
+from .progress import progress
 
 if TYPE_CHECKING:
     from fieldrun.evaluation.dataset import Dataset

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from .inputs import read_tsv
 from .options import bundle_argument, check_output, examples, force_option, json_option, runtime_options
 from .output import note_dropped, put, put_json, save_table
 from .progress import progress
@@ -45,28 +46,30 @@ def evaluate(
 ) -> None:
     """Measure a task's accuracy on labelled texts, with Wilson's 95 % interval and macro F1.
 
-    With --json: task, bundle, engine, data, and the evaluation: n, labels, accuracy, ci95, macro_f1, recall,
-    calibration_error (fractions of 1), confusion (counts, a row per true label), dropped and cut.
+    With --json: task, n, accuracy, ci95, macro_f1, recall (of each label), calibration_error (fractions of 1),
+    confusion (labels, and counts with a row per true label), dropped (tokens), cut (texts), bundle, engine, data,
+    data_sha256.
     """
     import fieldrun
 
     if confusion is not None:
         check_output(confusion, force=force)
-    with (
-        fieldrun.load(bundle, engine=engine, provider=provider, threads=threads, overflow=overflow) as model,
-        progress() as step,
-    ):
-        found = fieldrun.evaluate(model, data, task, progress=step)
-        about = {"task": task or model.tasks[0], "bundle": model.manifest.name, "engine": model.engine}
+    rows = read_tsv(data)
+    load = fieldrun.load(bundle, engine=engine, provider=provider, threads=threads, overflow=overflow)
+    with load as model, progress() as step:
+        found = fieldrun.evaluate(model, rows, task, progress=step)
+        name, about = task or model.tasks[0], {"bundle": model.manifest.name, "engine": model.engine}
+    matrix = found.confusion.tolist()
     if confusion is not None:
-        rows = zip(found.labels, found.confusion.tolist(), strict=True)
-        save_table(confusion, [["true\\predicted", *found.labels], *([label, *counts] for label, counts in rows)])
+        counts = zip(found.labels, matrix, strict=True)
+        save_table(confusion, [["true\\predicted", *found.labels], *([label, *row] for label, row in counts)])
     note_dropped(found.dropped or 0, found.cut or 0, found.n)
     if as_json:
-        put_json({**about, "data": str(data), **found.to_dict()})
+        result = {"task": name} | found.to_dict() | about | {"data": str(data), "data_sha256": rows.sha256}
+        put_json(result | {"confusion": {"labels": result.pop("labels"), "matrix": matrix}})
         return
     low, high = found.ci95
     put(
-        f"{about['task']}  accuracy {found.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, n = {found.n})  "
+        f"{name}  accuracy {found.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, n = {found.n})  "
         f"macro F1 {found.macro_f1:.2%}"
     )

@@ -7,7 +7,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -131,14 +131,14 @@ def _show_warning(
     category: type[Warning],
     filename: str,
     lineno: int,
-    _: Any = None,
+    file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
     """Show our own warnings as notes, and those of other packages as Python does."""
     if category is UserWarning:
         note(str(message))
     else:
-        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+        (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 @click.group(

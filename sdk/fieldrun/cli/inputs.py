@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import click
 
 from fieldrun.errors import DatasetError, InputTextError, UsageError
+from fieldrun.evaluation.dataset import Dataset, read_tsv
 from fieldrun.formats.bundle import MANIFEST
 from fieldrun.formats.storage import is_folder
 
 from .output import note
 
 if TYPE_CHECKING:
-    from fieldrun.evaluation.dataset import Dataset
     from fieldrun_runtimes.answers import Text
     from fieldrun_runtimes.model import FieldModel, Floats, Integers
 
-__all__ = ["Batch", "choose_tasks", "encode", "labelled_rows", "read_batches", "read_texts"]
+__all__ = ["Batch", "choose_tasks", "encode", "labelled_rows", "read_batches", "read_texts", "read_tsv"]
 
 Named: TypeAlias = "tuple[str, str | bytes | tuple[str, str]]"
 """What errors call a text, and the text: an argument, a line of stdin, or a `--pair`."""
@@ -109,8 +109,6 @@ def encode(model: FieldModel, texts: Sequence[str], dim: int | None) -> tuple[Fl
 
 def labelled_rows(values: Sequence[str]) -> dict[str, Dataset]:
     """Read the rows of every TASK=FILE, by task."""
-    from fieldrun.evaluation.dataset import read_tsv
-
     files: dict[str, str] = {}
     for value in values:
         task, _, path = value.partition("=")
@@ -129,8 +127,6 @@ def read_texts(path: Path | None) -> list[str] | None:
     if path is None:
         return None
     if path.suffix == ".tsv":
-        from fieldrun.evaluation.dataset import read_tsv
-
         return [text for item in read_tsv(path).texts for text in ([item] if isinstance(item, str) else item)]
     try:
         lines = path.read_text("utf-8").split("\n")

@@ -146,7 +146,7 @@ def engine_options(function: F) -> F:
         "--engine",
         default="auto",
         show_default=True,
-        help="auto, native, onnxruntime, numpy, tensorrt, tensorrt-rtx, or null to measure the overhead.",
+        help="The engine: auto, native, onnxruntime, numpy, tensorrt, tensorrt-rtx, or null to measure the overhead.",
     )(function)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from importlib import util
@@ -13,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from fieldrun.errors import MissingDependency
-from fieldrun.formats.progress import Progress
+from fieldrun.formats.progress import Progress, silent
 
 if TYPE_CHECKING:
     from fieldrun.heads.trained import Checkpoint
@@ -29,7 +30,7 @@ def distill(
     *,
     work: str | os.PathLike[str] | None = None,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Checkpoint:
     """Train a student with heads from a teacher, write the checkpoint folder `out`, and return the checkpoint.
 
@@ -63,6 +64,7 @@ class _Callable(ModuleType):
     """Lets `fieldrun.distill` be this package and the function at once."""
 
     __call__ = staticmethod(distill)
+    __signature__ = inspect.signature(distill)
 
 
 sys.modules[__name__].__class__ = _Callable

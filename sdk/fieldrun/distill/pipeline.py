@@ -52,7 +52,7 @@ def run(
     out: Path,
     work: Path | None = None,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Checkpoint:
     """Do what `fieldrun.distill` says."""
     plan = load_recipe(recipe)
@@ -68,7 +68,7 @@ def run(
     torch.set_num_threads(threads or before)
     try:
         work.mkdir(parents=True, exist_ok=True)
-        return _Run(plan, data, teacher, hashes, work, progress or silent).run(out)
+        return _Run(plan, data, teacher, hashes, work, progress).run(out)
     except FieldrunError:
         raise
     except OSError as error:

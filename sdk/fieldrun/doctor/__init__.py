@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import platform
 import sys
@@ -63,6 +64,7 @@ class _Callable(ModuleType):
     """Lets `fieldrun.doctor` be this package and the function at once."""
 
     __call__ = staticmethod(doctor)
+    __signature__ = inspect.signature(doctor)
 
 
 sys.modules[__name__].__class__ = _Callable

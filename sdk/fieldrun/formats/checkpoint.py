@@ -83,7 +83,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
             if is_folder(folder):
                 return folder
         raise CheckpointError(
-            "the reference checkpoint is not installed; in a clone of fieldrun run 'make reference-wheel', then "
+            "the reference checkpoint is not installed; in a clone of fieldrun run 'make wheels', then "
             "'pip install dist/fieldrun_reference-*.whl'"
         )
     folder = Path(path)
