@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/c
 INPUTS := pyproject.toml hatch_build.py runtimes/fieldrun_runtimes/native/native.c .ci/constraints.txt $(VENV)/.made
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-gpu test-tensorrt bench lint format clean
+.PHONY: help demo test test-studies wheels test-arm test-gpu test-tensorrt bench lint format clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 20
@@ -15,6 +15,12 @@ demo: $(VENV)/.demo ## export, verify and run the reference model
 
 test: lint ## lint, type-check and test with coverage
 	@$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest --cov; tests=$$?; wait $$types && exit $$tests
+
+test-studies: $(VENV)/.dev ## test the studies behind the tables and pages, which make test leaves out
+	$(BIN)/python -m pytest -m study
+
+wheels: $(VENV)/.dev ## build the wheels of fieldrun and of its reference checkpoint into dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist . ./sdk/checkpoints
 
 test-arm: $(VENV)/.dev ## replay the shipped bundle and the recipe raspberry-pi on emulated ARM processors (numerics only)
 	$(BIN)/python -m tests.arm
