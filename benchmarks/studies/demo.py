@@ -61,10 +61,10 @@ def main(output: Path) -> None:
     with fieldrun.load(output) as model:
         click.echo(f"3. label sentences; engine {model.engine}, {model.engine_reason}")
         for task, texts in _SENTENCES.items():
-            for text, scores in zip(texts, model.scores(texts, task), strict=True):
+            for text, scores in zip(texts, model.predict_proba(texts, task), strict=True):
                 best = int(scores.argmax())
                 click.echo(f"   {task:<20} {model.labels(task)[best]:<22} {scores[best]:5.1%}  {text}")
-        scores = model.scores([_PAIR], "mrpc")[0]
+        scores = model.predict_proba([_PAIR], "mrpc")[0]
         best = int(scores.argmax())
         click.echo(f"   {'mrpc':<20} {model.labels('mrpc')[best]:<22} {scores[best]:5.1%}  {' / '.join(_PAIR)}")
 
@@ -98,7 +98,7 @@ def _speed(model: fieldrun.FieldModel, texts: list[str]) -> None:
     }
     measured = interleave(subjects, texts, repeats=2)
     alone, whole = (measured[name].p50_us for name in subjects)
-    tokens = sum(model.encode(texts).tokens) / len(texts)
+    tokens = sum(model.forward(texts).tokens) / len(texts)
     click.echo(
         f"   speed: text in to label out {whole:.0f} us (p50, one text at a time, one thread, {tokens:.0f} tokens); "
         f"the tokenizer alone {alone:.0f} us; {whole / alone:.1f} times"

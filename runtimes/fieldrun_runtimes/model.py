@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import overload
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,12 @@ import numpy.typing as npt
 from fieldrun.errors import (
     CheckpointError,
     HeadMismatch,
-    InputTextError,
     NameTaken,
     StorageError,
     UnknownName,
     UsageError,
 )
+from fieldrun.evaluation.rows import check_texts, split_pairs
 from fieldrun.formats.bundle import Bucket, Bundle, Manifest, TaskSpec
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import Head, attached_task, head_logits, pair_features, softmax
@@ -29,9 +29,10 @@ from fieldrun.heads.head import Head, attached_task, head_logits, pair_features,
 from .engines import Engine, UnpaddedEngine
 from .engines.buckets import BucketPlan
 from .engines.choice import choose_engine
-from .tokenization import TextTokenizer, check_texts
+from .sentences import SentenceEncoder
+from .tokenization import TextTokenizer
 
-__all__ = ["Encoding", "FieldModel", "load"]
+__all__ = ["Encoding", "FieldModel", "Scored", "load"]
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -62,6 +63,13 @@ class Encoding:
         return Encoding(
             field=self.field[rows], logits=self.logits[rows], tokens=self.tokens[rows], dropped=self.dropped[rows]
         )
+
+
+class Scored(NamedTuple):
+    """A label and its probability."""
+
+    label: str
+    score: float
 
 
 def load(
@@ -96,7 +104,7 @@ def load(
     return FieldModel(Bundle.load(path), engine=engine, provider=provider, threads=threads, overflow=overflow)
 
 
-class FieldModel:
+class FieldModel(SentenceEncoder):
     """A loaded bundle. Every method is safe to call from several threads at once.
 
     `manifest` is what the bundle's folder says; heads attached since are in `tasks`, `labels` and `attached` alone. A
@@ -142,11 +150,20 @@ class FieldModel:
         heads = {name: task.head for name, task in self._tasks.items() if task.head is not None}
         return MappingProxyType(heads)
 
-    def labels(self, task: str) -> tuple[str, ...]:
+    @property
+    def max_seq_length(self) -> int:
+        """The longest text that is read whole, in tokens, special tokens included."""
+        return self._plan.longest
+
+    def get_embedding_dimension(self) -> int:
+        """Return the length of a field."""
+        return self.manifest.network.field_dim
+
+    def labels(self, task: str | None = None) -> tuple[str, ...]:
         """Return the labels of `task`, in the order of its scores."""
         return self._task(task).spec.labels
 
-    def kind(self, task: str) -> str:
+    def kind(self, task: str | None = None) -> str:
         """Return `"single"` if `task` takes texts, `"pair"` if it takes pairs of texts."""
         return self._task(task).spec.kind
 
@@ -205,7 +222,7 @@ class FieldModel:
             save_bundle(self._bundle, self.attached, target, overwrite=overwrite)
         return target
 
-    def encode(self, texts: Sequence[str], *, dim: int | None = None) -> Encoding:
+    def forward(self, texts: Sequence[str], *, dim: int | None = None) -> Encoding:
         """Run `texts` once and return fields, logits of all exported single tasks, and token counts.
 
         `dim` keeps the first `dim` numbers of each field, for smaller indexes; attached heads and pair tasks need the
@@ -218,7 +235,7 @@ class FieldModel:
         """
         if dim is not None:
             self._check_dim(dim)
-            whole = self.encode(texts)
+            whole = self.forward(texts)
             return replace(whole, field=np.ascontiguousarray(whole.field[:, :dim]))
         checked = check_texts(texts)
         if len(checked) == 1:
@@ -268,49 +285,67 @@ class FieldModel:
         return _rejection(self._logits_of(encoding, found, other), found.spec.temperature)
 
     def field(self, texts: Sequence[str], *, dim: int | None = None) -> Floats:
-        """Return the meaning field of each text, `(n, dim) float32`; arguments and errors as of `encode`."""
-        return self.encode(texts, dim=dim).field
+        """Return the meaning field of each text, `(n, dim) float32`; arguments and errors as of `forward`."""
+        return self.forward(texts, dim=dim).field
 
-    @overload
-    def similarity(self, a: str, b: str, *, dim: int | None = None) -> float: ...  # type: ignore[overload-overlap]
-    @overload
-    def similarity(self, a: Sequence[str], b: Sequence[str], *, dim: int | None = None) -> Floats: ...
-    def similarity(self, a: str | Sequence[str], b: str | Sequence[str], *, dim: int | None = None) -> float | Floats:
-        """Return the cosine of the fields of `a` and `b`: a float for two texts, `(n,) float32` for two lists.
-
-        The texts of two lists are compared in order. `dim` compares only the first `dim` numbers of each field.
-        Raises as `encode` does, and `InputTextError` for a text against a list, or lists of different lengths.
-        """
-        if isinstance(a, str) != isinstance(b, str):
-            raise InputTextError("similarity compares two texts, or two lists of texts; make both the same")
-        first = check_texts([a] if isinstance(a, str) else a, "first text")
-        second = check_texts([b] if isinstance(b, str) else b, "second text")
-        if len(first) != len(second):
-            raise InputTextError(f"{len(first)} texts against {len(second)}; similarity compares them in order")
-        both = self.field(first + second, dim=dim)
-        x, y = both[: len(first)], both[len(first) :]
-        norms = np.sqrt((x * x).sum(1) * (y * y).sum(1))
-        cosine: Floats = np.clip((x * y).sum(1) / np.maximum(norms, np.finfo(np.float32).tiny), -1, 1)
-        return float(cosine[0]) if isinstance(a, str) else cosine
-
-    def scores(self, texts: Texts, task: str) -> Floats:
+    def predict_proba(self, texts: Texts, task: str | None = None) -> Floats:
         """Return each text's probabilities over `labels(task)`, `(n, labels) float32`; rows sum to 1.
 
-        `texts` are strings for a single task and pairs of strings for a pair task. Raises as `encode` does, and
-        `UnknownName` for a task that the bundle does not have.
+        `texts` are strings for a single task and pairs of strings for a pair task; the task may be left out where the
+        model has only one. Raises as `forward` does, and `UnknownName` for a task that the model does not have.
         """
         found = self._task(task)
         scores: Floats = softmax(self._logits(texts, found), found.spec.temperature)
         return scores
 
-    def predict(self, texts: Texts, task: str) -> list[str]:
-        """Return the best label of each text; raises as `scores` does."""
+    def predict(
+        self,
+        texts: Texts,
+        task: str | None = None,
+        *,
+        allow: Collection[str] | None = None,
+        deny: Collection[str] | None = None,
+    ) -> list[str]:
+        """Return the best label of each text, among those in `allow` or all but those in `deny` where given.
+
+        Raises as `predict_proba` does; `UnknownName` for a label that the task does not have, `UsageError` if both
+        lists are given or no label is left.
+        """
         found = self._task(task)
-        return [found.spec.labels[i] for i in self._logits(texts, found).argmax(1).tolist()]
+        logits, labels = self._logits(texts, found), found.spec.labels
+        if allow is not None or deny is not None:
+            chosen = found.chosen(allow, deny)
+            logits, labels = logits[:, chosen], tuple(labels[i] for i in chosen)
+        return [labels[i] for i in logits.argmax(1).tolist()]
+
+    def top_k(
+        self,
+        texts: Texts,
+        task: str | None = None,
+        *,
+        k: int = 5,
+        threshold: float = 0.0,
+        allow: Collection[str] | None = None,
+        deny: Collection[str] | None = None,
+    ) -> list[list[Scored]]:
+        """Return the `k` best labels of each text with their probabilities, best first.
+
+        Labels below `threshold`, outside `allow` or in `deny` are left out, so a list may be short or empty; the
+        probabilities of the others do not change. Raises as `predict` does.
+        """
+        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+            raise UsageError(f"k must be a positive integer, not {k!r}")
+        found = self._task(task)
+        chosen, labels = np.array(found.chosen(allow, deny)), found.spec.labels
+        rows = []
+        for scores in self.predict_proba(texts, found.spec.name):
+            best = chosen[np.argsort(-scores[chosen], kind="stable")[:k]].tolist()
+            rows.append([Scored(labels[i], float(scores[i])) for i in best if scores[i] >= threshold])
+        return rows
 
     def predict_all(self, texts: Sequence[str]) -> dict[str, list[str]]:
-        """Return the best label of each text for every single task, from one forward pass; raises as `encode` does."""
-        encoding = self.encode(texts)
+        """Return the best label of each text for every single task, from one forward pass; raises as `forward` does."""
+        encoding = self.forward(texts)
         row = encoding.logits[0] if len(encoding.logits) == 1 else None
         found: dict[str, list[str]] = {}
         for name, task in self._tasks.items():
@@ -323,8 +358,8 @@ class FieldModel:
                 found[name] = [spec.labels[i] for i in self._logits_of(encoding, task, None).argmax(1).tolist()]
         return found
 
-    def rejection(self, texts: Texts, task: str) -> Floats:
-        """Return how little each text looks like any label of `task`, `(n,) float32`; raises as `scores` does.
+    def rejection(self, texts: Texts, task: str | None = None) -> Floats:
+        """Return how little each text looks like any label of `task`, `(n,) float32`; raises as `predict_proba` does.
 
         Larger is more likely out of scope: minus the calibrated logit of the best label, over the mean of all labels.
         (Hendrycks et al., "Scaling out-of-distribution detection for real-world settings", ICML 2022, the maximum
@@ -337,6 +372,12 @@ class FieldModel:
 
     def _task(self, name: object) -> _Task:
         tasks = self._tasks
+        if name is None:
+            if len(tasks) == 1:
+                return next(iter(tasks.values()))
+            if not tasks:
+                raise UsageError("this model has no task; attach a head, see fieldrun.fit_head")
+            raise UsageError(f"name the task: {', '.join(tasks)}")
         found = tasks.get(name) if isinstance(name, str) else None
         if found is None:
             raise UnknownName("task", name, list(tasks))
@@ -349,9 +390,9 @@ class FieldModel:
 
     def _logits(self, texts: Texts, task: _Task) -> Floats:
         if task.spec.kind == "single":
-            return self._logits_of(self.encode(texts), task, None)  # type: ignore[arg-type]
-        first, second = _split_pairs(texts, task.spec.name)
-        both = self.encode(check_texts(first, "first text") + check_texts(second, "second text"))
+            return self._logits_of(self.forward(texts), task, None)  # type: ignore[arg-type]
+        first, second = split_pairs(texts)
+        both = self.forward(first + second)
         return self._logits_of(both.part(0, len(first)), task, both.part(len(first), len(both)))
 
     def _logits_of(self, encoding: Encoding, task: _Task, other: Encoding | None) -> Floats:
@@ -369,7 +410,7 @@ class FieldModel:
         return self._pair_logits(*fields)[:, spec.start : spec.start + len(spec.labels)]
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return each text's token ids, special tokens included; windows of a long text apart. Raises as `encode`."""
+        """Return each text's token ids, special tokens included; windows of a long text apart. Raises as `forward`."""
         return self._tokenize(check_texts(texts)).ids
 
     def replay(self, sequences: Sequence[Sequence[int]], bucket: Bucket) -> Floats:
@@ -422,6 +463,24 @@ class _Task:
     spec: TaskSpec
     head: Head | None
 
+    def chosen(self, allow: Collection[str] | None, deny: Collection[str] | None) -> list[int]:
+        """Return the positions of the labels that `allow` and `deny` leave."""
+        labels = self.spec.labels
+        if allow is None and deny is None:
+            return list(range(len(labels)))
+        if allow is not None and deny is not None:
+            raise UsageError("give labels to allow or labels to deny, not both")
+        listed = allow if deny is None else deny
+        if listed is None or isinstance(listed, str):
+            raise UsageError(f"labels must be a list; write [{listed!r}]")
+        for label in listed:
+            if label not in labels:
+                raise UnknownName("label", label, labels)
+        left = [i for i, label in enumerate(labels) if (label in listed) == (deny is None)]
+        if not left:
+            raise UsageError(f"no label of task {self.spec.name!r} is left")
+        return left
+
 
 def _task_of(head: Head) -> _Task:
     return _Task(spec=attached_task(head), head=head)
@@ -457,18 +516,6 @@ class _Closed:
     def run_pairs(self, a: Array, b: Array) -> Array:
         del a, b
         raise UsageError("this model was closed; load the bundle again")
-
-
-def _split_pairs(texts: object, task: str) -> tuple[list[str], list[str]]:
-    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
-        raise InputTextError(f"task {task!r} takes a list of pairs of texts: [(text_a, text_b), ...]")
-    first, second = [], []
-    for i, pair in enumerate(texts):
-        if isinstance(pair, str | bytes) or not isinstance(pair, Sequence) or len(pair) != 2:
-            raise InputTextError(f"item {i} is not a pair, and task {task!r} takes pairs: [(text_a, text_b), ...]")
-        first.append(pair[0])
-        second.append(pair[1])
-    return first, second
 
 
 def _pool_windows(values: Floats, weights: Sequence[int], owners: Sequence[int], n: int) -> Floats:

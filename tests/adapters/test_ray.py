@@ -27,7 +27,7 @@ def test_columns_are_the_models_answers(toy_bundle: Path) -> None:
     with fieldrun.load(toy_bundle, engine="numpy") as model:
         for task in TASKS:
             assert found[task].tolist() == model.predict(texts.tolist(), task)
-            assert np.array_equal(found[f"{task}_score"], model.scores(texts.tolist(), task).max(1))
+            assert np.array_equal(found[f"{task}_score"], model.predict_proba(texts.tolist(), task).max(1))
 
 
 def test_an_empty_batch_keeps_its_columns(toy_bundle: Path) -> None:

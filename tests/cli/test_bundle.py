@@ -50,7 +50,7 @@ def lines(result: Result) -> list[dict[str, Any]]:
 
 def test_run_gives_the_scores_of_the_model(toy_bundle: Path, single: TaskSpec) -> None:
     with fieldrun.load(toy_bundle, engine="numpy") as model:
-        expected, labels = model.scores(TEXTS, single.name), model.predict(TEXTS, single.name)
+        expected, labels = model.predict_proba(TEXTS, single.name), model.predict(TEXTS, single.name)
     arguments = ("run", toy_bundle, "--task", single.name, "--engine", "numpy", "--json")
     answers = lines(call(*arguments, *TEXTS))
     assert [answer["text"] for answer in answers] == TEXTS
@@ -65,7 +65,7 @@ def test_run_gives_the_scores_of_the_model(toy_bundle: Path, single: TaskSpec) -
 
 def test_run_gives_the_scores_of_pairs(toy_bundle: Path, pair: TaskSpec) -> None:
     with fieldrun.load(toy_bundle, engine="numpy") as model:
-        expected = model.scores(PAIRS, pair.name)
+        expected = model.predict_proba(PAIRS, pair.name)
     stdin = "".join(f"{a}\t{b}\n" for a, b in PAIRS)
     answers = lines(call("run", toy_bundle, "--task", pair.name, "--engine", "numpy", "--json", stdin=stdin))
     assert [tuple(answer["text"]) for answer in answers] == PAIRS

@@ -72,7 +72,7 @@ class FakeModel:
     def kind(self, task: str) -> str:
         return str(self.manifest.task(task).kind)
 
-    def encode(self, texts: Sequence[str]) -> Any:
+    def forward(self, texts: Sequence[str]) -> Any:
         self.calls.append(len(texts))
         words = np.array([len(text.split()) for text in texts])
         if any("wrong" in text or "\udcff" in text for text in texts):

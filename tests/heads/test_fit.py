@@ -40,7 +40,7 @@ class Letters:
     def __init__(self) -> None:
         self.calls: list[int] = []
 
-    def encode(self, texts: Sequence[str]) -> Any:
+    def forward(self, texts: Sequence[str]) -> Any:
         self.calls.append(len(texts))
         if "too long" in texts:
             raise TextTooLong(f"text {list(texts).index('too long')} has 999 tokens")
@@ -187,8 +187,8 @@ def test_a_temperature_without_an_error_is_finite_and_without_a_clue_large() -> 
 def test_a_head_of_texts() -> None:
     model = Letters()
     head = fit_head(model, TEXTS, LABELS, name="letters")
-    assert accuracy(head, model.encode(TEXTS).field, LABELS) == 1.0
-    assert accuracy(head, model.encode(["aaaa", "cccc", "pppp"]).field, ["x", "y", "z"]) == 1.0
+    assert accuracy(head, model.forward(TEXTS).field, LABELS) == 1.0
+    assert accuracy(head, model.forward(["aaaa", "cccc", "pppp"]).field, ["x", "y", "z"]) == 1.0
     same = fit_head(model, tuple(reversed(TEXTS)), tuple(reversed(LABELS)), name="letters")
     np.testing.assert_array_equal(same.weight, head.weight)
 
@@ -199,7 +199,7 @@ def test_a_head_of_pairs() -> None:
     labels = ["same" if set(a) & set(b) else "other" for a, b in pairs]
     head = fit_head(model, pairs, labels)
     assert (head.kind, head.weight.shape) == ("pair", (64, 2))
-    first, second = (model.encode([pair[k] for pair in pairs]).field for k in (0, 1))
+    first, second = (model.forward([pair[k] for pair in pairs]).field for k in (0, 1))
     assert accuracy(head, pair_features(first, second), labels) > 0.9
     listed = fit_head(model, [list(pair) for pair in pairs], labels)  # type: ignore[arg-type]
     np.testing.assert_array_equal(listed.weight, head.weight)

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 def label(path: Path, texts: list[str], pairs: list[tuple[str, str]]) -> list[str]:
     with fieldrun.load(path, engine="numpy", threads=1, overflow="error") as model:
         field: NDArray[np.float32] = model.field(texts)
-        scores: NDArray[np.float32] = model.scores(texts, "sst2")
+        scores: NDArray[np.float32] = model.predict_proba(texts, "sst2")
         tasks: tuple[str, ...] = model.tasks
         labels: tuple[str, ...] = model.labels(tasks[0])
         print(field.shape, scores.shape, labels, model.engine)
@@ -46,7 +46,7 @@ def check(checkpoint: Path, out: Path) -> bool:
 fieldrun.load(threads="one")  # type: ignore[arg-type]
 fieldrun.load("reference", "numpy")  # type: ignore[call-arg]
 fieldrun.load(speed="high")  # type: ignore[call-arg]
-fieldrun.load().predict(["x"])  # type: ignore[call-arg]
+fieldrun.load().predict(["x"], k=2)  # type: ignore[call-arg]
 """
 
 

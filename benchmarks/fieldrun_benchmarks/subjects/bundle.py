@@ -69,7 +69,7 @@ class BundleSubject:
 
     def tokens(self, texts: Sequence[str]) -> list[int] | None:
         """Return the tokens of each text, special tokens included."""
-        counts: list[int] = self._model.encode(list(texts)).tokens.tolist()
+        counts: list[int] = self._model.forward(list(texts)).tokens.tolist()
         return counts
 
     def tasks(self) -> Mapping[str, Sequence[str]]:

@@ -90,7 +90,7 @@ def _accuracy(path: Path, sets: dict[str, Dataset], data: Path) -> dict[str, Any
     tasks: dict[str, dict[str, Any]] = {}
     with fieldrun.load(path, engine="onnxruntime") as model:
         for task, rows in sets.items():
-            scores = model.scores(rows.texts, task)
+            scores = model.predict_proba(rows.texts, task)
             labels = np.array(model.labels(task))
             right = labels[scores.argmax(1)] == np.array(rows.labels)
             hits = int(right.sum())
@@ -115,7 +115,9 @@ def _similarity(model: fieldrun.FieldModel, data: Path) -> dict[str, Any]:
     rows = read_tsv(data / "stsb" / "dev.tsv")
     first, second = ([str(pair[side]) for pair in rows.texts] for side in (0, 1))
     grades = [float(label) for label in rows.labels]
-    correlation = {dim: spearman(model.similarity(first, second, dim=dim), grades) for dim in _PREFIXES}
+    fields = model.field(first), model.field(second)
+    cosines = {dim: model.similarity_pairwise(*(x[:, :dim] for x in fields)) for dim in _PREFIXES}
+    correlation = {dim: spearman(found, grades) for dim, found in cosines.items()}
     return {"file": f"stsb/{rows.path.name}", "sha256": rows.sha256, "n": len(rows), "spearman": correlation}
 
 
@@ -131,7 +133,7 @@ def _rejection(model: fieldrun.FieldModel, sets: dict[str, Dataset]) -> dict[str
         "out_of_scope": sum(outside),
         "auroc": {
             "rejection": auroc(model.rejection(rows.texts, task), outside),
-            "probability of its own label": auroc(model.scores(rows.texts, task)[:, column], outside),
+            "probability of its own label": auroc(model.predict_proba(rows.texts, task)[:, column], outside),
         },
     }
 
@@ -156,7 +158,7 @@ def _latency(path: Path, sets: dict[str, Dataset]) -> dict[str, Any]:
                 ratio = measured["text_to_labels"].p50_us / measured["tokenizer"].p50_us
                 engines[engine] = {name: value.to_dict() for name, value in measured.items()}
                 engines[engine]["ratio_p50"] = round(ratio, 3)
-                tokens = float(model.encode(texts).tokens.mean())
+                tokens = float(model.forward(texts).tokens.mean())
         result[task] = {"texts": len(texts), "mean_tokens": round(tokens, 1), "engines": engines}
     bundle = Bundle.load(path)
     return {

@@ -86,7 +86,7 @@ def _answer(model: FieldModel, records: Sequence[Record], tasks: Sequence[str]) 
     values: list[Any] = [record.value for record in records]
     if isinstance(values[0], tuple):
         n = len(values)
-        encoding = model.encode([a for a, _ in values] + [b for _, b in values])
+        encoding = model.forward([a for a, _ in values] + [b for _, b in values])
         first, second = encoding.part(0, n), encoding.part(n, 2 * n)
         return Answers(
             records=records,
@@ -96,7 +96,7 @@ def _answer(model: FieldModel, records: Sequence[Record], tasks: Sequence[str]) 
             tokens=encoding.tokens[:n] + encoding.tokens[n:],
             dropped=encoding.dropped[:n] + encoding.dropped[n:],
         )
-    encoding = model.encode(values)
+    encoding = model.forward(values)
     return Answers(
         records=records,
         field=encoding.field,

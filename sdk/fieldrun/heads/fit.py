@@ -54,7 +54,7 @@ class _Encoding(Protocol):
 class Encoder(Protocol):
     """What a head is trained on top of: a loaded model, or anything that encodes texts as one does."""
 
-    def encode(self, texts: Sequence[str]) -> _Encoding:
+    def forward(self, texts: Sequence[str]) -> _Encoding:
         """Return the fields `(n, dim) float32` of `texts`, and how many tokens each lost."""
         ...
 
@@ -398,11 +398,11 @@ def _check_labels(labels: object, n: int) -> list[str]:
 def _encode(model: Encoder, texts: list[str], start: int) -> _Encoding:
     batch = texts[start : start + _BATCH]
     try:
-        return model.encode(batch)
+        return model.forward(batch)
     except (InputTextError, TextTooLong):
         for i, text in enumerate(batch, start):
             try:
-                model.encode([text])
+                model.forward([text])
             except (InputTextError, TextTooLong) as error:
                 raise type(error)(str(error).replace("text 0", f"text {i}", 1)) from error
         raise

@@ -77,7 +77,7 @@ class Labeller:
             none = {task: np.zeros(0, object) for task in self._labels}
             return found | none | {f"{task}_score": np.zeros(0, np.float32) for task in self._labels}
         try:
-            encoding = self._model.encode(texts)
+            encoding = self._model.forward(texts)
         except InputTextError as error:
             raise InputTextError(f"column {self._column!r}: {error}") from error
         for task, labels in self._labels.items():

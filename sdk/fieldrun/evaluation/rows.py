@@ -1,0 +1,74 @@
+"""Texts as callers hand them over: any list of strings, or of pairs of strings, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
+
+import numpy as np
+
+from ..errors import FieldrunError, InputTextError
+
+__all__ = ["as_list", "check_texts", "split_pairs"]
+
+
+def as_list(values: object, what: str, error: type[FieldrunError] = InputTextError) -> list[Any]:
+    """Return the items of a list, tuple, array, Series or iterator; `what` names them in the message.
+
+    Raises:
+        FieldrunError: as `error`; `values` has no items in order, such as a string, a dict, a set or a DataFrame.
+    """
+    if isinstance(values, list):
+        return values
+    table = isinstance(values, Mapping | Set | bytearray | memoryview) or hasattr(values, "columns")
+    if isinstance(values, str | bytes) or table or not isinstance(values, Iterable):
+        raise error(f"{what} must be a list, not {type(values).__name__}")
+    try:
+        return list(values)
+    except TypeError as cause:  # an array without dimensions
+        raise error(f"{what} must be a list, not a single value") from cause
+
+
+def check_texts(texts: object, what: str = "text") -> list[str]:
+    """Return `texts` as a list of non-blank, valid Unicode strings, at least one; `what` names one in messages.
+
+    Raises:
+        InputTextError: it is not; the message says which text and why.
+    """
+    if isinstance(texts, str):
+        raise InputTextError("texts must be a list of strings, not one string; write [text]")
+    listed = as_list(texts, f"{what}s")
+    if not listed:
+        raise InputTextError(f"{what}s is empty; give at least one text")
+    for i, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise InputTextError(f"{what} {i} is {type(text).__name__}, not a string")
+        if not text or text.isspace():
+            raise InputTextError(f"{what} {i} is empty or only whitespace; leave it out")
+        if not text.isascii():
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise InputTextError(
+                    f"{what} {i} holds a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}; "
+                    "decode it as UTF-8 first"
+                ) from error
+    return listed
+
+
+def split_pairs(pairs: object) -> tuple[list[str], list[str]]:
+    """Return the first and the second texts of `pairs`, checked as `check_texts` does.
+
+    Raises:
+        InputTextError: an item is not a pair of texts.
+    """
+    listed = as_list(pairs, "pairs")
+    for i, pair in enumerate(listed):
+        if not is_pair(pair):
+            raise InputTextError(f"item {i} is not a pair; give a list of pairs: [(text_a, text_b), ...]")
+    return check_texts([a for a, _ in listed], "first text"), check_texts([b for _, b in listed], "second text")
+
+
+def is_pair(item: object) -> bool:
+    """Return whether `item` is a list, tuple or array of two things."""
+    return isinstance(item, list | tuple | np.ndarray) and len(item) == 2
