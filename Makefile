@@ -33,7 +33,7 @@ endif
 	$(BIN)/fieldrun bench reference --quick --report build/bench
 
 docs: $(VENV)/.docs ## build the documentation into build/site; a broken link fails it
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test-gpu: $(VENV)/.dev ## with a GPU: golden fields and speed of every GPU engine, into build/records
 	FIELDRUN_RECORDS=build/records $(BIN)/python -m pytest -m gpu -rs tests
