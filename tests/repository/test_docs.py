@@ -68,11 +68,14 @@ def test_commands_exist(repository: Path) -> None:
     assert shown >= {name for name in main.list_commands(click.Context(main)) if name not in {"tasks"}}
 
 
-def test_python_parses(repository: Path) -> None:
+def test_shell_and_python_parse(repository: Path) -> None:
     for page in pages(repository):
         for language, text in FENCE.findall(page.read_text("utf-8")):
             if language == "python":
                 ast.parse(text, str(page))
+            elif language == "bash":
+                ended = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
+                assert ended.returncode == 0, f"{page}: {text}\n{ended.stderr}"
 
 
 def test_every_public_name_is_on_the_api_page(repository: Path) -> None:

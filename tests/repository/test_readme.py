@@ -143,7 +143,8 @@ def test_a_page_runs(page: str, repository: Path, clone: Path) -> None:
         (clone / name).write_text("\n".join([sample[0], *rows]) + "\n", "utf-8")
     text = (repository / page).read_text("utf-8")
     assert any(block.language in COMMANDS | PROGRAMS and not block.not_run for block in blocks(text))
-    assert not run_page(text, clone)
+    failures = run_page(text, clone)
+    assert not failures, "\n".join(failures)
 
 
 @pytest.mark.parametrize("page", PAGES)
