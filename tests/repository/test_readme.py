@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-PAGES = ("README.md", "docs/index.md", "docs/tutorial.md", "docs/own-labels.md", "docs/serving.md")
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("index", "libraries", "own-labels", "serving", "tutorial")))
 ROWS = {"docs/own-labels.md": ("train.tsv", "dev.tsv", "more.tsv")}  # files that a page takes for granted
 
 COMMANDS = {"bash", "console"}
