@@ -24,11 +24,10 @@ ifdef DATA
 	$(BIN)/python -m studies.student.measure --data $(DATA) -o benchmarks/records
 ifdef GTE
 	$(BIN)/python -m studies.peers.measure --data $(DATA) --gte $(GTE) --minilm $(MINILM) --work $(WORK) -o benchmarks/records/peers.json
-	$(BIN)/python -m studies.tables docs/peers.md benchmarks/records
 	@mkdir -p build
 	$(BIN)/fieldrun report benchmarks/records/peers.json -o build/peers.html --force
 endif
-	$(BIN)/python -m studies.tables README.md benchmarks/records
+	$(BIN)/python -m studies.tables
 endif
 	$(BIN)/fieldrun bench reference --quick --report build/bench
 

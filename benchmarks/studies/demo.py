@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
@@ -10,17 +9,12 @@ from pathlib import Path
 
 import click
 
-# one thread each, for a comparison that means something; before NumPy and tokenizers are imported
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-import fieldrun  # noqa: E402
-from fieldrun.errors import FieldrunError, ParityError  # noqa: E402
-from fieldrun.evaluation.dataset import read_tsv  # noqa: E402
-from fieldrun.evaluation.metrics import accuracy, wilson_interval  # noqa: E402
-from fieldrun_benchmarks.harness.latency import interleave  # noqa: E402
-from fieldrun_benchmarks.harness.workload import SAMPLES  # noqa: E402
+import fieldrun
+from fieldrun.errors import FieldrunError, ParityError
+from fieldrun.evaluation.dataset import read_tsv
+from fieldrun.evaluation.metrics import accuracy, wilson_interval
+from fieldrun_benchmarks.harness.latency import interleave
+from fieldrun_benchmarks.harness.workload import SAMPLES
 
 __all__ = ["main"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ class SentenceEncoder(ABC):
     similarity_fn_name = "cosine"
 
     @abstractmethod
-    def field(self, texts: Sequence[str], *, dim: int | None = None) -> Floats:
+    def field(self, texts: Iterable[str], *, dim: int | None = None) -> Floats:
         """Return the meaning field of each text, `(n, dim) float32`."""
 
     @abstractmethod
@@ -41,7 +41,7 @@ class SentenceEncoder(ABC):
 
     def encode(
         self,
-        sentences: str | Sequence[str],
+        sentences: str | Iterable[str],
         *,
         prompt_name: str | None = None,
         prompt: str | None = None,
@@ -95,7 +95,7 @@ class SentenceEncoder(ABC):
     encode_document = encode
 
     def similarity(
-        self, embeddings1: npt.ArrayLike | Sequence[str], embeddings2: npt.ArrayLike | Sequence[str]
+        self, embeddings1: npt.ArrayLike | Iterable[str], embeddings2: npt.ArrayLike | Iterable[str]
     ) -> Floats:
         """Return the cosine of each of `embeddings1` with each of `embeddings2`, `(n, m) float32`.
 
@@ -110,7 +110,7 @@ class SentenceEncoder(ABC):
         return cosines
 
     def similarity_pairwise(
-        self, embeddings1: npt.ArrayLike | Sequence[str], embeddings2: npt.ArrayLike | Sequence[str]
+        self, embeddings1: npt.ArrayLike | Iterable[str], embeddings2: npt.ArrayLike | Iterable[str]
     ) -> Floats:
         """Return the cosine of `embeddings1[i]` with `embeddings2[i]`, `(n,) float32`; otherwise as `similarity`."""
         a, b = self._comparable(embeddings1, embeddings2)
@@ -119,7 +119,7 @@ class SentenceEncoder(ABC):
         cosines: Floats = np.clip((_unit(a) * _unit(b)).sum(1), -1, 1)
         return cosines
 
-    def _embed(self, sentences: str | Sequence[str], prompt: str, size: int, show: bool, dim: int | None) -> Floats:
+    def _embed(self, sentences: str | Iterable[str], prompt: str, size: int, show: bool, dim: int | None) -> Floats:
         texts: list[str] = [sentences] if isinstance(sentences, str) else as_list(sentences, "sentences")
         if not texts:
             return np.zeros((0, dim or self.get_embedding_dimension()), np.float32)
@@ -132,7 +132,7 @@ class SentenceEncoder(ABC):
                 sys.stderr.write(f"\rencode {done}/{len(texts)}" + "\n" * (done == len(texts)))
         return np.concatenate(parts)
 
-    def _comparable(self, *both: npt.ArrayLike | Sequence[str]) -> tuple[Floats, Floats]:
+    def _comparable(self, *both: npt.ArrayLike | Iterable[str]) -> tuple[Floats, Floats]:
         a, b = (self._as_embeddings(values) for values in both)
         if a.shape[1] != b.shape[1]:
             raise UsageError(f"embeddings of {a.shape[1]} numbers against embeddings of {b.shape[1]}")

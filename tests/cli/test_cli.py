@@ -282,6 +282,8 @@ def test_eval(models: list[FakeModel], tmp_path: Path) -> None:
     assert low < value["accuracy"] < high
     assert value.pop("macro_f1") == pytest.approx((4 / 5 + 600 / 601) / 2)
     assert len(value.pop("data_sha256")) == 64
+    assert value.pop("recall") == {"down": 1, "up": pytest.approx(300 / 301)}
+    assert 0 < value.pop("calibration_error") < 1
     assert value == {
         "task": "mood",
         "n": 303,
@@ -291,6 +293,7 @@ def test_eval(models: list[FakeModel], tmp_path: Path) -> None:
         "engine": "numpy",
         "data": str(data),
         "dropped": 1,
+        "cut": 1,
     }
     assert matrix.read_text() == "true\\predicted\tdown\tup\ndown\t2\t0\nup\t1\t300\n"
     assert "1 of 303 texts were too long" in result.stderr

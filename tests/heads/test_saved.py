@@ -114,7 +114,7 @@ def test_names_that_are_taken_and_names_that_are_unknown(model: FieldModel) -> N
         model.attach(head("mood"), replace=True)
     model.attach(head())
     first = model.predict_proba(TEXTS, "mine")
-    with pytest.raises(NameTaken, match="'mine' is attached; name this one otherwise"):
+    with pytest.raises(NameTaken, match="'mine' is attached; choose another name"):
         model.attach(head(seed=1))
     np.testing.assert_array_equal(model.predict_proba(TEXTS, "mine"), first)
     model.attach(head(seed=1), replace=True)

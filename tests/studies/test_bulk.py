@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from fieldrun.errors import DatasetError
 from fieldrun_benchmarks.harness.record import read_record
 from studies.bulk import measure as bulk
-from studies.bulk import tables as bulk_report
+from studies.bulk.tables import BLOCKS
+from studies.columns import markdown
 
 
 def test_the_record_and_its_table(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +28,7 @@ def test_the_record_and_its_table(toy_bundle: Path, tmp_path: Path, monkeypatch:
     assert record["killed"]["lines_after"] == 150_000
     assert 0.05 * 150_000 <= record["killed"]["killed_at_line"] < 150_000
     assert set(record["runs"]) == {"1", "2"}
-    shown = bulk_report.TABLES["bulk"](tmp_path)
+    shown = markdown(BLOCKS["bulk"](tmp_path))
     assert f"{record['runs']['2'][0]['lines_per_s']:,}" in shown
     assert "the bytes of the runs that were left alone" in shown
 

@@ -29,13 +29,14 @@ from fieldrun.distill.pool import Split, TaskData, TextPool, build_pool
 from fieldrun.distill.recipe import DistillRecipe, load_recipe
 from fieldrun.distill.teacher import default_layers, extract_raw_field, teacher_hashes, teacher_shape, texts_digest
 from fieldrun.distill.training import arithmetic
-from fieldrun.errors import DatasetError, UsageError
+from fieldrun.errors import DatasetError
 from fieldrun.formats.storage import read_json, write_json
 from fieldrun.formats.tensors import Array
 from fieldrun_benchmarks.harness.record import write_record
 
 from ..paired import Hits, compare, published, scored
-from ..stages import Stages, tell
+from ..stages import Stages, named, tell
+from ..suite import data_option, output_option, work_option
 from .probe import Features, Floats, Integers, Moments, Probe, accumulate, fit, fit_rows
 from .spectrum import principal, spectra
 
@@ -296,10 +297,10 @@ def _student(name: str, suite: TextPool) -> tuple[dict[str, Any], Scores]:
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder of the suite.")
+@data_option
 @click.option("--teacher", "teachers", multiple=True, required=True, metavar="NAME=FOLDER", help="Once per teacher.")
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder that a killed run goes on from.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The record to write.")
+@work_option
+@output_option
 @click.option("--recipe", default="reference", show_default=True, help="Training recipe, by name or path.")
 @click.option("--student", default="reference", show_default=True, help="Bundle, by name or path.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="AN1 fields to train.")
@@ -321,7 +322,7 @@ def main(
     lend: str | None,
 ) -> None:
     """Write the record behind docs/an1.md."""
-    folders = dict(_named(teacher) for teacher in teachers)
+    folders = dict(named(teacher) for teacher in teachers)
     plan = load_recipe(recipe)
     if steps is not None:
         plan = dataclasses.replace(plan, compressor=dataclasses.replace(plan.compressor, steps=steps))
@@ -329,7 +330,7 @@ def main(
     pool = build_pool(plan, data)
     suite = restrict(pool, rows, report_rows)
     if lend is not None:
-        name, run = _named(lend)
+        name, run = named(lend)
         if not (work / name / "raw_field.npy").exists():
             borrow(pool, suite, run / "raw_field.npy", work / name / "raw_field.npy")
     about, scores = _student(student, suite)
@@ -362,13 +363,6 @@ def main(
     }
     command = "python -m studies.an1.measure --data DATA --teacher NAME=FOLDER ... --work WORK -o RECORD"
     write_record(output, "an1", command, values)
-
-
-def _named(teacher: str) -> tuple[str, Path]:
-    name, _, folder = teacher.partition("=")
-    if not name or not folder or Path(name).name != name:
-        raise UsageError(f"--teacher {teacher!r}: write NAME=FOLDER, the name without slashes")
-    return name, Path(folder)
 
 
 if __name__ == "__main__":

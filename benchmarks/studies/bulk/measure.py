@@ -29,6 +29,8 @@ from fieldrun.formats.storage import read_json, sha256_file
 from fieldrun_benchmarks.harness.record import write_record
 from fieldrun_benchmarks.machine.sensors import process_memory
 
+from ..suite import output_option
+
 __all__ = ["Run", "main", "tree_memory", "write_lines"]
 
 _READ_S = 0.5
@@ -154,7 +156,7 @@ def _killed(command: Sequence[str], output: Path, lines: int) -> dict[str, Any]:
 @click.option(
     "--repeats", type=click.IntRange(1), default=2, show_default=True, help="Runs with each number of workers."
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the record.")
+@output_option
 def main(sources: Sequence[Path], lines: int, task: str, bundle: str, repeats: int, output: Path) -> None:
     """Write the record bulk.json."""
     runs: dict[int, list[dict[str, Any]]] = {workers: [] for workers in _WORKERS}

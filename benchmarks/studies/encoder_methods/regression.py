@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fieldrun.errors import ExportError
-from fieldrun.formats.progress import Progress
+from fieldrun.formats.progress import Progress, silent
 from fieldrun.formats.tensors import Array
 from fieldrun.student.windows import pad_ids
 from fieldrun_exporters.encoder.model import Encoder
@@ -56,6 +56,21 @@ class HeldOut:
         """Return how far the last pooled states of `encoder` are from the target (`simulate.field_errors`)."""
         return field_errors(self.target[:, -1], pooled_states(encoder, self.sequences)[:, -1])
 
+    def gained(self, start: Encoder, moved: Encoder) -> dict[str, Any]:
+        """Return the errors `before` and `after`, and the share of 1 - cosine that was `recovered`.
+
+        Raises:
+            ExportError: the fields are no nearer than before.
+        """
+        before, after = self.errors(start), self.errors(moved)
+        if not after["mean_cosine"] > before["mean_cosine"]:
+            raise ExportError(
+                f"regression: the fields are no nearer (cosine {before['mean_cosine']:.4f} before, "
+                f"{after['mean_cosine']:.4f} after); give more texts or another rate"
+            )
+        share = (after["mean_cosine"] - before["mean_cosine"]) / (1 - before["mean_cosine"])
+        return {"before": before, "after": after, "recovered": share, "held_out": len(self.sequences)}
+
 
 def regress(
     start: Encoder,
@@ -64,7 +79,7 @@ def regress(
     sequences: Sequence[Sequence[int]],
     target: Array,
     plan: Regression,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> HeldOut:
     """Move the torch tensors `parameters` in place.
 
@@ -111,6 +126,5 @@ def regress(
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-        if progress is not None:
-            progress("regression", step + 1, plan.steps)
+        progress("regression", step + 1, plan.steps)
     return HeldOut(sequences=[sequences[i] for i in held], target=target[held])

@@ -10,29 +10,24 @@ What it takes to learn 20 labels from 64 examples each is timed from the texts o
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
-# one thread each, as on a small device; before NumPy is imported
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
+import fieldrun
+from fieldrun.evaluation.dataset import read_tsv
+from fieldrun.evaluation.metrics import wilson_interval
+from fieldrun.formats.tensors import Array
+from fieldrun.heads.fit import fit_fields
+from fieldrun.heads.head import head_logits
+from fieldrun_benchmarks.harness.record import write_record
 
-import numpy as np  # noqa: E402
-
-import fieldrun  # noqa: E402
-from fieldrun.evaluation.dataset import read_tsv  # noqa: E402
-from fieldrun.evaluation.metrics import wilson_interval  # noqa: E402
-from fieldrun.formats.tensors import Array  # noqa: E402
-from fieldrun.heads.fit import fit_fields  # noqa: E402
-from fieldrun.heads.head import head_logits  # noqa: E402
-from fieldrun_benchmarks.harness.record import write_record  # noqa: E402
-
-from ..peers.models import need  # noqa: E402
+from ..peers.models import need
+from ..suite import data_option, output_option
 
 __all__ = ["draw", "main"]
 
@@ -114,9 +109,9 @@ def _timed(model: fieldrun.FieldModel, data: Path) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder of the tasks.")
+@data_option
 @click.option("--bundle", default="reference", show_default=True, help="Whose fields.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The record.")
+@output_option
 def main(data: Path, bundle: str, output: Path) -> None:
     """Write the record behind the table in docs/own-labels.md."""
     with fieldrun.load(bundle) as model:

@@ -40,7 +40,7 @@ from fieldrun_exporters.student.passes.fold import fold
 from fieldrun_exporters.student.passes.palettize import palettize
 from fieldrun_exporters.student.simulate import outputs
 
-from ..suite import report_sets
+from ..suite import data_option, output_option, report_sets
 
 __all__ = ["CHANGES", "changed_codebooks", "main"]
 
@@ -133,8 +133,8 @@ def _measured(
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder with one folder per task.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The record to write.")
+@data_option
+@output_option
 @click.option("--checkpoint", default="reference", show_default=True, help="The student, by name or path.")
 @click.option("--bundle", default="reference", show_default=True, help="Any bundle of it, for its tasks.")
 @click.option("--entries", multiple=True, type=int, default=(16, 32, 64), show_default=True, help="K of a codebook.")

@@ -26,6 +26,8 @@ from fieldrun.formats.storage import read_json, write_bytes
 from fieldrun_benchmarks.harness.record import read_record, write_record
 from fieldrun_exporters.search.front import front_plot
 
+from ..suite import data_option, output_option, work_option
+
 __all__ = ["beaten", "main", "plot", "write_rows"]
 
 _ROWS = 500
@@ -99,11 +101,11 @@ def _run(command: Sequence[str], work: Path, kill_at: int | None) -> float:
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="The suite.")
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="A folder to make.")
+@data_option
+@work_option
 @click.option("--max-size", default="16MB", show_default=True, help="As of `fieldrun search`.")
 @click.option("--plot", "drawing", type=click.Path(path_type=Path), help="Draw the front into this SVG.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The record.")
+@output_option
 def main(data: Path, work: Path, max_size: str, drawing: Path | None, output: Path) -> None:
     """Search the shipped student, killed and resumed, and record the front beside the uniform recipes."""
     if work.exists():

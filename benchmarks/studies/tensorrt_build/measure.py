@@ -21,6 +21,8 @@ from fieldrun.formats.storage import sha256_file
 from fieldrun_benchmarks.harness.record import write_record
 from fieldrun_exporters.recipe import load_recipe, recipe_names
 
+from ..suite import output_option
+
 __all__ = ["CAPABILITIES", "main", "measure_recipe"]
 
 CAPABILITIES = ("8.6", "8.9", "12.0")
@@ -71,7 +73,7 @@ def measure_recipe(checkpoint: str | Path, recipe: str, folder: Path, capabiliti
 
 
 @click.command()
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder of the records.")
+@output_option
 @click.option("--checkpoint", default="reference", show_default=True)
 def main(output: Path, checkpoint: str) -> None:
     """Write the record `tensorrt-build.json`."""

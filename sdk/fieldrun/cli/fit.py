@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +11,12 @@ import click
 from fieldrun.errors import DatasetError, InputTextError, NameTaken, OutputExists, TextTooLong
 
 from .options import bundle_argument, examples, json_option, open_model, runtime_options
-from .output import Progress, progress, put, put_json
+from .output import progress, put, put_json
 
 if TYPE_CHECKING:
     from fieldrun.evaluation.dataset import Dataset
+    from fieldrun.evaluation.evaluate import Evaluation
     from fieldrun.heads.head import Head
-    from fieldrun_runtimes.model import FieldModel
 
 __all__ = ["fit"]
 
@@ -59,9 +58,11 @@ def fit(
     repeats; null with one row a label), temperature, dev (n, accuracy, ci95, ece; null without --dev), dropped.
     """
     from fieldrun.evaluation.dataset import read_tsv
+    from fieldrun.evaluation.evaluate import evaluate
     from fieldrun.heads.fit import HeadTrainer
 
     from .answers import note_dropped
+    from .inputs import BATCH
 
     if os.path.lexists(output) and not force:
         raise OutputExists(f"{output} exists; choose another folder or add --force")
@@ -80,23 +81,29 @@ def fit(
                 raise type(error)(f"{dataset.path}: {error}") from error
         head = trainer.fit()
         model.attach(head, replace=force)
-        measured = None if held_out is None else _measure(model, head, held_out, step)
+        measured = None if held_out is None else evaluate(model, held_out, name, batch_size=BATCH, progress=step)
         model.save(output, overwrite=force)
     note_dropped(trainer.dropped, trainer.cut, len(trainer))
     if as_json:
         put_json(
             {"path": str(output), "task": name}
             | {key: head.about[key] for key in ("n", "labels", "strength", "cv")}
-            | {"temperature": head.temperature, "dev": measured, "dropped": trainer.dropped}
+            | {"temperature": head.temperature, "dev": None if measured is None else _summary(measured)}
+            | {"dropped": trainer.dropped}
         )
         return
     put(f"{output}: {name}, {len(head.labels)} labels from {len(trainer)} {_what(head.kind)}")
     put(_held_out_line(head))
     if measured is not None:
-        low, high = measured["ci95"]
-        put(f"dev accuracy {measured['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, n = {measured['n']})")
-        put(f"dev calibration error {measured['ece']:.2%}")
+        low, high = measured.ci95
+        put(f"dev accuracy {measured.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, n = {measured.n})")
+        put(f"dev calibration error {measured.calibration_error:.2%}")
     put(f"next: fieldrun run {output} --task {name}")
+
+
+def _summary(found: Evaluation) -> dict[str, Any]:
+    ece = found.calibration_error
+    return {"n": found.n, "accuracy": found.accuracy, "ci95": [*found.ci95], "ece": ece}
 
 
 def _held_out_line(head: Head) -> str:
@@ -119,29 +126,3 @@ def _check_kinds(datasets: list[Dataset]) -> None:
                 f"{dataset.path}, line 1: {datasets[0].path} holds {_what(datasets[0].kind)}, "
                 f"this file {_what(dataset.kind)}; train them as two tasks"
             )
-
-
-def _measure(model: FieldModel, head: Head, dataset: Dataset, step: Progress) -> dict[str, Any]:
-    """Return n, accuracy, its interval and the calibration error of the new task on `dataset`."""
-    from fieldrun.evaluation.metrics import expected_calibration_error, wilson_interval
-
-    from .answers import answer
-    from .evaluate import check_dataset
-    from .inputs import BATCH, Record
-
-    check_dataset(dataset, head.name, head.kind, head.labels)
-    texts: Sequence[str | tuple[str, str]] = dataset.texts
-    records = [Record(dataset.where(i), text) for i, text in enumerate(texts)]
-    confidences: list[float] = []
-    hits: list[bool] = []
-    for start in range(0, len(records), BATCH):
-        for answers in answer(model, records[start : start + BATCH], [head.name]):
-            scores = answers.scores[head.name]
-            best = scores.argmax(axis=1).tolist()
-            truth = dataset.labels[len(hits) : len(hits) + len(best)]
-            hits += [head.labels[k] == label for k, label in zip(best, truth, strict=True)]
-            confidences += scores.max(axis=1).tolist()
-        step("dev", len(hits), len(records))
-    low, high = wilson_interval(sum(hits), len(hits))
-    ece = expected_calibration_error([min(p, 1.0) for p in confidences], hits)
-    return {"n": len(hits), "accuracy": sum(hits) / len(hits), "ci95": [low, high], "ece": ece}

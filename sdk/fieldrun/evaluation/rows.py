@@ -1,15 +1,17 @@
-"""Texts as callers hand them over: any list of strings, or of pairs of strings, checked."""
+"""Texts as callers pass them: any list of strings, or of pairs of strings, checked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any, TypeVar
 
 import numpy as np
 
-from ..errors import FieldrunError, InputTextError
+from ..errors import FieldrunError, InputTextError, TextTooLong
 
-__all__ = ["as_list", "check_texts", "split_pairs"]
+__all__ = ["as_list", "check_texts", "run_located", "split_pairs"]
+
+T = TypeVar("T")
 
 
 def as_list(values: object, what: str, error: type[FieldrunError] = InputTextError) -> list[Any]:
@@ -64,11 +66,27 @@ def split_pairs(pairs: object) -> tuple[list[str], list[str]]:
     """
     listed = as_list(pairs, "pairs")
     for i, pair in enumerate(listed):
-        if not is_pair(pair):
+        if not isinstance(pair, list | tuple | np.ndarray) or len(pair) != 2:
             raise InputTextError(f"item {i} is not a pair; give a list of pairs: [(text_a, text_b), ...]")
     return check_texts([a for a, _ in listed], "first text"), check_texts([b for _, b in listed], "second text")
 
 
-def is_pair(item: object) -> bool:
-    """Return whether `item` is a list, tuple or array of two things."""
-    return isinstance(item, list | tuple | np.ndarray) and len(item) == 2
+def run_located(
+    run: Callable[[Sequence[Any]], T], rows: Sequence[Any], place: Callable[[int], str], *, start: int = 0
+) -> T:
+    """Return `run(rows)`; when a text is refused, the error starts with the place of its row, counted from `start`.
+
+    Raises:
+        InputTextError, TextTooLong: as `run` does.
+    """
+    try:
+        return run(rows)
+    except (InputTextError, TextTooLong):
+        for i, row in enumerate(rows, start):
+            try:
+                run([row])
+            except (InputTextError, TextTooLong) as error:
+                said = str(error)
+                at = said.replace("text 0", place(i), 1) if said.startswith("text 0 ") else f"{place(i)}: {said}"
+                raise type(error)(at) from error
+        raise
