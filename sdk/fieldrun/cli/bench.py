@@ -11,9 +11,10 @@ import click
 
 from fieldrun.errors import FieldrunError
 
-from .export import labelled_rows
+from .inputs import labelled_rows
 from .options import examples, json_option
-from .output import note, progress, put, put_json, put_table, warn
+from .output import note, put, put_json, put_table, warn
+from .progress import progress
 
 __all__ = ["bench"]
 

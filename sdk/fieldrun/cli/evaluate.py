@@ -6,11 +6,10 @@ from pathlib import Path
 
 import click
 
-from fieldrun.formats.storage import write_bytes
-
-from .inputs import BATCH
-from .options import bundle_argument, check_output, examples, force_option, json_option, open_model, runtime_options
-from .output import progress, put, put_json
+from .inputs import read_tsv
+from .options import bundle_argument, check_output, examples, force_option, json_option, runtime_options
+from .output import note_dropped, put, put_json, save_table
+from .progress import progress
 
 __all__ = ["evaluate"]
 
@@ -18,15 +17,16 @@ __all__ = ["evaluate"]
 @click.command(
     "eval",
     short_help="Measure a task's accuracy on a TSV file.",
-    epilog=examples("fieldrun eval reference --task sst2 --data dev.tsv --json"),
+    epilog=examples("fieldrun eval --task sst2 --data dev.tsv", "fieldrun eval my-bundle --data dev.tsv --json"),
 )
-@bundle_argument()
-@click.option("--task", required=True, help="A task of the bundle.")
+@bundle_argument
+@click.option("--task", help="A task of the bundle.  [default: the only one]")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
     required=True,
-    help="A TSV file with the header text<TAB>label, or text_a<TAB>text_b<TAB>label.",
+    metavar="FILE",
+    help="Labelled rows of the task, a TSV file with the header text<TAB>label, or text_a<TAB>text_b<TAB>label.",
 )
 @click.option("--confusion", type=click.Path(path_type=Path), help="Also write the confusion matrix to this TSV file.")
 @force_option
@@ -34,7 +34,7 @@ __all__ = ["evaluate"]
 @json_option
 def evaluate(
     bundle: str,
-    task: str,
+    task: str | None,
     data: Path,
     confusion: Path | None,
     force: bool,
@@ -50,30 +50,26 @@ def evaluate(
     confusion (labels, and counts with a row per true label), dropped (tokens), cut (texts), bundle, engine, data,
     data_sha256.
     """
-    from fieldrun.evaluation.dataset import read_tsv
-    from fieldrun.evaluation.evaluate import evaluate as measure
-
-    from .answers import note_dropped
+    import fieldrun
 
     if confusion is not None:
         check_output(confusion, force=force)
-    dataset = read_tsv(data)
-    with open_model(bundle, engine, threads, overflow, provider) as model, progress() as step:
-        found = measure(model, dataset, task, batch_size=BATCH, progress=step)
-        name, used = model.manifest.name, model.engine
+    rows = read_tsv(data)
+    load = fieldrun.load(bundle, engine=engine, provider=provider, threads=threads, overflow=overflow)
+    with load as model, progress() as step:
+        found = fieldrun.evaluate(model, rows, task, progress=step)
+        name, about = task or model.tasks[0], {"bundle": model.manifest.name, "engine": model.engine}
     matrix = found.confusion.tolist()
     if confusion is not None:
-        rows = [["true\\predicted", *found.labels]]
-        rows += [[label, *map(str, row)] for label, row in zip(found.labels, matrix, strict=True)]
-        write_bytes(confusion, "".join("\t".join(row) + "\n" for row in rows).encode("utf-8"))
+        counts = zip(found.labels, matrix, strict=True)
+        save_table(confusion, [["true\\predicted", *found.labels], *([label, *row] for label, row in counts)])
     note_dropped(found.dropped or 0, found.cut or 0, found.n)
     if as_json:
-        result = {"task": task} | found.to_dict() | {"bundle": name, "engine": used}
-        result |= {"confusion": {"labels": result.pop("labels"), "matrix": matrix}}
-        put_json(result | {"data": str(data), "data_sha256": dataset.sha256})
-    else:
-        low, high = found.ci95
-        put(
-            f"{task}  accuracy {found.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, n = {found.n})  "
-            f"macro F1 {found.macro_f1:.2%}"
-        )
+        result = {"task": name} | found.to_dict() | about | {"data": str(data), "data_sha256": rows.sha256}
+        put_json(result | {"confusion": {"labels": result.pop("labels"), "matrix": matrix}})
+        return
+    low, high = found.ci95
+    put(
+        f"{name}  accuracy {found.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, n = {found.n})  "
+        f"macro F1 {found.macro_f1:.2%}"
+    )
