@@ -372,7 +372,9 @@ def test_the_functions_behind_the_commands(
     assert found.failures == {}
     assert found.claim.startswith("first")
     assert {metric.subject for metric in found.metrics} == {"first", "<b>second</b>"}
-    assert found.to_dict()["command"] == "fieldrun bench null"
+    assert found.to_dict()["command"] == (
+        f"fieldrun bench null --workload={rows} --data=length={rows} --repeats=3 --no-loadgen --report={tmp_path}"
+    )
 
     made = render.report([found.path], tmp_path / "a.md")
     assert (made.records, made.diff, made.path) == (1, None, tmp_path / "a.md")
