@@ -1,4 +1,4 @@
-"""Accuracies with their intervals, means over tasks, and differences of two methods on the very same rows."""
+"""Accuracies with their intervals, means over tasks, and differences of two methods on the same rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMPARED = (
     ("student", "raw"),
     ("student", "field_head"),
 )
-"""Pairs of methods, the second being subtracted from the first."""
+"""Pairs of methods; the second is subtracted from the first."""
 
 
 @dataclass(frozen=True, slots=True)

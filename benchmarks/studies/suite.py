@@ -13,10 +13,8 @@ import numpy.typing as npt
 import fieldrun
 from fieldrun.errors import DatasetError
 from fieldrun.evaluation.dataset import Dataset, read_tsv
-from fieldrun.evaluation.metrics import expected_calibration_error, macro_f1
+from fieldrun.evaluation.evaluate import evaluate
 from fieldrun.formats.bundle import Bundle
-
-from .paired import counted
 
 __all__ = ["artifact", "data_option", "evaluated", "hits", "output_option", "report_sets", "work_option"]
 
@@ -40,14 +38,8 @@ def report_sets(bundle: Path, data: Path) -> dict[str, Dataset]:
 
 def evaluated(model: fieldrun.FieldModel, rows: Dataset, task: str) -> dict[str, Any]:
     """Return n, accuracy with its 95 % interval, macro F1 and calibration error of `task` on labelled rows."""
-    scores = model.predict_proba(rows.texts, task)
-    predicted = np.array(model.labels(task))[scores.argmax(1)]
-    right = predicted == np.array(rows.labels)
-    return {
-        **counted(right),
-        "macro_f1": macro_f1(rows.labels, predicted.tolist()),
-        "calibration_error": expected_calibration_error(scores.max(1), right),
-    }
+    found = evaluate(model, rows, task).to_dict()
+    return {key: found[key] for key in ("n", "accuracy", "ci95", "macro_f1", "calibration_error")}
 
 
 def hits(bundle: Path, sets: Mapping[str, Dataset], engine: str = "native") -> dict[str, npt.NDArray[np.bool_]]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fieldrun.errors import StorageError, UsageError
-from fieldrun.evaluation.rows import check_texts, split_pairs
+from fieldrun.evaluation.rows import Texts, check_texts, split_pairs
 from fieldrun.formats.bundle import Bucket, Bundle, Manifest
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import Head, head_logits, pair_features, softmax
@@ -29,7 +29,6 @@ __all__ = ["Encoding", "FieldModel", "Scored", "load"]
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
-Texts = Iterable[str] | Iterable[tuple[str, str]]
 
 
 class Scored(NamedTuple):
@@ -74,8 +73,8 @@ def load(
 class FieldModel(SentenceEncoder):
     """A loaded bundle. Every method is safe to call from several threads at once.
 
-    `manifest` is what the bundle's folder says; heads attached since are in `tasks`, `labels` and `attached` alone. A
-    call that runs while another thread attaches or detaches a head sees the heads from before or from after.
+    `manifest` describes the folder that was loaded; heads attached later are in `tasks`, `labels` and `attached` only.
+    A call that runs while another thread attaches or detaches a head uses either the old heads or the new ones.
     """
 
     def __init__(
@@ -101,17 +100,17 @@ class FieldModel(SentenceEncoder):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The names of the tasks that this model answers, those of attached heads last."""
+        """The names of the tasks, those of attached heads last."""
         return tuple(task.spec.name for task in self._tasks)
 
     @property
     def attached(self) -> Mapping[str, Head]:
-        """The heads that are not in the exported graphs, by name: those that can be detached."""
+        """The attached heads by name; those in the exported graphs are not among them."""
         return self._tasks.attached
 
     @property
     def max_seq_length(self) -> int:
-        """The longest text that is read whole, in tokens, special tokens included."""
+        """The tokens of the longest text that fits, special tokens included; `overflow` decides about longer ones."""
         return self._plan.longest
 
     def get_embedding_dimension(self) -> int:
@@ -119,7 +118,7 @@ class FieldModel(SentenceEncoder):
         return self.manifest.network.field_dim
 
     def labels(self, task: str | None = None) -> tuple[str, ...]:
-        """Return the labels of `task`, in the order of its scores."""
+        """Return the labels of `task`, in the order of its probabilities."""
         return self._tasks.find(task).spec.labels
 
     def kind(self, task: str | None = None) -> str:
@@ -127,35 +126,35 @@ class FieldModel(SentenceEncoder):
         return self._tasks.find(task).spec.kind
 
     def attach(self, head: Head, *, replace: bool = False) -> None:
-        """Answer one more task, `head.name`, from now on; its tensors are copied.
+        """Add the task `head.name`, from a head that `fieldrun.fit_head` returned; its tensors are copied.
 
-        `replace` lets it take the place of an attached head of the same name. See `fieldrun.fit_head`; `save` keeps it.
+        `replace` replaces an attached head of the same name. `save` writes the bundle with it.
 
         Raises:
-            NameTaken: the model answers a task of this name.
+            NameTaken: the model has a task of this name.
             HeadMismatch: the head's tensors do not fit this model's field.
         """
         self._tasks.attach(head, replace=replace)
 
     def detach(self, name: str) -> Head:
-        """Take the attached head `name` away again and return it.
+        """Remove the attached head `name` and return it.
 
         Raises:
-            UnknownName: no head of this name is attached; the exported ones cannot be taken away.
+            UnknownName: no head of this name is attached; those in the exported graphs cannot be removed.
         """
         return self._tasks.detach(name)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the bundle with the attached heads to the folder `path`, whole or not at all, and return the folder.
+        """Write the bundle with the attached heads to the folder `path`, and return the folder.
 
-        Manifest, hashes, card and golden answers include the heads: `fieldrun verify` proves the new bundle, and
-        loading it gives the same scores. `overwrite` replaces a bundle that is there, also the one that was loaded.
+        An error leaves nothing behind. Manifest, hashes, card and golden answers include the heads, so `fieldrun
+        verify` checks them too. `overwrite` replaces a bundle, even the one that was loaded.
 
         Raises:
-            OutputExists: `path` is taken by something else than a bundle, by a bundle without `overwrite`, or belongs
-                to the installed package.
+            OutputExists: `path` exists and is not a bundle, or is one and `overwrite` is not set, or it is inside the
+                installed package.
             BundleError, IntegrityError: the loaded bundle has changed on disk.
-            StorageError: the place cannot be written.
+            StorageError: the folder cannot be written.
         """
         from fieldrun.heads.saved import save_bundle
 
@@ -169,13 +168,12 @@ class FieldModel(SentenceEncoder):
     def forward(self, texts: Iterable[str], *, dim: int | None = None) -> Encoding:
         """Run `texts` once and return fields, logits of all exported single tasks, and token counts.
 
-        `dim` keeps the first `dim` numbers of each field, for smaller indexes; attached heads and pair tasks need the
-        whole field.
+        `dim` keeps the first numbers of each field, for smaller indexes; attached heads and pair tasks need all.
 
         Raises:
-            InputTextError: not a non-empty list of non-blank strings.
-            TextTooLong: a text is too long and `overflow` is `"error"`.
-            UsageError: `dim` is not within 1 and the field's length.
+            InputTextError: `texts` is empty or not a list, or a text is blank or not a string.
+            TextTooLong: a text does not fit and `overflow` is `"error"`.
+            UsageError: `dim` is not between 1 and the length of the field.
         """
         if dim is not None:
             self._check_dim(dim)
@@ -214,7 +212,7 @@ class FieldModel(SentenceEncoder):
             logits[chunk.rows] = part_logits[: len(chunk.rows)]
         return field, logits
 
-    def scores_of(self, encoding: Encoding, task: str, other: Encoding | None = None) -> Floats:
+    def scores_of(self, encoding: Encoding, task: str | None, other: Encoding | None = None) -> Floats:
         """Return the probabilities `(n, labels) float32` of `task` for texts that were encoded before.
 
         A pair task takes the second texts' encoding as `other`; a single task takes none.
@@ -223,20 +221,20 @@ class FieldModel(SentenceEncoder):
         scores: Floats = softmax(self._logits_of(encoding, found, other), found.spec.temperature)
         return scores
 
-    def rejection_of(self, encoding: Encoding, task: str, other: Encoding | None = None) -> Floats:
+    def rejection_of(self, encoding: Encoding, task: str | None, other: Encoding | None = None) -> Floats:
         """Return `rejection` for texts that were encoded before; encodings as in `scores_of`."""
         found = self._tasks.find(task)
         return _rejection(self._logits_of(encoding, found, other), found.spec.temperature)
 
     def field(self, texts: Iterable[str], *, dim: int | None = None) -> Floats:
-        """Return the meaning field of each text, `(n, dim) float32`; arguments and errors as of `forward`."""
+        """Return the meaning field of each text, `(n, dim) float32`; arguments and errors are those of `forward`."""
         return self.forward(texts, dim=dim).field
 
     def predict_proba(self, texts: Texts, task: str | None = None) -> Floats:
         """Return each text's probabilities over `labels(task)`, `(n, labels) float32`; rows sum to 1.
 
-        `texts` are strings for a single task and pairs of strings for a pair task; the task may be left out where the
-        model has only one. Raises as `forward` does, and `UnknownName` for a task that the model does not have.
+        `texts` are strings, or pairs of strings for a pair task. The task may be left out if the model has only one.
+        Raises as `forward` does, and `UnknownName` for a task that the model does not have.
         """
         found = self._tasks.find(task)
         scores: Floats = softmax(self._logits(texts, found), found.spec.temperature)
@@ -250,9 +248,9 @@ class FieldModel(SentenceEncoder):
         allow: Collection[str] | None = None,
         deny: Collection[str] | None = None,
     ) -> list[str]:
-        """Return the best label of each text, among those in `allow` or all but those in `deny` where given.
+        """Return the best label of each text, of those in `allow` or of those not in `deny`.
 
-        Raises as `predict_proba` does; `UnknownName` for a label that the task does not have, `UsageError` if both
+        Raises as `predict_proba` does, `UnknownName` for a label that the task does not have, and `UsageError` if both
         lists are given or no label is left.
         """
         found = self._tasks.find(task)
@@ -274,15 +272,15 @@ class FieldModel(SentenceEncoder):
     ) -> list[list[Scored]]:
         """Return the `k` best labels of each text with their probabilities, best first.
 
-        Labels below `threshold`, outside `allow` or in `deny` are left out, so a list may be short or empty; the
-        probabilities of the others do not change. Raises as `predict` does.
+        Labels with a probability below `threshold`, not in `allow` or in `deny` are left out: a list may be short or
+        empty, and the probabilities of the other labels do not change. Raises as `predict` does.
         """
         if not isinstance(k, int) or isinstance(k, bool) or k < 1:
             raise UsageError(f"k must be a positive integer, not {k!r}")
         found = self._tasks.find(task)
         chosen, labels = np.array(found.chosen(allow, deny)), found.spec.labels
         rows = []
-        for scores in self.predict_proba(texts, found.spec.name):
+        for scores in softmax(self._logits(texts, found), found.spec.temperature):
             best = chosen[np.argsort(-scores[chosen], kind="stable")[:k]].tolist()
             rows.append([Scored(labels[i], float(scores[i])) for i in best if scores[i] >= threshold])
         return rows
@@ -303,13 +301,13 @@ class FieldModel(SentenceEncoder):
         return found
 
     def rejection(self, texts: Texts, task: str | None = None) -> Floats:
-        """Return how little each text looks like any label of `task`, `(n,) float32`; raises as `predict_proba` does.
+        """Return how likely each text is outside all labels of `task`, `(n,) float32`, larger for more likely.
 
-        Larger is more likely out of scope: minus the calibrated logit of the best label, over the mean of all labels.
-        (Hendrycks et al., "Scaling out-of-distribution detection for real-world settings", ICML 2022, the maximum
-        logit.) It is not a probability: choose its threshold on texts of your own. With a label of its own for what is
-        out of scope, use that label's probability. With two labels it only says how close the call is.
-        The score was chosen among others on CLINC150's dev file, so what it reaches there is no fresh test.
+        It is the mean of the calibrated logits minus the largest one, the maximum logit of Hendrycks et al., "Scaling
+        out-of-distribution detection for real-world settings", ICML 2022. It is not a probability: choose a threshold
+        on your own texts. If a label stands for everything out of scope, use that label's probability instead; with
+        two labels it only says how close the decision is. It was chosen on CLINC150's dev file, so results there are
+        a little optimistic. Raises as `predict_proba` does.
         """
         found = self._tasks.find(task)
         return _rejection(self._logits(texts, found), found.spec.temperature)
@@ -335,7 +333,7 @@ class FieldModel(SentenceEncoder):
             return encoding.logits[:, spec.start : spec.start + len(spec.labels)]
         fields = [part.field for part in (encoding, other) if part is not None]
         if any(field.shape[1] != self.manifest.network.field_dim for field in fields):
-            raise UsageError(f"task {spec.name!r} needs whole fields; encode the texts without dim")
+            raise UsageError(f"task {spec.name!r} needs whole fields; run forward without dim")
         if head is not None:
             return head_logits(head, fields[0] if other is None else pair_features(*fields))
         return self._pair_logits(*fields)[:, spec.start : spec.start + len(spec.labels)]
@@ -372,7 +370,7 @@ class FieldModel(SentenceEncoder):
         return np.concatenate(parts)
 
     def close(self) -> None:
-        """Let go of the engine; the model cannot be used afterwards. Closing twice is no error."""
+        """Release the engine; the model cannot be used afterwards. It may be closed twice."""
         self._engine = _Closed()
 
     def __enter__(self) -> FieldModel:
@@ -388,13 +386,13 @@ class FieldModel(SentenceEncoder):
 
 
 def _rejection(logits: Floats, temperature: float) -> Floats:
-    """Return `mean - max` of each row's calibrated logits: what softmax does not see, a common constant, drops out."""
+    """Return `mean - max` of each row's calibrated logits; a constant added to all of them makes no difference."""
     values: Floats = (logits.mean(1) - logits.max(1)) / np.float32(temperature)
     return values
 
 
 class _Closed:
-    """What a closed model has in place of an engine."""
+    """The engine of a closed model."""
 
     def run(self, ids: Array) -> tuple[Array, Array]:
         del ids

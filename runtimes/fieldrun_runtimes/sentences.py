@@ -9,13 +9,14 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fieldrun.errors import UsageError
-from fieldrun.evaluation.rows import as_list, check_texts
+from fieldrun.evaluation.rows import as_list, check_texts, run_located
 
 __all__ = ["SentenceEncoder"]
 
@@ -48,7 +49,7 @@ class SentenceEncoder(ABC):
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         output_value: str = "sentence_embedding",
-        precision: str = "float32",
+        precision: str | None = "float32",
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         device: Any = None,
@@ -75,7 +76,7 @@ class SentenceEncoder(ABC):
         """
         if prompt is None and prompt_name is not None:
             raise UsageError(f"a bundle has no named prompts; give prompt=..., not prompt_name={prompt_name!r}")
-        if output_value != "sentence_embedding" or precision != "float32":
+        if output_value != "sentence_embedding" or precision not in ("float32", None):
             raise UsageError(f"encode returns sentence embeddings in float32, not {output_value!r} in {precision!r}")
         if str(device) not in ("None", "cpu"):
             raise UsageError(f"choose the device with fieldrun.load(engine=..., provider=...), not device={device!r}")
@@ -125,8 +126,10 @@ class SentenceEncoder(ABC):
             return np.zeros((0, dim or self.get_embedding_dimension()), np.float32)
         check_texts(texts)
         parts = []
+        prompted = [prompt + text for text in texts] if prompt else texts
+        run = partial(self.field, dim=dim)
         for start in range(0, len(texts), size):
-            parts.append(self.field([prompt + text for text in texts[start : start + size]], dim=dim))
+            parts.append(run_located(run, prompted[start : start + size], "text {}".format, start=start))
             if show:
                 done = min(start + size, len(texts))
                 sys.stderr.write(f"\rencode {done}/{len(texts)}" + "\n" * (done == len(texts)))

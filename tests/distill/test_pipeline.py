@@ -109,7 +109,7 @@ def test_the_checkpoint_becomes_a_bundle_with_the_same_accuracy(trained: Path, d
     assert fieldrun.verify(tmp_path / "bundle").passed
     test = read_tsv(data / "intent" / "test.tsv")
     with fieldrun.load(tmp_path / "bundle") as model:
-        predicted = model.predict(list(test.texts), "intent")  # type: ignore[arg-type]
+        predicted = model.predict(list(test.texts), "intent")
     hits = np.mean([a == b for a, b in zip(predicted, test.labels, strict=True)])
     expected = Checkpoint.load(trained).record["results"]["intent"]["student"]["report"]["accuracy"]
     assert hits == pytest.approx(expected, abs=0.04)

@@ -12,6 +12,7 @@ import pytest
 
 import fieldrun
 from fieldrun.errors import DatasetError, InputTextError, TextTooLong, UnknownName, UsageError
+from fieldrun.evaluation.dataset import Dataset
 from fieldrun.evaluation.evaluate import Evaluation, evaluate
 from fieldrun_runtimes.model import FieldModel
 
@@ -75,6 +76,20 @@ def test_pairs_and_texts_that_are_cut(model: FieldModel, tmp_path: Path) -> None
     found = evaluate(model, path, "same")
     assert (found.n, found.cut, found.dropped) == (4, 2, 2 * (302 - 256))
     assert found.accuracy >= 0.75
+
+
+def test_texts_and_labels_of_a_program(model: FieldModel) -> None:
+    truth = model.predict(TEXTS, "intent")
+    found = evaluate(model, Dataset.of(np.array(TEXTS), truth), "intent")
+    assert (found.n, found.accuracy) == (5, 1)
+    pairs = Dataset.of([[*pair] for pair in PAIRS], model.predict(PAIRS, "same"))
+    assert (pairs.kind, pairs.texts[0]) == ("pair", PAIRS[0])
+    assert evaluate(model, pairs, "same").accuracy == 1
+    assert Dataset.of(["a", "b"], [True, 3]).labels == ("True", "3")
+    with pytest.raises(DatasetError, match="the task 'mood' takes single texts, and these are pairs"):
+        evaluate(model, pairs, "mood")
+    with pytest.raises(DatasetError, match="texts, record 1: the task 'intent' has no label 'no'"):
+        evaluate(model, Dataset.of(TEXTS[:2], [truth[0], "no"]), "intent")
 
 
 def test_any_classifier_with_predict_proba(tmp_path: Path) -> None:

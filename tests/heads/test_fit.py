@@ -200,7 +200,7 @@ def test_a_head_of_pairs() -> None:
     assert (head.kind, head.weight.shape) == ("pair", (64, 2))
     first, second = (model.forward([pair[k] for pair in pairs]).field for k in (0, 1))
     assert accuracy(head, pair_features(first, second), labels) > 0.9
-    listed = fit_head(model, [list(pair) for pair in pairs], labels)  # type: ignore[arg-type]
+    listed = fit_head(model, [list(pair) for pair in pairs], labels)
     np.testing.assert_array_equal(listed.weight, head.weight)
 
 

@@ -353,7 +353,7 @@ def test_the_first_numbers_of_a_field(model: FieldModel) -> None:
     np.testing.assert_array_equal(model.field(TEXTS, dim=32), whole.field)
     np.testing.assert_array_equal(model.scores_of(short, "mood"), model.scores_of(whole, "mood"))
     for task, other in (("mine", None), ("same", short)):
-        with pytest.raises(UsageError, match="needs whole fields; encode the texts without dim"):
+        with pytest.raises(UsageError, match="needs whole fields; run forward without dim"):
             model.scores_of(short, task, other)
     with pytest.raises(UsageError, match="needs whole fields"):
         model.scores_of(whole, "same", short)

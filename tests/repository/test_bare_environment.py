@@ -29,8 +29,9 @@ names = []
 for package in ("fieldrun", "fieldrun_runtimes"):
     module = importlib.import_module(package)
     names.append(package)
+    extras = ("fieldrun.distill", "fieldrun.sklearn")
     names += [found.name for found in pkgutil.walk_packages(module.__path__, f"{package}.")
-              if not found.name.startswith("fieldrun.distill") and not found.name.endswith("__main__")]
+              if not found.name.startswith(extras) and not found.name.endswith("__main__")]
 for name in names:
     importlib.import_module(name)
 print(json.dumps(names))

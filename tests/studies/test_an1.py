@@ -17,8 +17,7 @@ from click.testing import CliRunner
 import fieldrun
 from fieldrun.distill.pool import build_pool
 from fieldrun.distill.recipe import load_recipe
-from fieldrun.distill.teacher import texts_digest
-from fieldrun.errors import DatasetError, UsageError
+from fieldrun.errors import UsageError
 from fieldrun.formats.storage import read_json, write_json
 from fieldrun.heads.trained import Checkpoint
 from fieldrun_benchmarks.harness.record import read_record
@@ -293,7 +292,7 @@ def test_a_second_run_goes_on_from_the_work_folder(
         _run(suite, tmp_path / "work", tmp_path / "an1.json")
 
 
-def test_large_tasks_are_drawn_from_and_a_raw_field_is_lent(suite: Path, tmp_path: Path) -> None:
+def test_large_tasks_are_drawn_from(suite: Path) -> None:
     pool = build_pool(load_recipe(suite / "tiny.toml"), suite)
     small, whole = an1.restrict(pool, 100, 50), an1.restrict(pool)
     for task, every in zip(small.tasks, whole.tasks, strict=True):
@@ -305,23 +304,6 @@ def test_large_tasks_are_drawn_from_and_a_raw_field_is_lent(suite: Path, tmp_pat
             texts = {tuple(whole.texts[i] for i in row[:-1]) + row[-1:] for row in rows}
             for row, label in zip(part.rows, part.labels, strict=True):
                 assert (*(small.texts[i] for i in np.atleast_1d(row)), int(label)) in texts
-    lent = tmp_path / "run" / "raw_field.npy"
-    lent.parent.mkdir()
-    np.save(lent, np.arange(2 * len(pool.texts), dtype=np.float16).reshape(-1, 2))
-    state = {"texts_sha256": texts_digest(pool.texts), "done": len(pool.texts), "shape": [len(pool.texts), 2]}
-    write_json(lent.with_suffix(".npy.json"), state)
-    an1.borrow(pool, small, lent, tmp_path / "an1" / "raw_field.npy")
-    found = np.load(tmp_path / "an1" / "raw_field.npy")
-    assert [pool.texts[int(row[0]) // 2] for row in found] == list(small.texts)
-    about = read_json(tmp_path / "an1" / "raw_field.npy.json")
-    assert about == {
-        "texts_sha256": texts_digest(small.texts),
-        "done": len(small.texts),
-        "shape": [len(small.texts), 2],
-    }
-    write_json(lent.with_suffix(".npy.json"), state | {"done": 3})
-    with pytest.raises(DatasetError, match="not the whole raw field of this recipe's texts"):
-        an1.borrow(pool, small, lent, tmp_path / "other.npy")
 
 
 def test_a_teacher_needs_a_name(suite: Path, tmp_path: Path) -> None:

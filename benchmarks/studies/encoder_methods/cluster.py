@@ -1,9 +1,9 @@
 """Weight clustering of an encoder, centroid tuning, and the rank experiment (arXiv 2603.17917).
 
-Every dense map's weight becomes `K` shared values: labels of ceil(log2 K) bits into a codebook of K float16 numbers of
-its own, sorted, so that the order of the labels is the order of the values. Tuning moves the centroids, and nothing
-else unless it is asked to; the gradient of one is the sum over the weights that share it. The rank experiment leaves
-the labels as they are and gives them other values.
+Every dense map's weight becomes `K` shared values: labels of ceil(log2 K) bits into a sorted codebook of K float16
+numbers, so that the order of the labels is the order of the values. Tuning moves the centroids, and biases when asked;
+the gradient of a centroid is the sum over the weights that share it. The rank experiment keeps the labels and changes
+their values.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .regression import Regression, regress
 __all__ = ["ORDERS", "Clustering", "cluster", "reorder", "tune"]
 
 ORDERS = ("kept", "kept-affine", "broken", "broken-near")
-"""What `reorder` does: see there."""
+"""See `reorder`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -101,8 +101,8 @@ def tune(
         target: `pooled_states` of the original for them.
         plan: of the regression.
         progress: called with ("regression", steps done, steps in all).
-        biases: move the biases of the same maps too. They are not clustered, so this costs no bytes; it takes back
-            what the clustered weights add to every text alike, which the few centroids cannot.
+        biases: move the biases of the same maps too. They are not clustered, so this costs no bytes. It corrects
+            what the clustered weights add to every text, which the few centroids cannot.
 
     Returns:
         The tuned encoder, and what was gained on held-out texts (`HeldOut.gained`).
@@ -126,7 +126,7 @@ def tune(
 
     untuned = clustering.apply(encoder)
     held = regress(untuned, replaced, [*books.values(), *added.values()], sequences, target, plan, progress)
-    # two that changed places are set in order again: a label's value may move, its rank may not
+    # sorted again: a label's value may move, its rank may not
     found = replace(clustering, books={n: np.sort(b.detach().numpy()).astype(np.float16) for n, b in books.items()})
     moved = {name: bias.detach().numpy() for name, bias in added.items()}
     tuned = found.apply(replace(encoder, tensors=dict(encoder.tensors) | moved))
@@ -138,11 +138,11 @@ def reorder(
 ) -> tuple[Encoder, dict[str, float]]:
     """Give the labels of `layers` other values, and return the encoder with the mean error of its weights.
 
-    `kept`: as many values as there are, drawn evenly between the least and the largest, sorted: the ranks stay, nothing
-    else does. `kept-affine`: the same, then w' -> a w' + b with a > 0 so that mean and variance of the matrix are what
-    they were. `broken`: the matrix's own values permuted, then mean and variance set right. `broken-near`: neighbours
-    change places, at random, until the weights are as far from their own as `kept-affine` puts them; mean and
-    variance are set right: it tells what the order does from what the distance does.
+    - `kept`: as many values, drawn evenly between the least and the largest and sorted. Only the ranks stay.
+    - `kept-affine`: the same, then w' -> a w' + b with a > 0, which restores mean and variance of the matrix.
+    - `broken`: the matrix's own values permuted, then mean and variance restored.
+    - `broken-near`: neighbours change places at random until the weights are as far from their own as with
+      `kept-affine`, then mean and variance restored. It separates the effect of the order from that of the distance.
 
     Returns:
         The encoder, and the mean over the matrices of `weight_error`, relative to the clustered weight, and of

@@ -2,9 +2,10 @@
 
     python -m studies.encoder_methods.measure MiniLM-L6=DIR gte-small=DIR --data DATA -o benchmarks/records
 
-Every DIR is a Hugging Face folder of the BERT family; without NAME= its folder's name is taken. One record per part and
-encoder, `encoder-PART-NAME.json`, behind docs/methods-on-transformers.md. What was done is kept in --work, so that a
-killed run goes on. `--quick` measures little, to see that all works; its records say so and are not for the page.
+Each DIR is a Hugging Face folder of the BERT family; NAME defaults to the name of the folder. The study writes one
+record per part and encoder, `encoder-PART-NAME.json`, for docs/methods-on-transformers.md. --work keeps finished
+stages, so that the command can be stopped and run again. `--quick` runs a small test; its records are marked, and no
+page shows them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ ENTRIES = (16, 32, 64)
 BRANCHES = (2, 3, 4)
 SEEDS = (0, 1)
 _REORDERED = 16  # values a matrix in the rank experiment
-_METHOD = 1  # raise it when the same settings give other figures: what --work keeps is then measured again
+_METHOD = 1  # raise it when the same settings give other figures, so that stages in --work are measured again
 _CLUSTER = Regression(steps=200, batch=32, rate=0.005)
 _MIXT = Regression(steps=150, batch=32, rate=0.02)
 _DROP = Regression(steps=150, batch=32, rate=0.005)
@@ -68,7 +69,7 @@ def groups(layers: int) -> dict[str, list[int]]:
 
 
 class Study:
-    """One encoder: what it is compared with, and every variant of every part as a stage of its own."""
+    """The study of one encoder; every variant of every part is a stage."""
 
     def __init__(self, name: str, folder: Path, suite: Suite, work: Path, *, quick: bool) -> None:
         self.name, self.suite, self.quick = name, suite, quick
@@ -95,7 +96,7 @@ class Study:
 
     @cached_property
     def dense_fields(self) -> Any:
-        """The dense encoder's fields, `(texts, hidden)`, made anew in every run."""
+        """The dense encoder's fields, `(texts, hidden)`; not kept between runs."""
         return judge(self.encoder, self.tokens, probes=False, progress=tell())[1]
 
     @cached_property
@@ -110,7 +111,7 @@ class Study:
         return found
 
     def variant(self, name: str, make: Callable[[], Made], *, probes: bool = True) -> Result:
-        """Make and judge one variant; `make` returns the encoder and facts. What a pass refuses is a finding too."""
+        """Make and judge one variant; `make` returns the encoder and facts. A refusal by a pass is a result, too."""
 
         def work() -> Result:
             try:
@@ -295,16 +296,16 @@ def _only_sizes(facts: Result) -> Result:
 @click.argument("encoders", nargs=-1, required=True, metavar="[NAME=]DIR...")
 @data_option
 @output_option
-@click.option("--parts", default=",".join(PARTS), show_default=True, help="Which, with commas between.")
+@click.option("--parts", default=",".join(PARTS), show_default=True, help="The parts to measure, separated by commas.")
 @click.option(
     "--work",
     type=click.Path(path_type=Path),
     default=Path("build/encoder-methods"),
     show_default=True,
-    help="Folder that a killed run goes on from.",
+    help="Folder that keeps finished stages.",
 )
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Threads of torch.")
-@click.option("--quick", is_flag=True, help="The first encoder alone, on few rows: to see that all works.")
+@click.option("--quick", is_flag=True, help="Measure the first encoder only, on few rows, as a test.")
 def main(encoders: Sequence[str], data: Path, output: Path, parts: str, work: Path, threads: int, quick: bool) -> None:
     """Write the records behind docs/methods-on-transformers.md."""
     chosen = parts.split(",")

@@ -29,7 +29,7 @@ def need_torch() -> Any:
 
 
 class Network:
-    """An encoder whose weights can be replaced, one forward pass at a time, by others that carry gradients."""
+    """An encoder whose weights can be replaced for one forward pass by tensors with gradients."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.torch, self.config = need_torch(), encoder.config

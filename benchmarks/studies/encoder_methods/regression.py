@@ -1,7 +1,7 @@
-"""Field regression of an encoder: some of its numbers are moved until its fields are those of the original again.
+"""Field regression of an encoder: some of its numbers are trained until its fields match those of the original.
 
-No labels: the target is what the original makes of the same texts, the pooled states after every layer. The loss is
-their squared error over their variance, the mean of the layers, and one minus the cosine of the last. Where blocks are
+It needs no labels: the targets are the original's pooled states of the same texts after every layer. The loss is their
+squared error over their variance, averaged over the layers, plus one minus the cosine of the last. Where blocks are
 missing, only the last states are compared.
 """
 
@@ -25,13 +25,13 @@ from .network import Network, pooled_states
 __all__ = ["HeldOut", "Regression", "regress"]
 
 _LEAST_TEXTS = 64
-_HELD_OUT = 256  # texts at most that tell what was won, and are not learnt from
-_AHEAD = 8  # batches that are drawn together, and of which one of texts of similar length is taken
+_HELD_OUT = 256  # texts at most that measure the gain and are not trained on
+_AHEAD = 8  # batches drawn together, from which one with texts of similar length is taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regression:
-    """How long and how fast to learn: `rate` is Adam's, in units of the standard deviation of what it moves."""
+    """How long and how fast to train: `rate` is Adam's, in units of the standard deviation of the parameter."""
 
     steps: int = 120
     batch: int = 32
@@ -47,7 +47,7 @@ class Regression:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HeldOut:
-    """Texts that are not learnt from, with the original's pooled states `(n, layers, hidden)` of them."""
+    """Texts that are not trained on, with the original's pooled states `(n, layers, hidden)` of them."""
 
     sequences: Sequence[Sequence[int]]
     target: Array
@@ -81,7 +81,7 @@ def regress(
     plan: Regression,
     progress: Progress = silent,
 ) -> HeldOut:
-    """Move the torch tensors `parameters` in place.
+    """Train the torch tensors `parameters` in place, and return the held-out texts.
 
     Args:
         start: the encoder to correct.

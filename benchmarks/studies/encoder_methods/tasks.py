@@ -1,10 +1,10 @@
-"""What an encoder is judged by: STS-B, three probes, and how near its fields are to the dense encoder's.
+"""How an encoder is judged: STS-B, three probes, and how near its fields are to the dense encoder's.
 
 STS-B dev: Spearman's correlation of the cosine of two fields with the grade; its interval and those of differences are
 percentiles of 1,000 draws of the pairs, the same draws for every encoder. TREC, SST-2 and BANKING77: a logistic
-regression on the fields, fitted anew for every encoder on the same train rows, as is customary for probes: what is
-asked is what the fields hold, and not whether an old head survives. Fields are scaled to length 1 and texts are cut to
-128 tokens. Texts for calibration and tuning are drawn from train files, and none of them is in a report file.
+regression on the fields, fitted for every encoder on the same train rows. Such a probe tells what the fields hold, not
+whether an old head still works. Fields are scaled to length 1, and texts are cut to 128 tokens. Texts for calibration
+and tuning are drawn from train files, and none of them is in a report file.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """Different texts, what is asked about them, and texts of train files to calibrate and tune on."""
+    """Distinct texts, the questions about them, and texts of train files to calibrate and tune on."""
 
     texts: tuple[str, ...]
     pairs: tuple[tuple[int, int], ...]
@@ -106,10 +106,10 @@ class Suite:
 
 
 def read_suite(data: Path, limits: Limits) -> Suite:
-    """Read STS-B and the probes' files in `data`; what is more than `limits` is drawn, the same each time.
+    """Read STS-B and the probes' files in `data`; rows beyond `limits` are left out by a draw with a fixed seed.
 
     Raises:
-        DatasetError: a file is missing or damaged, or a grade of STS-B is no number.
+        DatasetError: a file is missing or damaged, or a grade of STS-B is not a number.
     """
     number: dict[str, int] = {}
 
@@ -195,7 +195,7 @@ class Tokens:
 
     @cached_property
     def asked(self) -> list[list[int]]:
-        """The ids of the texts that are asked about."""
+        """The ids of the texts with questions."""
         return self.of(self.suite.texts)
 
 

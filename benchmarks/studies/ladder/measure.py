@@ -1,11 +1,11 @@
-"""Measure a ladder of export recipes on one student: bytes, accuracy, latency, memory; one record.
+"""Measure a ladder of export recipes on one student: bytes, accuracy, latency, memory.
 
     python -m studies.ladder.measure --data DATA --work WORK -o benchmarks/records/ladder.json
 
-Every recipe is exported from the checkpoint into WORK (those that are there already are measured as they are) and
-opened by the native engine, as a user's program opens it. Accuracy is that of all report files; what a recipe costs is
-the difference on the same rows from the same student in float32. Latency is from text to all labels, all bundles in
-turns on the same texts; a fresh process each gives its peak memory.
+Every recipe is exported from the checkpoint into WORK, unless WORK has its bundle, and run by the native engine.
+Accuracy is measured on all report files; the cost of a recipe is the difference on the same rows from the same student
+in float32. Latency is from text to all labels, all bundles in turns on the same texts. Peak memory is that of a fresh
+process.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ LADDER: dict[str, Rung] = {
     "mixt2 tuned": Rung(rules={"tables": "int8", **_DENSE, "mixer": "mixt2", "hidden": "mixt2"}, tuned=True),
     **{name: Rung() for name in _SHIPPED},
 }
-"""The rungs, by name; shipped recipes are taken as they are."""
+"""The rungs, by name; those of shipped recipes are empty."""
 
 _PASSES = ("mixt", "int8", "fp16", "palettize")
 _TEXTS_PER_TASK = 2500
@@ -91,9 +91,9 @@ with fieldrun.load({path!r}, engine="native") as model:
 
 
 def recipe_text(rung: Rung) -> str:
-    """Return the recipe of a rung: the buckets of the shipped ones, and a gate that lets all pass.
+    """Return the recipe of a rung: the buckets of the shipped recipes, and limits that every export passes.
 
-    The ladder measures what a recipe costs; it must not be stopped by what it wants to find.
+    The ladder measures what a recipe costs, so that a costly recipe must not be refused.
     """
     from fieldrun_exporters.precision import Precision
 
@@ -150,7 +150,7 @@ def _domains(checkpoint: str, work: Path, data: Path, tasks: Sequence[str]) -> d
 
 
 def _train_texts(data: Path) -> list[str] | None:
-    """Return texts of the train files of `data`, so many of each, to calibrate and tune on; None if it has none."""
+    """Return some texts of every train file in `data` to calibrate and tune on, or None without such files."""
     found: list[str] = []
     for path in sorted(data.glob("*/train.tsv")):
         texts = [text for item in read_tsv(path).texts for text in ([item] if isinstance(item, str) else item)]

@@ -2,9 +2,9 @@
 
     python -m studies.student.measure --data DATA -o benchmarks/records
 
-DATA holds the suite, one folder a task with `dev.tsv` or `test.tsv`. The bundles are exported from the shipped
-checkpoint first, so that what is measured is what a reader can make; cold starts are those of the shipped bundle. The
-latency of the shipped bundle is measured beside its peers (`studies.peers.measure`).
+DATA is the folder of the suite: one folder a task with `dev.tsv` or `test.tsv`. The bundles are exported from the
+shipped checkpoint first, as a reader would. Cold starts are those of the shipped bundle. Its latency is measured beside
+its peers (`studies.peers.measure`).
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def evaluate(
 
     Args:
         model: a loaded bundle, or any classifier with `predict_proba(texts)` and its labels in `classes_`.
-        data: labelled texts, or a TSV file of them, see `fieldrun.evaluation.dataset`.
+        data: a TSV file (see `fieldrun.evaluation.dataset`), or labelled texts: `Dataset.of(texts, labels)`.
         task: a task of the model; may be left out where it has only one.
         batch_size: rows in one call of the model.
         progress: called with (phase, done, total).
@@ -139,6 +139,8 @@ def _check(rows: Dataset, task: str | None, kind: str, labels: tuple[str, ...]) 
     if rows.kind != kind:
         single, pair = ("single texts", "text<TAB>label"), ("pairs", "text_a<TAB>text_b<TAB>label")
         what, wanted = single if kind == "single" else pair
+        if rows.sha256 is None:
+            raise DatasetError(f"{named} takes {what}, and these are {pair[0] if kind == 'single' else single[0]}")
         raise DatasetError(f"{rows.path}, line 1: {named} takes {what}; the header must be {wanted!r}")
     known = set(labels)
     for i, label in enumerate(rows.labels):

@@ -12,26 +12,23 @@ chosen by cross-validation, see `fieldrun.heads.selection`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputTextError, LabelError, UsageError
-from ..evaluation.rows import as_list, check_texts, run_located, split_pairs
+from ..evaluation.rows import Labels, Texts, check_labels, run_located, split_texts
 from ..formats.progress import Progress, silent
 from ..formats.tensors import Array
 from .head import Head, pair_features
 from .logistic import Basis
 from .selection import Problem, choose
 
-__all__ = ["Encoder", "HeadTrainer", "check_labels", "fit_fields", "fit_head"]
+__all__ = ["Encoder", "HeadTrainer", "fit_fields", "fit_head"]
 
 _BATCH = 2048  # texts in one call of the encoder
-
-Texts = Iterable[str] | Iterable[tuple[str, str]]
-Labels = Iterable[str | int | np.generic]
 
 
 class _Encoding(Protocol):
@@ -121,7 +118,7 @@ class HeadTrainer:
             LabelError, InputTextError, TextTooLong: as `fit_head`.
             InputTextError: pairs after single texts, or the other way round.
         """
-        kind, sides = _split(texts)
+        kind, sides = split_texts(texts)
         checked = check_labels(labels, len(sides[0]))
         if self.kind not in (None, kind):
             raise InputTextError(f"the head {self.name!r} takes {_kinds(self.kind)}, and these are {_kinds(kind)}")
@@ -187,31 +184,6 @@ def fit_fields(
         temperature=choice.temperature,
         about={"n": len(names), "labels": counts, "strength": choice.strength, "cv": choice.cv},
     )
-
-
-def check_labels(labels: object, n: int) -> list[str]:
-    """Return `n` labels as strings.
-
-    Raises:
-        LabelError: `labels` is not a list of `n`, or one is not a string, int or bool, or is blank.
-    """
-    checked = as_list(labels, "labels", LabelError)
-    if len(checked) != n:
-        raise LabelError(f"{n} texts and {len(checked)} labels; give one label for each text")
-    for i, label in enumerate(checked):
-        if not isinstance(label, str | int | np.integer | np.bool_):
-            raise LabelError(f"label {i} is {type(label).__name__}, not a string, int or bool; write str(label)")
-        if not str(label).strip():
-            raise LabelError(f"label {i} is empty; give text {i} a label or leave it out")
-    return [str(label) for label in checked]
-
-
-def _split(texts: object) -> tuple[str, Sequence[list[str]]]:
-    """Return the kind of `texts` and their sides: the texts, or the first and the second of each pair."""
-    listed = as_list(texts, "texts")
-    if listed and isinstance(listed[0], list | tuple | np.ndarray):
-        return "pair", split_pairs(listed)
-    return "single", [check_texts(listed)]
 
 
 def _kinds(kind: str | None) -> str:
