@@ -12,13 +12,14 @@ training code are imported when a function that needs them is first used. `Missi
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from fieldrun_benchmarks.harness.bench import bench
-    from fieldrun_benchmarks.report.render import report
+    from fieldrun_benchmarks.harness.bench import BenchReport, bench
+    from fieldrun_benchmarks.report.render import Report, report
     from fieldrun_exporters.encoder.importing import import_encoder
     from fieldrun_exporters.export import ExportReport, export
     from fieldrun_exporters.search.compress import CompressReport, compress
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "BenchReport",
     "BuildReport",
     "Bundle",
     "Checkpoint",
@@ -55,6 +57,7 @@ __all__ = [
     "Head",
     "HeadTrainer",
     "LabelReport",
+    "Report",
     "VerifyReport",
     "__version__",
     "answer",
@@ -83,8 +86,8 @@ _HOMES = {
     "fieldrun.heads.fit": "HeadTrainer fit_head",
     "fieldrun.heads.head": "Head",
     "fieldrun.heads.trained": "Checkpoint",
-    "fieldrun_benchmarks.harness.bench": "bench",
-    "fieldrun_benchmarks.report.render": "report",
+    "fieldrun_benchmarks.harness.bench": "BenchReport bench",
+    "fieldrun_benchmarks.report.render": "Report report",
     "fieldrun_exporters.encoder.importing": "import_encoder",
     "fieldrun_exporters.export": "ExportReport export",
     "fieldrun_exporters.search.compress": "CompressReport compress",
@@ -108,8 +111,8 @@ def __getattr__(name: str) -> Any:
     try:
         module = importlib.import_module(home)
         value = module if home == f"fieldrun.{name}" else getattr(module, name)  # the packages that can be called
-        if name == "compress":
-            value = _with_timer(value)
+        if name in _WIRED:
+            value = _WIRED[name](value)
     except ModuleNotFoundError as error:
         from .errors import MissingDependency
 
@@ -125,10 +128,28 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def _with_timer(function: Any) -> Any:
-    """Return `function` with the timer of the benchmarks, which the exporters must not import."""
-    from functools import partial, update_wrapper
+def _with_timer(compress: Any) -> Any:
+    """Give `compress` the timer of the benchmarks, which the exporters must not import."""
 
-    from fieldrun_benchmarks.harness.timer import text_to_labels_us
+    @functools.wraps(compress)
+    def wired(*arguments: Any, **settings: Any) -> Any:
+        from fieldrun_benchmarks.harness.timer import text_to_labels_us
 
-    return update_wrapper(partial(function, timer=text_to_labels_us), function)
+        return compress(*arguments, **{"timer": text_to_labels_us, **settings})
+
+    return wired
+
+
+def _with_system(bench: Any) -> Any:
+    """Give `bench` what is known about the machine, which the benchmarks must not look up themselves."""
+
+    @functools.wraps(bench)
+    def wired(*arguments: Any, **settings: Any) -> Any:
+        from .doctor import examine
+
+        return bench(*arguments, **{"system": examine(commands=False), **settings})
+
+    return wired
+
+
+_WIRED = {"bench": _with_system, "compress": _with_timer}

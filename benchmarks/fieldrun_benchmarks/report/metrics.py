@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from . import values
 from .table import Record, alive, find
 
 __all__ = ["Metric", "machine_of", "metrics", "metrics_of"]
@@ -29,6 +30,11 @@ class Metric:
     value: float | None
     low: float | None
     high: float | None
+
+    @property
+    def shown(self) -> str:
+        """The value with its unit, as on the pages."""
+        return values.shown(self.value, self.unit)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figure as JSON."""

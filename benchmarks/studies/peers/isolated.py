@@ -6,7 +6,7 @@ r"""Peers whose packages do not go together with ours, each in an environment of
 | `fasttext` | fasttext (built from source), numpy < 2 | its own classifier: bigrams, 100-d, one model per task |
 
     python -m studies.peers.measure --prepare --data DATA --gte FOLDER --minilm FOLDER --work WORK
-    fieldrun bench reference tokenizer:reference peer:WORK/fasttext#sst2 peer:WORK/wordllama#sst2 --interleave \
+    fieldrun bench reference tokenizer:reference peer:WORK/fasttext#sst2 peer:WORK/wordllama#sst2 \
         --workload DATA/sst2/dev.tsv --data sst2=DATA/sst2/dev.tsv --report OUT
 
 A peer's environment runs this module to make it, and `worker` to measure it; of fieldrun it sees links to two packages.
