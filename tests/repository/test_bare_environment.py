@@ -120,17 +120,10 @@ def bare(wheels: Path, repository: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def _install(programs: Path, repository: Path, *what: str | Path) -> None:
-    command: list[str | Path] = [
-        programs / "python",
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-compile",
-        "--disable-pip-version-check",
-    ]
+    options = ["--quiet", "--no-compile", "--disable-pip-version-check"]
     constraints = repository / ".ci" / "constraints.txt"
-    subprocess.run([*pip, "--constraint", constraints, *what], check=True, capture_output=True)
+    pip = [programs / "python", "-m", "pip", "install", *options, "--constraint", constraints]
+    subprocess.run([*pip, *what], check=True, capture_output=True)
 
 
 def test_wheel_has_the_reference_bundle_and_no_checkpoint(wheel: Path) -> None:
