@@ -122,7 +122,7 @@ def bare(wheels: Path, repository: Path, tmp_path_factory: pytest.TempPathFactor
 def _install(programs: Path, repository: Path, *what: str | Path) -> None:
     options = ["--quiet", "--no-compile", "--disable-pip-version-check"]
     constraints = repository / ".ci" / "constraints.txt"
-    pip = [programs / "python", "-m", "pip", "install", *options, "--constraint", constraints]
+    pip: list[str | Path] = [programs / "python", "-m", "pip", "install", *options, "--constraint", constraints]
     subprocess.run([*pip, *what], check=True, capture_output=True)
 
 
