@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/c
 INPUTS := pyproject.toml hatch_build.py runtimes/fieldrun_runtimes/native/native.c .ci/constraints.txt $(VENV)/.made
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-studies wheels test-arm test-gpu test-tensorrt bench lint format clean
+.PHONY: help demo test test-studies wheels test-arm test-gpu test-tensorrt bench docs lint format clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 20
@@ -36,6 +36,9 @@ endif
 	$(BIN)/python -m studies.tables
 endif
 	$(BIN)/fieldrun bench reference --quick --report build/bench
+
+docs: $(VENV)/.docs ## build the documentation into build/site; a broken link fails it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test-gpu: $(VENV)/.dev ## with a GPU: golden fields and speed of every GPU engine, into build/records
 	FIELDRUN_RECORDS=build/records $(BIN)/python -m pytest -m gpu -rs tests
@@ -76,7 +79,12 @@ $(VENV)/.peers: $(INPUTS)
 	@$(PIP) -e '.[bench,peers]'
 	@touch $(VENV)/.demo $(VENV)/.bench $@
 
+$(VENV)/.docs: $(INPUTS)
+	@echo "installing fieldrun[docs] into $(VENV)"
+	@$(PIP) -e '.[docs]'
+	@touch $@
+
 $(VENV)/.dev: $(INPUTS)
 	@echo "installing fieldrun[dev] into $(VENV)"
 	@$(PIP) -e '.[dev]'
-	@touch $(VENV)/.demo $(VENV)/.bench $@
+	@touch $(VENV)/.demo $(VENV)/.bench $(VENV)/.docs $@
