@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 
 import fieldrun
+from fieldrun.formats.bundle import Bundle
+from fieldrun_runtimes.engines import open_engine
+from fieldrun_runtimes.engines.buckets import GraphEngine
 from fieldrun_runtimes.tensorrt.device import jetpack, require_gpu
 
 __all__ = ["measure", "median_interval"]
@@ -33,18 +36,19 @@ def measure(bundle: str | Path, engine: str, provider: str | None = None, *, cal
     if engine.startswith("tensorrt"):
         built = fieldrun.build(bundle, target=engine).to_dict()
         del built["folder"]  # a path of this machine
-    verified = fieldrun.verify(bundle, engine=engine, provider=provider).to_dict()
+    (verified,) = fieldrun.verify(bundle, engine=engine, provider=provider).rows()
     del verified["path"]
-    with fieldrun.load(bundle, engine=engine, provider=provider) as model:
-        manifest = model.manifest
-        buckets = []
-        for bucket in manifest.buckets:
+    opened = Bundle.load(bundle)
+    manifest, runner = opened.manifest, open_engine(engine, opened, provider=provider)
+    buckets = []
+    if isinstance(runner, GraphEngine):
+        for bucket in runner.buckets:
             rng = np.random.default_rng(bucket.length)
             ids = rng.integers(1, manifest.network.vocab_size, size=(bucket.batch, bucket.length)).tolist()
             micros = np.empty(calls)
             for call in range(-_WARM_UP, calls):
                 start = time.perf_counter()
-                model.replay(ids, bucket)
+                runner.run_bucket(ids, bucket)
                 if call >= 0:
                     micros[call] = 1e6 * (time.perf_counter() - start)
             p50 = float(np.median(micros))

@@ -22,12 +22,11 @@ from fieldrun.errors import (
     UnknownName,
     UsageError,
 )
-from fieldrun.formats.bundle import Bucket, Bundle, Manifest, TaskSpec
+from fieldrun.formats.bundle import Bundle, Manifest, TaskSpec
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import Head, attached_task, head_logits, pair_features, softmax
 
-from .engines import Engine, UnpaddedEngine
-from .engines.buckets import BucketPlan
+from .engines import Engine
 from .engines.choice import choose_engine
 from .tokenization import TextTokenizer, check_texts
 
@@ -81,8 +80,8 @@ def load(
             what `fieldrun build` made on this machine of a bundle with TensorRT graphs.
         provider: what ONNX Runtime runs on: `"cpu"`, `"cuda"`, or `"cuda-graph"`, which launches a whole call at once.
             A GPU that is asked for and not there is an error.
-        threads: CPU threads of one forward pass in ONNX Runtime; the NumPy engine uses those of NumPy's BLAS, and the
-            native one a single thread for each call.
+        threads: CPU threads of one call. The native engine splits a batch over them, a single text runs on one; ONNX
+            Runtime runs each graph on them. NumPy and the GPU engines use one thread and refuse more.
         overflow: a text longer than the largest bucket is an `"error"`, is cut (`"truncate"`, the count is in
             `Encoding.dropped`), or is encoded in several windows whose fields are averaged (`"window"`).
 
@@ -114,9 +113,8 @@ class FieldModel:
     ) -> None:
         self.path: Path = bundle.path
         self.manifest: Manifest = bundle.manifest
-        self._plan = BucketPlan(bundle.manifest.network, bundle.manifest.buckets)
-        tokenizer = (bundle.path / "tokenizer.json").read_bytes()
-        self._tokenize = TextTokenizer(tokenizer, self._plan.longest, overflow)
+        longest = max(bucket.length for bucket in bundle.manifest.buckets)
+        self._tokenize = TextTokenizer((bundle.path / "tokenizer.json").read_bytes(), longest, overflow)
         choice = choose_engine(bundle.exported(), engine, threads, provider)
         self.engine: str = choice.name
         self.engine_reason: str = choice.reason
@@ -224,10 +222,10 @@ class FieldModel:
         if len(checked) == 1:
             ids = self._tokenize.one(checked[0])
             if ids is not None:
-                field, logits = self._engine.run(self._plan.one(ids))
+                field, logits = self._engine.run([ids])
                 return Encoding(field=field, logits=logits, tokens=np.array((len(ids),)), dropped=np.array((0,)))
         tokenized = self._tokenize(checked)
-        field, logits = self._run(tokenized.ids)
+        field, logits = self._engine.run(tokenized.ids)
         if len(tokenized.ids) > len(checked):
             weights = [len(ids) for ids in tokenized.ids]
             field = _pool_windows(field, weights, tokenized.owners, len(checked))
@@ -238,20 +236,6 @@ class FieldModel:
             tokens=np.array(tokenized.tokens, np.int64),
             dropped=np.array(tokenized.dropped, np.int64),
         )
-
-    def _run(self, sequences: Sequence[Sequence[int]]) -> tuple[Floats, Floats]:
-        """Return field and logits of token ids, in one call where the engine needs no buckets."""
-        if isinstance(self._engine, UnpaddedEngine):
-            return self._engine.run_unpadded(sequences)
-        field = logits = np.zeros((0, 0), np.float32)
-        for chunk in self._plan.chunks(sequences):
-            part, part_logits = self._engine.run(chunk.ids)
-            if not len(field):
-                field = np.empty((len(sequences), part.shape[1]), np.float32)
-                logits = np.empty((len(sequences), part_logits.shape[1]), np.float32)
-            field[chunk.rows] = part[: len(chunk.rows)]
-            logits[chunk.rows] = part_logits[: len(chunk.rows)]
-        return field, logits
 
     def scores_of(self, encoding: Encoding, task: str, other: Encoding | None = None) -> Floats:
         """Return the probabilities `(n, labels) float32` of `task` for texts that were encoded before.
@@ -366,38 +350,11 @@ class FieldModel:
             raise UsageError(f"task {spec.name!r} needs whole fields; encode the texts without dim")
         if head is not None:
             return head_logits(head, fields[0] if other is None else pair_features(*fields))
-        return self._pair_logits(*fields)[:, spec.start : spec.start + len(spec.labels)]
+        return self._engine.run_pairs(*fields)[:, spec.start : spec.start + len(spec.labels)]
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return each text's token ids, special tokens included; windows of a long text apart. Raises as `encode`."""
         return self._tokenize(check_texts(texts)).ids
-
-    def replay(self, sequences: Sequence[Sequence[int]], bucket: Bucket) -> Floats:
-        """Return the fields `(n, dim)` of token ids that fit `bucket`, run in it whatever else would fit."""
-        chunks = (sequences[i : i + bucket.batch] for i in range(0, len(sequences), bucket.batch))
-        return np.concatenate(
-            [
-                self._engine.run(self.manifest.network.frame(part, bucket.batch, bucket.length))[0][: len(part)]
-                for part in chunks
-            ]
-        )
-
-    def replay_pairs(self, a: Floats, b: Floats, batch: int) -> Floats:
-        """Return all pair tasks' logits `(n, labels)` of fields `a`, `b` `(n, dim)`, run in batches of `batch`."""
-        parts = []
-        for start in range(0, len(a), batch):
-            rows = np.minimum(np.arange(start, start + batch), len(a) - 1)
-            parts.append(self._engine.run_pairs(a[rows], b[rows])[: len(a) - start])
-        return np.concatenate(parts)
-
-    def _pair_logits(self, a: Floats, b: Floats) -> Floats:
-        parts = []
-        start = 0
-        while start < len(a):
-            batch = self._plan.batch_for(len(a) - start)
-            parts.append(self.replay_pairs(a[start : start + batch], b[start : start + batch], batch))
-            start += batch
-        return np.concatenate(parts)
 
     def close(self) -> None:
         """Let go of the engine; the model cannot be used afterwards. Closing twice is no error."""
@@ -450,8 +407,8 @@ def _rejection(logits: Floats, temperature: float) -> Floats:
 class _Closed:
     """What a closed model has in place of an engine."""
 
-    def run(self, ids: Array) -> tuple[Array, Array]:
-        del ids
+    def run(self, sequences: Sequence[Sequence[int]]) -> tuple[Array, Array]:
+        del sequences
         raise UsageError("this model was closed; load the bundle again")
 
     def run_pairs(self, a: Array, b: Array) -> Array:

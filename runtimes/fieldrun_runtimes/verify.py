@@ -2,124 +2,194 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from importlib import metadata
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fieldrun.errors import BundleError, TextTooLong
-from fieldrun.formats.bundle import TYPICAL_QUANTILE
+from fieldrun._version import __version__
+from fieldrun.errors import BundleError, EngineError, MissingDependency, TextTooLong, UsageError
+from fieldrun.formats.bundle import TYPICAL_QUANTILE, Bundle
 from fieldrun.formats.storage import read_json
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import softmax
-from fieldrun.heads.saved import head_scores
-from fieldrun_runtimes.tensorrt.releases import MODULES
 
+from .engines import ENGINES, GPU_ENGINES, PROVIDERS
+from .engines.buckets import GraphEngine
 from .engines.onnxruntime_engine import import_onnxruntime
-from .model import FieldModel, load
+from .model import Encoding, FieldModel
+from .tensorrt.device import find_gpu
 from .tensorrt.library import load_library
+from .tensorrt.releases import MODULES
 
-__all__ = ["VerifyReport", "verify"]
+__all__ = ["EngineReport", "VerifyReport", "verify"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyReport:
-    """The outcome: largest absolute differences of fields and scores from the golden ones, and whether they pass.
+class EngineReport:
+    """How far one engine's answers are from the golden ones.
 
     `engine_version` is that of the library that ran: ONNX Runtime's, TensorRT's, NumPy's or fieldrun's own. `provider`
-    is what ONNX Runtime ran on, None for other engines. `by_bucket` has the largest difference of fields in each bucket
-    ("1x16" for batch 1 of 16 tokens), `buckets` their number; a bucket that no golden text fits in is not replayed.
+    is what ONNX Runtime ran on, None for other engines. `max_abs_field` and `max_abs_scores` are the largest absolute
+    differences, `min_cosine` is the smallest cosine of a field and its golden one, `agreement` the share of scores
+    whose best label is the golden one. `by_bucket` has the largest difference of fields in each bucket ("1x16" for
+    batch 1 of 16 tokens) that a golden text fits in; it is empty for an engine that runs no graph. `buckets` is their
+    number.
+
     `quartile_abs_field` is the lower quartile, over the texts, of each one's largest difference when it runs alone. A
-    deep int8 network may round some texts another way here, which moves them far: then `typical_tolerance` is what the
-    quartile must keep; None elsewhere.
+    deep int8 network may round some texts another way here, which moves them far: then the quartile must keep to
+    `typical_tolerance`, None elsewhere.
     """
 
     passed: bool
-    path: str
     engine: str
-    engine_version: str | None
+    engine_version: str
     provider: str | None
     texts: int
     buckets: int
     max_abs_field: float
     max_abs_scores: float
+    min_cosine: float
+    agreement: float
     quartile_abs_field: float
     tolerance: float
     typical_tolerance: float | None
     tokens_equal: bool
-    files: int
     by_bucket: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON."""
-        return asdict(self)
+        """Return the report as JSON; a number that is not finite is null."""
+        value = asdict(self)
+        value["by_bucket"] = {name: _finite(gap) for name, gap in self.by_bucket.items()}
+        return {name: _finite(number) for name, number in value.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """The outcome: one entry for each engine that ran, and why the others were skipped.
+
+    `passed` is true when every engine that ran keeps the bundle's tolerance. `max_abs_field` and `max_abs_scores` are
+    the largest of all engines, `texts` and `files` the numbers of golden texts and of files that were checked.
+    """
+
+    passed: bool
+    path: str
+    texts: int
+    files: int
+    max_abs_field: float
+    max_abs_scores: float
+    engines: tuple[EngineReport, ...]
+    skipped: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON; a number that is not finite is null."""
+        value = {name: _finite(item) for name, item in asdict(self).items()}
+        return value | {"engines": [entry.to_dict() for entry in self.engines]}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one flat JSON object for each engine: what a record of its run holds."""
+        shared = {"path": self.path, "files": self.files}
+        return [shared | entry.to_dict() for entry in self.engines]
 
 
 def verify(
     path: str | Path = "reference", *, engine: str = "auto", provider: str | None = None, threads: int = 1
 ) -> VerifyReport:
-    """Check every file's hash, then replay the golden texts with `engine` and compare fields and scores.
+    """Check every file's hash, then replay the golden texts and compare fields and scores.
 
-    Every text runs alone as `encode` runs it, and again through every bucket that it fits in; pairs run through every
-    pair graph. A GPU is held to the tolerance that the recipe has for it.
+    `engine` and `provider` are as for `load`; `"all"` replays every engine that is installed and able to run the
+    bundle, on a GPU where there is one. Every text runs alone, and again in company: where an engine runs graphs, every
+    text in every bucket that it fits in and every pair in every pair graph; elsewhere all texts in one batch. A GPU is
+    held to the tolerance that the recipe has for it.
 
     Raises:
         BundleError, IntegrityError, SchemaTooNew: the bundle is not what it says, its golden texts included.
         UnknownName, MissingDependency, EngineError: the engine is unknown, not installed, or cannot run.
+        UsageError: a provider together with `"all"`.
     """
-    with load(path, engine=engine, provider=provider, threads=threads, overflow="error") as model:
-        on_gpu = model.engine.startswith("tensorrt") or provider in ("cuda", "cuda-graph")
+    bundle = Bundle.load(path)
+    found, skipped = [], {}
+    if engine != "all":
+        found.append(_replay(bundle, engine, provider, threads))
+    elif provider is not None:
+        raise UsageError("engine='all' tries every provider; leave the provider out")
+    else:
+        gpu = find_gpu()
+        for name, way in [(name, None) for name in ENGINES if name != "null"] + [("onnxruntime", w) for w in _GPU_WAYS]:
+            on_gpu = (way or name) in GPU_ENGINES
+            title = name if way is None else f"{name} on {way}"
+            if on_gpu and isinstance(gpu, str):
+                skipped[title] = gpu
+                continue
+            try:
+                found.append(_replay(bundle, name, way, 1 if on_gpu or name == "numpy" else threads))
+            except (EngineError, MissingDependency) as error:
+                skipped[title] = str(error)
+        if not found:
+            raise EngineError(f"no engine can run {bundle.path}: " + "; ".join(sorted(set(skipped.values()))))
+    return VerifyReport(
+        passed=all(entry.passed for entry in found),
+        path=str(bundle.path),
+        texts=found[0].texts,
+        files=len(bundle.manifest.files) + 1,
+        max_abs_field=float(np.max([entry.max_abs_field for entry in found])),  # which keeps a NaN
+        max_abs_scores=float(np.max([entry.max_abs_scores for entry in found])),
+        engines=tuple(found),
+        skipped=skipped,
+    )
+
+
+_GPU_WAYS = tuple(way for way in PROVIDERS if way in GPU_ENGINES)
+
+
+def _replay(bundle: Bundle, engine: str, provider: str | None, threads: int) -> EngineReport:
+    with FieldModel(bundle, engine=engine, provider=provider, threads=threads, overflow="error") as model:
+        on_gpu = model.engine in GPU_ENGINES or provider in GPU_ENGINES
         graphs = model.manifest.tensorrt if on_gpu else None
         tolerance = model.manifest.golden_tolerance if graphs is None else graphs.golden_tolerance
         try:
-            return _replay(model, read_json(model.path / "golden.json"), tolerance, provider)
+            return _compare(model, read_json(bundle.path / "golden.json"), tolerance, provider)
         except (AttributeError, KeyError, OverflowError, TextTooLong, TypeError, ValueError) as error:
-            raise BundleError(f"{model.path}: golden.json cannot be used ({error}); export again") from error
+            raise BundleError(f"{bundle.path}: golden.json cannot be used ({error}); export again") from error
 
 
-def _replay(model: FieldModel, golden: dict[str, Any], tolerance: float, provider: str | None) -> VerifyReport:
-    texts, sequences, manifest = golden["texts"], golden["ids"], model.manifest
+def _compare(model: FieldModel, golden: dict[str, Any], tolerance: float, provider: str | None) -> EngineReport:
+    texts, fields = golden["texts"], np.array(golden["fields"], np.float32)
     if set(golden["scores"]) != set(model.tasks):
         raise ValueError("its scores are not those of the bundle's tasks")
-    encodings = [model.encode([text]) for text in texts]
-    fields = np.concatenate([encoding.field for encoding in encodings])
-    worst_field = _gap(fields, golden["fields"])
-    quartile = float(np.quantile(np.abs(fields - np.array(golden["fields"], np.float32)).max(1), TYPICAL_QUANTILE))
     typical = golden.get("typical_tolerance")
     if typical is not None and not 0 < float(typical) < 1:
         raise ValueError(f"a typical_tolerance of {typical!r}")
-    by_bucket = {}
-    for bucket in manifest.buckets:
-        rows = [i for i, ids in enumerate(sequences) if len(ids) <= bucket.length]
-        if rows:
-            found = model.replay([sequences[i] for i in rows], bucket)
-            gap = _gap(found, [golden["fields"][i] for i in rows])
-            by_bucket[f"{bucket.batch}x{bucket.length}"] = gap
-            worst_field = _worse(worst_field, gap)
-    worst_scores = 0.0
-    for task, expected in golden["scores"].items():
-        if model.kind(task) == "single":
-            scores = np.concatenate([model.scores_of(encoding, task) for encoding in encodings])
-            worst_scores = _worse(worst_scores, _gap(scores, expected))
-            continue
-        if task in model.attached:
-            scores = head_scores(model.attached[task], fields, np.roll(fields, -1, axis=0))
-            worst_scores = _worse(worst_scores, _gap(scores, expected))
-            continue
-        for batch in manifest.pair_graphs:
-            logits = model.replay_pairs(fields, np.roll(fields, -1, axis=0), batch)
-            spec = manifest.task(task)
-            scores = softmax(logits[:, spec.start : spec.start + len(spec.labels)], spec.temperature)
-            worst_scores = _worse(worst_scores, _gap(scores, expected))
-    same_tokens = model.token_ids(texts) == sequences
-    return VerifyReport(
-        passed=same_tokens
-        and worst_field <= tolerance
-        and worst_scores <= tolerance
-        and (typical is None or quartile <= typical),
-        path=str(model.path),
+    alone = [model.encode([text]) for text in texts]
+    encoding = Encoding(**{name: np.concatenate([getattr(one, name) for one in alone]) for name in Encoding.__slots__})
+    sequences = model.token_ids(texts)
+    gaps = _gaps(encoding.field, fields)
+    quartile = float(np.quantile(gaps.max(1), TYPICAL_QUANTILE))
+    norms = np.linalg.norm(encoding.field, axis=1) * np.linalg.norm(fields, axis=1)
+    cosines = (encoding.field * fields).sum(1) / np.maximum(norms, np.finfo(np.float32).tiny)
+    engine, by_bucket = model._engine, {}
+    if isinstance(engine, GraphEngine):
+        for bucket in engine.buckets:
+            rows = [i for i, ids in enumerate(sequences) if len(ids) <= bucket.length]
+            if rows:
+                found, _ = engine.run_bucket([sequences[i] for i in rows], bucket)
+                by_bucket[f"{bucket.batch}x{bucket.length}"] = float(_gaps(found, fields[rows]).max())
+        worst_field = float(np.max([gaps.max(), *by_bucket.values()]))
+    else:
+        worst_field = float(np.maximum(gaps.max(), _gaps(engine.run(sequences)[0], fields).max()))
+    worst_scores, agree = 0.0, []
+    for task, wanted in golden["scores"].items():
+        for scores in _scores(model, encoding, task):
+            expected = np.array(wanted, np.float32)
+            worst_scores = float(np.maximum(worst_scores, _gaps(scores, expected).max()))
+            agree.append(scores.argmax(1) == expected.argmax(1))
+    same_tokens = sequences == [list(ids) for ids in golden["ids"]]
+    within = worst_field <= tolerance and worst_scores <= tolerance and (typical is None or quartile <= typical)
+    return EngineReport(
+        passed=same_tokens and within,
         engine=model.engine,
         engine_version=_version(model.engine),
         provider=(provider or "cpu") if model.engine == "onnxruntime" else None,
@@ -127,36 +197,45 @@ def _replay(model: FieldModel, golden: dict[str, Any], tolerance: float, provide
         buckets=len(by_bucket),
         max_abs_field=worst_field,
         max_abs_scores=worst_scores,
+        min_cosine=float(cosines.min()),
+        agreement=float(np.mean(np.concatenate(agree))) if agree else 1.0,
         quartile_abs_field=quartile,
         tolerance=tolerance,
         typical_tolerance=typical,
         tokens_equal=same_tokens,
-        files=len(manifest.files) + 1,
         by_bucket=by_bucket,
     )
 
 
-def _version(engine: str) -> str | None:
+def _scores(model: FieldModel, encoding: Encoding, task: str) -> Iterator[Array]:
+    """Yield the scores of `task`, once for each graph that gives them; the pair of a text is the next text."""
+    if model.kind(task) == "single":
+        yield model.scores_of(encoding, task)
+        return
+    after, engine = np.roll(encoding.field, -1, axis=0), model._engine
+    if task in model.attached or not isinstance(engine, GraphEngine):
+        yield model.scores_of(encoding, task, replace(encoding, field=after))
+        return
+    spec = model.manifest.task(task)
+    for batch in engine.pair_graphs:
+        logits = engine.run_pair_graph(encoding.field, after, batch)
+        yield softmax(logits[:, spec.start : spec.start + len(spec.labels)], spec.temperature)
+
+
+def _version(engine: str) -> str:
     """Return the version of the library behind `engine`, as it says itself: a Jetson's packages are not pip's."""
     if engine == "onnxruntime":
         return str(import_onnxruntime().__version__)
     if engine in MODULES:
         return str(load_library(engine).__version__)
-    if engine == "numpy":
-        return np.__version__
-    try:
-        return metadata.version("fieldrun")
-    except metadata.PackageNotFoundError:
-        return None
+    return np.__version__ if engine == "numpy" else __version__
 
 
-def _worse(a: float, b: float) -> float:
-    """Return the larger of two gaps; unlike `max` it keeps a NaN, which passes no tolerance."""
-    return float(np.maximum(a, b))
-
-
-def _gap(found: Array, golden: Any) -> float:
-    expected = np.array(golden, np.float32)
+def _gaps(found: Array, expected: Array) -> Array:
     if expected.shape != found.shape:
         raise ValueError(f"values of shape {expected.shape} instead of {found.shape}")
-    return float(np.abs(found - expected).max())
+    return np.asarray(np.abs(found - expected))
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -19,7 +19,7 @@ __all__ = ["replay"]
 
 def replay(bundle: str, engine: str) -> dict[str, object]:
     """Return `verify`'s report, and of how many golden scores the label is the same."""
-    report = fieldrun.verify(bundle, engine=engine).to_dict()
+    (report,) = fieldrun.verify(bundle, engine=engine).rows()
     with fieldrun.load(bundle, engine=engine) as model:
         golden = json.loads((model.path / "golden.json").read_text("utf-8"))
         texts = golden["texts"]

@@ -134,7 +134,7 @@ def test_a_head_is_fitted_attached_saved_and_verified(bundle: Path, tmp_path: Pa
         model.save(tmp_path / "saved")
     report = fieldrun.verify(tmp_path / "saved")
     assert report.passed
-    assert report.max_abs_scores <= report.tolerance
+    assert report.max_abs_scores <= report.engines[0].tolerance
     with fieldrun.load(tmp_path / "saved") as model:
         assert np.array_equal(model.scores(texts, "topic"), scores)
 

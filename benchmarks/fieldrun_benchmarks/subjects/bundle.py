@@ -10,7 +10,6 @@ from fieldrun.errors import UnknownName
 from fieldrun.formats.bundle import Bundle
 from fieldrun.formats.storage import sha256_file
 from fieldrun_runtimes.engines import Engine, open_engine
-from fieldrun_runtimes.engines.buckets import BucketPlan
 
 from .subject import SubjectSpec
 
@@ -39,7 +38,7 @@ class BundleSubject:
         if spec.task and spec.task not in single:
             raise UnknownName("single task", spec.task, single)
         self._tasks = [spec.task] if spec.task else single
-        self._stage: tuple[Engine, BucketPlan] | None = None
+        self._stage: Engine | None = None
 
     @staticmethod
     def program(spec: SubjectSpec) -> str:
@@ -57,14 +56,11 @@ class BundleSubject:
         return self._model.predict(texts, self._task) if self._task else self._model.predict_all(texts)
 
     def stages(self, text: str) -> Mapping[str, Callable[[], object]]:
-        """Return `tokenize` (text to token ids) and `engine` (framed ids to field and logits)."""
+        """Return `tokenize` (text to token ids) and `engine` (token ids to field and logits)."""
         if self._stage is None:  # an engine of its own, opened after memory was read
-            bundle = Bundle.load(self._model.path).exported()
-            plan = BucketPlan(bundle.manifest.network, bundle.manifest.buckets)
-            self._stage = open_engine(self._model.engine, bundle, self._threads), plan
-        engine, plan = self._stage
-        texts = [text]
-        ids = plan.one(self._model.token_ids(texts)[0])
+            self._stage = open_engine(self._model.engine, Bundle.load(self._model.path).exported(), self._threads)
+        engine, texts = self._stage, [text]
+        ids = self._model.token_ids(texts)[:1]
         return {"tokenize": lambda: self._model.token_ids(texts), "engine": lambda: engine.run(ids)}
 
     def tokens(self, texts: Sequence[str]) -> list[int] | None:

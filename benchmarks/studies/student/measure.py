@@ -27,7 +27,6 @@ import fieldrun  # noqa: E402
 from fieldrun.evaluation.dataset import Dataset, read_tsv  # noqa: E402
 from fieldrun.evaluation.metrics import auroc, expected_calibration_error, macro_f1, spearman, wilson_interval  # noqa: E402
 from fieldrun.formats.bundle import Bundle  # noqa: E402
-from fieldrun.formats.tensors import Array  # noqa: E402
 from fieldrun_benchmarks.harness.cold_start import cold_starts  # noqa: E402
 from fieldrun_benchmarks.harness.latency import interleave  # noqa: E402
 from fieldrun_benchmarks.harness.record import write_record  # noqa: E402
@@ -179,16 +178,15 @@ def _buckets(bundle: Bundle) -> list[dict[str, Any]]:
     found = []
     for bucket in bundle.manifest.buckets:
         texts = rng.integers(1, network.vocab_size, (bucket.batch, bucket.length)).tolist()
-        ids = network.frame(texts, bucket.batch, bucket.length)
-        calls = {name: _call(engine, ids) for name, engine in engines.items()}
+        calls = {name: _call(engine, texts) for name, engine in engines.items()}
         measured = interleave(calls, [""] * 200, warm_up=5)
         micros = {name: value.p50_us for name, value in measured.items()}
         found.append({"batch": bucket.batch, "length": bucket.length, "p50_us": micros})
     return found
 
 
-def _call(engine: Engine, ids: Array) -> Callable[[str], object]:
-    return lambda _: engine.run(ids)
+def _call(engine: Engine, sequences: list[list[int]]) -> Callable[[str], object]:
+    return lambda _: engine.run(sequences)
 
 
 def _cold(path: str) -> dict[str, Any]:

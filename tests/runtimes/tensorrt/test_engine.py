@@ -93,8 +93,8 @@ def test_verify_holds_a_gpu_to_its_own_tolerance(tiny: Path, monkeypatch: pytest
     build(tiny)
     report = fieldrun.verify(tiny, engine="tensorrt")
     assert report.passed, report
-    assert report.tolerance == 0.01
-    assert fieldrun.verify(tiny, engine="numpy").tolerance == 1e-5
+    assert report.engines[0].tolerance == 0.01
+    assert fieldrun.verify(tiny, engine="numpy").engines[0].tolerance == 1e-5
 
 
 def test_without_engines_the_error_is_the_command(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
