@@ -1,4 +1,4 @@
-"""Text to token ids: check the texts, look up or tokenize them, and treat what is too long as asked."""
+"""Text to token ids: check the texts, look up or tokenize them, and cut or split long ones as asked."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ OVERFLOWS = ("error", "truncate", "window")
 
 
 def check_texts(texts: object, what: str = "text") -> list[str]:
-    """Return `texts` as a list if it is a non-empty sequence of non-blank, valid Unicode strings, called `what`.
+    """Return `texts` as a list of non-blank, valid Unicode strings; errors call one of them `what`.
 
     Raises:
-        InputTextError: it is not; the message says which text and why.
+        InputTextError: it is no such list, or empty; the message says which text is wrong and why.
     """
     if isinstance(texts, str | bytes):
         raise InputTextError("texts must be a list of strings, not one string; write [text]")
@@ -52,7 +52,10 @@ def check_texts(texts: object, what: str = "text") -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokenized:
-    """Token ids ready for a bucket. `owners[i]` is the text that `ids[i]` belongs to; windows share an owner."""
+    """Token ids for an engine. `owners[i]` is the text that `ids[i]` belongs to; windows of a text share an owner.
+
+    `tokens` counts the tokens of each text, `dropped` those that were cut off.
+    """
 
     ids: list[list[int]]
     owners: list[int]
@@ -61,10 +64,13 @@ class Tokenized:
 
 
 class TextTokenizer:
-    """The bundle's tokenizer with its special tokens, and the longest length that a bucket takes.
+    """The bundle's tokenizer with its special tokens; `longest` is the most tokens that a bucket takes.
 
-    The Rust tokenizer is loaded when a text first needs it: at once, or, where a `WordTable` can be made, with the
-    first text that is not printable ASCII.
+    If the tokenizer has a `WordTable`, the Rust tokenizer is loaded with the first text that is not printable ASCII.
+
+    Raises:
+        UnknownName: `overflow` is not one of `OVERFLOWS`.
+        BundleError: the file is not a tokenizer.
     """
 
     def __init__(self, tokenizer_json: bytes, longest: int, overflow: str) -> None:
@@ -92,9 +98,7 @@ class TextTokenizer:
         return tokenizer
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        if self._words is None:
-            return [encoding.ids for encoding in self._rust.encode_batch_fast(texts)]
-        found = [self._words.ids(text) for text in texts]
+        found = [None if self._words is None else self._words.ids(text) for text in texts]
         missing = [i for i, ids in enumerate(found) if ids is None]
         if missing:
             encodings = self._rust.encode_batch_fast([texts[i] for i in missing])
@@ -103,7 +107,7 @@ class TextTokenizer:
         return [ids for ids in found if ids is not None]
 
     def one(self, text: str) -> list[int] | None:
-        """Return the token ids of one checked text, or None when they are not an ordinary case for `__call__`."""
+        """Return the token ids of one checked text; None if it has no token or too many, which `__call__` treats."""
         ids = None if self._words is None else self._words.ids(text)
         if ids is None:
             ids = self._rust.encode_batch_fast([text])[0].ids
@@ -114,7 +118,7 @@ class TextTokenizer:
 
         Raises:
             InputTextError: a text has no token at all.
-            TextTooLong: a text does not fit the longest bucket and overflow is "error".
+            TextTooLong: a text exceeds the largest bucket and overflow is "error".
         """
         all_ids = self._ids(texts)
         tokens = [len(ids) for ids in all_ids]
@@ -151,10 +155,10 @@ class TextTokenizer:
 
 
 def _frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Return the special tokens that `tokenizer` puts before and after a text."""
+    """Return the special tokens that `tokenizer` adds before and after a text."""
     encoding = tokenizer.encode("a")
     text = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
-    if not text:  # "a" has no token of its own: all that is left is the frame, as of an empty text
+    if not text:  # "a" has no token of its own: what is left are the special tokens, as for an empty text
         ids: list[int] = encoding.ids
         return (ids[:1], ids[1:]) if len(ids) == 2 else ([], [])
     return encoding.ids[: text[0]], encoding.ids[text[-1] + 1 :]

@@ -22,8 +22,7 @@ from .engines.buckets import GraphEngine
 from .engines.onnxruntime_engine import import_onnxruntime
 from .model import Encoding, FieldModel
 from .tensorrt.device import find_gpu
-from .tensorrt.library import load_library
-from .tensorrt.releases import MODULES
+from .tensorrt.library import MODULES, load_library
 
 __all__ = ["EngineReport", "VerifyReport", "verify"]
 

@@ -21,7 +21,7 @@ from fieldrun.formats.tensors import Array
 
 from ..tensorrt.device import require_gpu
 from .buckets import Call, GraphEngine
-from .onnxruntime_engine import import_onnxruntime
+from .onnxruntime_engine import import_onnxruntime, open_session
 
 __all__ = ["CudaEngine", "CudaGraphEngine"]
 
@@ -55,22 +55,12 @@ class CudaEngine(GraphEngine):
 
     def _open(self, graph: str) -> Call:
         options = self._ort.SessionOptions()
-        options.log_severity_level = 3
         # a node that the provider does not take is an error, not a node on the CPU
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         # the table is dequantized once, when the graph is opened, and not in every call
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         settings = {"device_id": "0", "use_tf32": "0", "enable_cuda_graph": "1" if self.capture else "0"}
-        try:
-            session = self._ort.InferenceSession(str(self._path / graph), options, providers=[(PROVIDER, settings)])
-        except Exception as error:  # onnxruntime's own kinds are not importable by name
-            raise EngineError(f"ONNX Runtime cannot open {graph} on the GPU: {' '.join(str(error).split())}") from error
-        if session.get_providers()[:1] != [PROVIDER]:
-            raise EngineError(
-                f"asked ONNX Runtime for {PROVIDER}, it took {session.get_providers()}: a CUDA library is missing "
-                "or has another version; see 'fieldrun doctor'"
-            )
-        return _Bound(self._ort, session)
+        return _Bound(self._ort, open_session(self._ort, self._path / graph, options, PROVIDER, settings))
 
 
 def _load_cuda_libraries(ort: Any) -> None:

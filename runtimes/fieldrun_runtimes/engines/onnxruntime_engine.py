@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fieldrun.errors import BundleError, EngineError, MissingDependency
@@ -18,7 +19,7 @@ from .buckets import Call, GraphEngine
 from .packages import importing
 from .weights import map_weights
 
-__all__ = ["PROVIDER", "OnnxRuntimeEngine", "import_onnxruntime"]
+__all__ = ["OnnxRuntimeEngine", "import_onnxruntime", "open_session"]
 
 PROVIDER = "CPUExecutionProvider"
 
@@ -34,6 +35,25 @@ def import_onnxruntime() -> Any:
     with importing("onnxruntime", MissingDependency("onnxruntime", "ort")):
         import onnxruntime
     return onnxruntime
+
+
+def open_session(ort: Any, graph: Path, options: Any, provider: str, settings: Mapping[str, str] | None = None) -> Any:
+    """Open a session of the file `graph` on `provider` and no other.
+
+    Raises:
+        EngineError: ONNX Runtime cannot open the graph, or took another provider.
+    """
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(str(graph), options, providers=[(provider, dict(settings or {}))])
+    except Exception as error:  # onnxruntime's own kinds are not importable by name
+        raise EngineError(f"ONNX Runtime cannot open {graph.name}: {' '.join(str(error).split())}") from error
+    if session.get_providers()[:1] != [provider]:
+        raise EngineError(
+            f"asked ONNX Runtime for {provider}, it took {session.get_providers()}: a library of it is missing or has "
+            "another version; see 'fieldrun doctor'"
+        )
+    return session
 
 
 class OnnxRuntimeEngine(GraphEngine):
@@ -59,18 +79,12 @@ class OnnxRuntimeEngine(GraphEngine):
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
         # the buffers of a batch are large and its calls rare: give them back instead of keeping an arena per bucket
         options.enable_cpu_mem_arena = any(b.graph == graph and b.batch == 1 for b in self.buckets)
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if takes_table and not self._packed:
             options.add_initializer("table", self._table)
-        try:
-            session = self._ort.InferenceSession(str(self._path / graph), options, providers=[PROVIDER])
-        except Exception as error:  # onnxruntime's own kinds are not importable by name
-            raise EngineError(f"ONNX Runtime cannot open {graph}: {error}") from error
-        if session.get_providers() != [PROVIDER]:
-            raise EngineError(f"asked ONNX Runtime for {PROVIDER}, it took {session.get_providers()}")
+        session = open_session(self._ort, self._path / graph, options, PROVIDER)
         table = {"table": self._rows} if takes_table and self._packed else {}
         outputs = [output.name for output in session.get_outputs()]
 

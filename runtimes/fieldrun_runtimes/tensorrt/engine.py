@@ -1,7 +1,7 @@
-"""The engines `tensorrt` and `tensorrt-rtx`: what `fieldrun build` made on this machine, one CUDA graph a bucket.
+"""The engines `tensorrt` and `tensorrt-rtx`: what `fieldrun build` built on this machine, a CUDA graph for each bucket.
 
-Every bucket has fixed shapes, so its buffers, their addresses and the whole call (copy in, run, copy out) are set up
-once and captured as a CUDA graph; a call is then one launch. Each bucket has its own stream and lock.
+A bucket has fixed shapes, so its buffers, their addresses and the whole call (copy in, run, copy out) are set up once
+and captured as a CUDA graph; a call is then one launch. Each bucket has its own stream and lock.
 """
 
 from __future__ import annotations
@@ -68,10 +68,11 @@ class TensorrtRtxEngine(TensorrtEngine):
 
 
 def built_engines(bundle: Bundle, target: str) -> list[dict[str, Any]]:
-    """Return what is kept of every engine of `bundle` for this machine: graph, bucket, bytes, sha256, layers, seconds.
+    """Return graph, bucket, bytes, sha256, layers and seconds of every engine of `bundle` on this machine.
 
     Raises:
-        EngineError, EngineStale: an engine is missing or not for this machine; MissingDependency: no TensorRT.
+        EngineError, EngineStale: an engine is missing, or was built for another machine.
+        MissingDependency: TensorRT is not installed.
     """
     keys = keys_of(bundle, target, load_library(target), require_gpu())
     store = EngineCache()
@@ -88,7 +89,7 @@ class _Context:
 
     def __init__(self, library: ModuleType, runtime: Any, engine: Any, graph: str) -> None:
         self._graph, self._runtime = graph, runtime
-        self._engine = engine  # a context is valid as long as its engine is
+        self._engine = engine  # a context needs its engine alive
         self._context = engine.create_execution_context()
         if self._context is None:
             raise EngineError(f"no memory on the GPU for {graph}; close other programs or use smaller batches")
@@ -108,14 +109,14 @@ class _Context:
         self._launch = self._prepare()
 
     def _prepare(self) -> Callable[[], None]:
-        """Return what runs the engine once: a captured graph, or, where the engine cannot be captured, the calls."""
+        """Return what runs the engine once: a captured graph, or the calls themselves if they cannot be captured."""
         for buffer in self._inputs.values():
             buffer.host[...] = 0
-        self._enqueue()  # what TensorRT sets up in a first call must not be captured
+        self._enqueue()  # what TensorRT sets up in its first call must not be captured
         self._stream.wait()
         try:
             return self._stream.capture(self._enqueue)
-        except EngineError:  # kernels that synchronise; the calls themselves give the same answers
+        except EngineError:  # a kernel synchronises; the calls themselves give the same answers
             return self._enqueue
 
     def _enqueue(self) -> None:

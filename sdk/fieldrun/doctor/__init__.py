@@ -12,7 +12,7 @@ import platform
 import sys
 from typing import Any
 
-from fieldrun_runtimes.tensorrt.releases import parse_nv_tegra_release
+from fieldrun_runtimes.tensorrt.device import parse_nv_tegra_release
 
 from .boards import Board, board, parse_device_tree, parse_nvpmodel
 from .containers import container, container_cpus, container_memory_mib

@@ -16,7 +16,7 @@ from fieldrun.errors import EngineError, MissingDependency, UsageError
 from fieldrun.formats.bundle import Bundle
 from fieldrun_runtimes.tensorrt import device
 from fieldrun_runtimes.tensorrt.build import build
-from fieldrun_runtimes.tensorrt.releases import MODULES
+from fieldrun_runtimes.tensorrt.library import MODULES
 from tests.runtimes.tensorrt import doubles
 
 TEXTS = ["a good film", "the card did not work", "rain", "who wrote it ?", "it was very wet to day and all"]
@@ -151,7 +151,7 @@ def test_bindings_without_their_library_name_it(tiny: Path, tmp_path: Path, monk
     monkeypatch.syspath_prepend(tmp_path)
     doubles.install(monkeypatch)
     monkeypatch.delitem(sys.modules, "tensorrt")
-    with pytest.raises(EngineError, match=f"tensorrt cannot be imported: {said}; install tensorrt's libraries"):
+    with pytest.raises(EngineError, match=f"tensorrt is installed and cannot be imported: {said}; install it again"):
         fieldrun.load(tiny, engine="tensorrt")
 
 
