@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +25,11 @@ from .tensorrt.device import find_gpu
 from .tensorrt.library import MODULES, load_library
 
 __all__ = ["EngineReport", "VerifyReport", "verify"]
+
+_ALL: tuple[tuple[str, str | None], ...] = (
+    *((engine, None) for engine in ENGINES if engine != "null"),
+    *(("onnxruntime", provider) for provider in PROVIDERS if provider in GPU_ENGINES),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +66,7 @@ class EngineReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON; a number that is not finite is null."""
-        value = asdict(self)
-        value["by_bucket"] = {name: _finite(gap) for name, gap in self.by_bucket.items()}
-        return {name: _finite(number) for name, number in value.items()}
+        return _as_json(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +88,7 @@ class VerifyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON; a number that is not finite is null."""
-        value = {name: _finite(item) for name, item in asdict(self).items()}
-        return value | {"engines": [entry.to_dict() for entry in self.engines]}
+        return _as_json(self)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one flat JSON object for each engine: what a record of its run holds."""
@@ -117,7 +119,7 @@ def verify(
         raise UsageError("engine='all' tries every provider; leave the provider out")
     else:
         gpu = find_gpu()
-        for name, way in [(name, None) for name in ENGINES if name != "null"] + [("onnxruntime", w) for w in _GPU_WAYS]:
+        for name, way in _ALL:
             on_gpu = (way or name) in GPU_ENGINES
             title = name if way is None else f"{name} on {way}"
             if on_gpu and isinstance(gpu, str):
@@ -139,9 +141,6 @@ def verify(
         engines=tuple(found),
         skipped=skipped,
     )
-
-
-_GPU_WAYS = tuple(way for way in PROVIDERS if way in GPU_ENGINES)
 
 
 def _replay(bundle: Bundle, engine: str, provider: str | None, threads: int) -> EngineReport:
@@ -236,5 +235,6 @@ def _gaps(found: Array, expected: Array) -> Array:
     return np.asarray(np.abs(found - expected))
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _as_json(report: EngineReport | VerifyReport) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(json.dumps(asdict(report)), parse_constant=lambda _: None)
+    return value

@@ -85,7 +85,7 @@ def test_all_passes_only_if_every_engine_does(
     report = fieldrun.verify(folder, engine="all")
     assert not report.passed
     assert not any(entry.passed for entry in report.engines)
-    monkeypatch.setattr("fieldrun_runtimes.verify.ENGINES", {"tensorrt": ""})
+    monkeypatch.setattr("fieldrun_runtimes.verify._ALL", (("tensorrt", None),))
     with pytest.raises(EngineError, match=r"no engine can run .*toy.*: no NVIDIA driver"):
         fieldrun.verify(toy_bundle, engine="all")
     with pytest.raises(UsageError, match="tries every provider"):
