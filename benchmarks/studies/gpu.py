@@ -36,8 +36,7 @@ def measure(bundle: str | Path, engine: str, provider: str | None = None, *, cal
     if engine.startswith("tensorrt"):
         built = fieldrun.build(bundle, target=engine).to_dict()
         del built["folder"]  # a path of this machine
-    (verified,) = fieldrun.verify(bundle, engine=engine, provider=provider).rows()
-    del verified["path"]
+    (verified,) = fieldrun.verify(bundle, engine=engine, provider=provider).engines
     opened = Bundle.load(bundle)
     manifest, runner = opened.manifest, open_engine(engine, opened, provider=provider)
     buckets = []
@@ -70,7 +69,7 @@ def measure(bundle: str | Path, engine: str, provider: str | None = None, *, cal
         "recipe": manifest.recipe["name"],
         "weights_sha256": manifest.files["weights.safetensors"].sha256,
         "build": built,
-        "verify": verified,
+        "verify": verified.to_dict(),
         "buckets": buckets,
     }
 

@@ -1,8 +1,7 @@
-"""Text to token ids: check the texts, look up or tokenize them, and cut or split long ones as asked."""
+"""Text to token ids: look up or tokenize checked texts, and cut or split long ones as asked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,39 +14,9 @@ from .wordpiece import WordTable
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["OVERFLOWS", "TextTokenizer", "Tokenized", "check_texts"]
+__all__ = ["OVERFLOWS", "TextTokenizer", "Tokenized"]
 
 OVERFLOWS = ("error", "truncate", "window")
-
-
-def check_texts(texts: object, what: str = "text") -> list[str]:
-    """Return `texts` as a list of non-blank, valid Unicode strings; errors call one of them `what`.
-
-    Raises:
-        InputTextError: it is no such list, or empty; the message says which text is wrong and why.
-    """
-    if isinstance(texts, str | bytes):
-        raise InputTextError("texts must be a list of strings, not one string; write [text]")
-    if not isinstance(texts, Sequence) or isinstance(texts, bytearray | memoryview):
-        if not hasattr(texts, "__iter__") or isinstance(texts, dict | set | frozenset | bytearray | memoryview):
-            raise InputTextError(f"texts must be a list of strings, not {type(texts).__name__}")
-        texts = list(texts)
-    if not len(texts):
-        raise InputTextError("texts is empty; give at least one text")
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputTextError(f"{what} {i} is {type(text).__name__}, not a string")
-        if not text or text.isspace():
-            raise InputTextError(f"{what} {i} is empty or only whitespace; leave it out")
-        if not text.isascii():
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise InputTextError(
-                    f"{what} {i} holds a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}; "
-                    "decode it as UTF-8 first"
-                ) from error
-    return list(texts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +45,7 @@ class TextTokenizer:
     def __init__(self, tokenizer_json: bytes, longest: int, overflow: str) -> None:
         if overflow not in OVERFLOWS:
             raise UnknownName("overflow", overflow, OVERFLOWS)
-        self._json, self._longest, self._overflow = tokenizer_json, longest, overflow
+        self._json, self.longest, self._overflow = tokenizer_json, longest, overflow
         self._words = WordTable.read(tokenizer_json)
         if self._words is None:
             first, last = _frame(self._rust)
@@ -111,7 +80,7 @@ class TextTokenizer:
         ids = None if self._words is None else self._words.ids(text)
         if ids is None:
             ids = self._rust.encode_batch_fast([text])[0].ids
-        return ids if self._frame < len(ids) <= self._longest else None
+        return ids if self._frame < len(ids) <= self.longest else None
 
     def __call__(self, texts: list[str]) -> Tokenized:
         """Tokenize checked texts.
@@ -126,7 +95,7 @@ class TextTokenizer:
             raise InputTextError(
                 f"text {tokens.index(min(tokens))} has no token: only control characters; leave it out"
             )
-        if max(tokens) <= self._longest:
+        if max(tokens) <= self.longest:
             return Tokenized(ids=all_ids, owners=list(range(len(texts))), tokens=tokens, dropped=[0] * len(texts))
         return self._long(all_ids, tokens)
 
@@ -134,19 +103,19 @@ class TextTokenizer:
         out: list[list[int]] = []
         owners: list[int] = []
         dropped = [0] * len(all_ids)
-        room = self._longest - self._frame
+        room = self.longest - self._frame
         for i, ids in enumerate(all_ids):
-            if len(ids) <= self._longest:
+            if len(ids) <= self.longest:
                 pieces = [ids]
             elif self._overflow == "error":
                 raise TextTooLong(
-                    f"text {i} has {len(ids)} tokens, the largest bucket takes {self._longest}; "
+                    f"text {i} has {len(ids)} tokens, the largest bucket takes {self.longest}; "
                     "use overflow='truncate' or 'window'"
                 )
             else:
                 inner = ids[len(self._first) : len(ids) - len(self._last)]
                 if self._overflow == "truncate":
-                    dropped[i] = len(ids) - self._longest
+                    dropped[i] = len(ids) - self.longest
                     inner = inner[:room]
                 pieces = [self._first + inner[k : k + room] + self._last for k in range(0, len(inner), room)]
             out += pieces

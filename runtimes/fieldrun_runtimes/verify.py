@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 from fieldrun._version import __version__
 from fieldrun.errors import BundleError, EngineError, MissingDependency, TextTooLong, UsageError
 from fieldrun.formats.bundle import TYPICAL_QUANTILE, Bundle
-from fieldrun.formats.storage import read_json
+from fieldrun.formats.storage import read_json, write_json
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import softmax
 
@@ -21,7 +23,8 @@ from .engines import ENGINES, GPU_ENGINES, PROVIDERS
 from .engines.buckets import GraphEngine
 from .engines.onnxruntime_engine import import_onnxruntime
 from .model import Encoding, FieldModel
-from .tensorrt.device import find_gpu
+from .tensorrt.device import find_gpu, require_gpu
+from .tensorrt.engine import built_engines
 from .tensorrt.library import MODULES, load_library
 
 __all__ = ["EngineReport", "VerifyReport", "verify"]
@@ -52,6 +55,7 @@ class EngineReport:
     engine: str
     engine_version: str
     provider: str | None
+    threads: int
     texts: int
     buckets: int
     max_abs_field: float
@@ -90,10 +94,36 @@ class VerifyReport:
         """Return the report as JSON; a number that is not finite is null."""
         return _as_json(self)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return one flat JSON object for each engine: what a record of its run holds."""
-        shared = {"path": self.path, "files": self.files}
-        return [shared | entry.to_dict() for entry in self.engines]
+    def write(self, folder: Path, *, machine: Mapping[str, Any]) -> list[Path]:
+        """Write a record for each engine to `folder`, with the facts of the `machine`, and return their paths.
+
+        A record is `verify-BUNDLE-RECIPE-ENGINE[-PROVIDER].json`; an older one of the same name is replaced. It also
+        has the bundle's hashes and, of a GPU engine, the GPU and the layers of TensorRT's engines; it has no path.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        bundle = Bundle.load(self.path)
+        manifest, found = bundle.manifest, []
+        about = {"bundle": manifest.name, "recipe": manifest.recipe["name"], "sha256": manifest.to_dict()["sha256"]}
+        about |= {"files": self.files, "files_sha256": {name: entry.sha256 for name, entry in manifest.files.items()}}
+        about["conditions"] = {"date": date.today().isoformat(), "machine": dict(machine)}
+        for entry in self.engines:
+            provider = "" if entry.provider is None else f" --provider {entry.provider}"
+            command = f"fieldrun verify {manifest.name} --engine {entry.engine}{provider}"
+            parts = (manifest.name, manifest.recipe["name"], entry.engine, entry.provider)
+            name = "-".join(re.sub(r"[^\w.-]+", "-", str(part)) for part in parts if part is not None)
+            value = {
+                "schema": 1,
+                "kind": "verify",
+                "command": command,
+                **about,
+                **entry.to_dict(),
+                **_gpu(bundle, entry),
+            }
+            found.append(folder / f"verify-{name}.json")
+            write_json(found[-1], value)
+        return found
 
 
 def verify(
@@ -149,19 +179,21 @@ def _replay(bundle: Bundle, engine: str, provider: str | None, threads: int) -> 
         graphs = model.manifest.tensorrt if on_gpu else None
         tolerance = model.manifest.golden_tolerance if graphs is None else graphs.golden_tolerance
         try:
-            return _compare(model, read_json(bundle.path / "golden.json"), tolerance, provider)
+            return _compare(model, read_json(bundle.path / "golden.json"), tolerance, provider, threads)
         except (AttributeError, KeyError, OverflowError, TextTooLong, TypeError, ValueError) as error:
             raise BundleError(f"{bundle.path}: golden.json cannot be used ({error}); export again") from error
 
 
-def _compare(model: FieldModel, golden: dict[str, Any], tolerance: float, provider: str | None) -> EngineReport:
+def _compare(
+    model: FieldModel, golden: dict[str, Any], tolerance: float, provider: str | None, threads: int
+) -> EngineReport:
     texts, fields = golden["texts"], np.array(golden["fields"], np.float32)
     if set(golden["scores"]) != set(model.tasks):
         raise ValueError("its scores are not those of the bundle's tasks")
     typical = golden.get("typical_tolerance")
     if typical is not None and not 0 < float(typical) < 1:
         raise ValueError(f"a typical_tolerance of {typical!r}")
-    alone = [model.encode([text]) for text in texts]
+    alone = [model.forward([text]) for text in texts]
     encoding = Encoding(**{name: np.concatenate([getattr(one, name) for one in alone]) for name in Encoding.__slots__})
     sequences = model.token_ids(texts)
     gaps = _gaps(encoding.field, fields)
@@ -191,6 +223,7 @@ def _compare(model: FieldModel, golden: dict[str, Any], tolerance: float, provid
         engine=model.engine,
         engine_version=_version(model.engine),
         provider=(provider or "cpu") if model.engine == "onnxruntime" else None,
+        threads=threads,
         texts=len(texts),
         buckets=len(by_bucket),
         max_abs_field=worst_field,
@@ -227,6 +260,15 @@ def _version(engine: str) -> str:
     if engine in MODULES:
         return str(load_library(engine).__version__)
     return np.__version__ if engine == "numpy" else __version__
+
+
+def _gpu(bundle: Bundle, entry: EngineReport) -> dict[str, Any]:
+    """Return the GPU that `entry` ran on, and of TensorRT the engines that ran; nothing for a CPU."""
+    if entry.engine not in GPU_ENGINES and entry.provider not in GPU_ENGINES:
+        return {}
+    gpu = require_gpu()
+    about = {"name": gpu.name, "compute_capability": gpu.compute_capability, "cuda": gpu.cuda}
+    return {"gpu": about, "engines": built_engines(bundle, entry.engine) if entry.engine in MODULES else None}
 
 
 def _gaps(found: Array, expected: Array) -> Array:

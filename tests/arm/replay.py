@@ -19,19 +19,19 @@ __all__ = ["replay"]
 
 def replay(bundle: str, engine: str) -> dict[str, object]:
     """Return `verify`'s report, and of how many golden scores the label is the same."""
-    (report,) = fieldrun.verify(bundle, engine=engine).rows()
+    (report,) = fieldrun.verify(bundle, engine=engine).engines
     with fieldrun.load(bundle, engine=engine) as model:
         golden = json.loads((model.path / "golden.json").read_text("utf-8"))
         texts = golden["texts"]
         pairs = list(zip(texts, texts[1:] + texts[:1], strict=True))
         equal = total = 0
         for task, expected in golden["scores"].items():
-            found = model.scores(texts if model.kind(task) == "single" else pairs, task)
+            found = model.predict_proba(texts if model.kind(task) == "single" else pairs, task)
             same = found.argmax(1) == np.array(expected).argmax(1)
             equal, total = equal + int(same.sum()), total + len(same)
         sha256 = model.manifest.to_dict()["sha256"]
     return {
-        **report,
+        **report.to_dict(),
         "labels": total,
         "labels_equal": equal,
         "sha256": sha256,

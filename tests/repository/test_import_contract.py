@@ -46,6 +46,7 @@ TABLE = """
 | fieldrun.ray | LOW fieldrun fieldrun_runtimes numpy | |
 | fieldrun.sklearn | LOW fieldrun fieldrun_runtimes numpy sklearn | |
 | fieldrun | LOW | PARTS fieldrun.distill fieldrun.doctor |
+| fieldrun.__main__ | fieldrun.cli | |
 | fieldrun.cli | LOW fieldrun numpy click | PARTS fieldrun.distill fieldrun.doctor rich |
 | studies | LOW PARTS fieldrun fieldrun.distill fieldrun.doctor numpy tokenizers click torch | matplotlib |
 """

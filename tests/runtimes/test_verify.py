@@ -71,7 +71,7 @@ def test_all_replays_what_is_installed_and_says_why_others_are_skipped(
     assert report.max_abs_field == max(entry.max_abs_field for entry in report.engines)
     gpu = ("tensorrt", "tensorrt-rtx", "onnxruntime on cuda", "onnxruntime on cuda-graph")
     assert report.skipped == dict.fromkeys(gpu, "no GPU here")
-    assert [row["engine"] for row in report.rows()] == ["native", "numpy", "onnxruntime"]
+    assert [entry.threads for entry in report.engines] == [2, 1, 2]
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     report = fieldrun.verify(toy_bundle, engine="all")
     assert [entry.engine for entry in report.engines] == ["native", "numpy"]

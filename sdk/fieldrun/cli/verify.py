@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,7 +13,6 @@ from .options import bundle_argument, engine_options, examples, json_option
 from .output import note, put, put_json, put_table, warn
 
 if TYPE_CHECKING:
-    from fieldrun.formats.bundle import Bundle
     from fieldrun_runtimes.verify import EngineReport
 
 __all__ = ["verify"]
@@ -24,7 +22,7 @@ __all__ = ["verify"]
     short_help="Check a bundle's answers on this machine.",
     epilog=examples("fieldrun verify reference --engine all", "fieldrun verify reference --record records"),
 )
-@bundle_argument(default="reference")
+@bundle_argument
 @engine_options
 @click.option(
     "--record",
@@ -57,8 +55,8 @@ def verify(
         _make_folder(record)
     report = fieldrun.verify(bundle, engine=engine, provider=provider, threads=threads)
     if record is not None:
-        for row in report.rows():
-            note(f"wrote {_write(record, row, threads)}")
+        for path in report.write(record, machine=fieldrun.doctor(bundle).machine):
+            note(f"wrote {path}")
     if as_json:
         put_json(report.to_dict())
     else:
@@ -91,40 +89,8 @@ def _line(entry: EngineReport) -> tuple[str, ...]:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make the folder of the record before the work, so that one that cannot be written costs none."""
+    """Create the folder of the records before the work, so that one that cannot be written costs no time."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot make the folder {folder}: {error.strerror}; choose another place") from error
-
-
-def _write(folder: Path, value: dict[str, Any], threads: int) -> Path:
-    from fieldrun.doctor import board_facts
-    from fieldrun.formats.bundle import Bundle
-    from fieldrun_benchmarks.harness.record import conditions, write_record
-
-    bundle = Bundle.load(value.pop("path"))  # the place says nothing to a reader
-    manifest, engine, provider = bundle.manifest, value["engine"], value["provider"]
-    value |= {"bundle": manifest.name, "recipe": manifest.recipe.get("name"), "sha256": manifest.to_dict()["sha256"]}
-    value |= {"files_sha256": {name: entry.sha256 for name, entry in manifest.files.items()}}
-    value |= {"threads": threads, "conditions": conditions() | {"machine": board_facts()}}
-    command = f"fieldrun verify {manifest.name} --engine {engine}"
-    if provider is not None:
-        command += f" --provider {provider}"
-    if engine in ("tensorrt", "tensorrt-rtx") or provider in ("cuda", "cuda-graph"):
-        value |= _gpu(bundle, engine)
-    parts = (manifest.name, manifest.recipe.get("name"), engine, provider)
-    name = "-".join(re.sub(r"[^\w.-]+", "-", str(part)) for part in parts if part is not None)
-    path = folder / f"verify-{name}.json"
-    write_record(path, "verify", command, value)
-    return path
-
-
-def _gpu(bundle: Bundle, engine: str) -> dict[str, Any]:
-    """Return the GPU, and for TensorRT the engines that ran, with the precision of their layers."""
-    from fieldrun_runtimes.tensorrt.device import require_gpu
-    from fieldrun_runtimes.tensorrt.engine import built_engines
-
-    gpu = require_gpu()
-    about = {"name": gpu.name, "compute_capability": gpu.compute_capability, "cuda": gpu.cuda}
-    return {"gpu": about, "engines": built_engines(bundle, engine) if engine.startswith("tensorrt") else None}
