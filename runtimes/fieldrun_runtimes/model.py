@@ -62,10 +62,9 @@ def load(
     Raises:
         BundleError, IntegrityError, SchemaTooNew: the bundle is not what it says.
         UnknownName, MissingDependency, EngineError: the engine is unknown, not installed, or cannot run.
-        UsageError: `threads` is not a positive integer, or a provider for an engine that has none.
+        UsageError: `threads` is not a positive integer, or above 1 for an engine that uses one; or a provider for an
+            engine that has none.
     """
-    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-        raise UsageError(f"threads must be a positive integer, not {threads!r}")
     return FieldModel(Bundle.load(path), engine=engine, provider=provider, threads=threads, overflow=overflow)
 
 

@@ -88,6 +88,8 @@ def test_all_passes_only_if_every_engine_does(
     monkeypatch.setattr("fieldrun_runtimes.verify._ALL", (("tensorrt", None),))
     with pytest.raises(EngineError, match=r"no engine can run .*toy.*: no NVIDIA driver"):
         fieldrun.verify(toy_bundle, engine="all")
+    with pytest.raises(UsageError, match="threads must be a positive integer, not 0"):
+        fieldrun.verify(toy_bundle, threads=0)
     with pytest.raises(UsageError, match="tries every provider"):
         fieldrun.verify(toy_bundle, engine="all", provider="cpu")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fieldrun.errors import EngineError, MissingDependency
+from fieldrun.errors import EngineError, MissingDependency, UsageError
 from fieldrun.formats.bundle import Bundle, GraphNetwork
 
 from . import Engine, open_engine
@@ -41,8 +41,11 @@ def choose_engine(bundle: Bundle, name: str, threads: int = 1, provider: str | N
     interleaved calls at batch 1 on a text of about 24 tokens, which takes some milliseconds.
 
     Raises:
+        UsageError: `threads` is not a positive integer.
         UnknownName, UsageError, MissingDependency, EngineError: as `open_engine`.
     """
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise UsageError(f"threads must be a positive integer, not {threads!r}")
     if provider is not None and name == "auto":
         name = "onnxruntime"
     if name != "auto":

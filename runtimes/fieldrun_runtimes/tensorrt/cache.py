@@ -190,13 +190,10 @@ class EngineCache:
             for part in (folder, path, path.with_suffix(".json")):
                 _check_owner(part)
             sidecar = read_json(path.with_suffix(".json"))
-        except (OSError, ValueError) as error:
-            raise EngineError(f"the engine {path} cannot be used: {error}; {remedy}") from error
-        if not isinstance(sidecar, dict) or sidecar.get("schema") != SCHEMA or "engine" not in sidecar:
-            raise EngineError(f"the engine {path} has no sidecar of schema {SCHEMA}; {remedy}")
-        try:
+            if not isinstance(sidecar, dict) or sidecar.get("schema") != SCHEMA or "engine" not in sidecar:
+                raise EngineError(f"it has no sidecar of schema {SCHEMA}")
             differences = EngineKey.from_dict(sidecar.get("key")).differences(key)
-        except EngineError as error:
+        except (EngineError, OSError, ValueError) as error:
             raise EngineError(f"the engine {path} cannot be used: {error}; {remedy}") from error
         if differences:
             raise EngineStale(f"the engine {path}", differences, remedy)
