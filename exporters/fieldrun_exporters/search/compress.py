@@ -115,7 +115,7 @@ def search(
         max_bytes: of the whole bundle. Alone: the candidate with the nearest fields within it.
         max_drop: points of mean accuracy on `data`. The smallest candidate that keeps to it.
         max_latency_us: from a text to all labels on this device. The largest shape that keeps to it; alone, in int8.
-        timer: what measures a bundle, as `fieldrun_runtimes.timing.text_to_labels_us`; shapes are measured with it,
+        timer: what measures a bundle; shapes are measured with it,
             and a limit of latency needs it.
         calibration: real texts to judge fields on; a shipped sample when None.
         work: folder that a killed search goes on from; `<out>.work` when None.
