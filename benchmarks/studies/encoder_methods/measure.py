@@ -23,9 +23,11 @@ from fieldrun.errors import ExportError, UnknownName, UsageError
 from fieldrun.formats.progress import Progress
 from fieldrun_benchmarks.harness.record import write_record
 from fieldrun_exporters.encoder.activations import Moments, accumulate
-from fieldrun_exporters.encoder.lowrank import METHODS, block_parameters, lowrank
-from fieldrun_exporters.encoder.model import Encoder, load_encoder
+from fieldrun_exporters.encoder.importing import load_encoder
+from fieldrun_exporters.encoder.model import Encoder
 from studies.encoder_methods.cluster import ORDERS, Clustering, cluster, reorder, tune
+from studies.encoder_methods.controls import METHODS, lowrank
+from studies.encoder_methods.errors import block_parameters
 from studies.encoder_methods.mixt import drop_blocks, mixt, recover, recover_dropped
 from studies.encoder_methods.network import pooled_states
 from studies.encoder_methods.regression import Regression

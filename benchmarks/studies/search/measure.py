@@ -1,10 +1,10 @@
-"""Search the shipped student, killed once on the way, and set the front beside every uniform recipe; one record.
+"""Compress the shipped student, killed once on the way, and compare the front with every uniform recipe; one record.
 
     python -m studies.search.measure --data DATA --work WORK -o benchmarks/records/search.json
 
-The search is `fieldrun search reference --max-size 16MB`, as a user types it, on rows drawn from the train files: those
-that are reported on choose nothing. It gets SIGKILL once some of its budgets are noted, and is started again. What it
-found is exported once more from its recipe, file by file the same bytes. `--plot` draws the front into the docs.
+The command is `fieldrun compress reference --max-size 16MB`, as a user types it, on rows drawn from the train files, so
+that reported rows choose nothing. It gets SIGKILL once some of its budgets are noted, and is started again. What it
+found is exported once more from its recipe, with the same bytes in every file. `--plot` draws the front into the docs.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def plot(record: dict[str, Any]) -> str:
 
 def _noted(work: Path) -> int:
     """Return how many budgets a search has noted in `work`."""
-    states = list(work.glob("search-*/state.json"))
+    states = list(work.glob("compress-*/state.json"))
     return sum(name.startswith("budget ") for name in read_json(states[0])["values"]) if states else 0
 
 
@@ -101,7 +101,7 @@ def _run(command: Sequence[str], work: Path, kill_at: int | None) -> float:
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="The suite.")
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="A folder to make.")
-@click.option("--max-size", default="16MB", show_default=True, help="As of `fieldrun search`.")
+@click.option("--max-size", default="16MB", show_default=True, help="As of `fieldrun compress`.")
 @click.option("--plot", "drawing", type=click.Path(path_type=Path), help="Draw the front into this SVG.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The record.")
 def main(data: Path, work: Path, max_size: str, drawing: Path | None, output: Path) -> None:
@@ -115,7 +115,7 @@ def main(data: Path, work: Path, max_size: str, drawing: Path | None, output: Pa
         labelled = [word for task, path in files.items() for word in ("--data", f"{task}={path}")]
         command = [
             *_COMMAND,
-            "search",
+            "compress",
             "reference",
             "--max-size",
             max_size,
@@ -139,7 +139,7 @@ def main(data: Path, work: Path, max_size: str, drawing: Path | None, output: Pa
     except FieldrunError as error:
         raise click.ClickException(str(error)) from error
     bundles = [Bundle.load(path).manifest for path in (found / "bundle", again)]
-    report = read_json(found / "search.json")
+    report = read_json(found / "compress.json")
     values = {
         "max_size": max_size,
         "rows_a_task": _ROWS,
