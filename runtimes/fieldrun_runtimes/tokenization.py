@@ -1,8 +1,7 @@
-"""Text to token ids: check the texts, look up or tokenize them, and treat what is too long as asked."""
+"""Text to token ids: look up or tokenize checked texts, and treat those that are too long as asked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,39 +14,9 @@ from .wordpiece import WordTable
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["OVERFLOWS", "TextTokenizer", "Tokenized", "check_texts"]
+__all__ = ["OVERFLOWS", "TextTokenizer", "Tokenized"]
 
 OVERFLOWS = ("error", "truncate", "window")
-
-
-def check_texts(texts: object, what: str = "text") -> list[str]:
-    """Return `texts` as a list if it is a non-empty sequence of non-blank, valid Unicode strings, called `what`.
-
-    Raises:
-        InputTextError: it is not; the message says which text and why.
-    """
-    if isinstance(texts, str | bytes):
-        raise InputTextError("texts must be a list of strings, not one string; write [text]")
-    if not isinstance(texts, Sequence) or isinstance(texts, bytearray | memoryview):
-        if not hasattr(texts, "__iter__") or isinstance(texts, dict | set | frozenset | bytearray | memoryview):
-            raise InputTextError(f"texts must be a list of strings, not {type(texts).__name__}")
-        texts = list(texts)
-    if not len(texts):
-        raise InputTextError("texts is empty; give at least one text")
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputTextError(f"{what} {i} is {type(text).__name__}, not a string")
-        if not text or text.isspace():
-            raise InputTextError(f"{what} {i} is empty or only whitespace; leave it out")
-        if not text.isascii():
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise InputTextError(
-                    f"{what} {i} holds a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}; "
-                    "decode it as UTF-8 first"
-                ) from error
-    return list(texts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

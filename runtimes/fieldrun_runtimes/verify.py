@@ -83,7 +83,7 @@ def _replay(model: FieldModel, golden: dict[str, Any], tolerance: float, provide
     texts, sequences, manifest = golden["texts"], golden["ids"], model.manifest
     if set(golden["scores"]) != set(model.tasks):
         raise ValueError("its scores are not those of the bundle's tasks")
-    encodings = [model.encode([text]) for text in texts]
+    encodings = [model.forward([text]) for text in texts]
     fields = np.concatenate([encoding.field for encoding in encodings])
     worst_field = _gap(fields, golden["fields"])
     quartile = float(np.quantile(np.abs(fields - np.array(golden["fields"], np.float32)).max(1), TYPICAL_QUANTILE))

@@ -27,7 +27,7 @@ def test_columns_are_the_models_answers(toy_bundle: Path) -> None:
     with fieldrun.load(toy_bundle, engine="numpy") as model:
         for task in TASKS:
             assert found[task].tolist() == model.predict(texts.tolist(), task)
-            assert np.array_equal(found[f"{task}_score"], model.scores(texts.tolist(), task).max(1))
+            assert np.array_equal(found[f"{task}_score"], model.predict_proba(texts.tolist(), task).max(1))
 
 
 def test_an_empty_batch_keeps_its_columns(toy_bundle: Path) -> None:
@@ -63,7 +63,7 @@ def test_ray_data_maps_a_bundle(toy_bundle: Path, monkeypatch: pytest.MonkeyPatc
         rows = [{"id": i, "text": text} for i, text in enumerate(_texts(300).tolist())]
         settings = {"bundle": str(toy_bundle), "tasks": ["mood"], "engine": "numpy"}
         mapped = ray.data.from_items(rows).map_batches(
-            Labeller, fn_constructor_kwargs=settings, batch_size=64, concurrency=2
+            Labeller, fn_constructor_kwargs=settings, batch_size=64, compute=ray.data.ActorPoolStrategy(size=2)
         )
         found = sorted(mapped.take_all(), key=lambda row: row["id"])
     finally:

@@ -26,7 +26,7 @@ def replay(bundle: str, engine: str) -> dict[str, object]:
         pairs = list(zip(texts, texts[1:] + texts[:1], strict=True))
         equal = total = 0
         for task, expected in golden["scores"].items():
-            found = model.scores(texts if model.kind(task) == "single" else pairs, task)
+            found = model.predict_proba(texts if model.kind(task) == "single" else pairs, task)
             same = found.argmax(1) == np.array(expected).argmax(1)
             equal, total = equal + int(same.sum()), total + len(same)
         sha256 = model.manifest.to_dict()["sha256"]

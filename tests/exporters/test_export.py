@@ -206,4 +206,4 @@ def test_other_students_export(tmp_path: Path, texts: list[str], write_recipe: C
         with fieldrun.load(out, engine="numpy") as model:
             assert model.tasks == tuple(head.name for head in checkpoint.heads)
             labels = sum(len(head.labels) for head in checkpoint.heads if head.kind == "single")
-            assert model.encode(texts[:3]).logits.shape == (3, labels)
+            assert model.forward(texts[:3]).logits.shape == (3, labels)

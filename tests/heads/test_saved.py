@@ -69,12 +69,12 @@ def any_bundle(request: pytest.FixtureRequest, tmp_path: Path, toy_bundle: Path)
 
 def test_an_attached_head_answers_like_any_task(model: FieldModel) -> None:
     exported = model.tasks
-    before = model.encode(TEXTS)
+    before = model.forward(TEXTS)
     model.attach(head())
     assert model.tasks == (*exported, "mine")
     assert (model.kind("mine"), model.labels("mine")) == ("single", ("no", "perhaps", "yes"))
     expected = softmax(model.field(TEXTS) @ head().weight + head().bias, 0.7)
-    scores = model.scores(TEXTS, "mine")
+    scores = model.predict_proba(TEXTS, "mine")
     np.testing.assert_array_equal(scores, expected)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores.sum(1), 1, rtol=0, atol=1e-6)
@@ -86,8 +86,8 @@ def test_an_attached_head_answers_like_any_task(model: FieldModel) -> None:
 def test_an_attached_head_of_pairs(any_bundle: Path) -> None:
     with fieldrun.load(any_bundle, engine="numpy") as model:
         model.attach(head("pairs", "pair"))
-        first, second = (model.encode([pair[k] for pair in PAIRS]) for k in (0, 1))
-        scores = model.scores(PAIRS, "pairs")
+        first, second = (model.forward([pair[k] for pair in PAIRS]) for k in (0, 1))
+        scores = model.predict_proba(PAIRS, "pairs")
         expected = softmax(pair_features(first.field, second.field) @ head(kind="pair").weight + head().bias, 0.7)
         assert scores.shape == (3, 3)
         np.testing.assert_allclose(model.scores_of(first, "pairs", second), scores, rtol=0, atol=1e-5)
@@ -95,16 +95,16 @@ def test_an_attached_head_of_pairs(any_bundle: Path) -> None:
         assert expected.shape == scores.shape
         with pytest.raises(UsageError, match="takes two encodings"):
             model.scores_of(first, "pairs")
-        with pytest.raises(InputTextError, match="takes a list of pairs"):
-            model.scores("a text", "pairs")
+        with pytest.raises(InputTextError, match="pairs must be a list, not str"):
+            model.predict_proba("a text", "pairs")
 
 
 def test_the_exported_tasks_do_not_change(model: FieldModel) -> None:
-    before = {task: model.scores(PAIRS if task == "same" else TEXTS, task) for task in model.tasks}
+    before = {task: model.predict_proba(PAIRS if task == "same" else TEXTS, task) for task in model.tasks}
     model.attach(head())
     model.attach(head("pairs", "pair"))
     for task, scores in before.items():
-        np.testing.assert_array_equal(model.scores(PAIRS if task == "same" else TEXTS, task), scores)
+        np.testing.assert_array_equal(model.predict_proba(PAIRS if task == "same" else TEXTS, task), scores)
 
 
 def test_names_that_are_taken_and_names_that_are_unknown(model: FieldModel) -> None:
@@ -113,19 +113,19 @@ def test_names_that_are_taken_and_names_that_are_unknown(model: FieldModel) -> N
     with pytest.raises(NameTaken, match="part of the exported bundle"):
         model.attach(head("mood"), replace=True)
     model.attach(head())
-    first = model.scores(TEXTS, "mine")
-    with pytest.raises(NameTaken, match="'mine' is attached; name this one otherwise"):
+    first = model.predict_proba(TEXTS, "mine")
+    with pytest.raises(NameTaken, match="'mine' is attached; choose another name"):
         model.attach(head(seed=1))
-    np.testing.assert_array_equal(model.scores(TEXTS, "mine"), first)
+    np.testing.assert_array_equal(model.predict_proba(TEXTS, "mine"), first)
     model.attach(head(seed=1), replace=True)
-    assert not np.array_equal(model.scores(TEXTS, "mine"), first)
+    assert not np.array_equal(model.predict_proba(TEXTS, "mine"), first)
     for name in ("mood", "theirs", None):
         with pytest.raises(UnknownName, match=r"unknown attached head .*; known: mine"):
             model.detach(name)  # type: ignore[arg-type]
     assert model.detach("mine").name == "mine"
     assert model.tasks == ("mood", "intent", "same")
     with pytest.raises(UnknownName, match="known: mood, intent, same"):
-        model.scores(TEXTS, "mine")
+        model.predict_proba(TEXTS, "mine")
     with pytest.raises(UnknownName, match="known: none"):
         model.detach("mine")
 
@@ -150,9 +150,9 @@ def test_heads_that_do_not_fit(model: FieldModel) -> None:
 def test_who_attached_a_head_cannot_change_it_afterwards(model: FieldModel) -> None:
     mine = head()
     model.attach(mine)
-    before = model.scores(TEXTS, "mine")
+    before = model.predict_proba(TEXTS, "mine")
     mine.weight[:] = 0
-    np.testing.assert_array_equal(model.scores(TEXTS, "mine"), before)
+    np.testing.assert_array_equal(model.predict_proba(TEXTS, "mine"), before)
     with pytest.raises(ValueError, match="read-only"):
         model.attached["mine"].weight[:] = 0
     with pytest.raises(TypeError):
@@ -163,14 +163,14 @@ def test_heads_come_and_go_while_others_ask(model: FieldModel) -> None:
     expected = {}
     for seed in (0, 1):
         model.attach(head(seed=seed), replace=True)
-        expected[seed] = model.scores(TEXTS[:1], "mine").tobytes()
+        expected[seed] = model.predict_proba(TEXTS[:1], "mine").tobytes()
     stop = threading.Event()
     wrong: list[object] = []
 
     def ask() -> None:
         while not stop.is_set():
             try:
-                if model.scores(TEXTS[:1], "mine").tobytes() not in expected.values():
+                if model.predict_proba(TEXTS[:1], "mine").tobytes() not in expected.values():
                     wrong.append("scores of neither head")
             except Exception as error:
                 wrong.append(error)
@@ -199,9 +199,9 @@ def test_a_saved_bundle_gives_equal_scores_and_verifies(any_bundle: Path, tmp_pa
         with fieldrun.load(saved, engine=engine) as again:
             assert again.tasks == model.tasks == (*(task.name for task in exported), "mine", "pairs")
             assert again.manifest.tasks[: len(exported)] == exported
-            np.testing.assert_array_equal(again.scores(TEXTS, "mine"), model.scores(TEXTS, "mine"))
-            np.testing.assert_array_equal(again.scores(PAIRS, "pairs"), model.scores(PAIRS, "pairs"))
-            np.testing.assert_array_equal(again.scores(TEXTS, "mood"), model.scores(TEXTS, "mood"))
+            np.testing.assert_array_equal(again.predict_proba(TEXTS, "mine"), model.predict_proba(TEXTS, "mine"))
+            np.testing.assert_array_equal(again.predict_proba(PAIRS, "pairs"), model.predict_proba(PAIRS, "pairs"))
+            np.testing.assert_array_equal(again.predict_proba(TEXTS, "mood"), model.predict_proba(TEXTS, "mood"))
             assert again.attached["mine"].about == head().about
             assert again.attached["mine"].temperature == 0.7
     report = fieldrun.verify(saved, engine=engine)
@@ -221,7 +221,7 @@ def test_saving_again_and_taking_everything_away(toy_bundle: Path, tmp_path: Pat
     with fieldrun.load(out, engine="onnxruntime") as model:
         model.attach(head("second", seed=3))
         model.save(out, overwrite=True)  # its own folder, whose graphs it opens when they are needed
-        model.scores(TEXTS, "second")
+        model.predict_proba(TEXTS, "second")
         model.predict(PAIRS, "same")
     assert fieldrun.verify(out, engine="numpy").passed
     with fieldrun.load(out, engine="numpy") as model:
@@ -269,7 +269,7 @@ def test_damaged_heads_are_refused(toy_bundle: Path, tmp_path: Path) -> None:
         fieldrun.load(out, engine="numpy")
     for data, message in [
         (b"nothing", "not a safetensors file"),
-        (write_tensors({"mine.weight": weight}), "other tensors"),
+        (write_tensors({"mine.weight": weight}), "its tensors are not those"),
         (write_tensors({"mine.weight": weight[:5], "mine.bias": bias}), "has shape"),
         (write_tensors({"mine.weight": weight * np.float32(np.nan), "mine.bias": bias}), "NaN"),
     ]:
@@ -343,44 +343,9 @@ def test_fitted_on_the_fields_of_the_shipped_bundle(tmp_path: Path) -> None:
     assert fieldrun.verify(tmp_path / "mine", engine="numpy").passed
 
 
-def test_similarity(model: FieldModel) -> None:
-    x = model.field(TEXTS).astype(np.float64)
-    cosines = (x[0] @ x.T) / (np.linalg.norm(x[0]) * np.linalg.norm(x, axis=1))
-    found = model.similarity([TEXTS[0]] * 4, TEXTS)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, cosines, rtol=0, atol=1e-5)
-    assert found[0] == pytest.approx(1, abs=1e-6)
-    assert found.max() <= 1
-    one = model.similarity(TEXTS[0], TEXTS[1])
-    assert type(one) is float
-    assert one == pytest.approx(cosines[1], abs=1e-5)
-    assert model.similarity(TEXTS[1], TEXTS[0]) == pytest.approx(one, abs=1e-6)
-    short = x[:, :8]
-    expected = short[2] @ short[3] / np.sqrt((short[2] @ short[2]) * (short[3] @ short[3]))
-    assert model.similarity(TEXTS[2], TEXTS[3], dim=8) == pytest.approx(expected, abs=1e-5)
-    assert model.similarity(TEXTS[2], TEXTS[3], dim=1) == pytest.approx(np.sign(x[2, 0] * x[3, 0]))
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "message"),
-    [
-        ("a", ["b"], "two texts, or two lists"),
-        (["a"], "b", "two texts, or two lists"),
-        (["a"], ["b", "c"], "1 texts against 2"),
-        ([], [], "texts is empty"),
-        ("a", " ", "second text 0 is empty"),
-        (["a", ""], ["b", "c"], "first text 1 is empty"),
-        (["a"], [None], "second text 0 is NoneType"),
-    ],
-)
-def test_what_cannot_be_compared(model: FieldModel, a: Any, b: Any, message: str) -> None:
-    with pytest.raises(InputTextError, match=message):
-        model.similarity(a, b)
-
-
 def test_the_first_numbers_of_a_field(model: FieldModel) -> None:
     model.attach(head())
-    whole, short = model.encode(TEXTS), model.encode(TEXTS, dim=8)
+    whole, short = model.forward(TEXTS), model.forward(TEXTS, dim=8)
     np.testing.assert_array_equal(short.field, whole.field[:, :8])
     assert short.field.flags.c_contiguous
     np.testing.assert_array_equal(short.logits, whole.logits)
@@ -388,15 +353,15 @@ def test_the_first_numbers_of_a_field(model: FieldModel) -> None:
     np.testing.assert_array_equal(model.field(TEXTS, dim=32), whole.field)
     np.testing.assert_array_equal(model.scores_of(short, "mood"), model.scores_of(whole, "mood"))
     for task, other in (("mine", None), ("same", short)):
-        with pytest.raises(UsageError, match="needs whole fields; encode the texts without dim"):
+        with pytest.raises(UsageError, match="needs whole fields; run forward without dim"):
             model.scores_of(short, task, other)
     with pytest.raises(UsageError, match="needs whole fields"):
         model.scores_of(whole, "same", short)
     for dim in (0, 33, -1, 8.0, "8", True):
         with pytest.raises(UsageError, match="dim must be a whole number from 1 to 32"):
-            model.encode(TEXTS, dim=dim)  # type: ignore[arg-type]
+            model.forward(TEXTS, dim=dim)  # type: ignore[arg-type]
         with pytest.raises(UsageError, match="dim must be"):
-            model.similarity("a", "b", dim=dim)  # type: ignore[arg-type]
+            model.encode("a", truncate_dim=dim)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("task", ["mood", "intent", "same", "mine"])
@@ -406,10 +371,12 @@ def test_rejection_is_the_best_logit_over_the_mean(model: FieldModel, task: str)
     found = model.rejection(texts, task)
     assert found.shape == (len(texts),)
     assert found.dtype == np.float32
-    logs = np.log(model.scores(texts, task).astype(np.float64))  # calibrated logits but for a constant of each row
+    logs = np.log(
+        model.predict_proba(texts, task).astype(np.float64)
+    )  # calibrated logits but for a constant of each row
     np.testing.assert_allclose(found, logs.mean(1) - logs.max(1), rtol=0, atol=1e-4)
     if task != "same":
-        np.testing.assert_array_equal(model.rejection_of(model.encode(texts), task), found)
+        np.testing.assert_array_equal(model.rejection_of(model.forward(texts), task), found)
     with pytest.raises(UnknownName):
         model.rejection(texts, "nothing")
 

@@ -46,6 +46,7 @@ TABLE = """
 | fieldrun.ray | LOW fieldrun fieldrun_runtimes numpy | |
 | fieldrun.sklearn | LOW fieldrun fieldrun_runtimes numpy sklearn | |
 | fieldrun | LOW | PARTS fieldrun.distill fieldrun.doctor |
+| fieldrun.__main__ | fieldrun.cli | |
 | fieldrun.cli | LOW fieldrun numpy click | PARTS fieldrun.distill fieldrun.doctor rich |
 | studies | LOW PARTS fieldrun fieldrun.distill fieldrun.doctor numpy tokenizers click torch | matplotlib |
 """
@@ -234,6 +235,7 @@ def test_every_row_is_a_folder_or_a_module_that_exists(folder: str) -> None:
         ("fieldrun_runtimes.model", "import fieldrun"),
         ("fieldrun_benchmarks.harness.record", "import fieldrun"),
         ("fieldrun_benchmarks.harness.record", "def f():\n    import studies"),
+        ("fieldrun_benchmarks.harness.bench", "def f():\n    from ..subjects.null import NullSubject"),
     ],
 )
 def test_a_bad_import_is_caught(module: str, source: str) -> None:

@@ -54,7 +54,7 @@ def test_the_float_bundle_is_the_reference(float_bundle: Path, toy_checkpoint: P
     source = Checkpoint.load(toy_checkpoint)
     field = forward(source.config, source.tensors, pad_ids(ids_of(float_bundle)), float64=True)
     with fieldrun.load(float_bundle, engine=name) as model:
-        encoding = model.encode(TEXTS)
+        encoding = model.forward(TEXTS)
         np.testing.assert_allclose(encoding.field, field, rtol=0, atol=1e-5)
         logits = np.concatenate([head_logits(h, field) for h in source.heads if h.kind == "single"], axis=1)
         np.testing.assert_allclose(encoding.logits, logits, rtol=0, atol=1e-5)
@@ -65,16 +65,18 @@ def test_the_float_bundle_is_the_reference(float_bundle: Path, toy_checkpoint: P
             else:
                 texts = list(zip(TEXTS, TEXTS[::-1], strict=True))
                 expected = softmax(head_logits(head, pair_features(field, field[::-1])), head.temperature)
-            np.testing.assert_allclose(model.scores(texts, head.name), expected, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(model.predict_proba(texts, head.name), expected, rtol=0, atol=1e-5)
 
 
 def test_engines_agree_on_the_int8_bundle(toy_bundle: Path) -> None:
     pairs = list(zip(TEXTS, TEXTS[::-1], strict=True))
     with fieldrun.load(toy_bundle, engine="numpy") as plain, fieldrun.load(toy_bundle, engine="onnxruntime") as ort:
-        a, b = plain.encode(TEXTS), ort.encode(TEXTS)
+        a, b = plain.forward(TEXTS), ort.forward(TEXTS)
         np.testing.assert_allclose(a.field, b.field, rtol=0, atol=1e-5)
         np.testing.assert_allclose(a.logits, b.logits, rtol=0, atol=1e-5)
-        np.testing.assert_allclose(plain.scores(pairs, "same"), ort.scores(pairs, "same"), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            plain.predict_proba(pairs, "same"), ort.predict_proba(pairs, "same"), rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -139,7 +141,7 @@ def test_int8_layers_give_the_same_in_every_engine_and_bucket(toy_checkpoint: Pa
     found = []
     for name in REAL:
         with fieldrun.load(path, engine=name) as model:
-            found.append(model.encode(golden))
+            found.append(model.forward(golden))
     for other in found[1:]:
         np.testing.assert_allclose(other.field, found[0].field, rtol=0, atol=1e-5)
         np.testing.assert_allclose(other.logits, found[0].logits, rtol=0, atol=1e-5)
@@ -147,13 +149,13 @@ def test_int8_layers_give_the_same_in_every_engine_and_bucket(toy_checkpoint: Pa
 
 def test_the_null_engine_answers_zeros_in_the_right_shapes(toy_bundle: Path) -> None:
     with fieldrun.load(toy_bundle, engine="null") as model:
-        encoding = model.encode(TEXTS)
+        encoding = model.forward(TEXTS)
         assert encoding.field.shape == (64, 32)
         assert encoding.logits.shape == (64, 6)
         assert not encoding.field.any()
         assert not encoding.logits.any()
-        np.testing.assert_array_equal(model.scores(TEXTS[:2], "mood"), np.full((2, 2), 0.5))
-        np.testing.assert_array_equal(model.scores([("a", "b")] * 70, "same"), np.full((70, 2), 0.5))
+        np.testing.assert_array_equal(model.predict_proba(TEXTS[:2], "mood"), np.full((2, 2), 0.5))
+        np.testing.assert_array_equal(model.predict_proba([("a", "b")] * 70, "same"), np.full((70, 2), 0.5))
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -188,12 +190,12 @@ def test_a_field_does_not_depend_on_company_or_padding(
 @pytest.mark.parametrize("name", REAL)
 def test_alone_and_in_a_batch_of_64(toy_bundle: Path, name: str) -> None:
     with fieldrun.load(toy_bundle, engine=name) as model:
-        together = model.encode(TEXTS)
-        alone = [model.encode([text]) for text in TEXTS]
+        together = model.forward(TEXTS)
+        alone = [model.forward([text]) for text in TEXTS]
         np.testing.assert_allclose(np.concatenate([e.field for e in alone]), together.field, rtol=0, atol=1e-5)
         np.testing.assert_allclose(np.concatenate([e.logits for e in alone]), together.logits, rtol=0, atol=1e-5)
         order = np.random.default_rng(0).permutation(64)
-        shuffled = model.encode([TEXTS[i] for i in order])
+        shuffled = model.forward([TEXTS[i] for i in order])
         np.testing.assert_array_equal(shuffled.field, together.field[order])
 
 
@@ -201,13 +203,13 @@ def test_alone_and_in_a_batch_of_64(toy_bundle: Path, name: str) -> None:
 def test_threads_sharing_a_model_give_the_serial_answers(toy_bundle: Path, name: str) -> None:
     requests = [TEXTS[k : k + 1 + k % 9] for k in range(48)]
     with fieldrun.load(toy_bundle, engine=name) as serial:
-        expected = [serial.encode(texts) for texts in requests]
-        pairs = serial.scores([(TEXTS[0], TEXTS[1])] * 9, "same")
+        expected = [serial.forward(texts) for texts in requests]
+        pairs = serial.predict_proba([(TEXTS[0], TEXTS[1])] * 9, "same")
     with fieldrun.load(toy_bundle, engine=name) as shared, ThreadPoolExecutor(8) as pool:
-        for texts, found in zip(expected, pool.map(shared.encode, requests), strict=True):
+        for texts, found in zip(expected, pool.map(shared.forward, requests), strict=True):
             np.testing.assert_array_equal(found.field, texts.field)
             np.testing.assert_array_equal(found.logits, texts.logits)
-        for scores in pool.map(lambda _: shared.scores([(TEXTS[0], TEXTS[1])] * 9, "same"), range(16)):
+        for scores in pool.map(lambda _: shared.predict_proba([(TEXTS[0], TEXTS[1])] * 9, "same"), range(16)):
             np.testing.assert_array_equal(scores, pairs)
 
 
@@ -258,11 +260,11 @@ def test_the_library_for_any_processor_gives_the_same(
     flags = ["-O2", "-std=gnu11", "-shared", "-fPIC", "-Wno-psabi", "-DFIELDRUN_PORTABLE"]
     source = repository / "runtimes" / "fieldrun_runtimes" / "native" / "native.c"
     subprocess.run([compiler, *flags, "-o", str(tmp_path / "any.so"), str(source), "-lm"], check=True)
-    here = [fieldrun.load(bundle, engine="native").encode(TEXTS) for bundle in (toy_bundle, float_bundle)]
+    here = [fieldrun.load(bundle, engine="native").forward(TEXTS) for bundle in (toy_bundle, float_bundle)]
     monkeypatch.setattr(native_engine, "LIBRARY", tmp_path / "any.so")
     native_engine.load_library.cache_clear()
     for bundle, expected in zip((toy_bundle, float_bundle), here, strict=True):
-        found = fieldrun.load(bundle, engine="native").encode(TEXTS)
+        found = fieldrun.load(bundle, engine="native").forward(TEXTS)
         np.testing.assert_allclose(found.field, expected.field, rtol=0, atol=1e-5)
         np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=1e-5)
     native_engine.load_library.cache_clear()

@@ -104,7 +104,7 @@ def test_without_onnxruntime_the_extra_is_named(bundle: Path, monkeypatch: pytes
 def test_long_texts_are_cut_windowed_or_refused(bundle: Path) -> None:
     text = " ".join(WORDS[:40])
     with fieldrun.load(bundle, overflow="truncate") as model:
-        cut = model.encode([text])
+        cut = model.forward([text])
         assert cut.dropped[0] == 40 + 2 - 16
         assert np.array_equal(cut.field, model.field([" ".join(WORDS[:14])]))
     with fieldrun.load(bundle, overflow="window") as model:
@@ -128,15 +128,15 @@ def test_a_head_is_fitted_attached_saved_and_verified(bundle: Path, tmp_path: Pa
     texts, labels = (list(column) for column in zip(*TRAIN, strict=True))
     with fieldrun.load(bundle) as model:
         model.attach(fieldrun.fit_head(model, texts, labels, name="topic"))
-        scores = model.scores(texts, "topic")
+        scores = model.predict_proba(texts, "topic")
         assert model.predict(texts, "topic") == [model.labels("topic")[i] for i in scores.argmax(1)]
-        assert model.similarity(texts[0], texts[0]) == pytest.approx(1)
+        assert model.similarity(texts[:1], texts[:1]).item() == pytest.approx(1)
         model.save(tmp_path / "saved")
     report = fieldrun.verify(tmp_path / "saved")
     assert report.passed
     assert report.max_abs_scores <= report.tolerance
     with fieldrun.load(tmp_path / "saved") as model:
-        assert np.array_equal(model.scores(texts, "topic"), scores)
+        assert np.array_equal(model.predict_proba(texts, "topic"), scores)
 
 
 def test_every_command_takes_it(bundle: Path, tmp_path: Path) -> None:

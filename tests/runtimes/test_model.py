@@ -13,7 +13,7 @@ import fieldrun
 from fieldrun.errors import BundleError, InputTextError, TextTooLong, UnknownName, UsageError
 from fieldrun.formats.tensors import Array
 from fieldrun_runtimes.engines.numpy_engine import NumpyEngine
-from fieldrun_runtimes.model import FieldModel
+from fieldrun_runtimes.model import FieldModel, Scored
 
 TEXTS = ["a good film", "nothing works", "how do i transfer cash to the card", "rain"]
 PAIRS = [("it rains", "it is wet"), ("a film", "a card"), ("you wrote this", "who wrote it")]
@@ -35,7 +35,7 @@ def test_what_a_model_says_of_itself(model: FieldModel, toy_bundle: Path) -> Non
 
 
 def test_fields_and_token_counts(model: FieldModel) -> None:
-    encoding = model.encode(TEXTS)
+    encoding = model.forward(TEXTS)
     assert len(encoding) == 4
     assert encoding.field.shape == (4, 32)
     assert encoding.field.dtype == encoding.logits.dtype == np.float32
@@ -52,7 +52,7 @@ def test_fields_and_token_counts(model: FieldModel) -> None:
 @pytest.mark.parametrize("task", ["mood", "intent", "same"])
 def test_scores_are_distributions_and_predict_takes_the_best(model: FieldModel, task: str) -> None:
     texts: Any = PAIRS if model.kind(task) == "pair" else TEXTS
-    scores = model.scores(texts, task)
+    scores = model.predict_proba(texts, task)
     assert scores.shape == (len(texts), len(model.labels(task)))
     assert scores.dtype == np.float32
     assert scores.min() >= 0
@@ -62,11 +62,13 @@ def test_scores_are_distributions_and_predict_takes_the_best(model: FieldModel, 
 
 
 def test_scores_of_an_encoding_are_the_scores(model: FieldModel) -> None:
-    encoding = model.encode(TEXTS)
+    encoding = model.forward(TEXTS)
     for task in ("mood", "intent"):
-        np.testing.assert_array_equal(model.scores_of(encoding, task), model.scores(TEXTS, task))
-    first, second = (model.encode([pair[k] for pair in PAIRS]) for k in (0, 1))
-    np.testing.assert_allclose(model.scores_of(first, "same", second), model.scores(PAIRS, "same"), rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(model.scores_of(encoding, task), model.predict_proba(TEXTS, task))
+    first, second = (model.forward([pair[k] for pair in PAIRS]) for k in (0, 1))
+    np.testing.assert_allclose(
+        model.scores_of(first, "same", second), model.predict_proba(PAIRS, "same"), rtol=0, atol=1e-5
+    )
     with pytest.raises(UsageError, match="takes two encodings"):
         model.scores_of(first, "same")
     with pytest.raises(UsageError, match="takes one encoding"):
@@ -83,12 +85,12 @@ def test_one_forward_pass_serves_all_heads(toy_bundle: Path, monkeypatch: pytest
 
     monkeypatch.setattr(NumpyEngine, "run", counted)
     with fieldrun.load(toy_bundle, engine="numpy") as model:
-        encoding = model.encode(["a film"])
+        encoding = model.forward(["a film"])
         for task in ("mood", "intent"):
             model.scores_of(encoding, task)
         model.scores_of(encoding, "same", encoding)
         assert len(calls) == 1
-        model.scores(["a film"], "mood")
+        model.predict_proba(["a film"], "mood")
         assert len(calls) == 2
         model.predict([("a film", "a card")], "same")
         pair = calls[2:]
@@ -96,18 +98,20 @@ def test_one_forward_pass_serves_all_heads(toy_bundle: Path, monkeypatch: pytest
 
 
 def test_pairs_in_lists_and_beyond_a_batch(model: FieldModel) -> None:
-    expected = model.scores(PAIRS, "same")
-    np.testing.assert_array_equal(model.scores([list(pair) for pair in PAIRS], "same"), expected)  # type: ignore[arg-type]
+    expected = model.predict_proba(PAIRS, "same")
+    np.testing.assert_array_equal(model.predict_proba([list(pair) for pair in PAIRS], "same"), expected)
     many = [PAIRS[k % 3] for k in range(75)]
-    np.testing.assert_allclose(model.scores(many, "same"), expected[[k % 3 for k in range(75)]], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        model.predict_proba(many, "same"), expected[[k % 3 for k in range(75)]], rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ("one text", "takes a list of pairs"),
-        (None, "takes a list of pairs"),
-        (3, "takes a list of pairs"),
+        ("one text", "pairs must be a list, not str"),
+        (None, "pairs must be a list, not NoneType"),
+        (3, "pairs must be a list, not int"),
         (["a text", "another"], "item 0 is not a pair"),
         ([("a", "b"), ("a",)], "item 1 is not a pair"),
         ([("a", "b", "c")], "item 0 is not a pair"),
@@ -117,7 +121,7 @@ def test_pairs_in_lists_and_beyond_a_batch(model: FieldModel) -> None:
         ([("a", " ")], "empty or only whitespace"),
         ([("\ud800", "a")], "lone surrogate"),
         ([("a", "\x00")], "no token"),
-        ([], "texts is empty"),
+        ([], "give at least one"),
     ],
 )
 def test_pairs_that_are_none_are_refused(model: FieldModel, texts: Any, message: str) -> None:
@@ -125,19 +129,68 @@ def test_pairs_that_are_none_are_refused(model: FieldModel, texts: Any, message:
         model.predict(texts, "same")
 
 
-@pytest.mark.parametrize("call", ["field", "encode", "scores", "predict"])
+@pytest.mark.parametrize("call", ["field", "forward", "predict_proba", "predict"])
 @pytest.mark.parametrize("texts", ["one text", [], [""], None, [None], ["\ud800"], ["\x00"], [("a", "b")], b"a", {}])
 def test_every_way_in_refuses_the_same_texts(model: FieldModel, call: str, texts: Any) -> None:
-    arguments = (texts, "mood") if call in ("scores", "predict") else (texts,)
+    arguments = (texts, "mood") if call in ("predict_proba", "predict") else (texts,)
     with pytest.raises(InputTextError) as caught:
         getattr(model, call)(*arguments)
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
 
 
+def test_the_best_labels_and_those_that_are_allowed(model: FieldModel) -> None:
+    scores, labels = model.predict_proba(TEXTS, "intent"), model.labels("intent")
+    ranked = model.top_k(TEXTS, "intent", k=3)
+    for row, found in zip(scores, ranked, strict=True):
+        assert [label for label, _ in found] == [labels[i] for i in np.argsort(-row)[:3]]
+        assert [score for _, score in found] == sorted(row.tolist(), reverse=True)[:3]
+    assert model.top_k(TEXTS, "intent")[0][0] == Scored(label=ranked[0][0].label, score=ranked[0][0].score)
+    assert [len(found) for found in model.top_k(TEXTS, "intent")] == [4] * 4
+    assert model.top_k(TEXTS, "intent", threshold=1.1) == [[]] * 4
+    cut = model.top_k(TEXTS, "intent", threshold=0.25)
+    assert [len(found) for found in cut] == (scores >= 0.25).sum(1).tolist()
+    some = ["cash", "card"]
+    choices: list[dict[str, Any]] = [{"allow": some}, {"deny": ("other", "transfer")}, {"allow": {*some}}]
+    for chosen in choices:
+        rows = model.top_k(TEXTS, "intent", **chosen)
+        assert {label for row in rows for label, _ in row} == {*some}
+        np.testing.assert_array_equal([row[0].score for row in rows], scores[:, :2].max(1))
+        assert model.predict(TEXTS, "intent", **chosen) == [row[0].label for row in rows]
+    assert model.top_k(PAIRS, "same", k=1)[0][0].label == model.predict(PAIRS, "same")[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"k": 0}, "k must be a positive integer"),
+        ({"k": True}, "k must be a positive integer"),
+        ({"allow": ["cash"], "deny": ["card"]}, "not both"),
+        ({"allow": "cash"}, r"write \['cash'\]"),
+        ({"allow": []}, "no label of task 'intent' is left"),
+        ({"deny": ["card", "cash", "other", "transfer"]}, "no label of task 'intent' is left"),
+        ({"deny": ["cards"]}, "unknown label 'cards'; known: card, cash"),
+    ],
+)
+def test_choices_of_labels_that_make_no_sense(model: FieldModel, settings: Any, message: str) -> None:
+    with pytest.raises((UsageError, UnknownName), match=message):
+        model.top_k(TEXTS, "intent", **settings)
+    if "k" not in settings:
+        with pytest.raises((UsageError, UnknownName), match=message):
+            model.predict(TEXTS, "intent", **settings)
+
+
+def test_the_only_task_need_not_be_named(toy_bundle: Path, model: FieldModel) -> None:
+    for call in (model.predict, model.predict_proba, model.top_k, model.rejection):
+        with pytest.raises(UsageError, match="name the task: mood, intent, same"):
+            call(TEXTS)
+    with fieldrun.load("reference", engine="numpy") as other:
+        assert len(other.tasks) > 1
+
+
 def test_an_unknown_task_is_refused_before_any_work(model: FieldModel) -> None:
     calls: list[Callable[[str], object]] = [model.labels, model.kind]
-    calls += [lambda task: model.scores([], task), lambda task: model.predict([], task)]
+    calls += [lambda task: model.predict_proba([], task), lambda task: model.predict([], task)]
     for call in calls:
         with pytest.raises(UnknownName, match="known: mood, intent, same"):
             call("moods")
@@ -151,22 +204,22 @@ def test_a_long_text_is_an_error_cut_or_windowed(toy_bundle: Path) -> None:
     with fieldrun.load(toy_bundle, engine="numpy", overflow="error") as strict:
         with pytest.raises(TextTooLong, match="text 1 has 402 tokens, the largest bucket takes 256"):
             strict.field(texts)
-        short = strict.encode(["rain", "a card"])
+        short = strict.forward(["rain", "a card"])
     with fieldrun.load(toy_bundle, engine="numpy") as cutting:
-        cut = cutting.encode(texts)
+        cut = cutting.forward(texts)
         assert cut.tokens.tolist() == [3, 402, 4]
         assert cut.dropped.tolist() == [0, 146, 0]
         np.testing.assert_allclose(cut.field[1:2], cutting.field([" ".join(LONG.split()[:254])]), rtol=0, atol=1e-5)
         windows = [" ".join(LONG.split()[k : k + 254]) for k in (0, 254)]
-        parts = cutting.encode(windows)
+        parts = cutting.forward(windows)
     with fieldrun.load(toy_bundle, engine="numpy", overflow="window") as sliding:
-        whole = sliding.encode(texts)
+        whole = sliding.forward(texts)
         assert whole.tokens.tolist() == [3, 402, 4]
         assert not whole.dropped.any()
         weights = parts.tokens[:, None] / parts.tokens.sum()
         np.testing.assert_allclose(whole.field[1], (parts.field * weights).sum(0), rtol=0, atol=1e-5)
         np.testing.assert_allclose(whole.logits[1], (parts.logits * weights).sum(0), rtol=0, atol=1e-5)
-        alone = sliding.encode([LONG])
+        alone = sliding.forward([LONG])
         np.testing.assert_allclose(alone.field[0], whole.field[1], rtol=0, atol=1e-5)
         assert len(sliding.predict([(LONG, "rain"), ("rain", LONG)], "same")) == 2
     for encoding in (cut, whole):
@@ -174,7 +227,7 @@ def test_a_long_text_is_an_error_cut_or_windowed(toy_bundle: Path) -> None:
 
 
 def test_a_megabyte_is_cut(model: FieldModel) -> None:
-    encoding = model.encode(["rain " * 200_000])
+    encoding = model.forward(["rain " * 200_000])
     assert encoding.dropped.tolist() == [200_002 - 256]
     assert np.isfinite(encoding.field).all()
 
@@ -195,7 +248,7 @@ def test_wrong_arguments_are_refused(toy_bundle: Path) -> None:
 
 def test_a_closed_model_says_so(toy_bundle: Path) -> None:
     model = fieldrun.load(toy_bundle, engine="numpy")
-    encoding = model.encode(["a film"])
+    encoding = model.forward(["a film"])
     with model:
         model.close()
     model.close()

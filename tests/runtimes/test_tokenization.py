@@ -2,73 +2,22 @@
 
 from __future__ import annotations
 
-import types
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import processors
 
 from fieldrun.errors import BundleError, InputTextError, TextTooLong, UnknownName
-from fieldrun_runtimes.tokenization import OVERFLOWS, TextTokenizer, check_texts
+from fieldrun.evaluation.rows import check_texts
+from fieldrun_runtimes.tokenization import OVERFLOWS, TextTokenizer
 from tests.toy import WORDS, toy_tokenizer
 
 JSON = toy_tokenizer().to_str().encode("utf-8")
 MODES = {overflow: TextTokenizer(JSON, 8, overflow) for overflow in OVERFLOWS}
 CLS, SEP = toy_tokenizer().token_to_id("[CLS]"), toy_tokenizer().token_to_id("[SEP]")
 TEXTS = st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=30).map(" ".join), min_size=1, max_size=6)
-
-REFUSED: list[tuple[Any, str]] = [
-    ("one text", "not one string"),
-    (b"bytes", "not one string"),
-    ([], "texts is empty"),
-    ((), "texts is empty"),
-    (iter(()), "texts is empty"),
-    (None, "not NoneType"),
-    (3, "not int"),
-    ({"a": 1}, "not dict"),
-    ({"a"}, "not set"),
-    (bytearray(b"a"), "not bytearray"),
-    (memoryview(b"a"), "not memoryview"),
-    (["a", None], "text 1 is NoneType"),
-    (["a", "b", 3], "text 2 is int"),
-    ([b"a"], "text 0 is bytes"),
-    ([["a"]], "text 0 is list"),
-    ([("a", "b")], "text 0 is tuple"),
-    ([float("nan")], "text 0 is float"),
-    (["a", ""], "text 1 is empty or only whitespace"),
-    ([" \t\n\r "], "text 0 is empty or only whitespace"),
-    (["\u2003\u00a0\u2028"], "text 0 is empty or only whitespace"),
-    (["a", "b \ud83d c"], r"text 1 holds a lone surrogate \(U\+D83D\) at character 2"),
-    (["\udc80"], r"text 0 holds a lone surrogate \(U\+DC80\) at character 0"),
-]
-
-
-@pytest.mark.parametrize(("texts", "message"), REFUSED)
-def test_what_is_not_a_list_of_texts_is_refused(texts: Any, message: str) -> None:
-    with pytest.raises(InputTextError, match=message) as caught:
-        check_texts(texts)
-    assert caught.value.exit_code == 2
-    assert "\n" not in str(caught.value)
-
-
-def generator() -> Iterator[str]:
-    yield "a"
-    yield "b"
-
-
-@pytest.mark.parametrize("texts", [["a", "b"], ("a", "b"), generator(), map(str.lower, "AB"), np.array(["a", "b"])])
-def test_lists_and_what_can_be_listed_are_taken(texts: Any) -> None:
-    assert check_texts(texts) == ["a", "b"]
-
-
-def test_the_list_is_a_copy() -> None:
-    texts = ["a"]
-    assert check_texts(texts) is not texts
-    assert isinstance(generator(), types.GeneratorType)
 
 
 @pytest.mark.parametrize("text", ["\x00", "\x01\x02\x03", "\u200b\u200d", "\ufeff", "\x7f"])

@@ -18,10 +18,9 @@ from click.testing import CliRunner, Result
 from fieldrun.errors import DatasetError, FieldrunError, MissingDependency
 from fieldrun.evaluation.dataset import Dataset, read_tsv
 from fieldrun.formats.storage import read_json, write_json
-from fieldrun_benchmarks.harness import bench
+from fieldrun_benchmarks.harness import bench, measurements
 from fieldrun_benchmarks.harness.record import write_record
 from fieldrun_benchmarks.report.render import read_records, to_markdown
-from studies.peers import isolated as isolated_peers
 from studies.peers import measure as peers
 from studies.peers import models as peer_models
 from studies.peers.models import PEERS, LinearHead, PeerSpec, fit_head, need, prepare_peer
@@ -77,15 +76,14 @@ def test_what_is_no_encoder_is_refused(tmp_path: Path) -> None:
 def arguments(tmp_path: Path, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Fake peers, the toy bundle, and workers in this process."""
     fakes = {key: _fake(key) for key in FAKES}
-    for module in (peers, isolated_peers, peer_models):
+    for module in (peers, peer_models):
         monkeypatch.setattr(module, "PEERS", fakes)
-    for module in (peers, isolated_peers):
-        monkeypatch.setattr(module, "ISOLATED", {})
+    monkeypatch.setattr(peers, "ISOLATED", {})
     monkeypatch.setattr(peers, "_REPORT", dict.fromkeys(TASKS, "dev.tsv"))
     monkeypatch.setattr(peers, "_SETTINGS", replace(peers._SETTINGS, slice_calls=20, short_s=0.03, cold_runs=1))
     monkeypatch.setattr(peer_models, "fit_head", _no_head)
     monkeypatch.setattr(bench, "WorkerProcess", HereProcess)
-    monkeypatch.setattr(bench, "cold_starts", lambda programs, **_: dict.fromkeys(programs, _Cold()))
+    monkeypatch.setattr(measurements, "cold_starts", lambda programs, **_: dict.fromkeys(programs, _Cold()))
     data, encoder = tmp_path / "data", tmp_path / "encoder"
     for task, labels in TASKS.items():
         rows = [(f"a {word} film {i}", label) for i, word in enumerate(WORDS[:6]) for label in labels]
@@ -142,11 +140,13 @@ def test_a_run_gives_a_record_its_tables_and_its_page(arguments: list[str], tmp_
         assert "the label of" in workload["subjects"][f"{OURS}, one task"]["about"]["answers"]
 
     (out.parent / "peers-again.json").write_bytes(out.read_bytes())
-    blocks = [f"<!-- table: {name} -->\n<!-- end -->\n" for name in ("peers", "peers-whole", "peers-again")]
-    short, whole, again = (render(block, out.parent) for block in blocks)
-    assert short.count("| fake slow |") == len(TASKS)
+    blocks = [f"<!-- table: {name} -->\n<!-- end -->\n" for name in ("summary", "peers-whole", "peers-again")]
+    summary, whole, again = (render(block, out.parent) for block in blocks)
+    rows = [line.split(" | ") for line in summary.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[1:]] == ["| **fieldrun**", "| fake wordy", "| fake slow"]
+    assert len({len(row) for row in rows}) == 1
     assert whole.count("| fake slow |") == 2 * len(TASKS)
-    assert re.search(r"\| fake wordy \| [\d.]+ \([\d.]+ - [\d.]+\) \| [\d.]+ us \| [\d.]+ us \| [\d.]+ \|", short)
+    assert re.search(r"\| fake wordy \| [\d.]+ \([\d.]+ - [\d.]+\) \| [\d.]+ us \|", summary)
     assert "the largest difference is 0.0 %" in again
     assert len(read_records([out])) == len(TASKS)
     assert to_markdown(read_records([out])).count("## fieldrun native") == len(TASKS)
@@ -163,14 +163,14 @@ def test_a_peer_that_fails_is_told_after_the_record_is_written(
 
     monkeypatch.setattr(bench, "WorkerProcess", Failing)
     result = _call([*arguments, "-o", str(tmp_path / "peers.json")], 1)
-    assert "mend it, or leave a peer out with --without" in str(result.exception)
+    assert "leave this one out with --without" in str(result.exception)
     record = read_peers(tmp_path / "peers.json")
     assert len(record["workloads"]) == len(TASKS)
     for workload in record["workloads"].values():
         assert workload["subjects"]["fake slow"]["failed"] == "fake slow: it has no model"
         assert workload["subjects"]["fake wordy"]["single_stream"]["calls"] > 0
     with pytest.raises(FieldrunError, match=r"not whole: fake slow on .*it has no model.*; measure again"):
-        render("<!-- table: peers -->\n<!-- end -->\n", tmp_path)
+        render("<!-- table: summary -->\n<!-- end -->\n", tmp_path)
     assert "it has no model" in to_markdown(read_records([tmp_path / "peers.json"]))
     (tmp_path / "again.json").write_bytes((tmp_path / "peers.json").read_bytes())
     both = [str(tmp_path / name) for name in ("peers.json", "again.json")]
@@ -201,29 +201,12 @@ def test_two_records_are_compared(tmp_path: Path) -> None:
     assert _call(["--compare", *map(str, paths)]).output == f"{text}\n"
 
 
-def test_the_page_says_what_another_processor_gave(repository: Path) -> None:
-    record = read_peers(repository / "benchmarks" / "records" / "peers-epyc.json")
-    page = " ".join((repository / "README.md").read_text("utf-8").split())
-
-    def times(subject: str, base: str, digits: int) -> list[str]:
-        ratios = [entry for workload in record["workloads"].values() for entry in workload["ratios"]]
-        return [f"{e['median']:.{digits}f}" for e in ratios if (e["of"], e["to"]) == (subject, base)]
-
-    assert "`fieldrun` took {} and {} times as long as the tokenizer".format(*times(OURS, TOKENIZER, 1)) in page
-    assert "int8 MiniLM-L6 {} and {} times".format(*times("MiniLM-L6 int8", OURS, 0)) in page
-    assert "fp32 gte-small {} and {} times".format(*times("gte-small fp32", OURS, 0)) in page
-    here = read_peers(repository / "benchmarks" / "records" / "peers.json")
-    trec = [r["workloads"]["trec/test"]["subjects"]["MiniLM-L6 int8"]["accuracy"]["trec"] for r in (record, here)]
-    words = "int8 MiniLM-L6 has {:.1f} % on TREC, above {:.1f} %".format(*(100 * each["accuracy"] for each in trec))
-    assert words in " ".join((repository / "docs" / "peers.md").read_text("utf-8").split())
-
-
 def test_a_record_of_the_older_loop_is_not_mistaken(tmp_path: Path) -> None:
     path = tmp_path / "peers.json"
     write_record(path, "peers", "measured in one process", {"workloads": {"a/dev": {"latency": {}, "accuracy": {}}}})
     with pytest.raises(FieldrunError, match="measure again"):
         read_peers(path)
-    with pytest.raises(FieldrunError, match="not whole"):
+    with pytest.raises(FieldrunError, match="is incomplete"):
         read_records([path])
 
 
@@ -243,14 +226,13 @@ def test_the_tables_show_what_is_missing_and_what_was_warned_of(arguments: list[
         workload["warnings"] = []
     write_json(path, record)
     names = [*record["workloads"]]
-    for table in ("peers", "peers-whole"):
-        shown = render(f"<!-- table: {table} -->\n<!-- end -->\n", tmp_path)
-        rows = [line for line in shown.splitlines() if line.startswith("| fake slow") and "not measured" in line]
-        assert len(rows) == 1
-        assert (
-            f"\n\nWarnings of the bench: a on {names[0]}, b on {names[0]}, c on {names[0]}, a on {names[1]}: "
-            f"{text.format('7.3 to 11.0')}; {names[1]}: the clock went between 800 and 900 MHz.\n"
-        ) in shown
+    shown = render("<!-- table: peers-whole -->\n<!-- end -->\n", tmp_path)
+    rows = [line for line in shown.splitlines() if line.startswith("| fake slow") and "not measured" in line]
+    assert len(rows) == 1
+    assert (
+        f"\n\nWarnings of the bench: a on {names[0]}, b on {names[0]}, c on {names[0]}, a on {names[1]}: "
+        f"{text.format('7.3 to 11.0')}; {names[1]}: the clock went between 800 and 900 MHz.\n"
+    ) in shown
 
 
 @pytest.mark.slow

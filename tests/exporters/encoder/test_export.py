@@ -69,7 +69,7 @@ def test_a_float_bundle_gives_the_forward_pass_in_every_bucket(
             rows = [i for i, row in enumerate(ids) if len(row) <= bucket.length][:9]
             assert np.abs(model.replay([ids[i] for i in rows], bucket) - want[rows]).max() < 1e-5
         cosine = (want[0] @ want[1]) / np.linalg.norm(want[0]) / np.linalg.norm(want[1])
-        assert model.similarity(texts[0], texts[1]) == pytest.approx(float(cosine), abs=1e-5)
+        assert model.similarity(texts[0], texts[1]).item() == pytest.approx(float(cosine), abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["fp32", "int8"])

@@ -59,7 +59,7 @@ def test_the_numpy_form_is_what_engines_run(toy_checkpoint: Path, tmp_path: Path
     ids = tokenize(source, choose_texts(None, 512), 24)
     _, _, deployed, _ = run_passes(source, load_recipe(path), CalibrationText(None, 512), lambda *_: None)
     with fieldrun.load(report.path, engine="numpy") as model:
-        encoding = model.encode(choose_texts(None, 512)[:40])
+        encoding = model.forward(choose_texts(None, 512)[:40])
     found = outputs(deployed, ids[:40])
     difference = np.abs(found - np.concatenate([encoding.field, encoding.logits], axis=1)).max(1)
     assert np.median(difference) < 1e-5  # a sum on the edge of an int8 step may be rounded the other way

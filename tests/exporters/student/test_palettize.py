@@ -211,7 +211,7 @@ def test_every_engine_opens_what_was_exported(
     for engine in ("native", "numpy", "onnxruntime"):
         assert fieldrun.verify(report.path, engine=engine).passed
         with fieldrun.load(report.path, engine=engine) as model:
-            found[engine] = model.encode(texts)
+            found[engine] = model.forward(texts)
     for engine in ("numpy", "onnxruntime"):
         np.testing.assert_allclose(found[engine].field, found["native"].field, atol=1e-5)
         np.testing.assert_allclose(found[engine].logits, found["native"].logits, atol=1e-5)

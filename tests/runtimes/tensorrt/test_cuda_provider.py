@@ -93,7 +93,9 @@ def test_the_same_lines_and_answers_on_a_gpu(tiny: Path, stand: Stand, provider:
         kept = first.copy()
         model.field(TEXTS[1:2])
         np.testing.assert_array_equal(first, kept)
-        np.testing.assert_allclose(model.scores(pairs, "same"), plain.scores(pairs, "same"), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            model.predict_proba(pairs, "same"), plain.predict_proba(pairs, "same"), rtol=0, atol=1e-4
+        )
     expected = {"device_id": "0", "use_tf32": "0", "enable_cuda_graph": capture}
     assert stand.settings
     assert all(settings == expected for settings in stand.settings)

@@ -34,10 +34,12 @@ def test_the_engine_gives_what_its_graph_means(
     pairs = list(zip(TEXTS, TEXTS[::-1], strict=True))
     with fieldrun.load(tiny, engine="numpy") as plain, fieldrun.load(tiny, engine="tensorrt") as model:
         for texts in ([TEXTS[0]], TEXTS):
-            expected, found = plain.encode(texts), model.encode(texts)
+            expected, found = plain.forward(texts), model.forward(texts)
             np.testing.assert_allclose(found.field, expected.field, rtol=0, atol=1e-4)
             np.testing.assert_allclose(found.logits, expected.logits, rtol=0, atol=1e-4)
-        np.testing.assert_allclose(model.scores(pairs, "same"), plain.scores(pairs, "same"), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            model.predict_proba(pairs, "same"), plain.predict_proba(pairs, "same"), rtol=0, atol=1e-4
+        )
     assert machine.calls.count("Runtime") == 1
     opened = machine.calls.count("deserialize_cuda_engine")
     assert machine.calls.count("execute_async_v3") == 2 * opened, "once to set up, once to capture, then graphs alone"
