@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import fieldrun
 from fieldrun.errors import (
@@ -33,10 +31,11 @@ from fieldrun.formats.storage import read_json, sha256_file, write_json
 from fieldrun.formats.tensors import Array, read_tensors
 from fieldrun.student.windows import pad_ids
 from fieldrun_exporters.encoder import source as module
-from fieldrun_exporters.encoder.calibrate import Largest, fields, input_ranges
+from fieldrun_exporters.encoder.activations import fields, input_ranges
 from fieldrun_exporters.encoder.deployed import DeployedEncoder
 from fieldrun_exporters.encoder.graph import encoder_graph
-from fieldrun_exporters.encoder.model import Encoder, forward, load_encoder
+from fieldrun_exporters.encoder.importing import load_encoder
+from fieldrun_exporters.encoder.model import Encoder, forward
 from fieldrun_exporters.export import ExportReport
 from fieldrun_exporters.student.passes import PassReport
 from fieldrun_runtimes.engines.onnxruntime_engine import OnnxRuntimeEngine
@@ -167,18 +166,6 @@ def test_ranges_are_percentiles_of_the_inputs_of_the_maps(encoder_folder: Path, 
         assert value == pytest.approx(float(want), rel=1e-4)
 
 
-@given(
-    st.lists(st.floats(0, 100, width=32), min_size=1, max_size=40),
-    st.floats(90, 100),
-    st.integers(0, 30),
-)
-def test_the_largest_numbers_give_numpys_percentile(values: list[float], percentile: float, spare: int) -> None:
-    largest = Largest(len(values) + spare, percentile)
-    for start in range(0, len(values), 7):
-        largest.add(np.array(values[start : start + 7], np.float32))
-    assert largest.value() == pytest.approx(np.percentile(np.array(values, np.float32), percentile), rel=1e-5, abs=1e-5)
-
-
 def low_rank(encoder: Encoder) -> Encoder:
     """The encoder with fewer numbers per head in layer 0, a narrower feed-forward in layer 1, and random values."""
     rng, heads, tensors = np.random.default_rng(3), encoder.config.heads, dict(encoder.tensors)
@@ -257,6 +244,7 @@ def test_what_an_encoder_cannot_be_exported_with(
     assert "the encoder takes 40" in refused(RecipeError, recipe="encoder-int8")
     fp16 = encoder_recipe("int8", precision='tables = "fp16"\ndense = "int8"', passes='["fold", "int8", "fp16"]')
     assert "an encoder has no pass 'fp16'; it has fold, lowrank, int8, palettize" in refused(RecipeError, recipe=fp16)
+    assert "[tensorrt] is for students, not for an encoder" in refused(RecipeError, recipe="tensorrt-fp32")
     assert "min_cosine" in refused(ParityError, recipe=encoder_recipe("int8", min_cosine=1.1))
 
 
@@ -279,7 +267,7 @@ def test_a_product_that_falls_out_of_int8_is_seen(refused: Callable[..., str], m
         return model
 
     monkeypatch.setattr(module, "encoder_graph", wrong)
-    assert "8 products are int8, but ONNX Runtime runs 7" in refused(ExportError)
+    assert "8 products must be int8, but ONNX Runtime runs 7" in refused(ExportError)
 
 
 def test_calibration_that_reaches_nothing(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
