@@ -12,7 +12,6 @@ training code are imported when a function that needs them is first used. `Missi
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
@@ -99,6 +98,10 @@ _HOMES = {
     "fieldrun_runtimes.tensorrt.cache": "EngineCache",
     "fieldrun_runtimes.verify": "VerifyReport verify",
 }
+_GIVEN = {
+    "bench": ("system", "fieldrun.doctor", "examine"),
+    "compress": ("timer", "fieldrun_benchmarks.harness.timer", "text_to_labels_us"),
+}
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
@@ -111,8 +114,8 @@ def __getattr__(name: str) -> Any:
     try:
         module = importlib.import_module(home)
         value = module if home == f"fieldrun.{name}" else getattr(module, name)  # the packages that can be called
-        if name in _WIRED:
-            value = _WIRED[name](value)
+        if name in _GIVEN:
+            value = _given(value, *_GIVEN[name])
     except ModuleNotFoundError as error:
         from .errors import MissingDependency
 
@@ -128,28 +131,10 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def _with_timer(compress: Any) -> Any:
-    """Give `compress` the timer of the benchmarks, which the exporters must not import."""
+def _given(function: Any, argument: str, home: str, name: str) -> Any:
+    """Return `function` with an argument from a package that its own package must not import."""
+    import importlib
+    from functools import partial, update_wrapper
 
-    @functools.wraps(compress)
-    def wired(*arguments: Any, **settings: Any) -> Any:
-        from fieldrun_benchmarks.harness.timer import text_to_labels_us
-
-        return compress(*arguments, **{"timer": text_to_labels_us, **settings})
-
-    return wired
-
-
-def _with_system(bench: Any) -> Any:
-    """Give `bench` what is known about the machine, which the benchmarks must not look up themselves."""
-
-    @functools.wraps(bench)
-    def wired(*arguments: Any, **settings: Any) -> Any:
-        from .doctor import examine
-
-        return bench(*arguments, **{"system": examine(commands=False), **settings})
-
-    return wired
-
-
-_WIRED = {"bench": _with_system, "compress": _with_timer}
+    value = getattr(importlib.import_module(home), name)
+    return update_wrapper(partial(function, **{argument: value}), function)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from . import values
 from .table import Record, alive, find
+from .values import shown
 
 __all__ = ["Metric", "machine_of", "metrics", "metrics_of"]
 
@@ -32,9 +32,9 @@ class Metric:
     high: float | None
 
     @property
-    def shown(self) -> str:
-        """The value with its unit, as on the pages."""
-        return values.shown(self.value, self.unit)
+    def text(self) -> str:
+        """The value with its unit, or "not measured"."""
+        return shown(self.value, self.unit)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figure as JSON."""

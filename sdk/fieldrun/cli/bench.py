@@ -8,7 +8,7 @@ import click
 
 from fieldrun.errors import FieldrunError
 
-from .inputs import command_line, labelled_rows
+from .inputs import labelled_rows
 from .options import data_option, engine_option, examples, json_option, seed_option, threads_option
 from .output import note, put, put_json, put_table, warn
 from .progress import progress
@@ -91,14 +91,13 @@ def bench(
             threads=threads,
             seed=seed,
             report=report,
-            command=command_line(),
             progress=step,
         )
     if as_json:
         put_json(found.to_dict())
     else:
         put(found.claim)
-        put_table([(one.subject, one.metric, one.shown) for one in found.metrics])
+        put_table([(one.subject, one.metric, one.text) for one in found.metrics])
         if found.page is not None:
             put(f"{found.page}; the record: {found.path}")
     for entry in found.record["warnings"]:
