@@ -19,6 +19,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "run": "fieldrun.cli.run:run",
     "field": "fieldrun.cli.field:field",
+    "serve": "fieldrun.cli.serve:serve",
     "eval": "fieldrun.cli.evaluate:evaluate",
     "info": "fieldrun.cli.describe:info",
     "tasks": "fieldrun.cli.describe:tasks",
