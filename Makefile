@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/c
 INPUTS := pyproject.toml hatch_build.py runtimes/fieldrun_runtimes/native/native.c .ci/constraints.txt $(VENV)/.made
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-arm test-gpu test-tensorrt bench lint format clean
+.PHONY: help demo test test-studies wheels test-arm test-gpu test-tensorrt bench docs lint format clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 20
@@ -16,6 +16,12 @@ demo: $(VENV)/.demo ## export, verify and run the reference model
 test: lint ## lint, type-check and test with coverage
 	@$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest --cov; tests=$$?; wait $$types && exit $$tests
 
+test-studies: $(VENV)/.dev ## test the studies behind the tables and pages, which make test leaves out
+	$(BIN)/python -m pytest -m study
+
+wheels: $(VENV)/.dev ## build the wheels of fieldrun and of its reference checkpoint into dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist . ./sdk/checkpoints
+
 test-arm: $(VENV)/.dev ## replay the shipped bundle and the recipe raspberry-pi on emulated ARM processors (numerics only)
 	$(BIN)/python -m tests.arm
 
@@ -24,19 +30,21 @@ ifdef DATA
 	$(BIN)/python -m studies.student.measure --data $(DATA) -o benchmarks/records
 ifdef GTE
 	$(BIN)/python -m studies.peers.measure --data $(DATA) --gte $(GTE) --minilm $(MINILM) --work $(WORK) -o benchmarks/records/peers.json
-	$(BIN)/python -m studies.tables docs/peers.md benchmarks/records
 	@mkdir -p build
 	$(BIN)/fieldrun report benchmarks/records/peers.json -o build/peers.html --force
 endif
-	$(BIN)/python -m studies.tables README.md benchmarks/records
+	$(BIN)/python -m studies.tables
 endif
 	$(BIN)/fieldrun bench reference --quick --report build/bench
+
+docs: $(VENV)/.docs ## build the documentation into build/site; a broken link fails it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test-gpu: $(VENV)/.dev ## with a GPU: golden fields and speed of every GPU engine, into build/records
 	FIELDRUN_RECORDS=build/records $(BIN)/python -m pytest -m gpu -rs tests
 
 test-tensorrt: $(VENV)/.dev ## build the shipped student for three GPUs, without one, into build/records
-	$(BIN)/python -m studies.tensorrt_build.measure -o build/records
+	$(BIN)/python -m studies.tensorrt_build.measure -o build/records/tensorrt-build.json
 
 lint: $(VENV)/.dev ## check style and format
 	$(BIN)/ruff check
@@ -71,7 +79,12 @@ $(VENV)/.peers: $(INPUTS)
 	@$(PIP) -e '.[bench,peers]'
 	@touch $(VENV)/.demo $(VENV)/.bench $@
 
+$(VENV)/.docs: $(INPUTS)
+	@echo "installing fieldrun[docs] into $(VENV)"
+	@$(PIP) -e '.[docs]'
+	@touch $@
+
 $(VENV)/.dev: $(INPUTS)
 	@echo "installing fieldrun[dev] into $(VENV)"
 	@$(PIP) -e '.[dev]'
-	@touch $(VENV)/.demo $(VENV)/.bench $@
+	@touch $(VENV)/.demo $(VENV)/.bench $(VENV)/.docs $@

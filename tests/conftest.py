@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests import toy
-
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that asks for a download fails instead of waiting for one
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # read when torch and NumPy are imported, which is later
+    os.environ.setdefault(name, "1")
 
 settings.register_profile("fieldrun", deadline=None, derandomize=True)
 settings.load_profile("fieldrun")
@@ -41,6 +41,8 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny checkpoint with random weights; treat it as read-only."""
+    from tests import toy
+
     path = tmp_path_factory.mktemp("toy") / "checkpoint"
     toy.toy_checkpoint().save(path)
     return path

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
-# one thread each, for a comparison that means something; before NumPy and tokenizers are imported
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-import fieldrun  # noqa: E402
-from fieldrun.errors import FieldrunError, ParityError  # noqa: E402
-from fieldrun.evaluation.dataset import read_tsv  # noqa: E402
-from fieldrun.evaluation.metrics import accuracy, wilson_interval  # noqa: E402
-from fieldrun_benchmarks.harness.latency import interleave  # noqa: E402
-from fieldrun_benchmarks.harness.workload import SAMPLES  # noqa: E402
+import fieldrun
+from fieldrun.errors import FieldrunError, ParityError
+from fieldrun.evaluation.dataset import read_tsv
+from fieldrun.evaluation.evaluate import evaluate
+from fieldrun_benchmarks.harness.latency import interleave
+from fieldrun_benchmarks.harness.workload import SAMPLES
 
 __all__ = ["main"]
 
-_SENTENCES = {
+_SENTENCES: dict[str, list[Any]] = {
     "sst2": ["a gripping film that never lets go", "two hours i will not get back"],
     "trec": ["Who wrote the first symphony in C minor ?", "How far is the moon ?"],
     "banking77": ["My card was swallowed by the machine", "why was i charged twice for one coffee"],
     "clinc150": ["set a timer for nine minutes", "what is the exchange rate of yen to euro"],
     "ag_news": ["Shares slid after the chip maker cut its forecast", "The striker scored twice in extra time"],
     "tweeteval_offensive": ["@user thank you for the lovely photos", "@user you are a pathetic clown"],
+    "mrpc": [("The company closed three plants in May .", "Three of the company 's plants were shut in May .")],
 }
-_PAIR = ("The company closed three plants in May .", "Three of the company 's plants were shut in May .")
 
 
 def main(output: Path) -> None:
@@ -60,25 +55,21 @@ def main(output: Path) -> None:
 
     with fieldrun.load(output) as model:
         click.echo(f"3. label sentences; engine {model.engine}, {model.engine_reason}")
-        for task, texts in _SENTENCES.items():
-            for text, scores in zip(texts, model.predict_proba(texts, task), strict=True):
-                best = int(scores.argmax())
-                click.echo(f"   {task:<20} {model.labels(task)[best]:<22} {scores[best]:5.1%}  {text}")
-        scores = model.predict_proba([_PAIR], "mrpc")[0]
-        best = int(scores.argmax())
-        click.echo(f"   {'mrpc':<20} {model.labels('mrpc')[best]:<22} {scores[best]:5.1%}  {' / '.join(_PAIR)}")
-
-        click.echo("4. what it costs and what it is worth, here")
-        samples = {task: read_tsv(SAMPLES / f"{task}.tsv") for task in ("banking77", "clinc150")}
-        for task, sample in samples.items():
-            texts = [text for text in sample.texts if isinstance(text, str)]
-            predicted = model.predict(texts, task)
-            value = accuracy(sample.labels, predicted)
-            low, high = wilson_interval(round(value * len(sample)), len(sample))
+        for task, rows in _SENTENCES.items():
+            for row, (best,) in zip(rows, model.top_k(rows, task, k=1), strict=True):
+                shown = row if isinstance(row, str) else " / ".join(row)
+                click.echo(f"   {task:<20} {best.label:<22} {best.score:5.1%}  {shown}")
+        click.echo("4. accuracy and speed on this machine")
+        texts: list[str] = []
+        for task in ("banking77", "clinc150"):
+            sample = read_tsv(SAMPLES / f"{task}.tsv")
+            texts += [str(text) for text in sample.texts]
+            found = evaluate(model, sample, task)
+            low, high = found.ci95
             click.echo(
-                f"   accuracy {task:<10} {value:.1%}  (95 % interval {low:.1%} to {high:.1%}, n = {len(sample)})"
+                f"   accuracy {task:<10} {found.accuracy:.1%}  (95 % interval {low:.1%} to {high:.1%}, n = {found.n})"
             )
-        _speed(model, [text for sample in samples.values() for text in sample.texts if isinstance(text, str)])
+        _speed(model, texts)
 
     click.echo("try next:")
     click.echo('   .venv/bin/fieldrun run reference --task sst2 "your sentence here"')

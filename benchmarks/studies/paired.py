@@ -1,4 +1,4 @@
-"""Accuracies with their intervals, means over tasks, and differences of two methods on the very same rows."""
+"""Accuracies with their intervals, means over tasks, and differences of two methods on the same rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fieldrun.evaluation.metrics import mean_difference, wilson_interval
 
-__all__ = ["COMPARED", "Hits", "compare", "difference", "published", "scored"]
+__all__ = ["COMPARED", "Hits", "compare", "counted", "difference", "published", "scored"]
 
 _Z95 = 1.959963984540054
 COMPARED = (
@@ -25,7 +25,7 @@ COMPARED = (
     ("student", "raw"),
     ("student", "field_head"),
 )
-"""Pairs of methods, the second being subtracted from the first."""
+"""Pairs of methods; the second is subtracted from the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,15 @@ class Hits:
         return cls(np.array([[digit == "1" for digit in entry["hits"]] for entry in entries], np.float64).mean(0))
 
 
-def scored(hits: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """Return n, accuracy, its 95 % Wilson interval, and the hits `(n,)` as digits."""
+def counted(hits: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Return n, accuracy and its 95 % Wilson interval of hits `(n,)`."""
     k, n = int(hits.sum()), len(hits)
-    return {"n": n, "accuracy": k / n, "ci95": list(wilson_interval(k, n)), "hits": "".join("01"[int(h)] for h in hits)}
+    return {"n": n, "accuracy": k / n, "ci95": list(wilson_interval(k, n))}
+
+
+def scored(hits: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Return `counted`, and the hits as digits."""
+    return counted(hits) | {"hits": "".join("01"[int(hit)] for hit in hits)}
 
 
 def published(

@@ -1,4 +1,4 @@
-"""Long studies go on where they were killed: results by stage in a file, and how far a stage is."""
+"""Long studies continue where they were stopped: results by stage in a file, and progress on stderr."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 import click
 
+from fieldrun.errors import UsageError
 from fieldrun.formats.storage import read_json, write_json
 
-__all__ = ["Stages", "tell"]
+__all__ = ["Stages", "named", "tell"]
 
 
 class Stages:
@@ -25,7 +26,7 @@ class Stages:
         self.state: dict[str, Any] = kept if same else {"identity": identity, "values": {}, "seconds": {}}
 
     def do(self, name: str, work: Callable[[], Any]) -> Any:
-        """Return the result of stage `name`, JSON: the one that is kept, or else that of `work`, which is kept now."""
+        """Return the result of stage `name`, JSON: the one in the file, or else that of `work`, which is then kept."""
         if name not in self.state["values"]:
             click.echo(f"{self.path.parent.name}: {name}", err=True)
             start = time.monotonic()
@@ -35,14 +36,23 @@ class Stages:
         return self.state["values"][name]
 
 
-def tell() -> Callable[[int, int], None]:
-    """Return a callback that says how far a stage is, every half minute."""
+def tell() -> Callable[..., None]:
+    """Return a callback that prints progress every half minute; its last two arguments are the steps done and all."""
     told = time.monotonic()
 
-    def progress(done: int, total: int) -> None:
+    def progress(*at: Any) -> None:
         nonlocal told
         if time.monotonic() - told > 30:
             told = time.monotonic()
-            click.echo(f"  {done:,} of {total:,}", err=True)
+            click.echo(f"  {at[-2]:,} of {at[-1]:,}", err=True)
 
     return progress
+
+
+def named(text: str) -> tuple[str, Path]:
+    """Read `NAME=FOLDER`, or a folder whose own name is taken; `UsageError` for a name that is no file name."""
+    name, equals, folder = text.rpartition("=")
+    name = name if equals else Path(folder).resolve().name
+    if not name or not folder or Path(name).name != name:
+        raise UsageError(f"{text!r}: write NAME=FOLDER, and the name without slashes")
+    return name, Path(folder)

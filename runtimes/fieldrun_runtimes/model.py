@@ -2,67 +2,33 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fieldrun.errors import (
-    CheckpointError,
-    HeadMismatch,
-    NameTaken,
-    StorageError,
-    UnknownName,
-    UsageError,
-)
-from fieldrun.evaluation.rows import check_texts, split_pairs
-from fieldrun.formats.bundle import Bucket, Bundle, Manifest, TaskSpec
+from fieldrun.errors import StorageError, UsageError
+from fieldrun.evaluation.rows import Texts, check_texts, split_pairs
+from fieldrun.formats.bundle import Bucket, Bundle, Manifest
 from fieldrun.formats.tensors import Array
-from fieldrun.heads.head import Head, attached_task, head_logits, pair_features, softmax
+from fieldrun.heads.head import Head, head_logits, pair_features, softmax
 
+from .encoding import Encoding, pool_windows
 from .engines import Engine, UnpaddedEngine
 from .engines.buckets import BucketPlan
 from .engines.choice import choose_engine
 from .sentences import SentenceEncoder
+from .tasks import Task, Tasks
 from .tokenization import TextTokenizer
 
 __all__ = ["Encoding", "FieldModel", "Scored", "load"]
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
-Texts = Sequence[str] | Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoding:
-    """What one forward pass gives for `n` texts.
-
-    `field (n, dim)` and `logits (n, labels of all exported single tasks)` are float32; the logits of attached heads are
-    worked out from the field when they are asked for. `tokens (n,)` counts each text's tokens,
-    special tokens included; `dropped (n,)` those that were cut off, 0 unless the text was too long and
-    `overflow="truncate"`.
-    """
-
-    field: Floats
-    logits: Floats
-    tokens: Integers
-    dropped: Integers
-
-    def __len__(self) -> int:
-        return len(self.field)
-
-    def part(self, start: int, stop: int) -> Encoding:
-        """Return the texts `start` to `stop` (excluded) of this encoding."""
-        rows = slice(start, stop)
-        return Encoding(
-            field=self.field[rows], logits=self.logits[rows], tokens=self.tokens[rows], dropped=self.dropped[rows]
-        )
 
 
 class Scored(NamedTuple):
@@ -107,8 +73,8 @@ def load(
 class FieldModel(SentenceEncoder):
     """A loaded bundle. Every method is safe to call from several threads at once.
 
-    `manifest` is what the bundle's folder says; heads attached since are in `tasks`, `labels` and `attached` alone. A
-    call that runs while another thread attaches or detaches a head sees the heads from before or from after.
+    `manifest` describes the folder that was loaded; heads attached later are in `tasks`, `labels` and `attached` only.
+    A call that runs while another thread attaches or detaches a head uses either the old heads or the new ones.
     """
 
     def __init__(
@@ -130,29 +96,21 @@ class FieldModel(SentenceEncoder):
         self.engine_reason: str = choice.reason
         self._engine: Engine = choice.engine
         self._bundle = bundle
-        self._lock = threading.Lock()  # held by who changes the heads; they are replaced whole, never changed
-        self._tasks: dict[str, _Task] = {
-            task.name: _Task(spec=task, head=None) for task in bundle.manifest.tasks if not task.attached
-        }
-        if len(self._tasks) < len(bundle.manifest.tasks):
-            from fieldrun.heads.saved import read_heads
-
-            self._tasks |= {name: _task_of(head) for name, head in read_heads(bundle).items()}
+        self._tasks = Tasks(bundle)
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The names of the tasks that this model answers, those of attached heads last."""
-        return tuple(self._tasks)
+        """The names of the tasks, those of attached heads last."""
+        return tuple(task.spec.name for task in self._tasks)
 
     @property
     def attached(self) -> Mapping[str, Head]:
-        """The heads that are not in the exported graphs, by name: those that can be detached."""
-        heads = {name: task.head for name, task in self._tasks.items() if task.head is not None}
-        return MappingProxyType(heads)
+        """The attached heads by name; those in the exported graphs are not among them."""
+        return self._tasks.attached
 
     @property
     def max_seq_length(self) -> int:
-        """The longest text that is read whole, in tokens, special tokens included."""
+        """The tokens of the longest text that fits, special tokens included; `overflow` decides about longer ones."""
         return self._plan.longest
 
     def get_embedding_dimension(self) -> int:
@@ -160,57 +118,43 @@ class FieldModel(SentenceEncoder):
         return self.manifest.network.field_dim
 
     def labels(self, task: str | None = None) -> tuple[str, ...]:
-        """Return the labels of `task`, in the order of its scores."""
-        return self._task(task).spec.labels
+        """Return the labels of `task`, in the order of its probabilities."""
+        return self._tasks.find(task).spec.labels
 
     def kind(self, task: str | None = None) -> str:
         """Return `"single"` if `task` takes texts, `"pair"` if it takes pairs of texts."""
-        return self._task(task).spec.kind
+        return self._tasks.find(task).spec.kind
 
     def attach(self, head: Head, *, replace: bool = False) -> None:
-        """Answer one more task, `head.name`, from now on; its tensors are copied.
+        """Add the task `head.name`, from a head that `fieldrun.fit_head` returned; its tensors are copied.
 
-        `replace` lets it take the place of an attached head of the same name. See `fieldrun.fit_head`; `save` keeps it.
+        `replace` replaces an attached head of the same name. `save` writes the bundle with it.
 
         Raises:
-            NameTaken: the model answers a task of this name.
+            NameTaken: the model has a task of this name.
             HeadMismatch: the head's tensors do not fit this model's field.
         """
-        task = _task_of(_checked(head, self.manifest.network.field_dim))
-        with self._lock:
-            taken = self._tasks.get(head.name)
-            if taken is not None and taken.head is None:
-                raise NameTaken(f"the task {head.name!r} is part of the exported bundle; name the head otherwise")
-            if taken is not None and not replace:
-                raise NameTaken(
-                    f"a head {head.name!r} is attached; name this one otherwise, or attach with replace=True"
-                )
-            self._tasks = self._tasks | {head.name: task}
+        self._tasks.attach(head, replace=replace)
 
     def detach(self, name: str) -> Head:
-        """Take the attached head `name` away again and return it.
+        """Remove the attached head `name` and return it.
 
         Raises:
-            UnknownName: no head of this name is attached; the exported ones cannot be taken away.
+            UnknownName: no head of this name is attached; those in the exported graphs cannot be removed.
         """
-        with self._lock:
-            heads = self.attached
-            if name not in heads:
-                raise UnknownName("attached head", name, list(heads))
-            self._tasks = {key: task for key, task in self._tasks.items() if key != name}
-            return heads[name]
+        return self._tasks.detach(name)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the bundle with the attached heads to the folder `path`, whole or not at all, and return the folder.
+        """Write the bundle with the attached heads to the folder `path`, and return the folder.
 
-        Manifest, hashes, card and golden answers include the heads: `fieldrun verify` proves the new bundle, and
-        loading it gives the same scores. `overwrite` replaces a bundle that is there, also the one that was loaded.
+        An error leaves nothing behind. Manifest, hashes, card and golden answers include the heads, so `fieldrun
+        verify` checks them too. `overwrite` replaces a bundle, even the one that was loaded.
 
         Raises:
-            OutputExists: `path` is taken by something else than a bundle, by a bundle without `overwrite`, or belongs
-                to the installed package.
+            OutputExists: `path` exists and is not a bundle, or is one and `overwrite` is not set, or it is inside the
+                installed package.
             BundleError, IntegrityError: the loaded bundle has changed on disk.
-            StorageError: the place cannot be written.
+            StorageError: the folder cannot be written.
         """
         from fieldrun.heads.saved import save_bundle
 
@@ -218,20 +162,18 @@ class FieldModel(SentenceEncoder):
             target = Path(path)
         except TypeError as error:
             raise StorageError(f"cannot save to {path!r}; give the path of a folder") from error
-        with self._lock:
-            save_bundle(self._bundle, self.attached, target, overwrite=overwrite)
+        save_bundle(self._bundle, self.attached, target, overwrite=overwrite)
         return target
 
-    def forward(self, texts: Sequence[str], *, dim: int | None = None) -> Encoding:
+    def forward(self, texts: Iterable[str], *, dim: int | None = None) -> Encoding:
         """Run `texts` once and return fields, logits of all exported single tasks, and token counts.
 
-        `dim` keeps the first `dim` numbers of each field, for smaller indexes; attached heads and pair tasks need the
-        whole field.
+        `dim` keeps the first numbers of each field, for smaller indexes; attached heads and pair tasks need all.
 
         Raises:
-            InputTextError: not a non-empty list of non-blank strings.
-            TextTooLong: a text is too long and `overflow` is `"error"`.
-            UsageError: `dim` is not within 1 and the field's length.
+            InputTextError: `texts` is empty or not a list, or a text is blank or not a string.
+            TextTooLong: a text does not fit and `overflow` is `"error"`.
+            UsageError: `dim` is not between 1 and the length of the field.
         """
         if dim is not None:
             self._check_dim(dim)
@@ -247,8 +189,8 @@ class FieldModel(SentenceEncoder):
         field, logits = self._run(tokenized.ids)
         if len(tokenized.ids) > len(checked):
             weights = [len(ids) for ids in tokenized.ids]
-            field = _pool_windows(field, weights, tokenized.owners, len(checked))
-            logits = _pool_windows(logits, weights, tokenized.owners, len(checked))
+            field = pool_windows(field, weights, tokenized.owners, len(checked))
+            logits = pool_windows(logits, weights, tokenized.owners, len(checked))
         return Encoding(
             field=field,
             logits=logits,
@@ -270,31 +212,31 @@ class FieldModel(SentenceEncoder):
             logits[chunk.rows] = part_logits[: len(chunk.rows)]
         return field, logits
 
-    def scores_of(self, encoding: Encoding, task: str, other: Encoding | None = None) -> Floats:
+    def scores_of(self, encoding: Encoding, task: str | None, other: Encoding | None = None) -> Floats:
         """Return the probabilities `(n, labels) float32` of `task` for texts that were encoded before.
 
         A pair task takes the second texts' encoding as `other`; a single task takes none.
         """
-        found = self._task(task)
+        found = self._tasks.find(task)
         scores: Floats = softmax(self._logits_of(encoding, found, other), found.spec.temperature)
         return scores
 
-    def rejection_of(self, encoding: Encoding, task: str, other: Encoding | None = None) -> Floats:
+    def rejection_of(self, encoding: Encoding, task: str | None, other: Encoding | None = None) -> Floats:
         """Return `rejection` for texts that were encoded before; encodings as in `scores_of`."""
-        found = self._task(task)
+        found = self._tasks.find(task)
         return _rejection(self._logits_of(encoding, found, other), found.spec.temperature)
 
-    def field(self, texts: Sequence[str], *, dim: int | None = None) -> Floats:
-        """Return the meaning field of each text, `(n, dim) float32`; arguments and errors as of `forward`."""
+    def field(self, texts: Iterable[str], *, dim: int | None = None) -> Floats:
+        """Return the meaning field of each text, `(n, dim) float32`; arguments and errors are those of `forward`."""
         return self.forward(texts, dim=dim).field
 
     def predict_proba(self, texts: Texts, task: str | None = None) -> Floats:
         """Return each text's probabilities over `labels(task)`, `(n, labels) float32`; rows sum to 1.
 
-        `texts` are strings for a single task and pairs of strings for a pair task; the task may be left out where the
-        model has only one. Raises as `forward` does, and `UnknownName` for a task that the model does not have.
+        `texts` are strings, or pairs of strings for a pair task. The task may be left out if the model has only one.
+        Raises as `forward` does, and `UnknownName` for a task that the model does not have.
         """
-        found = self._task(task)
+        found = self._tasks.find(task)
         scores: Floats = softmax(self._logits(texts, found), found.spec.temperature)
         return scores
 
@@ -306,12 +248,12 @@ class FieldModel(SentenceEncoder):
         allow: Collection[str] | None = None,
         deny: Collection[str] | None = None,
     ) -> list[str]:
-        """Return the best label of each text, among those in `allow` or all but those in `deny` where given.
+        """Return the best label of each text, of those in `allow` or of those not in `deny`.
 
-        Raises as `predict_proba` does; `UnknownName` for a label that the task does not have, `UsageError` if both
+        Raises as `predict_proba` does, `UnknownName` for a label that the task does not have, and `UsageError` if both
         lists are given or no label is left.
         """
-        found = self._task(task)
+        found = self._tasks.find(task)
         logits, labels = self._logits(texts, found), found.spec.labels
         if allow is not None or deny is not None:
             chosen = found.chosen(allow, deny)
@@ -330,72 +272,59 @@ class FieldModel(SentenceEncoder):
     ) -> list[list[Scored]]:
         """Return the `k` best labels of each text with their probabilities, best first.
 
-        Labels below `threshold`, outside `allow` or in `deny` are left out, so a list may be short or empty; the
-        probabilities of the others do not change. Raises as `predict` does.
+        Labels with a probability below `threshold`, not in `allow` or in `deny` are left out: a list may be short or
+        empty, and the probabilities of the other labels do not change. Raises as `predict` does.
         """
         if not isinstance(k, int) or isinstance(k, bool) or k < 1:
             raise UsageError(f"k must be a positive integer, not {k!r}")
-        found = self._task(task)
+        found = self._tasks.find(task)
         chosen, labels = np.array(found.chosen(allow, deny)), found.spec.labels
         rows = []
-        for scores in self.predict_proba(texts, found.spec.name):
+        for scores in softmax(self._logits(texts, found), found.spec.temperature):
             best = chosen[np.argsort(-scores[chosen], kind="stable")[:k]].tolist()
             rows.append([Scored(labels[i], float(scores[i])) for i in best if scores[i] >= threshold])
         return rows
 
-    def predict_all(self, texts: Sequence[str]) -> dict[str, list[str]]:
+    def predict_all(self, texts: Iterable[str]) -> dict[str, list[str]]:
         """Return the best label of each text for every single task, from one forward pass; raises as `forward` does."""
         encoding = self.forward(texts)
         row = encoding.logits[0] if len(encoding.logits) == 1 else None
         found: dict[str, list[str]] = {}
-        for name, task in self._tasks.items():
+        for task in self._tasks:
             spec = task.spec
             if spec.kind != "single":
                 continue
-            if row is not None and task.head is None:  # one text: its row as it is
-                found[name] = [spec.labels[row[spec.start : spec.start + len(spec.labels)].argmax()]]
+            if row is not None and task.head is None:  # the common case, one text, in half the time
+                found[spec.name] = [spec.labels[row[spec.start : spec.start + len(spec.labels)].argmax()]]
             else:
-                found[name] = [spec.labels[i] for i in self._logits_of(encoding, task, None).argmax(1).tolist()]
+                found[spec.name] = [spec.labels[i] for i in self._logits_of(encoding, task, None).argmax(1).tolist()]
         return found
 
     def rejection(self, texts: Texts, task: str | None = None) -> Floats:
-        """Return how little each text looks like any label of `task`, `(n,) float32`; raises as `predict_proba` does.
+        """Return how likely each text is outside all labels of `task`, `(n,) float32`, larger for more likely.
 
-        Larger is more likely out of scope: minus the calibrated logit of the best label, over the mean of all labels.
-        (Hendrycks et al., "Scaling out-of-distribution detection for real-world settings", ICML 2022, the maximum
-        logit.) It is not a probability: choose its threshold on texts of your own. With a label of its own for what is
-        out of scope, use that label's probability. With two labels it only says how close the call is.
-        The score was chosen among others on CLINC150's dev file, so what it reaches there is no fresh test.
+        It is the mean of the calibrated logits minus the largest one, the maximum logit of Hendrycks et al., "Scaling
+        out-of-distribution detection for real-world settings", ICML 2022. It is not a probability: choose a threshold
+        on your own texts. If a label stands for everything out of scope, use that label's probability instead; with
+        two labels it only says how close the decision is. It was chosen on CLINC150's dev file, so results there are
+        a little optimistic. Raises as `predict_proba` does.
         """
-        found = self._task(task)
+        found = self._tasks.find(task)
         return _rejection(self._logits(texts, found), found.spec.temperature)
-
-    def _task(self, name: object) -> _Task:
-        tasks = self._tasks
-        if name is None:
-            if len(tasks) == 1:
-                return next(iter(tasks.values()))
-            if not tasks:
-                raise UsageError("this model has no task; attach a head, see fieldrun.fit_head")
-            raise UsageError(f"name the task: {', '.join(tasks)}")
-        found = tasks.get(name) if isinstance(name, str) else None
-        if found is None:
-            raise UnknownName("task", name, list(tasks))
-        return found
 
     def _check_dim(self, dim: int) -> None:
         whole = self.manifest.network.field_dim
         if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= whole:
             raise UsageError(f"dim must be a whole number from 1 to {whole}, the length of the field, not {dim!r}")
 
-    def _logits(self, texts: Texts, task: _Task) -> Floats:
+    def _logits(self, texts: Texts, task: Task) -> Floats:
         if task.spec.kind == "single":
             return self._logits_of(self.forward(texts), task, None)  # type: ignore[arg-type]
         first, second = split_pairs(texts)
         both = self.forward(first + second)
         return self._logits_of(both.part(0, len(first)), task, both.part(len(first), len(both)))
 
-    def _logits_of(self, encoding: Encoding, task: _Task, other: Encoding | None) -> Floats:
+    def _logits_of(self, encoding: Encoding, task: Task, other: Encoding | None) -> Floats:
         """Return the logits `(n, labels) float32` of `task`, from the graphs or, for an attached head, from fields."""
         spec, head = task.spec, task.head
         if (spec.kind == "pair") != (other is not None):
@@ -404,12 +333,12 @@ class FieldModel(SentenceEncoder):
             return encoding.logits[:, spec.start : spec.start + len(spec.labels)]
         fields = [part.field for part in (encoding, other) if part is not None]
         if any(field.shape[1] != self.manifest.network.field_dim for field in fields):
-            raise UsageError(f"task {spec.name!r} needs whole fields; encode the texts without dim")
+            raise UsageError(f"task {spec.name!r} needs whole fields; run forward without dim")
         if head is not None:
             return head_logits(head, fields[0] if other is None else pair_features(*fields))
         return self._pair_logits(*fields)[:, spec.start : spec.start + len(spec.labels)]
 
-    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def token_ids(self, texts: Iterable[str]) -> list[list[int]]:
         """Return each text's token ids, special tokens included; windows of a long text apart. Raises as `forward`."""
         return self._tokenize(check_texts(texts)).ids
 
@@ -441,7 +370,7 @@ class FieldModel(SentenceEncoder):
         return np.concatenate(parts)
 
     def close(self) -> None:
-        """Let go of the engine; the model cannot be used afterwards. Closing twice is no error."""
+        """Release the engine; the model cannot be used afterwards. It may be closed twice."""
         self._engine = _Closed()
 
     def __enter__(self) -> FieldModel:
@@ -456,58 +385,14 @@ class FieldModel(SentenceEncoder):
         return f"FieldModel({self.manifest.name!r}, recipe={self.manifest.recipe['name']!r}, engine={self.engine!r})"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Task:
-    """One task, and its head unless that is in the graphs."""
-
-    spec: TaskSpec
-    head: Head | None
-
-    def chosen(self, allow: Collection[str] | None, deny: Collection[str] | None) -> list[int]:
-        """Return the positions of the labels that `allow` and `deny` leave."""
-        labels = self.spec.labels
-        if allow is None and deny is None:
-            return list(range(len(labels)))
-        if allow is not None and deny is not None:
-            raise UsageError("give labels to allow or labels to deny, not both")
-        listed = allow if deny is None else deny
-        if listed is None or isinstance(listed, str):
-            raise UsageError(f"labels must be a list; write [{listed!r}]")
-        for label in listed:
-            if label not in labels:
-                raise UnknownName("label", label, labels)
-        left = [i for i, label in enumerate(labels) if (label in listed) == (deny is None)]
-        if not left:
-            raise UsageError(f"no label of task {self.spec.name!r} is left")
-        return left
-
-
-def _task_of(head: Head) -> _Task:
-    return _Task(spec=attached_task(head), head=head)
-
-
-def _checked(head: Head, field_dim: int) -> Head:
-    """Return a copy of `head` in float32 that nobody else can change; `HeadMismatch` when it does not fit."""
-    if not isinstance(head, Head):
-        raise HeadMismatch(f"attach takes a head, as fit_head returns it, not {type(head).__name__}")
-    try:
-        head.validate(field_dim)
-        json.dumps(dict(head.about), allow_nan=False)
-    except (AttributeError, CheckpointError, TypeError, ValueError) as error:
-        raise HeadMismatch(f"{error}; train the head on the fields of this model") from error
-    weight, bias = np.array(head.weight, np.float32, order="C"), np.array(head.bias, np.float32)
-    weight.flags.writeable = bias.flags.writeable = False
-    return replace(head, weight=weight, bias=bias)
-
-
 def _rejection(logits: Floats, temperature: float) -> Floats:
-    """Return `mean - max` of each row's calibrated logits: what softmax does not see, a common constant, drops out."""
+    """Return `mean - max` of each row's calibrated logits; a constant added to all of them makes no difference."""
     values: Floats = (logits.mean(1) - logits.max(1)) / np.float32(temperature)
     return values
 
 
 class _Closed:
-    """What a closed model has in place of an engine."""
+    """The engine of a closed model."""
 
     def run(self, ids: Array) -> tuple[Array, Array]:
         del ids
@@ -516,14 +401,3 @@ class _Closed:
     def run_pairs(self, a: Array, b: Array) -> Array:
         del a, b
         raise UsageError("this model was closed; load the bundle again")
-
-
-def _pool_windows(values: Floats, weights: Sequence[int], owners: Sequence[int], n: int) -> Floats:
-    """Return the mean over each owner's windows, weighted by their tokens, `(n, columns) float32`."""
-    weight = np.array(weights, np.float32)[:, None]
-    total = np.zeros((n, values.shape[1]), np.float32)
-    share = np.zeros((n, 1), np.float32)
-    np.add.at(total, owners, values * weight)
-    np.add.at(share, owners, weight)
-    pooled: Floats = total / share
-    return pooled

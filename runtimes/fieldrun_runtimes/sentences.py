@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fieldrun.errors import UsageError
-from fieldrun.evaluation.rows import as_list, check_texts
+from fieldrun.evaluation.rows import as_list, check_texts, run_located
 
 __all__ = ["SentenceEncoder"]
 
@@ -28,7 +29,7 @@ class SentenceEncoder(ABC):
     similarity_fn_name = "cosine"
 
     @abstractmethod
-    def field(self, texts: Sequence[str], *, dim: int | None = None) -> Floats:
+    def field(self, texts: Iterable[str], *, dim: int | None = None) -> Floats:
         """Return the meaning field of each text, `(n, dim) float32`."""
 
     @abstractmethod
@@ -41,14 +42,14 @@ class SentenceEncoder(ABC):
 
     def encode(
         self,
-        sentences: str | Sequence[str],
+        sentences: str | Iterable[str],
         *,
         prompt_name: str | None = None,
         prompt: str | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
         output_value: str = "sentence_embedding",
-        precision: str = "float32",
+        precision: str | None = "float32",
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         device: Any = None,
@@ -75,7 +76,7 @@ class SentenceEncoder(ABC):
         """
         if prompt is None and prompt_name is not None:
             raise UsageError(f"a bundle has no named prompts; give prompt=..., not prompt_name={prompt_name!r}")
-        if output_value != "sentence_embedding" or precision != "float32":
+        if output_value != "sentence_embedding" or precision not in ("float32", None):
             raise UsageError(f"encode returns sentence embeddings in float32, not {output_value!r} in {precision!r}")
         if str(device) not in ("None", "cpu"):
             raise UsageError(f"choose the device with fieldrun.load(engine=..., provider=...), not device={device!r}")
@@ -95,7 +96,7 @@ class SentenceEncoder(ABC):
     encode_document = encode
 
     def similarity(
-        self, embeddings1: npt.ArrayLike | Sequence[str], embeddings2: npt.ArrayLike | Sequence[str]
+        self, embeddings1: npt.ArrayLike | Iterable[str], embeddings2: npt.ArrayLike | Iterable[str]
     ) -> Floats:
         """Return the cosine of each of `embeddings1` with each of `embeddings2`, `(n, m) float32`.
 
@@ -110,7 +111,7 @@ class SentenceEncoder(ABC):
         return cosines
 
     def similarity_pairwise(
-        self, embeddings1: npt.ArrayLike | Sequence[str], embeddings2: npt.ArrayLike | Sequence[str]
+        self, embeddings1: npt.ArrayLike | Iterable[str], embeddings2: npt.ArrayLike | Iterable[str]
     ) -> Floats:
         """Return the cosine of `embeddings1[i]` with `embeddings2[i]`, `(n,) float32`; otherwise as `similarity`."""
         a, b = self._comparable(embeddings1, embeddings2)
@@ -119,20 +120,22 @@ class SentenceEncoder(ABC):
         cosines: Floats = np.clip((_unit(a) * _unit(b)).sum(1), -1, 1)
         return cosines
 
-    def _embed(self, sentences: str | Sequence[str], prompt: str, size: int, show: bool, dim: int | None) -> Floats:
+    def _embed(self, sentences: str | Iterable[str], prompt: str, size: int, show: bool, dim: int | None) -> Floats:
         texts: list[str] = [sentences] if isinstance(sentences, str) else as_list(sentences, "sentences")
         if not texts:
             return np.zeros((0, dim or self.get_embedding_dimension()), np.float32)
         check_texts(texts)
         parts = []
+        prompted = [prompt + text for text in texts] if prompt else texts
+        run = partial(self.field, dim=dim)
         for start in range(0, len(texts), size):
-            parts.append(self.field([prompt + text for text in texts[start : start + size]], dim=dim))
+            parts.append(run_located(run, prompted[start : start + size], "text {}".format, start=start))
             if show:
                 done = min(start + size, len(texts))
                 sys.stderr.write(f"\rencode {done}/{len(texts)}" + "\n" * (done == len(texts)))
         return np.concatenate(parts)
 
-    def _comparable(self, *both: npt.ArrayLike | Sequence[str]) -> tuple[Floats, Floats]:
+    def _comparable(self, *both: npt.ArrayLike | Iterable[str]) -> tuple[Floats, Floats]:
         a, b = (self._as_embeddings(values) for values in both)
         if a.shape[1] != b.shape[1]:
             raise UsageError(f"embeddings of {a.shape[1]} numbers against embeddings of {b.shape[1]}")

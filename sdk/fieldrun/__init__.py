@@ -1,4 +1,4 @@
-"""Run meaning fields at the edge: load a bundle, teach it a task, export a checkpoint, verify what was exported.
+"""Classify and embed text on small devices: load a bundle, teach it a task, export a checkpoint, prove the result.
 
     import fieldrun
 
@@ -6,7 +6,8 @@
         model.predict(["a gripping film"], "sst2")
         model.attach(fieldrun.fit_head(model, texts, labels, name="my-task"))
 
-Importing this module loads neither an engine nor the exporter; each comes with its first use.
+Every command of the command line is a function here. Importing this module is fast: engines, the exporter and the
+training code are imported when a function that needs them is first used. `MissingDependency` says what to install.
 """
 
 from __future__ import annotations
@@ -16,68 +17,118 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from fieldrun_benchmarks.harness.bench import bench
+    from fieldrun_benchmarks.report.render import report
+    from fieldrun_exporters.encoder.importing import import_encoder
     from fieldrun_exporters.export import ExportReport, export
-    from fieldrun_exporters.search.compress import SearchReport, search
+    from fieldrun_exporters.search.compress import CompressReport, compress
+    from fieldrun_runtimes.answers import Answer, answer
+    from fieldrun_runtimes.fit import FitReport, fit
+    from fieldrun_runtimes.label import LabelReport, label
     from fieldrun_runtimes.model import FieldModel, load
     from fieldrun_runtimes.tensorrt.build import BuildReport, build
+    from fieldrun_runtimes.tensorrt.cache import EngineCache
     from fieldrun_runtimes.verify import VerifyReport, verify
 
+    from .distill import distill
+    from .doctor import DoctorReport, doctor
     from .errors import FieldrunError
+    from .evaluation.evaluate import Evaluation, evaluate
+    from .formats.bundle import Bundle
     from .heads.fit import HeadTrainer, fit_head
     from .heads.head import Head
+    from .heads.trained import Checkpoint
 
 __all__ = [
+    "Answer",
     "BuildReport",
+    "Bundle",
+    "Checkpoint",
+    "CompressReport",
+    "DoctorReport",
+    "EngineCache",
+    "Evaluation",
     "ExportReport",
     "FieldModel",
     "FieldrunError",
+    "FitReport",
     "Head",
     "HeadTrainer",
-    "SearchReport",
+    "LabelReport",
     "VerifyReport",
     "__version__",
+    "answer",
+    "bench",
     "build",
+    "compress",
+    "distill",
+    "doctor",
+    "evaluate",
     "export",
+    "fit",
     "fit_head",
+    "import_encoder",
+    "label",
     "load",
-    "search",
+    "report",
     "verify",
 ]
 
 _HOMES = {
-    "BuildReport": "fieldrun_runtimes.tensorrt.build",
-    "ExportReport": "fieldrun_exporters.export",
-    "FieldModel": "fieldrun_runtimes.model",
-    "FieldrunError": "fieldrun.errors",
-    "Head": "fieldrun.heads.head",
-    "HeadTrainer": "fieldrun.heads.fit",
-    "SearchReport": "fieldrun_exporters.search.compress",
-    "VerifyReport": "fieldrun_runtimes.verify",
-    "build": "fieldrun_runtimes.tensorrt.build",
-    "export": "fieldrun_exporters.export",
-    "fit_head": "fieldrun.heads.fit",
-    "load": "fieldrun_runtimes.model",
-    "search": "fieldrun_exporters.search.compress",
-    "verify": "fieldrun_runtimes.verify",
+    "fieldrun.distill": "distill",
+    "fieldrun.doctor": "DoctorReport doctor",
+    "fieldrun.errors": "FieldrunError",
+    "fieldrun.evaluation.evaluate": "Evaluation evaluate",
+    "fieldrun.formats.bundle": "Bundle",
+    "fieldrun.heads.fit": "HeadTrainer fit_head",
+    "fieldrun.heads.head": "Head",
+    "fieldrun.heads.trained": "Checkpoint",
+    "fieldrun_benchmarks.harness.bench": "bench",
+    "fieldrun_benchmarks.report.render": "report",
+    "fieldrun_exporters.encoder.importing": "import_encoder",
+    "fieldrun_exporters.export": "ExportReport export",
+    "fieldrun_exporters.search.compress": "CompressReport compress",
+    "fieldrun_runtimes.answers": "Answer answer",
+    "fieldrun_runtimes.fit": "FitReport fit",
+    "fieldrun_runtimes.label": "LabelReport label",
+    "fieldrun_runtimes.model": "FieldModel load",
+    "fieldrun_runtimes.tensorrt.build": "BuildReport build",
+    "fieldrun_runtimes.tensorrt.cache": "EngineCache",
+    "fieldrun_runtimes.verify": "VerifyReport verify",
 }
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module 'fieldrun' has no attribute {name!r}")
     import importlib
 
+    home = _HOME_OF[name]
     try:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
+        module = importlib.import_module(home)
+        value = module if home == f"fieldrun.{name}" else getattr(module, name)  # the packages that can be called
+        if name == "compress":
+            value = _with_timer(value)
     except ModuleNotFoundError as error:
-        if error.name == "onnx":
-            from .errors import MissingDependency
+        from .errors import MissingDependency
 
-            raise MissingDependency("onnx", "export") from error
-        raise
+        missing = MissingDependency.of(error)
+        if missing is None:
+            raise
+        raise missing from error
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _with_timer(function: Any) -> Any:
+    """Return `function` with the timer of the benchmarks, which the exporters must not import."""
+    from functools import partial, update_wrapper
+
+    from fieldrun_benchmarks.harness.timer import text_to_labels_us
+
+    return update_wrapper(partial(function, timer=text_to_labels_us), function)

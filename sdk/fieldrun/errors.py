@@ -1,25 +1,25 @@
 """Every error that fieldrun raises, each with its exit code.
 
     FieldrunError (1)
-    |-- UsageError (2)              an argument that no valid call has
-    |   |-- HeadMismatch (2)        a head that does not fit the model it is given to
+    |-- UsageError (2)              an argument that is never valid
+    |   |-- HeadMismatch (2)        a head that does not fit the model
     |   |-- InputTextError (2)      texts that cannot be encoded
-    |   |-- LabelError (2)          labels that no head can learn
-    |   |-- NameTaken (2)           a task name that the model already answers
+    |   |-- LabelError (2)          labels that a head cannot be trained on
+    |   |-- NameTaken (2)           a task name that the model already has
     |   |-- UnknownName (2)         a task, recipe, engine or label that does not exist
-    |   `-- OutputExists (2)        the place to write to is taken
-    |-- MissingDependency (3)       an extra that is not installed
+    |   `-- OutputExists (2)        the output already exists
+    |-- MissingDependency (3)       a package of an extra is not installed
     |-- DatasetError (4)            a TSV file or data folder that cannot be read
-    |-- CheckpointError (5)         a checkpoint that is not what it says
-    |-- BundleError (6)             a bundle that is not what it says
+    |-- CheckpointError (5)         an incomplete or corrupt checkpoint
+    |-- BundleError (6)             an incomplete or corrupt bundle
     |   |-- IntegrityError (6)      a file whose size or sha256 differs from the manifest
-    |   `-- SchemaTooNew (6)        written by a newer fieldrun
+    |   `-- SchemaTooNew (6)        a file written by a newer fieldrun
     |-- RecipeError (7)             a recipe with unknown, missing or conflicting settings
-    |-- ExportError (8)             a pass that did not do what it says
+    |-- ExportError (8)             a pass that failed, or an input that it does not support
     |   `-- ParityError (8)         an exported graph that differs from the reference
-    |-- EngineError (9)             an engine that cannot run here
-    |   `-- EngineStale (9)         a compiled engine that is not for this machine or bundle
-    |-- TextTooLong (10)            a text over the largest bucket with overflow="error"
+    |-- EngineError (9)             an engine that cannot run on this machine
+    |   `-- EngineStale (9)         a compiled engine that was built for something else
+    |-- TextTooLong (10)            a text with more tokens than the limit, with overflow="error"
     |-- StorageError (11)           a file that cannot be written (permission, full disk)
     `-- TrainingError (12)          training that cannot start, resume or finish
 
@@ -57,19 +57,19 @@ __all__ = [
 
 
 class FieldrunError(Exception):
-    """Root of every error that fieldrun raises on purpose."""
+    """The base class of all errors that fieldrun raises on purpose."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(FieldrunError, ValueError):
-    """An argument that no valid call has."""
+    """An argument that is never valid."""
 
     exit_code = 2
 
 
 class HeadMismatch(UsageError):
-    """A head whose tensors do not fit the fields of the model it is given to."""
+    """A head whose tensors do not fit the fields of the model."""
 
 
 class InputTextError(UsageError):
@@ -77,15 +77,15 @@ class InputTextError(UsageError):
 
 
 class LabelError(UsageError):
-    """Labels that no head can learn: another number than texts, fewer than two, empty, or not strings."""
+    """Labels that a head cannot be trained on: too few, empty, or not one for each text."""
 
 
 class NameTaken(UsageError):
-    """A head's name that the model already has as a task; nothing was changed."""
+    """The model already has a task of this name. Nothing was changed."""
 
 
 class UnknownName(UsageError):
-    """A task, recipe, engine or label that does not exist; the message lists those that do."""
+    """A task, recipe, engine or label that does not exist. The message lists the known ones."""
 
     def __init__(self, kind: str, name: object, known: list[str] | tuple[str, ...]) -> None:
         self.kind, self.name, self.known = kind, name, tuple(known)
@@ -94,11 +94,11 @@ class UnknownName(UsageError):
 
 
 class OutputExists(UsageError):
-    """The place to write to is taken; nothing was changed."""
+    """The output already exists. Nothing was changed."""
 
 
 class MissingDependency(FieldrunError, ImportError):
-    """A package of an optional extra is not installed; the message has the command that brings it."""
+    """A package of an optional extra is not installed. The message has the command that installs it."""
 
     exit_code = 3
 
@@ -106,21 +106,45 @@ class MissingDependency(FieldrunError, ImportError):
         self.package, self.extra = package, extra
         super().__init__(f"this needs the package {package!r}: " + (command or f"pip install 'fieldrun[{extra}]'"))
 
+    @classmethod
+    def of(cls, error: ModuleNotFoundError) -> MissingDependency | None:
+        """Return the error for a module of one of our extras that was not found; None for any other module."""
+        module = (error.name or "").partition(".")[0]
+        package, extra = _EXTRAS.get(module, ("", ""))
+        return cls(package or module, extra) if extra else None
+
+
+_EXTRAS = {  # module -> the package it comes in, if that has another name, and the extra of ours that has it
+    "cuda": ("cuda-bindings", "tensorrt"),
+    "jinja2": ("", "bench"),
+    "markupsafe": ("", "bench"),
+    "matplotlib": ("", "bench"),
+    "mlperf_loadgen": ("mlcommons-loadgen", "bench"),
+    "onnx": ("", "export"),
+    "onnxruntime": ("", "ort"),
+    "optimum": ("optimum-onnx", "optimum"),
+    "packaging": ("", "bench"),
+    "rich": ("", "export"),
+    "tomli": ("", "export"),
+    "torch": ("", "distill"),
+    "transformers": ("", "distill"),
+}
+
 
 class DatasetError(FieldrunError):
-    """A TSV file or data folder that cannot be read; the message names file and line."""
+    """A TSV file or data folder that cannot be read. The message names the file and the line."""
 
     exit_code = 4
 
 
 class CheckpointError(FieldrunError):
-    """A checkpoint that is not what it says: missing or extra tensor, wrong shape, NaN, pickle."""
+    """An incomplete or corrupt checkpoint: a missing or extra tensor, a wrong shape, NaN, pickled data."""
 
     exit_code = 5
 
 
 class BundleError(FieldrunError):
-    """A bundle that is not what it says."""
+    """An incomplete or corrupt bundle."""
 
     exit_code = 6
 
@@ -140,25 +164,25 @@ class RecipeError(FieldrunError):
 
 
 class ExportError(FieldrunError):
-    """A pass that did not do what it says, or an input that it cannot treat."""
+    """A pass that failed, or an input that it does not support."""
 
     exit_code = 8
 
 
 class ParityError(ExportError):
-    """An exported graph that differs from the NumPy reference by more than its tolerance."""
+    """An exported graph that differs from the NumPy reference by more than the parity limits."""
 
 
 class EngineError(FieldrunError):
-    """An engine that cannot run here; the message says what is missing."""
+    """An engine that cannot run on this machine. The message says what is missing."""
 
     exit_code = 9
 
 
 class EngineStale(EngineError):
-    """A compiled engine whose key is not this machine's and bundle's; the message names both sides of the difference.
+    """A compiled engine that was built for another machine, bundle or library. The message lists the differences.
 
-    `differences` maps what differs to (what the engine was built for, what is here).
+    `differences` maps each of them to (the value the engine was built for, the value here).
     """
 
     def __init__(self, engine: str, differences: dict[str, tuple[object, object]], remedy: str) -> None:
@@ -168,13 +192,13 @@ class EngineStale(EngineError):
 
 
 class TextTooLong(FieldrunError):
-    """A text has more tokens than the largest bucket and overflow="error" was asked for."""
+    """A text has more tokens than the largest bucket, and `overflow` is `"error"`."""
 
     exit_code = 10
 
 
 class StorageError(FieldrunError):
-    """A file that cannot be written: permission, full disk, not a folder."""
+    """A file that cannot be written: no permission, a full disk, or not a folder."""
 
     exit_code = 11
 

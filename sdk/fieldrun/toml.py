@@ -1,4 +1,4 @@
-"""Read TOML on every supported Python: `tomllib` from 3.11 on, the package `tomli` on 3.10."""
+"""Read TOML on every supported Python: with `tomllib` from 3.11 on, with the package `tomli` on 3.10."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["parse_toml", "read_toml"]
 
 
 def parse_toml(text: str, source: str) -> dict[str, Any]:
-    """Parse TOML `text`; `RecipeError` names `source` and the line when it is not TOML."""
+    """Parse TOML `text`. `RecipeError` names `source` and the line if the text is not valid TOML."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -27,11 +27,11 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Parse the TOML file at `path`; `RecipeError` when it is missing, not UTF-8 or not TOML."""
+    """Parse the TOML file at `path`. `RecipeError` if it is missing, not UTF-8 or not TOML."""
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError as error:
-        raise RecipeError(f"recipe {path} does not exist") from error
+        raise RecipeError(f"the recipe {path} does not exist; check the path") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read recipe {path}: {error}") from error
+        raise RecipeError(f"cannot read the recipe {path}: {error}") from error
     return parse_toml(text, str(path))

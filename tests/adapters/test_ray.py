@@ -63,7 +63,7 @@ def test_ray_data_maps_a_bundle(toy_bundle: Path, monkeypatch: pytest.MonkeyPatc
         rows = [{"id": i, "text": text} for i, text in enumerate(_texts(300).tolist())]
         settings = {"bundle": str(toy_bundle), "tasks": ["mood"], "engine": "numpy"}
         mapped = ray.data.from_items(rows).map_batches(
-            Labeller, fn_constructor_kwargs=settings, batch_size=64, concurrency=2
+            Labeller, fn_constructor_kwargs=settings, batch_size=64, compute=ray.data.ActorPoolStrategy(size=2)
         )
         found = sorted(mapped.take_all(), key=lambda row: row["id"])
     finally:

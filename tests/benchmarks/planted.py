@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fieldrun.errors import EngineError
-from fieldrun_benchmarks.subjects.subject import SubjectSpec
+from fieldrun_benchmarks.harness.subject import SubjectSpec
 
 
 class Counting:

@@ -49,7 +49,7 @@ def test_extras_that_come_later_are_followed(site: Path) -> None:
 
 def test_what_is_not_installed_is_named(site: Path) -> None:
     _install(site, "one", 1, "two>=3")
-    with pytest.raises(FieldrunError, match=r"one requires two>=3, which is not installed there"):
+    with pytest.raises(FieldrunError, match=r"one requires two>=3, which is not installed in that environment"):
         install_size(["one"])
 
 
@@ -64,5 +64,5 @@ def test_another_interpreter_is_asked(tmp_path: Path) -> None:
     link.symlink_to(sys.executable)
     assert module._search_path(str(link))
     assert module._search_path(sys.executable) is sys.path
-    with pytest.raises(FieldrunError, match="cannot ask"):
+    with pytest.raises(FieldrunError, match="does not say where its packages are"):
         module._search_path(str(tmp_path / "none"))

@@ -198,7 +198,7 @@ def test_a_raspberry_pi_that_is_throttled(tmp_path: Path, readings: tuple[str, s
     found |= {"other_cores": 0.0, "stolen_cores": 0.0}
     said = [entry["text"] for entry in warnings_of({"sensors": found, "subjects": {}, "harness": {}})]
     assert ("throttled 2 times" in said[0], len(said)) == (True, 1 + bool(flags))
-    assert not flags or said[1].startswith(f"the board reported {', '.join(flags)} while")
+    assert not flags or said[1] == f"the board reported {', '.join(flags)} during single stream"
 
 
 def test_flags_that_cannot_be_read(tmp_path: Path) -> None:

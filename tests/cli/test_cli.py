@@ -16,9 +16,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 import fieldrun
-import fieldrun.distill
 from fieldrun.cli import main
-from fieldrun.errors import BundleError, InputTextError, StorageError, TextTooLong
+from fieldrun.errors import InputTextError, StorageError, TextTooLong, UnknownName
 from fieldrun.formats.bundle import TaskSpec
 from fieldrun.heads.head import softmax
 
@@ -70,9 +69,11 @@ class FakeModel:
         return labels
 
     def kind(self, task: str) -> str:
+        if task not in self.tasks:
+            raise UnknownName("task", task, self.tasks)
         return str(self.manifest.task(task).kind)
 
-    def forward(self, texts: Sequence[str]) -> Any:
+    def forward(self, texts: Sequence[str], *, dim: int | None = None) -> Any:
         self.calls.append(len(texts))
         words = np.array([len(text.split()) for text in texts])
         if any("wrong" in text or "\udcff" in text for text in texts):
@@ -83,7 +84,7 @@ class FakeModel:
         for i, text in enumerate(texts):
             logits[i, 1] = 1.0 if "good" in text else -1.0
             logits[i, 4] = 2.0 if "film" in text else -2.0
-        field = np.repeat(words[:, None], 256, axis=1).astype(np.float32)
+        field = np.repeat(words[:, None], dim or 256, axis=1).astype(np.float32)
         return FakeEncoding(list(texts), field, logits, np.minimum(words, 8), np.maximum(words - 8, 0))
 
     def rejection_of(self, encoding: FakeEncoding, task: str, other: FakeEncoding | None = None) -> Any:
@@ -123,7 +124,9 @@ def lines(result: Result) -> list[dict[str, Any]]:
 
 
 def test_run_prints_label_probability_and_text(models: list[FakeModel]) -> None:
-    result = call("run", "b", "--task", "mood", "a good film", "bad\tluck\n", "--engine", "numpy", "--threads", "2")
+    result = call(
+        "run", "-b", "b", "--task", "mood", "a good film", "bad\tluck\n", "--engine", "numpy", "--threads", "2"
+    )
     assert result.stdout == "up    0.881  a good film\ndown  0.881  bad luck\n"
     assert result.stderr == ""
     assert models[0].settings == ("b", "numpy", 2, "truncate")
@@ -131,7 +134,7 @@ def test_run_prints_label_probability_and_text(models: list[FakeModel]) -> None:
 
 
 def test_run_serves_all_tasks_with_one_forward_pass(models: list[FakeModel]) -> None:
-    result = call("run", "b", "--task", "all", "--top", "2", "a good film")
+    result = call("run", "-b", "b", "--top", "2", "a good film")
     assert models[0].calls == [1, -1]
     assert result.stdout.splitlines() == [
         "mood   up     0.881  down   0.119  a good film",
@@ -140,7 +143,7 @@ def test_run_serves_all_tasks_with_one_forward_pass(models: list[FakeModel]) -> 
 
 
 def test_run_json_lines(models: list[FakeModel]) -> None:
-    first, second = lines(call("run", "b", "--json", "--task", "topic", "--task", "mood", "so good " * 5))
+    first, second = lines(call("run", "-b", "b", "--json", "--task", "topic", "--task", "mood", "so good " * 5))
     assert first["task"] == "topic"
     assert list(first["scores"]) == ["war", "sport", "film"]
     assert second == {
@@ -156,7 +159,7 @@ def test_run_json_lines(models: list[FakeModel]) -> None:
 
 
 def test_run_reads_stdin(models: list[FakeModel]) -> None:
-    result = call("run", "b", "--json", "--task", "mood", stdin="\ufeffgood\r\nbad\u2028é\nlast".encode())
+    result = call("run", "-b", "b", "--json", "--task", "mood", stdin="\ufeffgood\r\nbad\u2028é\nlast".encode())
     assert [(line["text"], line["label"]) for line in lines(result)] == [
         ("good", "up"),
         ("bad\u2028é", "down"),
@@ -165,21 +168,22 @@ def test_run_reads_stdin(models: list[FakeModel]) -> None:
 
 
 def test_run_pairs(models: list[FakeModel]) -> None:
-    result = call("run", "b", "--task", "same", "a\ta", "--pair", "one", "two", "--json")
+    result = call("run", "-b", "b", "--task", "same", "a\ta", "--pair", "one", "two", "--json")
     assert [(line["text"], line["label"], line["tokens"]) for line in lines(result)] == [
         (["a", "a"], "same", 2),
         (["one", "two"], "different", 2),
     ]
-    assert call("run", "b", "--task", "all", "--pair", "x", "x").stdout == "same       0.750  x | x\n"
-    assert call("run", "b", "--task", "same", stdin=b"a\tb\n").stdout == "different  0.900  a | b\n"
+    assert call("run", "-b", "b", "--pair", "x", "x").stdout == "same       0.750  x | x\n"
+    assert call("run", "-b", "b", "--task", "same", stdin=b"a\tb\n").stdout == "different  0.900  a | b\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--task", "none", "x"), "unknown task 'none'; known: mood, topic, same, all"),
-        (("--task", "mood", "--task", "same", "x"), "same takes pairs, mood single texts; run them apart"),
-        (("--task", "mood", "--pair", "x", "y"), "--pair is for pair tasks (same); give single texts instead"),
+        (("--task", "none", "x"), "unknown task 'none'; known: mood, topic, same"),
+        (("--task", "mood", "--task", "same", "x"), "same takes pairs, mood single texts; run them separately"),
+        (("--task", "mood", "--pair", "x", "y"), "pairs are for pair tasks (same); give single texts"),
+        (("reference", "x"), "'reference' is a bundle, not a text; write --bundle reference"),
         (("--task", "same", "x"), "text 1: a pair is two texts with one tab between them, not 0 tabs"),
         (("--task", "same", "x\ty\tz"), "text 1: a pair is two texts with one tab between them, not 2 tabs"),
         (("--task", "same", "x\t "), "text 1: one text of the pair is empty; leave the pair out"),
@@ -189,15 +193,15 @@ def test_run_pairs(models: list[FakeModel]) -> None:
     ],
 )
 def test_run_refuses(models: list[FakeModel], arguments: tuple[str, ...], message: str) -> None:
-    result = call("run", "b", *arguments, stdin=b"", code=2)
+    result = call("run", "-b", "b", *arguments, stdin=b"", code=2)
     assert (result.stdout, result.stderr) == ("", f"fieldrun: error: {message}\n")
 
 
 def test_a_bad_line_ends_the_stream_after_what_came_before(models: list[FakeModel]) -> None:
-    result = call("run", "b", "--task", "mood", stdin=b"good\nbad\n \ngood\n", code=2)
+    result = call("run", "-b", "b", "--task", "mood", stdin=b"good\nbad\n \ngood\n", code=2)
     assert result.stdout == "up    0.881  good\ndown  0.881  bad\n"
     assert result.stderr == "fieldrun: error: line 3: the text is empty; leave it out\n"
-    result = call("run", "b", "--task", "mood", "--json", stdin=b"good\n\xff\n", code=2)
+    result = call("run", "-b", "b", "--task", "mood", "--json", stdin=b"good\n\xff\n", code=2)
     good, error = lines(result)
     assert good["label"] == "up"
     assert error["error"] == {
@@ -208,65 +212,64 @@ def test_a_bad_line_ends_the_stream_after_what_came_before(models: list[FakeMode
 
 
 def test_a_text_the_model_refuses_is_named_with_its_line(models: list[FakeModel]) -> None:
-    result = call("run", "b", "--task", "mood", stdin=b"good\nwrong\ngood\n", code=2)
+    result = call("run", "-b", "b", "--task", "mood", stdin=b"good\nwrong\ngood\n", code=2)
     assert result.stdout == "up    0.881  good\n"
     assert result.stderr == "fieldrun: error: line 2: the text cannot be encoded\n"
     assert models[0].calls == [3, 1, 1, -1]
     long = b"1 2 3 4 5 6 7 8 9\n"
     result = call(
-        "run", "b", "--task", "mood", "--overflow", "error", stdin=b"good\n" + long, code=TextTooLong.exit_code
+        "run", "-b", "b", "--task", "mood", "--overflow", "error", stdin=b"good\n" + long, code=TextTooLong.exit_code
     )
     assert result.stdout == "up    0.881  good\n"
     assert "line 2: the text has more tokens" in result.stderr
 
 
 def test_an_undecodable_argument_is_one_line(models: list[FakeModel]) -> None:
-    assert "text 1: the text cannot be encoded" in call("run", "b", "--task", "mood", "a\udcff", code=2).stderr
-    assert "unknown task 'a\\udcff'" in call("run", "b", "--task", "a\udcff", "x", code=2).stderr
+    assert "text 1: the text cannot be encoded" in call("run", "-b", "b", "--task", "mood", "a\udcff", code=2).stderr
+    assert "unknown task 'a\\udcff'" in call("run", "-b", "b", "--task", "a\udcff", "x", code=2).stderr
 
 
 def test_what_was_cut_is_said(models: list[FakeModel]) -> None:
-    result = call("run", "b", "--task", "mood", "1 2 3 4 5 6 7 8 9 10", "good")
+    result = call("run", "-b", "b", "--task", "mood", "1 2 3 4 5 6 7 8 9 10", "good")
     note = "1 of 2 texts were too long and lost 2 tokens; --overflow window reads them whole"
     assert result.stderr == f"fieldrun: note: {note}\n"
 
 
 def test_many_lines_go_in_batches(models: list[FakeModel]) -> None:
-    result = call("run", "b", "--task", "mood", stdin=b"good\n" * 600)
+    result = call("run", "-b", "b", "--task", "mood", stdin=b"good\n" * 600)
     assert result.stdout.count("up") == 600
     assert models[0].calls == [256, 256, 88, -1]
 
 
 def test_field_writes_an_array(models: list[FakeModel], tmp_path: Path) -> None:
     path = tmp_path / "fields.npy"
-    result = call("field", "b", "-o", path, stdin=b"one\ntwo words\n" * 200)
+    result = call("field", "-b", "b", "-o", path, stdin=b"one\ntwo words\n" * 200)
     assert result.stdout == f"{path}: 400 fields of 256 float32\n"
     fields = np.load(path)
     assert (fields.shape, fields.dtype) == ((400, 256), np.float32)
     assert fields[:2, 0].tolist() == [1.0, 2.0]
-    assert "exists; choose another name or add --force" in call("field", "b", "x", "-o", path, code=2).stderr
-    result = call("field", "b", "x", "-o", path, "--force", "--json")
+    assert "exists; choose another name or add --force" in call("field", "-b", "b", "x", "-o", path, code=2).stderr
+    result = call("field", "-b", "b", "x", "-o", path, "--force", "--json")
     assert lines(result) == [{"path": str(path), "shape": [1, 256], "engine": "numpy", "dropped": 0}]
     assert np.load(path).shape == (1, 256)
-    call("field", "b", "one", "two words", "-o", path, "--force", "--dim", "64")
+    call("field", "-b", "b", "one", "two words", "-o", path, "--force", "--dim", "64")
     assert np.load(path)[:, 0].tolist() == [1.0, 2.0]
     assert np.load(path).shape == (2, 64)
-    assert (
-        "--dim 257 is more than the 256"
-        in call("field", "b", "x", "-o", path, "--force", "--dim", "257", code=2).stderr
-    )
     assert [p.name for p in tmp_path.iterdir()] == ["fields.npy"]
 
 
 def test_field_that_fails_leaves_nothing(models: list[FakeModel], tmp_path: Path) -> None:
     path = tmp_path / "fields.npy"
-    assert "line 2" in call("field", "b", "-o", path, stdin=b"one\nwrong\n", code=2).stderr
-    assert "does not exist" in call("field", "b", "x", "-o", tmp_path / "no" / "f", code=StorageError.exit_code).stderr
+    assert "line 2" in call("field", "-b", "b", "-o", path, stdin=b"one\nwrong\n", code=2).stderr
+    assert (
+        "does not exist"
+        in call("field", "-b", "b", "x", "-o", tmp_path / "no" / "f", code=StorageError.exit_code).stderr
+    )
     assert list(tmp_path.iterdir()) == []
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     for place in (tmp_path, tmp_path / "pipe", tmp_path / "link", tmp_path / ("n" * 300)):
-        error = call("field", "b", "x", "-o", place, "--force", code=StorageError.exit_code).stderr
+        error = call("field", "-b", "b", "x", "-o", place, "--force", code=StorageError.exit_code).stderr
         assert error.count("\n") == 1
         assert "cannot write" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]
@@ -282,6 +285,8 @@ def test_eval(models: list[FakeModel], tmp_path: Path) -> None:
     assert low < value["accuracy"] < high
     assert value.pop("macro_f1") == pytest.approx((4 / 5 + 600 / 601) / 2)
     assert len(value.pop("data_sha256")) == 64
+    assert value.pop("recall") == {"down": 1, "up": pytest.approx(300 / 301)}
+    assert 0 < value.pop("calibration_error") < 1
     assert value == {
         "task": "mood",
         "n": 303,
@@ -291,6 +296,7 @@ def test_eval(models: list[FakeModel], tmp_path: Path) -> None:
         "engine": "numpy",
         "data": str(data),
         "dropped": 1,
+        "cut": 1,
     }
     assert matrix.read_text() == "true\\predicted\tdown\tup\ndown\t2\t0\nup\t1\t300\n"
     assert "1 of 303 texts were too long" in result.stderr
@@ -333,30 +339,22 @@ def test_eval_names_the_line_of_a_refused_text(models: list[FakeModel], tmp_path
     assert "matrix exists" in call("eval", "b", "--task", "mood", *arguments, code=2).stderr
 
 
-def test_doctor(models: list[FakeModel]) -> None:
+def test_doctor() -> None:
     text = call("doctor").stdout
-    assert "loads with numpy: it is the only one" in text
+    assert "bundle " in text.splitlines()[-1]
     assert re.search(r"^engine +numpy +ready", text, re.MULTILINE)
-    (facts,) = lines(call("doctor", "--json"))
+    (facts,) = lines(call("doctor", "nowhere", "--json"))
     assert {"python", "cpu", "memory", "engines", "extras", "bundle"} <= set(facts)
-    assert facts["bundle"] == {"path": "fake", "ready": True, "engine": "numpy", "reason": "it is the only one"}
-
-
-def test_doctor_reports_a_bundle_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise BundleError("no bundle there")
-
-    monkeypatch.setattr(fieldrun, "load", broken, raising=False)
-    assert "bundle b does not load: no bundle there" in call("doctor", "b").stdout
+    assert facts["bundle"]["ready"] is False
+    assert "bundle nowhere does not load: no bundle at nowhere" in call("doctor", "nowhere").stdout
 
 
 def test_usage_errors(models: list[FakeModel]) -> None:
     assert "No such command 'rnu'" in call("rnu", code=2).stderr
-    result = call("run", "b", "--json", "x", code=2)
-    (value,) = lines(result)
+    (value,) = lines(call("label", "x", "--json", code=2))
     assert value["error"]["exit_code"] == 2
-    assert "--task" in value["error"]["message"]
-    assert "--json" not in call("run", "b", "--task", "none", "--", "--json", code=2).stdout
+    assert "--output" in value["error"]["message"]
+    assert "--json" not in call("run", "-b", "b", "--task", "none", "--", "--json", code=2).stdout
 
 
 def test_an_unforeseen_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +363,7 @@ def test_an_unforeseen_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(fieldrun, "load", broken, raising=False)
     with pytest.raises(ZeroDivisionError, match="a bug"):
-        call("run", "b", "--task", "mood", "x")
+        call("run", "-b", "b", "--task", "mood", "x")
 
 
 @pytest.mark.parametrize(
@@ -377,7 +375,7 @@ def test_interrupted_and_left_alone(monkeypatch: pytest.MonkeyPatch, error: Base
         raise error
 
     monkeypatch.setattr(fieldrun, "load", ended, raising=False)
-    result = call("run", "b", "--task", "mood", "x", code=code)
+    result = call("run", "-b", "b", "--task", "mood", "x", code=code)
     assert result.stdout == ""
     assert result.stderr.strip() == ""
 
@@ -387,12 +385,12 @@ def test_a_full_disk_is_said_once(models: list[FakeModel], monkeypatch: pytest.M
         raise StorageError("cannot write to stdout: No space left on device")
 
     monkeypatch.setattr("fieldrun.cli.run.flush", full)
-    result = call("run", "b", "--task", "mood", "x", code=StorageError.exit_code)
+    result = call("run", "-b", "b", "--task", "mood", "x", code=StorageError.exit_code)
     assert result.stderr == "fieldrun: error: cannot write to stdout: No space left on device\n"
 
 
 def test_a_terminal_line_is_cut(models: list[FakeModel], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fieldrun.cli.run.terminal_width", lambda: 40)
-    (line,) = call("run", "b", "--task", "mood", "word " * 7).stdout.splitlines()
+    (line,) = call("run", "-b", "b", "--task", "mood", "word " * 7).stdout.splitlines()
     assert len(line) <= 40
     assert line.endswith("...")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import sys
+import time
+import warnings
 from collections.abc import Iterator
 from importlib import util
 from pathlib import Path
@@ -17,8 +20,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import fieldrun
-import fieldrun.distill
+import fieldrun_benchmarks
 from fieldrun.cli import group, inputs, main, output
+from fieldrun.cli.progress import progress
 from fieldrun.errors import DatasetError, InputTextError, ParityError, StorageError
 
 
@@ -37,14 +41,14 @@ def test_a_line_is_answered_before_the_next_one_comes(monkeypatch: pytest.Monkey
     reading, writing = os.pipe()
     with io.TextIOWrapper(io.BufferedReader(io.FileIO(reading))) as stdin, io.FileIO(writing, "w") as pipe:
         monkeypatch.setattr(sys, "stdin", stdin)
-        batches: Iterator[list[inputs.Record]] = inputs.read_batches((), (), paired=False)
+        batches: Iterator[inputs.Batch] = inputs.read_batches(())
         pipe.write(b"one\n")
-        assert next(batches) == [inputs.Record("line 1", "one")]
+        assert next(batches) == inputs.Batch(["one"], ["line 1"])
         pipe.write(b"two\nthr")
-        assert next(batches) == [inputs.Record("line 2", "two")]
+        assert next(batches) == inputs.Batch(["two"], ["line 2"])
         pipe.write(b"ee")
         pipe.close()
-        assert next(batches) == [inputs.Record("line 3", "three")]
+        assert next(batches) == inputs.Batch(["three"], ["line 3"])
         assert next(batches, None) is None
 
 
@@ -55,17 +59,17 @@ def test_stdin_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Folder(), isatty=lambda: False))
     with pytest.raises(InputTextError, match="cannot read stdin: Is a directory"):
-        next(inputs.read_batches((), (), paired=False))
+        next(inputs.read_batches(()))
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(InputTextError, match="stdin is closed"):
-        next(inputs.read_batches((), (), paired=False))
+        next(inputs.read_batches(()))
 
 
 def test_a_terminal_is_told_what_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"x\n"), isatty=lambda: True))
-    assert next(inputs.read_batches((), (), paired=False))[0].value == "x"
+    assert next(inputs.read_batches(())).texts == ["x"]
     assert "Ctrl-D" in capsys.readouterr().err
 
 
@@ -88,16 +92,15 @@ def test_export_passes_the_calibration_texts(monkeypatch: pytest.MonkeyPatch, tm
     def export(checkpoint: str, out: Path, **settings: Any) -> Any:
         settings["progress"]("fold", 1, 2)
         seen.append((checkpoint, out, settings["recipe"], settings["calibration"]))
-        out.mkdir(exist_ok=True)
-        (out / "manifest.json").write_bytes(b"x" * 200_000)
-        return SimpleNamespace(proof={}, warnings=(), to_dict=lambda: {"recipe": settings["recipe"]})
+        about = {"path": out, "bytes": 200_000, "recipe": settings["recipe"]}
+        return SimpleNamespace(**about, proof={}, warnings=(), to_dict=lambda: {"recipe": settings["recipe"]})
 
     monkeypatch.setattr(fieldrun, "export", export, raising=False)
     (tmp_path / "a.txt").write_text("one\n\n two \n")
     (tmp_path / "b.tsv").write_text("text_a\ttext_b\tlabel\nx\ty\tz\n")
     out = tmp_path / "bundle"
     result = call("export", "reference", "-o", out, "--calibration", tmp_path / "a.txt")
-    assert result.stdout == (f"{out}: 0.2 MB, recipe cpu-int8, equal to its reference\nnext: fieldrun verify {out}\n")
+    assert result.stdout == f"{out}: 0.2 MB, recipe cpu-int8, within the parity limits\nnext: fieldrun verify {out}\n"
     call("export", "c", "-o", out, "--calibration", tmp_path / "b.tsv", "--recipe", "cpu-fp32")
     assert lines(call("export", "c", "-o", out, "--json")) == [{"recipe": "cpu-int8"}]
     assert seen == [
@@ -120,28 +123,25 @@ def test_export_refuses_broken_calibration_texts(tmp_path: Path, data: bytes | N
 
 def test_distill_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(util, "find_spec", lambda _: None)
-    result = call("distill", "quick", "--data", "d", "--teacher", "t", "-o", "out", "--json", code=3)
+    result = call("distill", "quick", "d", "--teacher", "t", "-o", "out", "--json", code=3)
     assert result.stderr == "fieldrun: error: this needs the package 'torch': pip install 'fieldrun[distill]'\n"
     assert lines(result)[0]["error"]["type"] == "MissingDependency"
 
 
-def test_distill_hands_everything_to_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distill_hands_everything_over(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
-    def distill(recipe: str, data: Path, teacher: Path, out: Path, work: Path | None, progress: Any) -> Any:
-        seen.append((recipe, data, teacher, out, work, os.environ["OMP_NUM_THREADS"]))
+    def distill(recipe: str, data: Path, teacher: Path, out: Path, **settings: Any) -> Any:
+        seen.append((recipe, data, teacher, out, settings["work"], settings["threads"]))
         return SimpleNamespace(name="tiny", parameters=lambda: 1_234_567, heads=[SimpleNamespace(name="mood")])
 
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.setattr(util, "find_spec", lambda _: object())
-    monkeypatch.setitem(sys.modules, "fieldrun.distill.pipeline", SimpleNamespace(distill=distill))
-    monkeypatch.setattr(fieldrun.distill, "pipeline", SimpleNamespace(distill=distill), raising=False)
-    arguments = ("distill", "quick", "--data", "d", "--teacher", "t", "-o", "out")
+    monkeypatch.setattr(fieldrun, "distill", distill, raising=False)
+    arguments = ("distill", "quick", "d", "--teacher", "t", "-o", "out")
     result = call(*arguments, "--work", "w", "--threads", "2")
     assert result.stdout == "out: tiny, 1.23 M parameters, tasks mood\nnext: fieldrun export out -o bundle\n"
     (value,) = lines(call(*arguments, "--json"))
     assert value == {"path": "out", "name": "tiny", "parameters": 1_234_567, "tasks": ["mood"]}
-    assert seen[0] == ("quick", Path("d"), Path("t"), Path("out"), Path("w"), "2")
+    assert seen == [("quick", Path("d"), Path("t"), Path("out"), *more) for more in ((Path("w"), 2), (None, None))]
 
 
 def test_version() -> None:
@@ -184,25 +184,80 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_is_drawn_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    quiet = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", quiet)
-    with output.progress() as step:
-        step("fold", 1, 2)
-    assert quiet.getvalue() == ""
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, in seconds, that the progress sees."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with progress() as step:
+        for done in range(61):
+            step("fold", done, 3600)
+            clock[0] += 1
+    assert log.getvalue().splitlines() == [
+        f"fieldrun: fold {done}/3600, {left} left"
+        for done, left in [(10, "59:50"), (20, "59:40"), (30, "59:30"), (40, "59:20"), (50, "59:10"), (60, "59:00")]
+    ]
+
+
+def test_a_terminal_without_rich_gets_a_line_that_is_drawn_again(
+    monkeypatch: pytest.MonkeyPatch, clock: list[float]
+) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setitem(sys.modules, "rich.console", None)
-    with output.progress() as step:
+    with progress() as step:
+        step("fold", 0, 2)
+        clock[0] += 7200
         step("fold", 1, 2)
-    assert terminal.getvalue() == ""
+    drawn = terminal.getvalue().split("\r\x1b[K")
+    assert drawn == ["", f"fold [{'#' * 15}{' ' * 15}] 1/2, 2:00:00 left", ""]
 
 
 def test_progress_with_rich(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rich")
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with output.progress() as step:
+    with progress() as step:
         step("fold", 1, 2)
         step("fold", 2, 2)
     assert "fold" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("command", group.RESUMABLE)
+def test_an_interrupted_command_says_how_to_continue(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fieldrun, command, interrupted, raising=False)
+    arguments = {
+        "label": ["label", "my texts.txt", "-o", "out"],
+        "build": ["build", "bundle"],
+        "compress": ["compress", "reference", "--max-size", "1MB", "-o", "out", "--data", f"a={_tsv()}"],
+        "distill": ["distill", "quick", "data", "--teacher", "t", "-o", "out"],
+    }[command]
+    result = call(*arguments, code=130)
+    assert result.stderr.strip() == f"fieldrun: interrupted; to continue: {shlex.join(['fieldrun', *arguments])}"
+
+
+def _tsv() -> Path:
+    return next(Path(fieldrun_benchmarks.__file__).parent.glob("data/*.tsv"))
+
+
+def test_a_warning_of_ours_is_a_note(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "reference").mkdir()
+    (tmp_path / "reference" / "manifest.json").touch()
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        result = call("tasks", "--json")
+        warnings.warn("of another package", DeprecationWarning, stacklevel=1)
+    assert result.stderr == "fieldrun: note: 'reference' is the shipped bundle; write ./reference for the folder here\n"
+    assert "DeprecationWarning: of another package" in capsys.readouterr().err

@@ -36,17 +36,17 @@ def train(tmp_path: Path) -> Path:
 
 def test_a_bundle_learns_a_task(toy_bundle: Path, train: Path, tmp_path: Path) -> None:
     out, dev = tmp_path / "out", tsv(tmp_path / "dev.tsv", TRAIN[::2])
-    result = call("fit", toy_bundle, train, "--name", "topic", "--dev", dev, "-o", out, "--engine", "numpy")
+    result = call("fit", "-b", toy_bundle, train, "--name", "topic", "--dev", dev, "-o", out, "--engine", "numpy")
     said = result.stdout.splitlines()
     assert said[0] == f"{out}: topic, 2 labels from 4 texts"
     assert said[1].startswith("held-out accuracy ")
     assert "penalty strength" in said[1]
     assert said[2].startswith("dev accuracy 100.00% (95 % interval 34.24% to 100.00%, n = 2)")
     assert said[3].startswith("dev calibration error ")
-    assert said[4] == f"next: fieldrun run {out} --task topic"
+    assert said[4] == f"next: fieldrun run -b {out} --task topic"
     assert "topic" in call("tasks", out).stdout
     call("verify", out, "--engine", "numpy")
-    answer = json.loads(call("run", out, "--task", "topic", "--json", "a good film").stdout)
+    answer = json.loads(call("run", "-b", out, "--task", "topic", "--json", "a good film").stdout)
     assert set(answer["scores"]) == {"film", "money"}
     about = json.loads(call("info", out, "--json").stdout)["provenance"]["heads"]["topic"]
     assert (about["n"], about["labels"]) == (4, {"film": 2, "money": 2})
@@ -54,8 +54,8 @@ def test_a_bundle_learns_a_task(toy_bundle: Path, train: Path, tmp_path: Path) -
 
 def test_several_files_and_a_new_label_later(toy_bundle: Path, train: Path, tmp_path: Path) -> None:
     out, more = tmp_path / "out", tsv(tmp_path / "more.tsv", MORE)
-    call("fit", toy_bundle, train, "--name", "topic", "-o", out)
-    again = ("fit", out, train, more, "--name", "topic", "-o", out, "--json")
+    call("fit", "-b", toy_bundle, train, "--name", "topic", "-o", out)
+    again = ("fit", "-b", out, train, more, "--name", "topic", "-o", out, "--json")
     assert "add --force" in call(*again, code=2).stderr
     value = json.loads(call(*again, "--force").stdout)
     assert value["labels"] == {"film": 2, "money": 2, "weather": 2}
@@ -65,20 +65,20 @@ def test_several_files_and_a_new_label_later(toy_bundle: Path, train: Path, tmp_
     with fieldrun.load(out, engine="numpy") as model:
         assert model.tasks == ("mood", "intent", "same", "topic")
         assert model.labels("topic") == ("film", "money", "weather")
-    assert "task 'topic' already; add --force" in call(*again[:5], "topic", "-o", tmp_path / "new", code=2).stderr
+    assert "task 'topic' already; add --force" in call(*again[:6], "topic", "-o", tmp_path / "new", code=2).stderr
 
 
 def test_pairs_and_one_example_a_label(toy_bundle: Path, tmp_path: Path) -> None:
     rows = [("it rains", "it is wet", "yes"), ("a film", "a card", "no")]
     pairs = tsv(tmp_path / "pairs.tsv", rows, "text_a\ttext_b\tlabel")
-    result = call("fit", toy_bundle, pairs, "--name", "rain", "-o", tmp_path / "out")
+    result = call("fit", "-b", toy_bundle, pairs, "--name", "rain", "-o", tmp_path / "out")
     assert result.stdout.startswith(f"{tmp_path / 'out'}: rain, 2 labels from 2 pairs\n")
-    assert "not chosen: with one row a label nothing can be held out" in result.stdout
-    call("run", tmp_path / "out", "--task", "rain", "--pair", "rain", "wet")
+    assert "a default: with one row per label none can be held out" in result.stdout
+    call("run", "-b", tmp_path / "out", "--task", "rain", "--pair", "rain", "wet")
     mixed = tsv(tmp_path / "single.tsv", TRAIN)
-    refused = call("fit", toy_bundle, pairs, mixed, "--name", "x", "-o", tmp_path / "new", code=4)
+    refused = call("fit", "-b", toy_bundle, pairs, mixed, "--name", "x", "-o", tmp_path / "new", code=4)
     assert "single.tsv, line 1" in refused.stderr
-    assert "holds pairs, this file texts; train them as two tasks" in refused.stderr
+    assert "has pairs; train them as two tasks" in refused.stderr
 
 
 def test_what_is_refused_leaves_nothing(toy_bundle: Path, train: Path, tmp_path: Path) -> None:
@@ -87,16 +87,16 @@ def test_what_is_refused_leaves_nothing(toy_bundle: Path, train: Path, tmp_path:
     strange = tsv(tmp_path / "strange.tsv", [("a film", "nothing known")])
     control = tsv(tmp_path / "control.tsv", [("a film", "x"), ("\x01", "y")])
     for arguments, code, message in [
-        ((one, "--name", "topic"), 2, "at least two labels apart, and all 2 are 'film'"),
+        ((one, "--name", "topic"), 2, "at least two labels, and all 2 are 'film'"),
         ((train, "--name", "mood"), 2, "a task 'mood' already; choose another name"),
         ((train, "--name", "my task"), 2, "must be letters, digits"),
         ((train, "--name", "topic", "--dev", strange), 4, "strange.tsv, line 2: the task 'topic' has no label"),
         ((tmp_path / "none.tsv", "--name", "topic"), 4, "does not exist"),
         ((control, "--name", "topic"), 2, "control.tsv: text 1"),
     ]:
-        assert message in call("fit", toy_bundle, *arguments, "-o", out, "--engine", "numpy", code=code).stderr
+        assert message in call("fit", "-b", toy_bundle, *arguments, "-o", out, "--engine", "numpy", code=code).stderr
         assert not out.exists()
-    assert "TRAIN.TSV" in call("fit", toy_bundle, "--name", "topic", "-o", out, code=2).stderr
+    assert "TRAIN.TSV" in call("fit", "-b", toy_bundle, "--name", "topic", "-o", out, code=2).stderr
 
 
 def test_the_shipped_bundle_is_not_written_to(
@@ -105,10 +105,10 @@ def test_the_shipped_bundle_is_not_written_to(
     before = {path: path.stat().st_mtime_ns for path in REFERENCE_BUNDLE.iterdir()}
     monkeypatch.chdir(tmp_path)
     for out in (REFERENCE_BUNDLE, "reference"):
-        refused = call("fit", toy_bundle, train, "--name", "topic", "-o", out, "--force", code=2)
+        refused = call("fit", "-b", toy_bundle, train, "--name", "topic", "-o", out, "--force", code=2)
         assert "save to a folder of your own" in refused.stderr
     assert {path: path.stat().st_mtime_ns for path in REFERENCE_BUNDLE.iterdir()} == before
     shutil.copytree(toy_bundle, tmp_path / "mine")
     assert "exists; choose another folder or add --force" in (
-        call("fit", toy_bundle, train, "--name", "topic", "-o", "mine", code=2).stderr
+        call("fit", "-b", toy_bundle, train, "--name", "topic", "-o", "mine", code=2).stderr
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fieldrun.distill.pipeline import distill
+from fieldrun.distill import distill
 from fieldrun.heads.trained import Checkpoint
 from tests.toy import toy_tokenizer
 
@@ -63,12 +63,6 @@ def sentence(rng: random.Random, words: str = "") -> str:
     if words:
         chosen.insert(rng.randint(0, len(chosen)), rng.choice(words.split()))
     return " ".join(chosen)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def small_and_alike() -> None:
-    """Train with one thread, here and in child processes: sums come in the same order everywhere."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

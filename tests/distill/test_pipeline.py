@@ -23,8 +23,7 @@ from tokenizers import Tokenizer
 
 import fieldrun
 from fieldrun.cli import main
-from fieldrun.distill import pipeline
-from fieldrun.distill.pipeline import distill
+from fieldrun.distill import distill, pipeline
 from fieldrun.distill.recipe import load_recipe
 from fieldrun.errors import (
     CheckpointError,
@@ -35,6 +34,7 @@ from fieldrun.errors import (
     StorageError,
     TrainingError,
     UnknownName,
+    UsageError,
 )
 from fieldrun.evaluation.dataset import read_tsv
 from fieldrun.formats.storage import sha256_file
@@ -42,22 +42,18 @@ from fieldrun.heads.trained import Checkpoint
 
 DYING = """
 import os, signal, sys
-import torch
-from fieldrun.cli import main
-from fieldrun.distill import pipeline, teacher
+import fieldrun
+from fieldrun.distill import teacher as module
 
-torch.set_num_threads(1)
-teacher._ROWS_PER_SYNC = 100
-real, (phase, step) = pipeline.distill, sys.argv.pop(1).split(":")
+module._ROWS_PER_SYNC = 100
+where, recipe, data, teacher, out = sys.argv[1:]
+phase, step = where.split(":")
 
-def dying(recipe, data, teacher, out, work=None, progress=None):
-    def watch(*now):
-        if now[0] == phase and now[1] >= int(step):
-            os.kill(os.getpid(), signal.SIGKILL)
-    return real(recipe, data, teacher, out, work, watch)
+def watch(*now):
+    if now[0] == phase and now[1] >= int(step):
+        os.kill(os.getpid(), signal.SIGKILL)
 
-pipeline.distill = dying
-main()
+fieldrun.distill(recipe, data, teacher, out, threads=1, progress=watch)
 """
 
 
@@ -113,7 +109,7 @@ def test_the_checkpoint_becomes_a_bundle_with_the_same_accuracy(trained: Path, d
     assert fieldrun.verify(tmp_path / "bundle").passed
     test = read_tsv(data / "intent" / "test.tsv")
     with fieldrun.load(tmp_path / "bundle") as model:
-        predicted = model.predict(list(test.texts), "intent")  # type: ignore[arg-type]
+        predicted = model.predict(list(test.texts), "intent")
     hits = np.mean([a == b for a, b in zip(predicted, test.labels, strict=True)])
     expected = Checkpoint.load(trained).record["results"]["intent"]["student"]["report"]["accuracy"]
     assert hits == pytest.approx(expected, abs=0.04)
@@ -124,10 +120,12 @@ def test_killed_twice_and_resumed_by_the_same_command(
     trained: Path, recipe: Path, data: Path, teacher: Path, tmp_path: Path
 ) -> None:
     out, work = tmp_path / "checkpoint", tmp_path / "checkpoint.work"
-    command = ["distill", str(recipe), "--data", str(data), "--teacher", str(teacher), "-o", str(out)]
     for where in ("raw field:300", "student:12"):
         child = subprocess.run(
-            [sys.executable, "-c", DYING, where, *command], capture_output=True, text=True, check=False
+            [sys.executable, "-c", DYING, where, recipe, data, teacher, out],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert child.returncode == -signal.SIGKILL, child.stderr
         assert not out.exists()
@@ -135,7 +133,8 @@ def test_killed_twice_and_resumed_by_the_same_command(
             done = json.loads((work / "raw_field.npy.json").read_text("utf-8"))["done"]
             assert 100 <= done < np.load(work / "raw_field.npy", mmap_mode="r").shape[0]
     assert torch.load(work / "student.state", weights_only=True)["step"] == 10
-    result = CliRunner().invoke(main, [*command, "--json"], catch_exceptions=False)
+    command = ["distill", str(recipe), str(data), "--teacher", str(teacher), "-o", str(out), "--json"]
+    result = CliRunner().invoke(main, command, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["tasks"] == ["intent", "mood", "same"]
     whole_work = trained.with_name("checkpoint.work")
@@ -165,7 +164,7 @@ def test_a_finished_run_is_not_done_again(
     trained: Path, recipe: Path, data: Path, teacher: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(trained.with_name("checkpoint.work"), tmp_path / "work")
-    distill(recipe, data, teacher, tmp_path / "again", tmp_path / "work")
+    distill(recipe, data, teacher, tmp_path / "again", work=tmp_path / "work")
     assert contents(tmp_path / "again") == contents(trained)
 
 
@@ -175,19 +174,19 @@ def test_a_work_folder_of_another_run_is_refused(
     work = trained.with_name("checkpoint.work")
     other = tmp_path / "other.toml"
     other.write_text(recipe.read_text("utf-8").replace("epochs = 20", "epochs = 21"), "utf-8")
-    with pytest.raises(TrainingError, match=r"holds another run \(other recipe\); use a new --work folder"):
-        distill(other, data, teacher, tmp_path / "out", work)
+    with pytest.raises(TrainingError, match=r"belongs to another run \(different recipe\); choose another work folder"):
+        distill(other, data, teacher, tmp_path / "out", work=work)
     changed = tmp_path / "data"
     shutil.copytree(data, changed)
     with (changed / "mood" / "train.tsv").open("a", encoding="utf-8") as file:
         file.write("one more\tgood\n")
-    with pytest.raises(TrainingError, match=r"\(other data\)"):
-        distill(recipe, changed, teacher, tmp_path / "out", work)
+    with pytest.raises(TrainingError, match=r"\(different data\)"):
+        distill(recipe, changed, teacher, tmp_path / "out", work=work)
     damaged = tmp_path / "work"
     damaged.mkdir()
     (damaged / "run.json").write_text("{", "utf-8")
-    with pytest.raises(TrainingError, match=r"run\.json is damaged; delete"):
-        distill(recipe, data, teacher, tmp_path / "out", damaged)
+    with pytest.raises(TrainingError, match=r"run\.json is corrupt; delete"):
+        distill(recipe, data, teacher, tmp_path / "out", work=damaged)
     assert not (tmp_path / "out").exists()
 
 
@@ -271,20 +270,21 @@ def test_a_run_that_cannot_start_leaves_nothing(recipe: Path, data: Path, teache
         (OutputExists, "taken exists; choose another folder", (recipe, data, teacher, taken)),
         (UnknownName, "unknown recipe 'best'", ("best", data, teacher, out)),
         (RecipeError, "unknown keys: colour", (broken, data, teacher, out)),
-        (TrainingError, r"no data folder at .*; it holds <task>/train\.tsv", (recipe, empty / "x", teacher, out)),
+        (TrainingError, r"no data folder at .*; give a folder with", (recipe, empty / "x", teacher, out)),
         (TrainingError, r"lacks config\.json, model\.safetensors, ", (recipe, data, empty, out)),
         (TrainingError, "cannot use the work folder", (recipe, data, teacher, out, file)),
+        (UsageError, "threads must be a positive integer", (recipe, data, teacher, out, None, 0)),
     ]  # fmt: skip
     for error, message, arguments in cases:
         with pytest.raises(error, match=message) as caught:
-            distill(*arguments)
+            pipeline.run(*arguments)
         assert "\n" not in str(caught.value)
         assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_data_that_cannot_be_trained_on(recipe: Path, data: Path, teacher: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    with pytest.raises(DatasetError, match="has no task: put your rows into"):
+    with pytest.raises(DatasetError, match="has no task; add"):
         distill(recipe, tmp_path / "data", teacher, tmp_path / "out")
     with pytest.raises(DatasetError, match=r"corpus .*talk\.txt does not exist"):
         distill(recipe, without(data, tmp_path, "corpus/talk.txt"), teacher, tmp_path / "out")
@@ -356,7 +356,7 @@ def test_no_room_for_the_state(
     for name in ("compressed.pt", "student.state"):
         (tmp_path / "work" / name).unlink()
     with disk_of(100_000), pytest.raises(StorageError, match=r"cannot write .*compressed\.pt"):
-        distill(recipe, data, teacher, tmp_path / "out", tmp_path / "work")
+        distill(recipe, data, teacher, tmp_path / "out", work=tmp_path / "work")
     assert {p.name for p in (tmp_path / "work").iterdir()} == {
         "raw_field.npy", "raw_field.npy.json", "run.json", "seconds.json",
     }  # fmt: skip
@@ -369,7 +369,7 @@ def test_no_room_for_the_checkpoint(
     shutil.copytree(trained.with_name("checkpoint.work"), tmp_path / "work")
     monkeypatch.setattr(pipeline, "_machine", lambda _: {"padding": "x" * 100_000})
     with disk_of(50_000), pytest.raises(StorageError, match=r"cannot write .*out"):
-        distill(recipe, data, teacher, tmp_path / "out", tmp_path / "work")
+        distill(recipe, data, teacher, tmp_path / "out", work=tmp_path / "work")
     assert [p.name for p in tmp_path.iterdir()] == ["work"]
 
 
@@ -382,16 +382,16 @@ def test_a_weight_that_is_not_finite_is_not_saved(
     state["student"]["field.bias"][0] = float("nan")
     torch.save(state, path)
     with pytest.raises(CheckpointError, match=r"'field\.bias' holds NaN"):
-        distill(recipe, data, teacher, tmp_path / "out", tmp_path / "work")
+        distill(recipe, data, teacher, tmp_path / "out", work=tmp_path / "work")
     assert not (tmp_path / "out").exists()
 
 
 def test_the_command_line_gives_one_line_and_the_exit_code(recipe: Path, data: Path, tmp_path: Path) -> None:
-    arguments = ["distill", str(recipe), "--data", str(data), "--teacher", str(tmp_path), "-o", str(tmp_path / "out")]
+    arguments = ["distill", str(recipe), str(data), "--teacher", str(tmp_path), "-o", str(tmp_path / "out")]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == TrainingError.exit_code
     assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("fieldrun: error: teacher folder")
+    assert result.stderr.startswith("fieldrun: error: the teacher folder")
 
 
 def test_a_layer_count_of_the_recipe_is_spread_over_the_teacher(
@@ -408,7 +408,7 @@ def test_a_layer_count_of_the_recipe_is_spread_over_the_teacher(
         other = tmp_path / "other.toml"
         other.write_text(recipe.read_text("utf-8").replace("[teacher]", f"[teacher]\nlayers = {layers}"), "utf-8")
         with pytest.raises(Enough, match=expected.replace("(", r"\(").replace(")", r"\)")):
-            distill(other, data, teacher, tmp_path / "out", tmp_path / layers)
+            distill(other, data, teacher, tmp_path / "out", work=tmp_path / layers)
 
 
 @pytest.mark.gpu

@@ -56,7 +56,7 @@ def test_a_section_of_fine_tuning_is_enough_to_fine_tune(tmp_path: Path) -> None
         ("schema = 1\nteacher.depth = 3", r"\[teacher\] has unknown keys: depth"),
         ("schema = 1\nteacher.layers = 0", "teacher.layers must be an integer of at least 1"),
         ("schema = 1\nteacher.layers = 'all'", "teacher.layers must be an integer"),
-        ("schema = 1\nteacher.layers = [1, 'x']", "teacher.layers: an index must be"),
+        ("schema = 1\nteacher.layers = [1, 'x']", "teacher.layers must be an integer"),
         ("schema = 1\nteacher.max_tokens = 2", "teacher.max_tokens must be an integer of at least 4"),
         ("schema = 1\nteacher.dtype = 'int8'", "teacher.dtype must be auto"),
         ("schema = 1\nfinetune = 3", r"\[finetune\] must be an object"),
@@ -82,7 +82,7 @@ def test_a_section_of_fine_tuning_is_enough_to_fine_tune(tmp_path: Path) -> None
         ("schema = 1\ncompressor.task = -1", "compressor.task must be"),
         ("schema = 1\ncompressor.similarity = -1", "compressor.similarity must be"),
         ("schema = 1\ncompressor.prefixes = 64", "compressor.prefixes must be a list"),
-        ("schema = 1\ncompressor.prefixes = [0]", "compressor.prefixes: a prefix must be"),
+        ("schema = 1\ncompressor.prefixes = [0]", "compressor.prefixes must be a list"),
         ("schema = 1\nstudent.offsets = [1]", "offsets must be distinct integers within"),
         ("schema = 1\nstudent.offsets = [0, [1]]", "offsets must be distinct integers within"),
         ("schema = 1\nstudent.ngrams = [[0]]", "ngrams must be lists of 2 to 4 distinct integers"),
@@ -99,7 +99,6 @@ def test_a_section_of_fine_tuning_is_enough_to_fine_tune(tmp_path: Path) -> None
         ("schema = 1\ntraining.distill = 'x'", "training.distill must be"),
         ("schema = 1\ntraining.dtype = 'half'", "training.dtype must be"),
         ("schema = 1\ntraining.pair_rows = -1", "training.pair_rows must be"),
-        ("schema = 1\ntraining.table_rate = -1", "training.table_rate must be"),
         ("schema = 1\ntraining.pairs = 'x'", "training.pairs must be"),
         ("schema = 1\ntasks = 3", r"write \[\[tasks\]\], once per entry"),
         ("schema = 1\n[[tasks]]\nreport = 'dev.tsv'", "is incomplete"),
@@ -120,10 +119,10 @@ def test_a_section_of_fine_tuning_is_enough_to_fine_tune(tmp_path: Path) -> None
             )
         ),
         ("schema = 1\n[[corpus]]\nfile = 'a'\nrows = 1\nmax_chars = 0", "corpus 'a': max_chars must be"),
-        ("schema = 1\n[[tasks]]\nname = 'a'\n[[tasks]]\nname = 'a'", "the task 'a' stands twice"),
+        ("schema = 1\n[[tasks]]\nname = 'a'\n[[tasks]]\nname = 'a'", "the task 'a' twice"),
         ("schema = 1\n[[corpus]]\nfile = 'a'\nrows = 0", "corpus 'a': rows must be"),
         ("schema = 1\n[[corpus]]\nfile = 'a'\nrows = 1\ntasks = 'b'", "tasks must be a list"),
-        ("schema = 1\n" + "[[corpus]]\nfile = 'a'\nrows = 1\n" * 2, "the corpus 'a' stands twice"),
+        ("schema = 1\n" + "[[corpus]]\nfile = 'a'\nrows = 1\n" * 2, "the corpus 'a' twice"),
     ],
 )
 def test_a_recipe_that_makes_no_sense(tmp_path: Path, text: str, message: str) -> None:

@@ -20,10 +20,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldrun import doctor
-from fieldrun.doctor import boards, readiness
-from fieldrun.doctor.boards import board, jetpack_series
-from fieldrun.doctor.gpu import has_library, nvidia
+from fieldrun.doctor import boards, containers, readiness
+from fieldrun.doctor.boards import Board, board, jetpack_series, parse_device_tree, parse_nvpmodel
+from fieldrun.doctor.gpu import has_library, nvidia, parse_cuda_version, parse_driver_version
+from fieldrun.doctor.installed import parse_dpkg_status
+from fieldrun_runtimes.tensorrt.releases import parse_nv_tegra_release
 
 DEVKIT = "Engineering Reference Developer Kit"
 TREES: dict[str, tuple[str, str, dict[str, str | None]]] = {
@@ -193,41 +194,41 @@ def write(root: Path, files: dict[str, str]) -> Path:
 @pytest.mark.parametrize("name", TREES)
 def test_device_trees(name: str) -> None:
     model, compatible, expected = TREES[name]
-    found = doctor.parse_device_tree(model, compatible)
+    found = parse_device_tree(model, compatible)
     assert found.model == model.strip("\0")
     assert {key: getattr(found, key) for key in expected} == expected
 
 
 def test_no_device_tree_is_no_board() -> None:
-    assert doctor.parse_device_tree(None, None) == doctor.Board()
-    assert doctor.parse_device_tree("\0", "") == doctor.Board()
+    assert parse_device_tree(None, None) == Board()
+    assert parse_device_tree("\0", "") == Board()
 
 
 @given(st.text(), st.text())
 def test_any_text_is_read(model: str, compatible: str) -> None:
-    assert doctor.parse_device_tree(model, compatible).kind in {None, "jetson", "raspberry-pi"}
-    doctor.parse_nv_tegra_release(model)
-    doctor.parse_nvpmodel(model)
-    doctor.parse_dpkg_status(model)
-    doctor.parse_driver_version(model)
-    doctor.parse_cuda_version(model)
+    assert parse_device_tree(model, compatible).kind in {None, "jetson", "raspberry-pi"}
+    parse_nv_tegra_release(model)
+    parse_nvpmodel(model)
+    parse_dpkg_status(model)
+    parse_driver_version(model)
+    parse_cuda_version(model)
 
 
 @pytest.mark.parametrize(("line", "rest", "l4t", "series"), RELEASES)
 def test_tegra_releases(line: str, rest: str, l4t: str, series: int) -> None:
-    assert doctor.parse_nv_tegra_release(f"# {line}\n{rest}") == l4t
+    assert parse_nv_tegra_release(f"# {line}\n{rest}") == l4t
     assert jetpack_series(l4t) == series
 
 
 def test_unknown_releases_are_unknown() -> None:
-    assert doctor.parse_nv_tegra_release("# nothing\n") is None
+    assert parse_nv_tegra_release("# nothing\n") is None
     assert jetpack_series(None) is None
     assert jetpack_series("77.1.0") is None
 
 
 @pytest.mark.parametrize(("text", "mode"), POWER_MODES)
 def test_power_modes(text: str, mode: dict[str, Any] | None) -> None:
-    assert doctor.parse_nvpmodel(text) == mode
+    assert parse_nvpmodel(text) == mode
 
 
 @pytest.mark.parametrize("failure", [OSError(), subprocess.TimeoutExpired("nvpmodel", 3)])
@@ -241,11 +242,11 @@ def test_a_power_mode_that_cannot_be_asked_is_unknown(monkeypatch: pytest.Monkey
 
 
 def test_only_installed_packages_count() -> None:
-    packages = doctor.parse_dpkg_status(DPKG)
+    packages = parse_dpkg_status(DPKG)
     assert packages["nvidia-l4t-core"] == "36.4.4-20250616085344"
     assert packages["libnvinfer10"] == "10.3.0.30-1+cuda12.5"
     assert "removed" not in packages
-    assert doctor.parse_dpkg_status("") == {}
+    assert parse_dpkg_status("") == {}
 
 
 @pytest.mark.parametrize(
@@ -281,7 +282,7 @@ def test_only_installed_packages_count() -> None:
     ],
 )  # fmt: skip
 def test_driver_versions(text: str, version: str | None) -> None:
-    assert doctor.parse_driver_version(text) == version
+    assert parse_driver_version(text) == version
 
 
 @pytest.mark.parametrize(
@@ -295,7 +296,7 @@ def test_driver_versions(text: str, version: str | None) -> None:
     ],
 )
 def test_cuda_versions(text: str, version: str | None) -> None:
-    assert doctor.parse_cuda_version(text) == version
+    assert parse_cuda_version(text) == version
 
 
 def test_a_jetson_as_its_files_describe_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +304,7 @@ def test_a_jetson_as_its_files_describe_it(tmp_path: Path, monkeypatch: pytest.M
     model, compatible, _ = TREES["Orin Nano developer kit, JetPack 6.2"]
     files = {"proc/device-tree/model": model, "proc/device-tree/compatible": compatible, "dev/nvhost-gpu": ""}
     files |= {"usr/lib/aarch64-linux-gnu/nvidia/libcuda.so.1": ""}
-    packages = doctor.parse_dpkg_status(DPKG)
+    packages = parse_dpkg_status(DPKG)
     write(tmp_path, files)
     known = board(packages, tmp_path)  # no /etc/nv_tegra_release: the package says the release
     assert (known["l4t"], known["jetpack"], known["jetpack_series"]) == ("36.4.4", "6.2.1+b38", 6)
@@ -353,7 +354,7 @@ def test_a_discrete_gpu_without_its_driver(tmp_path: Path) -> None:
     ],
 )
 def test_containers(tmp_path: Path, files: dict[str, str], environment: dict[str, str], kind: str | None) -> None:
-    assert doctor.container(write(tmp_path, files), environment) == kind
+    assert containers.container(write(tmp_path, files), environment) == kind
 
 
 JETSON = {"kind": "jetson", "compute_capability": "8.7", "jetpack_series": 6}
@@ -380,7 +381,7 @@ def lacks(
     name: str, board: dict[str, Any], gpu: dict[str, Any], container: str | None = None
 ) -> dict[str, tuple[str, str | None]]:
     """What the engine `name` lacks: part -> (reason, command)."""
-    (engine,) = (engine for engine in doctor.engines(board, gpu, container) if engine["name"] == name)
+    (engine,) = (engine for engine in readiness.engines(board, gpu, container) if engine["name"] == name)
     assert engine["ready"] is not bool(engine["missing"])
     return {lack["part"]: (lack["reason"], lack["command"]) for lack in engine["missing"]}
 
@@ -398,7 +399,7 @@ def have(monkeypatch: pytest.MonkeyPatch, *modules: str, **versions: str) -> Non
         (JETSON, NO_DRIVER, None, "driver", "libcuda", "apt-get install nvidia-l4t-cuda"),
         (JETSON, NO_DRIVER, "docker", "driver", "started without the GPU", "docker run --runtime nvidia"),
         (HOST, NO_DRIVER, "docker", "driver", "started without the GPU", "docker run --gpus all"),
-        (JETSON, BARE, None, "bindings", "no package of pip's", "sudo apt-get install python3-libnvinfer"),
+        (JETSON, BARE, None, "bindings", "pip does not have it", "sudo apt-get install python3-libnvinfer"),
         (JETSON, READY, None, "bindings", "not visible", "/usr/bin/python3 -m venv --system-site-packages"),
         (HOST, BARE, None, "bindings", "TensorRT is not installed", "pip install tensorrt"),
         (JETSON, READY, None, "cuda-python", "not installed", "pip install 'cuda-bindings>=12.8,<13'"),
@@ -439,14 +440,14 @@ def test_the_driver_is_the_distribution_s(monkeypatch: pytest.MonkeyPatch, syste
 
 def test_tensorrt_is_ready_with_its_module_and_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, "tensorrt", cuda_bindings="12.9.4")
-    engines = {engine["name"]: engine for engine in doctor.engines(JETSON, READY, None)}
+    engines = {engine["name"]: engine for engine in readiness.engines(JETSON, READY, None)}
     assert (engines["tensorrt"]["ready"], engines["tensorrt"]["version"]) == (True, "10.3.0.30")
 
 
 def test_cuda_python_of_a_newer_cuda_than_the_driver_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, "tensorrt", cuda_bindings="13.4.4")
     reason, command = lacks("tensorrt", JETSON, READY)["cuda-python"]
-    assert "13.4.4 needs a driver of CUDA 13" in reason
+    assert "13.4.4 needs a driver for CUDA 13" in reason
     assert command == f"{PIP} install 'cuda-bindings>=12.8,<13'"
     assert lacks("tensorrt", THOR, READY) == {}
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fieldrun import doctor
-from fieldrun.doctor import installed
-from fieldrun.doctor.cpu import int8_instructions
+import fieldrun
+from fieldrun.doctor import containers, examine, installed, readiness
+from fieldrun.doctor.cpu import Cpu, int8_instructions, parse_cpuinfo, parse_meminfo
 from fieldrun.doctor.gpu import nvidia
 from fieldrun_runtimes.engines import ENGINES, PROVIDERS
 
@@ -163,7 +163,7 @@ REQUIRES = [
 
 
 def test_x86() -> None:
-    cpu = doctor.parse_cpuinfo(X86)
+    cpu = parse_cpuinfo(X86)
     assert cpu.model == "Intel(R) Xeon(R) Platinum 8370C CPU @ 2.80GHz"
     assert cpu.processors == 2
     assert cpu.features == ("avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512vl", "avx512_vnni")
@@ -184,37 +184,37 @@ HALF_AND_DOT = ("asimd", "asimddp", "asimdhp", "fphp")
     ],
 )
 def test_arm(text: str, model: str, processors: int, features: tuple[str, ...]) -> None:
-    assert doctor.parse_cpuinfo(text) == doctor.Cpu(model=model, processors=processors, features=features)
+    assert parse_cpuinfo(text) == Cpu(model=model, processors=processors, features=features)
 
 
 def test_int8_instructions() -> None:
-    assert int8_instructions(doctor.parse_cpuinfo(X86).features) == {
+    assert int8_instructions(parse_cpuinfo(X86).features) == {
         "vnni": True, "amx": False, "dotprod": False, "i8mm": False
     }  # fmt: skip
-    arm = int8_instructions(doctor.parse_cpuinfo(ORIN).features)
+    arm = int8_instructions(parse_cpuinfo(ORIN).features)
     assert arm == {"vnni": False, "amx": False, "dotprod": True, "i8mm": False}
     assert int8_instructions(()) is None
 
 
 def test_features_are_those_of_every_core() -> None:
-    cpu = doctor.parse_cpuinfo(BIG_LITTLE)
-    assert cpu == doctor.Cpu(model="Cortex-A76 + Cortex-A53", features=("asimd",), processors=2)
+    cpu = parse_cpuinfo(BIG_LITTLE)
+    assert cpu == Cpu(model="Cortex-A76 + Cortex-A53", features=("asimd",), processors=2)
 
 
 def test_unknown_arm_core_is_named_by_its_numbers() -> None:
     text = "processor\t: 0\nFeatures\t: asimd\nCPU implementer\t: 0x99\nCPU part\t: 0x001\n"
-    assert doctor.parse_cpuinfo(text).model == "ARM implementer 0x99 part 0x001"
+    assert parse_cpuinfo(text).model == "ARM implementer 0x99 part 0x001"
 
 
 @pytest.mark.parametrize("text", ["", "no colon", "processor : 0\n", "CPU implementer : zz\nprocessor : 0\n"])
 def test_unreadable_cpuinfo_is_unknown(text: str) -> None:
-    cpu = doctor.parse_cpuinfo(text)
+    cpu = parse_cpuinfo(text)
     assert (cpu.model, cpu.features) == (None, ())
 
 
 def test_meminfo() -> None:
-    assert doctor.parse_meminfo(MEMINFO) == {"total_mib": 24106, "available_mib": 11718}
-    assert doctor.parse_meminfo("") == {"total_mib": None, "available_mib": None}
+    assert parse_meminfo(MEMINFO) == {"total_mib": 24106, "available_mib": 11718}
+    assert parse_meminfo("") == {"total_mib": None, "available_mib": None}
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -228,8 +228,8 @@ def test_limits_of_cgroup_v2_count_on_every_level(tmp_path: Path) -> None:
     files = {"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/memory.max": "1073741824\n"}
     files |= {"sys/fs/cgroup/a/b/memory.max": "max\n", "sys/fs/cgroup/a/b/cpu.max": "150000 100000\n"}
     write(tmp_path, files | {"sys/fs/cgroup/a/cpu.max": "max 100000\n"})
-    assert doctor.container_memory_mib(tmp_path) == 1024
-    assert doctor.container_cpus(tmp_path) == 1.5
+    assert containers.container_memory_mib(tmp_path) == 1024
+    assert containers.container_cpus(tmp_path) == 1.5
 
 
 def test_limits_of_cgroup_v1(tmp_path: Path) -> None:
@@ -239,22 +239,22 @@ def test_limits_of_cgroup_v1(tmp_path: Path) -> None:
     files |= {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}
     files |= {"sys/fs/cgroup/cpu/docker/1/cpu.cfs_quota_us": "50000\n"}
     write(tmp_path, files | {"sys/fs/cgroup/cpu/docker/1/cpu.cfs_period_us": "100000\n"})
-    assert doctor.container_memory_mib(tmp_path) == 512
-    assert doctor.container_cpus(tmp_path) == 0.5
+    assert containers.container_memory_mib(tmp_path) == 512
+    assert containers.container_cpus(tmp_path) == 0.5
 
 
 def test_no_limit_is_none(tmp_path: Path) -> None:
-    assert doctor.container_memory_mib(tmp_path) is None
-    assert doctor.container_cpus(tmp_path) is None
+    assert containers.container_memory_mib(tmp_path) is None
+    assert containers.container_cpus(tmp_path) is None
     write(tmp_path, {"proc/self/cgroup": "0::/../escape\nbroken\n"})
-    assert doctor.container_memory_mib(tmp_path) is None
+    assert containers.container_memory_mib(tmp_path) is None
 
 
 def test_requirements_of_an_extra() -> None:
-    assert doctor.parse_requirements(REQUIRES, "ort") == ["onnxruntime"]
-    assert doctor.parse_requirements(REQUIRES, "export") == ["onnx"]
-    assert doctor.parse_requirements(REQUIRES, "dev") == ["onnx", "onnxruntime", "coverage"]
-    assert doctor.parse_requirements(REQUIRES, "absent") == []
+    assert readiness.parse_requirements(REQUIRES, "ort") == ["onnxruntime"]
+    assert readiness.parse_requirements(REQUIRES, "export") == ["onnx"]
+    assert readiness.parse_requirements(REQUIRES, "dev") == ["onnx", "onnxruntime", "coverage"]
+    assert readiness.parse_requirements(REQUIRES, "absent") == []
 
 
 PIP = f"{shlex.quote(sys.executable)} -m pip"
@@ -264,7 +264,7 @@ HOST = {"kind": None, "compute_capability": None, "jetpack_series": None}
 def test_missing_engine_names_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(util, "find_spec", lambda _: None)
     monkeypatch.setattr(installed, "version", lambda *names: "2.0" if "numpy" in names else None)
-    native, ort, numpy, *gpu = doctor.engines(HOST, nvidia({}, tmp_path), None)
+    native, ort, numpy, *gpu = readiness.engines(HOST, nvidia({}, tmp_path), None)
     assert (native["name"], native["ready"], native["version"]) == ("native", False, None)
     assert "install gcc" in native["missing"][0]["command"]
     assert (numpy["name"], numpy["ready"], numpy["version"], numpy["missing"]) == ("numpy", True, "2.0", [])
@@ -308,7 +308,7 @@ def test_the_native_engine_is_compiled_from_where_fieldrun_came_from(
         metadata, "distribution", lambda _: metadata.PathDistribution(tmp_path / "fieldrun-1.0.dist-info")
     )
     monkeypatch.setattr(util, "find_spec", lambda _: None)
-    native, *_ = doctor.engines(HOST, nvidia({}, tmp_path), None)
+    native, *_ = readiness.engines(HOST, nvidia({}, tmp_path), None)
     expected = f"{PIP} install --force-reinstall --no-deps {source}".replace("FOLDER", str(tmp_path))
     assert native["missing"][0]["command"] == f"sudo apt-get install gcc libc6-dev && {expected}"
 
@@ -321,13 +321,13 @@ def test_a_command_of_pip_is_for_this_python(tmp_path: Path, monkeypatch: pytest
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setattr(util, "find_spec", lambda _: None)
-    _, ort, *_ = doctor.engines(HOST, nvidia({}, tmp_path), None)
+    _, ort, *_ = readiness.engines(HOST, nvidia({}, tmp_path), None)
     ended = subprocess.run(["sh", "-c", ort["missing"][0]["command"]], capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines() == ["-m", "pip", "install", "fieldrun[ort]"]
 
 
 def test_every_engine_that_load_takes_is_listed() -> None:
-    known = {(engine["engine"], engine["provider"]) for engine in doctor.examine()["engines"]}
+    known = {(engine["engine"], engine["provider"]) for engine in examine()["engines"]}
     # "null" is a meter of overheads; a CUDA graph needs nothing that "cuda" does not; "cpu" is the default
     assert {engine for engine, _ in known} == set(ENGINES) - {"null"}
     assert {provider for _, provider in known} - {None} == set(PROVIDERS) - {"cpu", "cuda-graph"}
@@ -344,7 +344,7 @@ def test_extras_from_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", lambda _: REQUIRES)
     monkeypatch.setattr(installed, "version", lambda *names: next(filter(None, map(versions.get, names)), None))
     monkeypatch.setattr(util, "find_spec", lambda _: object())
-    dev, export, ort = doctor.extras()
+    dev, export, ort = readiness.extras()
     assert dev == {
         "name": "dev",
         "ready": False,
@@ -360,11 +360,11 @@ def test_no_extras_when_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "metadata", missing)
-    assert doctor.extras() == []
+    assert readiness.extras() == []
 
 
 def test_this_machine() -> None:
-    facts = doctor.examine()
+    facts = examine()
     assert json.loads(json.dumps(facts)) == facts
     assert facts["python"] == platform.python_version()
     assert 1 <= facts["cpu"]["allowed"] <= facts["cpu"]["processors"]
@@ -373,7 +373,17 @@ def test_this_machine() -> None:
 
 
 def test_what_a_record_keeps_names_no_folder_of_this_machine() -> None:
-    whole, kept = json.dumps(doctor.examine()), json.dumps(doctor.examine(commands=False))
+    whole, kept = json.dumps(examine()), json.dumps(examine(commands=False))
     assert sys.prefix in whole, "the commands name the interpreter"
     assert sys.prefix not in kept
     assert {engine["engine"] for engine in json.loads(kept)["engines"]} >= {"native", "numpy"}
+
+
+def test_the_bundle_is_tried(toy_bundle: Path, tmp_path: Path) -> None:
+    report = fieldrun.doctor(toy_bundle)
+    assert report.bundle["ready"] is True
+    assert report.bundle["engine"] in ENGINES
+    missing = fieldrun.doctor(tmp_path / "nowhere")
+    assert (missing.bundle["ready"], missing.bundle["engine"]) == (False, None)
+    assert "nowhere" in missing.bundle["reason"]
+    assert missing.to_dict().keys() == examine().keys() | {"bundle"}

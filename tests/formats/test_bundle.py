@@ -152,7 +152,7 @@ def test_swapped_files_are_seen(folder: Path) -> None:
 def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     shutil.move(folder / "weights.safetensors", tmp_path / "weights")
     (folder / "weights.safetensors").symlink_to(tmp_path / "weights")
-    assert "weights.safetensors is a link out of the folder" in refused(folder, IntegrityError)
+    assert "weights.safetensors is a link to a file outside the folder" in refused(folder, IntegrityError)
 
 
 def test_a_linked_bundle_folder_is_fine(folder: Path, tmp_path: Path) -> None:
@@ -305,4 +305,8 @@ def test_reference_is_the_one_of_the_package(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(BundleError, match=r"has no manifest\.json"):
         Bundle.load("reference")
     (tmp_path / "reference").mkdir()
-    assert resolve_bundle("reference") == Path("reference"), "a folder of that name goes first"
+    assert resolve_bundle("reference") == tmp_path / "inside", "it is no bundle"
+    (tmp_path / "reference" / MANIFEST).touch()
+    with pytest.warns(UserWarning, match=r"is the shipped bundle; write \./reference for the folder here"):
+        assert resolve_bundle("reference") == tmp_path / "inside"
+    assert resolve_bundle("./reference") == resolve_bundle(Path("reference")) == Path("reference")

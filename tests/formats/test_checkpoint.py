@@ -94,12 +94,20 @@ def test_no_checkpoint_there(path: str) -> None:
 def test_reference_is_the_one_of_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "REFERENCE_CHECKPOINT", tmp_path / "none")
-    with pytest.raises(CheckpointError, match="clone it or give a path"):
+    with pytest.raises(CheckpointError, match=r"run 'make wheels', then 'pip install dist/"):
         resolve_checkpoint("reference")
+    installed = tmp_path / "installed" / "fieldrun_reference"
+    (installed / "checkpoint").mkdir(parents=True)
+    (installed / "__init__.py").touch()
+    monkeypatch.syspath_prepend(installed.parent)
+    assert resolve_checkpoint("reference") == installed / "checkpoint"
     (tmp_path / "none").mkdir()
     assert resolve_checkpoint("reference") == tmp_path / "none"
     (tmp_path / "reference").mkdir()
-    assert resolve_checkpoint("reference") == Path("reference"), "a folder of that name goes first"
+    (tmp_path / "reference" / "student.json").touch()
+    with pytest.warns(UserWarning, match="is the shipped checkpoint"):
+        assert resolve_checkpoint("reference") == tmp_path / "none"
+    assert resolve_checkpoint("./reference") == Path("reference")
 
 
 def test_a_full_disk_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

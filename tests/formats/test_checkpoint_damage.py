@@ -143,12 +143,12 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> No
     outside = tmp_path / "outside.json"
     shutil.move(folder / "tokenizer.json", outside)
     (folder / "tokenizer.json").symlink_to(outside)
-    assert "tokenizer.json is a link out of the folder" in refused(folder)
+    assert "tokenizer.json is a link to a file outside the folder" in refused(folder)
     shutil.move(folder / "heads", tmp_path / "heads")
     (folder / "tokenizer.json").unlink()
     shutil.move(outside, folder / "tokenizer.json")
     (folder / "heads").symlink_to(tmp_path / "heads")
-    assert "link out of the folder" in refused(folder)
+    assert "link to a file outside the folder" in refused(folder)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_a_dense_weight_stands_transposed() -> None:
     [
         ({"table.width": np.array([9], np.int32)}, "rows of 9 numbers take 8 bytes"),
         ({"table.codebook.0": np.zeros((5, 1), np.int8)}, "rows of 8 numbers take 3 bytes"),
-        ({"table.codebook.0": np.zeros((9, 1), np.int8)}, "beyond the codebook of 9 entries"),
+        ({"table.codebook.0": np.zeros((9, 1), np.int8)}, "not in the codebook of 9 entries"),
         ({"table.codebook.0": np.zeros((16, 1), np.float32)}, "no codebook"),
         ({"table.codebook.0": None}, "no codebook"),
         ({"table.codebook.0": np.zeros((16, 0), np.int8)}, "no codebook"),

@@ -156,7 +156,7 @@ def test_overlaps_and_holes_are_refused_as_the_safetensors_package_does(
     tmp_path: Path, second: dict[str, Any], data: bytes
 ) -> None:
     path = file_of(tmp_path / "holes.safetensors", {"a": entry(), "b": second}, data)
-    with pytest.raises(ValueError, match=r"holes\.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"holes\.safetensors is corrupt"):
         read_tensors(path)
     with pytest.raises(Exception, match=r"(?i)header|offset|buffer"):
         load_file(path)

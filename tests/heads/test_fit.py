@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,9 @@ from hypothesis import strategies as st
 import fieldrun
 from fieldrun.errors import FieldrunError, InputTextError, LabelError, TextTooLong, UsageError
 from fieldrun.formats.tensors import Array
-from fieldrun.heads import fit
-from fieldrun.heads.fit import STRENGTHS, HeadTrainer, best_temperature, fit_fields, fit_head
+from fieldrun.heads.fit import HeadTrainer, fit_fields, fit_head
 from fieldrun.heads.head import Head, head_logits, pair_features, softmax
+from fieldrun.heads.selection import SEARCH_ROWS, STRENGTHS, best_temperature, deal, sample
 
 
 def clusters(
@@ -126,30 +127,28 @@ def test_labels_of_one_row_are_never_held_out() -> None:
 
 def test_folds_hold_every_row_out_once_and_keep_every_class() -> None:
     y = np.array([0] * 7 + [1] * 2 + [2] + [3] * 11)
-    splits = list(fit._splits(y, np.arange(len(y)), 5, 0))
+    splits = list(deal(y, np.arange(len(y)), 5, 0))
     held = np.concatenate([out for _, out in splits])
     assert sorted(held.tolist()) == [i for i in range(len(y)) if y[i] != 2]
     for trained, out in splits:
         assert set(y[trained]) == {0, 1, 2, 3}
         assert not set(trained.tolist()) & set(out.tolist())
         assert abs(len(out) - 4) <= 1
-    assert any(
-        (a[1].tolist() != b[1].tolist()) for a, b in zip(splits, fit._splits(y, np.arange(len(y)), 5, 1), strict=True)
-    )
+    assert any((a[1].tolist() != b[1].tolist()) for a, b in zip(splits, deal(y, np.arange(len(y)), 5, 1), strict=True))
 
 
-def test_many_rows_are_searched_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "_SEARCH_ROWS", 100)
-    x, labels = clusters(6, 200, 3)
+def test_many_rows_are_searched_on_a_sample() -> None:
+    n = SEARCH_ROWS // 2
+    x, labels = clusters(6, n, 3)
     seen: list[tuple[str, int, int]] = []
     head = fit_fields(x, labels, progress=lambda *step: seen.append(step))
-    assert head.about["n"] == 600
-    assert (head.about["cv"]["n"], head.about["cv"]["folds"]) == (120, 1)
+    assert head.about["n"] == 3 * n
+    assert (head.about["cv"]["n"], head.about["cv"]["folds"]) == (3 * n // 5, 1)
     test, truth = clusters(7, 200, 3)
     share = accuracy(head, test, truth)
     assert share > 0.9
     assert seen[-1] == ("fit", 1, 1)
-    rare = fit._sample(np.array([0] * 1000 + [1] * 3), 50)
+    rare = sample(np.array([0] * 1000 + [1] * 3), 50)
     assert (rare >= 1000).sum() == 3
 
 
@@ -201,8 +200,31 @@ def test_a_head_of_pairs() -> None:
     assert (head.kind, head.weight.shape) == ("pair", (64, 2))
     first, second = (model.forward([pair[k] for pair in pairs]).field for k in (0, 1))
     assert accuracy(head, pair_features(first, second), labels) > 0.9
-    listed = fit_head(model, [list(pair) for pair in pairs], labels)  # type: ignore[arg-type]
+    listed = fit_head(model, [list(pair) for pair in pairs], labels)
     np.testing.assert_array_equal(listed.weight, head.weight)
+
+
+@pytest.mark.parametrize("make", [list, tuple, np.array, iter, "Series"])
+def test_labels_of_other_types_are_strings_in_the_head(make: Any) -> None:
+    if make == "Series":
+        make = pytest.importorskip("pandas").Series
+    expected = fit_head(Letters(), TEXTS, LABELS)
+    names = {"x": 10, "y": 2, "z": -1}
+    head = fit_head(Letters(), make(TEXTS), make([names[label] for label in LABELS]))
+    assert head.labels == ("-1", "10", "2")
+    order = [head.labels.index(str(names[label])) for label in expected.labels]
+    np.testing.assert_allclose(head.weight[:, order], expected.weight, atol=1e-2 * np.abs(expected.weight).max())
+    head = fit_head(Letters(), make(TEXTS), make([label == "x" for label in LABELS]))
+    assert head.labels == ("False", "True")
+    json.dumps(dict(head.about))
+
+
+def test_a_frame_is_neither_texts_nor_labels() -> None:
+    frame: Any = pytest.importorskip("pandas").DataFrame({"text": TEXTS, "label": LABELS})
+    with pytest.raises(InputTextError, match="texts must be a list, not DataFrame"):
+        fit_head(Letters(), frame, LABELS)
+    with pytest.raises(LabelError, match="labels must be a list, not DataFrame"):
+        fit_head(Letters(), TEXTS, frame)
 
 
 def test_examples_and_labels_that_come_later() -> None:
@@ -229,21 +251,26 @@ def test_texts_that_lost_tokens_are_counted() -> None:
     ("texts", "labels", "kind", "message"),
     [
         (["a", "b"], ["x"], LabelError, "2 texts and 1 labels"),
-        (["a", "b"], ["x", "x"], LabelError, "at least two labels apart, and all 2 are 'x'"),
+        (["a", "b"], ["x", "x"], LabelError, "at least two labels, and all 2 are 'x'"),
         (["a", "b"], ["x", ""], LabelError, "label 1 is empty"),
         (["a", "b"], ["x", "  "], LabelError, "label 1 is empty"),
-        (["a", "b"], ["x", 1], LabelError, r"label 1 is int, not a string; write str\(label\)"),
+        (["a", "b"], ["x", 1.5], LabelError, r"label 1 is float, not a string, int or bool; write str\(label\)"),
+        (["a", "b"], [np.float32(1), "x"], LabelError, "label 0 is float32"),
+        (["a", "b"], {"x", "y"}, LabelError, "labels must be a list, not set"),
+        (["a", "b"], {"x": 1, "y": 2}, LabelError, "labels must be a list, not dict"),
+        ({"a", "b"}, ["x", "y"], InputTextError, "texts must be a list, not set"),
+        ({"a": 1, "b": 2}, ["x", "y"], InputTextError, "texts must be a list, not dict"),
         (["a", "b"], [None, "x"], LabelError, "label 0 is NoneType"),
-        (["a", "b"], "xy", LabelError, "labels must be a list"),
-        (["a", "b"], None, LabelError, "labels must be a list"),
+        (["a", "b"], "xy", LabelError, "labels must be a list, not str"),
+        (["a", "b"], None, LabelError, "labels must be a list, not NoneType"),
         (["a", ""], ["x", "y"], InputTextError, "text 1 is empty"),
         (["a", "b", " \n"], ["x", "y", "y"], InputTextError, "text 2 is empty"),
         (["a", None], ["x", "y"], InputTextError, "text 1 is NoneType, not a string"),
         ([], [], InputTextError, "texts is empty"),
         ("ab", ["x", "y"], InputTextError, "texts must be a list"),
         (None, ["x", "y"], InputTextError, "texts must be a list"),
-        ([("a", "b"), "c"], ["x", "y"], InputTextError, "text 1 is not"),
-        ([("a", "b"), ("c",)], ["x", "y"], InputTextError, "text 1 is not"),
+        ([("a", "b"), "c"], ["x", "y"], InputTextError, "item 1 is not a pair"),
+        ([("a", "b"), ("c",)], ["x", "y"], InputTextError, "item 1 is not a pair"),
         ([("a", "b"), ("c", "")], ["x", "y"], InputTextError, "text 1 is empty"),
         (["a", ("b", "c")], ["x", "y"], InputTextError, "text 1 is tuple, not a string"),
         (["a", "too long"], ["x", "y"], TextTooLong, "text 1 has 999 tokens"),
@@ -255,11 +282,10 @@ def test_what_cannot_be_learnt_is_refused(texts: Any, labels: Any, kind: type[Fi
     assert "\n" not in str(caught.value)
 
 
-def test_an_error_keeps_the_examples_that_were_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "_BATCH", 2)
+def test_an_error_keeps_the_examples_that_were_there() -> None:
     trainer = HeadTrainer(Letters()).add(TEXTS, LABELS)
-    with pytest.raises(TextTooLong, match="text 4 has 999 tokens"):
-        trainer.add(["a", "b", "c", "d", "too long"], ["x", "x", "x", "x", "x"])
+    with pytest.raises(TextTooLong, match="text 3000 has 999 tokens"):
+        trainer.add([*["a"] * 3000, "too long"], ["x"] * 3001)
     with pytest.raises(InputTextError, match="takes single texts, and these are pairs"):
         trainer.add([("a", "b")], ["x"])
     assert len(trainer) == 9

@@ -114,7 +114,7 @@ def test_names_that_are_taken_and_names_that_are_unknown(model: FieldModel) -> N
         model.attach(head("mood"), replace=True)
     model.attach(head())
     first = model.predict_proba(TEXTS, "mine")
-    with pytest.raises(NameTaken, match="'mine' is attached; name this one otherwise"):
+    with pytest.raises(NameTaken, match="'mine' is attached; choose another name"):
         model.attach(head(seed=1))
     np.testing.assert_array_equal(model.predict_proba(TEXTS, "mine"), first)
     model.attach(head(seed=1), replace=True)
@@ -353,7 +353,7 @@ def test_the_first_numbers_of_a_field(model: FieldModel) -> None:
     np.testing.assert_array_equal(model.field(TEXTS, dim=32), whole.field)
     np.testing.assert_array_equal(model.scores_of(short, "mood"), model.scores_of(whole, "mood"))
     for task, other in (("mine", None), ("same", short)):
-        with pytest.raises(UsageError, match="needs whole fields; encode the texts without dim"):
+        with pytest.raises(UsageError, match="needs whole fields; run forward without dim"):
             model.scores_of(short, task, other)
     with pytest.raises(UsageError, match="needs whole fields"):
         model.scores_of(whole, "same", short)

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from fieldrun.errors import FieldrunError, UnknownName
 from fieldrun_benchmarks.harness.record import read_record
 from hatch_build import LIBRARY, SOURCE, NativeBuildHook
-from studies.arm.tables import TABLES
+from studies.arm.tables import BLOCKS
+from studies.columns import markdown
 from tests.arm.__main__ import _passed, main
 from tests.arm.packages import call, emulator, guest_python, made
 
@@ -96,7 +97,7 @@ def test_the_table_has_a_row_for_every_bundle_and_engine(repository: Path, tmp_p
     for processor in value["processors"].values():
         processor["recipes"] = {"some-recipe": dict(processor["engines"])}
     (tmp_path / "arm-emulation.json").write_text(json.dumps(value), "utf-8")
-    rows = [row for row in TABLES["arm-emulation"](tmp_path).splitlines() if row.startswith("| cortex-")]
+    rows = [row for row in markdown(BLOCKS["arm-emulation"](tmp_path)).splitlines() if row.startswith("| cortex-")]
     assert [row.split(" | ")[1] for row in rows] == 2 * (3 * ["`reference`"] + 3 * ["recipe `some-recipe`"])
 
 

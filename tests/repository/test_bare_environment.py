@@ -1,4 +1,8 @@
-"""What a user gets: the built wheel in an environment that has the base dependencies and nothing else."""
+"""What a user gets: the built wheels in an environment that has the base dependencies and nothing else.
+
+It has Python 3.10, our oldest, where the machine has one. The tests run in the order of this file: the last ones add ONNX
+Runtime to the environment.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +29,9 @@ names = []
 for package in ("fieldrun", "fieldrun_runtimes"):
     module = importlib.import_module(package)
     names.append(package)
+    extras = ("fieldrun.distill", "fieldrun.sklearn")
     names += [found.name for found in pkgutil.walk_packages(module.__path__, f"{package}.")
-              if not found.name.startswith("fieldrun.distill") and not found.name.endswith("__main__")]
+              if not found.name.startswith(extras) and not found.name.endswith("__main__")]
 for name in names:
     importlib.import_module(name)
 print(json.dumps(names))
@@ -74,35 +79,50 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    _build("wheel", repository, folder)
-    (built,) = folder.glob("*.whl")
-    return built
-
-
-def _build(target: str, repository: Path, folder: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(folder)],
-        cwd=repository,
-        check=True,
-        capture_output=True,
-    )
+def wheels(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the two wheels: fieldrun and its reference checkpoint."""
+    folder = tmp_path_factory.mktemp("wheels")
+    for project in (repository, repository / "sdk" / "checkpoints"):
+        _build("wheel", project, folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def bare(wheel: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin folder of an environment into which only the wheel and its base dependencies were installed."""
+def wheel(wheels: Path) -> Path:
+    (built,) = wheels.glob("fieldrun-*.whl")
+    return built
+
+
+def _build(target: str, project: Path, folder: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(folder)]
+    subprocess.run(command, cwd=project, check=True, capture_output=True)
+
+
+def _oldest_python() -> str:
+    """Python 3.10, on the path or of pyenv, or else the one that runs the tests."""
+    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    for candidate in (shutil.which("python3.10"), *sorted(root.glob("3.10.*/bin/python3.10"))):
+        if candidate is not None:
+            command = [str(candidate), "-c", "import sys, venv; print('%d.%d' % sys.version_info[:2])"]
+            ended = subprocess.run(command, capture_output=True, text=True, check=False)  # pyenv's shims may refuse
+            if ended.stdout.strip() == "3.10":
+                return str(candidate)
+    return sys.executable
+
+
+@pytest.fixture(scope="module")
+def bare(wheels: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of an environment into which only the wheels and their base dependencies were installed."""
     folder = tmp_path_factory.mktemp("bare") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, capture_output=True)
-    programs = folder / "bin"
+    subprocess.run([_oldest_python(), "-m", "venv", str(folder)], check=True, capture_output=True)
+    _install(folder / "bin", repository, *sorted(wheels.glob("*.whl")))
+    return folder / "bin"
+
+
+def _install(programs: Path, repository: Path, *what: str | Path) -> None:
+    command = [programs / "python", "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
     constraints = repository / ".ci" / "constraints.txt"
-    subprocess.run(
-        [programs / "python", "-m", "pip", "install", "--quiet", "--constraint", constraints, wheel],
-        check=True,
-        capture_output=True,
-    )
-    return programs
+    subprocess.run([*command, "--constraint", constraints, *what], check=True, capture_output=True)
 
 
 def test_wheel_has_the_reference_bundle_and_no_checkpoint(wheel: Path) -> None:
@@ -166,55 +186,19 @@ def test_subcommands_are_read_from_help() -> None:
 
 def test_reference_runs_without_an_extra(bare: Path, home: Path) -> None:
     labels = _run(bare / "python", "-c", "import fieldrun; print(*fieldrun.load().labels('sst2'))", home=home).split()
-    answer = _run(bare / "fieldrun", "run", "reference", "--task", "sst2", "a great film", home=home)
+    answer = _run(bare / "fieldrun", "run", "--task", "sst2", "a great film", home=home)
     assert any(label in answer for label in labels), answer
     engine = "native" if shutil.which("cc") else "numpy"
     assert _run(bare / "python", "-c", "import fieldrun; print(fieldrun.load().engine)", home=home).strip() == engine
-    again = _run(
-        bare / "fieldrun", "run", "reference", "--engine", "numpy", "--task", "sst2", "a great film", home=home
-    )
-    assert again == answer
+    module = (bare / "python", "-m", "fieldrun")
+    assert _run(*module, "run", "--engine", "numpy", "--task", "sst2", "a great film", home=home) == answer
 
 
-def _interpreter(version: str) -> Path | None:
-    """An interpreter of `version` that runs: on the path, else one of pyenv's."""
-    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
-    found = [shutil.which(f"python{version}"), *sorted(root.glob(f"{version}.*/bin/python{version}"))]
-    for candidate in (str(path) for path in found if path):
-        command = [candidate, "-c", "import sys, venv; print('%d.%d' % sys.version_info[:2])"]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False)  # pyenv's shims may refuse
-        if ended.stdout.strip() == version:
-            return Path(candidate)
-    return None
-
-
-def test_the_oldest_python_runs_every_engine(wheel: Path, repository: Path, home: Path, tmp_path: Path) -> None:
-    """Python 3.10 is JetPack 6's, and there ONNX Runtime ends at 1.23: the constraints have what is installed."""
-    python = _interpreter("3.10")
-    if python is None:
-        pytest.skip("no Python 3.10 on this machine")
-    programs = tmp_path / "venv" / "bin"
-    subprocess.run([python, "-m", "venv", tmp_path / "venv"], check=True, capture_output=True)
-    constraints = repository / ".ci" / "constraints.txt"
-    install: list[str | Path] = [
-        programs / "python",
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-compile",
-        "--constraint",
-        constraints,
-    ]
-    for what in ([wheel], ["--no-deps", "onnxruntime"]):  # what it depends on is for its tools, and large
-        subprocess.run([*install, *what], check=True, capture_output=True)
-    assert len(json.loads(_run(programs / "python", "-W", "error", "-c", IMPORT_EVERYTHING, home=home))) > 20
-    engines = ["numpy", "onnxruntime", *(["native"] if shutil.which("cc") else [])]
-    for engine in engines:
-        report = json.loads(_run(programs / "fieldrun", "verify", "--engine", engine, "--json", home=home))
-        assert (report["passed"], report["engine"]) == (True, engine)
-    facts = json.loads(_run(programs / "fieldrun", "doctor", "--json", home=home))
-    assert facts["python"].startswith("3.10.")
+def test_the_reference_checkpoint_is_in_its_wheel(bare: Path, home: Path) -> None:
+    script = "from fieldrun.formats.checkpoint import read_checkpoint, resolve_checkpoint as found\n"
+    script += "print(found('reference')); print(read_checkpoint('reference').name)"
+    folder, name = _run(bare / "python", "-c", script, home=home).split()
+    assert (Path(folder).parts[-2:], name) == (("fieldrun_reference", "checkpoint"), "reference")
 
 
 def test_plain_text_needs_no_tokenizers(bare: Path, home: Path) -> None:
@@ -223,9 +207,20 @@ def test_plain_text_needs_no_tokenizers(bare: Path, home: Path) -> None:
     assert _run(bare / "python", "-c", script.format("a great caf\u00e9"), home=home).strip() == "True"
 
 
-def test_asking_for_a_missing_engine_says_what_to_install(bare: Path, home: Path) -> None:
-    command = ("run", "reference", "--engine", "onnxruntime", "--task", "sst2", "a great film")
+def test_what_is_missing_is_named_with_its_command(bare: Path, home: Path) -> None:
+    command = ("run", "--engine", "onnxruntime", "--task", "sst2", "a great film")
     assert _run(bare / "fieldrun", *command, home=home, code=3) == ""
+    said = json.loads(_run(bare / "fieldrun", "export", "reference", "-o", "out", "--json", home=home, code=3))
+    assert said["error"]["message"] == "this needs the package 'onnx': pip install 'fieldrun[export]'"
+
+
+def test_every_engine_runs_on_the_oldest_python(bare: Path, repository: Path, home: Path) -> None:
+    """Python 3.10 is JetPack 6's, and there ONNX Runtime ends at 1.23: the constraints have what is installed."""
+    _install(bare, repository, "--no-deps", "onnxruntime")  # what it depends on is for its tools, and large
+    engines = ["numpy", "onnxruntime", *(["native"] if shutil.which("cc") else [])]
+    for engine in engines:
+        report = json.loads(_run(bare / "fieldrun", "verify", "--engine", engine, "--json", home=home))
+        assert (report["passed"], report["engine"]) == (True, engine)
 
 
 def test_onnxruntime_stays_silent(home: Path) -> None:

@@ -6,6 +6,7 @@ Ruff (RUF022) keeps every `__all__` sorted.
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import pytest
 import fieldrun
 
 PACKAGES = ("fieldrun", "fieldrun_benchmarks", "fieldrun_exporters", "fieldrun_runtimes")
-FACE = {"export", "load", "verify"}
+FACE = {"answer", "bench", "build", "compress", "distill", "doctor", "evaluate", "export", "fit", "fit_head"}
+FACE |= {"import_encoder", "label", "load", "report", "verify"}
 LAZY = ("click", "fieldrun_exporters", "fieldrun_runtimes", "onnx", "onnxruntime", "torch", "transformers")
 
 CONSUMER = """
@@ -41,6 +43,15 @@ def check(checkpoint: Path, out: Path) -> bool:
     print(fieldrun.export(checkpoint, out, recipe="cpu-int8").to_dict())
     passed: bool = fieldrun.verify(out).passed
     return passed
+
+
+def train(data: Path, teacher: Path, out: Path) -> int:
+    checkpoint: fieldrun.Checkpoint = fieldrun.distill("quick", data, teacher, out, threads=2)
+    ready: list[bool] = [engine["ready"] for engine in fieldrun.doctor(out).engines]
+    lines: int = fieldrun.label(["a.txt"], "labels.jsonl", tasks=["sst2"], workers=2).lines
+    accuracy: float = fieldrun.evaluate(fieldrun.load(), "dev.tsv", "sst2").accuracy
+    print(ready, lines, accuracy)
+    return checkpoint.parameters()
 
 
 fieldrun.load(threads="one")  # type: ignore[arg-type]
@@ -76,6 +87,68 @@ def test_every_module_lists_its_public_names() -> None:
 def test_the_face_has_the_promised_names() -> None:
     assert set(fieldrun.__all__) >= FACE
     assert set(dir(fieldrun)) >= set(fieldrun.__all__)
+
+
+@pytest.mark.parametrize("name", fieldrun.__all__)
+def test_every_name_of_the_face_resolves(name: str) -> None:
+    value = getattr(fieldrun, name)
+    assert name == "__version__" or value.__doc__
+
+
+ORDERS = (
+    "import fieldrun; fieldrun.distill, fieldrun.doctor; import fieldrun.distill.recipe, fieldrun.doctor.cpu",
+    "import fieldrun.distill.recipe, fieldrun.doctor.cpu; import fieldrun",
+    "from fieldrun import distill, doctor; import fieldrun.doctor.cpu; from fieldrun.distill import recipe",
+)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_two_packages_are_functions_too(order: str) -> None:
+    check = """
+assert fieldrun.distill.recipe.load_recipe("quick").name == "quick"
+assert fieldrun.doctor.cpu.parse_cpuinfo("").model is None
+assert fieldrun.doctor("nowhere").bundle["ready"] is False
+try: fieldrun.distill("no-such-recipe", "data", "teacher", "out")
+except (fieldrun.FieldrunError, ImportError) as error: print(error)
+import inspect
+assert next(iter(inspect.signature(fieldrun.distill).parameters)) == "recipe"
+"""
+    result = subprocess.run([sys.executable, "-c", order + check], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "no-such-recipe" in result.stdout
+
+
+def test_a_missing_extra_is_named_with_its_command() -> None:
+    """Of every function and class: it is there without the extras, or says which package to install."""
+    script = """
+import json, sys
+for name in ("onnx", "onnxruntime", "torch", "transformers", "matplotlib", "jinja2", "cuda", "tensorrt"):
+    sys.modules[name] = None
+import fieldrun
+said = {}
+for name in fieldrun.__all__:
+    try: getattr(fieldrun, name)
+    except fieldrun.FieldrunError as error: said[name] = str(error)
+try: fieldrun.distill("quick", "data", "teacher", "out")
+except fieldrun.FieldrunError as error: said["distill"] = str(error)
+print(json.dumps(said))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    said = json.loads(result.stdout)
+    assert said["export"] == "this needs the package 'onnx': pip install 'fieldrun[export]'"
+    assert said["distill"] == "this needs the package 'torch': pip install 'fieldrun[distill]'"
+    assert set(said) <= {
+        "ExportReport",
+        "CompressReport",
+        "export",
+        "compress",
+        "import_encoder",
+        "bench",
+        "report",
+        "distill",
+    }
+    assert all(": pip install 'fieldrun[" in line for line in said.values())
 
 
 def test_an_unknown_name_of_the_face_is_an_attribute_error() -> None:

@@ -1,214 +1,245 @@
-"""Every command and every Python example of the README runs.
+"""What the README and the runnable pages show is what happens.
 
-`bash` and `sh` blocks are commands, one a line; in `console` blocks the lines after `$ ` are. A block of either
-kind, or of Python, is left out only by a comment right before it: `<!-- not run: REASON -->`. All run in one folder
-that looks like the checkout, in the order of the README; each Python block is a program of its own.
+Their blocks are run as a reader would run them, in order, in one folder that looks like the clone:
+
+- `bash` and `console` blocks are commands, one per line; in `console` blocks the lines after `$ `, and the lines below
+  a command are its output.
+- `pycon` blocks are Python with its output, `python` blocks are programs of their own.
+- A block after `<!-- file: NAME -->` is written to that file first.
+- A block after `<!-- not run: REASON -->` is left out, and so are `make`, `pip install` and the like.
 """
 
 from __future__ import annotations
 
+import doctest
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-COMMANDS = {"bash", "console", "sh"}
-DATA = {"", "csv", "json", "text", "toml", "tsv"}
-RUN = re.compile(r"(?:^|[|&;]\s*)(?:\.venv/bin/)?fieldrun\s")
-NOT_RUN = re.compile(r"(?:make|git clone|cd|pip install|python3? -m venv|source|\.venv/bin/pip install)\b")
-PREPARE = re.compile(r"(?:cat|echo|head|mkdir|printf)\s")
-FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<language>[\w+-]*)[^\n]*$")
-OPT_OUT = re.compile(r"<!--\s*not run:(?P<reason>.*?)-->", re.DOTALL)
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("index", "libraries", "own-labels", "serving", "tutorial")))
+ROWS = {"docs/own-labels.md": ("train.tsv", "dev.tsv", "more.tsv")}  # files that a page takes for granted
+
+COMMANDS = {"bash", "console"}
+PROGRAMS = {"pycon", "python"}
+DATA = {"csv", "json", "text", "toml"}
+RUN = re.compile(r"(?:^|[|&;]\s*)fieldrun\s")
+PREPARE = re.compile(r"(?:cat|printf)\s")
+NOT_RUN = re.compile(r"(?:make|pip install|python3 -m venv|source)\b")
+FENCE = re.compile(r"^(?P<fence>`{3,})(?P<language>\w*)\n(?P<text>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
+NOTE = re.compile(r"<!-- (?P<kind>not run|file): (?P<value>[^\n]+) -->\n+$")
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A fenced block: its language, its text, the line it starts on, and why it is not run ("" when it is)."""
+    """A fenced block: its language, its text, the line it starts on, and the comment before it."""
 
     language: str
     text: str
     line: int
-    reason: str = ""
+    not_run: bool = False
+    file: str = ""
 
 
 def blocks(markdown: str) -> list[Block]:
-    """Every fenced block of `markdown`.
-
-    Raises:
-        ValueError: a block is not closed, or opts out without a reason.
-    """
-    lines = markdown.splitlines()
-    found, at = [], 0
-    while at < len(lines):
-        opening = FENCE.match(lines[at])
-        if not opening:
-            at += 1
-            continue
-        start, body = at, []
-        at += 1
-        while at < len(lines) and lines[at].strip() != opening["fence"]:
-            body.append(lines[at].removeprefix(opening["indent"]))
-            at += 1
-        if at == len(lines):
-            raise ValueError(f"line {start + 1}: the block is not closed")
-        at += 1
+    """Return every fenced block; `ValueError` for one that is not closed."""
+    found, last = [], 0
+    for match in FENCE.finditer(markdown):
+        note = NOTE.search(markdown[last : match.start()])
         found.append(
-            Block(language=opening["language"], text="\n".join(body), line=start + 1, reason=_reason(lines[:start]))
+            Block(
+                language=match["language"],
+                text=match["text"],
+                line=markdown.count("\n", 0, match.start()) + 1,
+                not_run=note is not None and note["kind"] == "not run",
+                file=note["value"] if note is not None and note["kind"] == "file" else "",
+            )
         )
+        last = match.end()
+    if len(re.findall(r"^`{3,}", markdown, re.MULTILINE)) != 2 * len(found):
+        raise ValueError("a block is not closed")
     return found
 
 
-def _reason(before: list[str]) -> str:
-    text = "\n".join(before).rstrip()
-    last = text[text.rfind("<!--") :] if text.endswith("-->") else ""
-    opt_out = OPT_OUT.fullmatch(last)
-    if opt_out and not opt_out["reason"].strip():
-        raise ValueError(f"line {len(before)}: an opt-out without a reason")
-    return opt_out["reason"].strip() if opt_out else ""
+def commands(block: Block) -> Iterator[tuple[str, str]]:
+    """Yield each command of a block and the output that the page shows ("" where it shows none)."""
+    if block.language == "bash":
+        yield from ((line, "") for line in block.text.splitlines() if line and not line.startswith("#"))
+        return
+    for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
+        command, _, output = part.partition("\n")
+        yield command, output
 
 
-def commands(block: Block) -> list[str]:
-    """The shell commands of a block, continued lines joined."""
-    text = re.sub(r"\\\n(?:> ?)?", "", block.text)
-    lines = [line.strip() for line in text.splitlines()]
-    if block.language == "console":
-        return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
-    return [line.removeprefix("$ ") for line in lines if line and not line.startswith("#")]
-
-
-def kind(command: str) -> str:
-    """Return "run" or "skip"; any other command is a `ValueError`."""
-    if NOT_RUN.match(command):
-        return "skip"
+def is_run(command: str) -> bool:
+    """Whether a command is run; `ValueError` for one that this test does not know."""
     if RUN.search(command) or PREPARE.match(command):
-        return "run"
-    raise ValueError(f"{command!r} is neither a fieldrun command nor one that this test knows how to leave out")
+        return True
+    if NOT_RUN.match(command):
+        return False
+    raise ValueError(f"{command!r} is not a command that this test knows how to run or to leave out")
 
 
-def run_blocks(found: list[Block], checkout: Path) -> list[str]:
-    """Run the blocks in `checkout`; return one line of text for each that failed."""
-    environment = dict(os.environ, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+def run_page(markdown: str, folder: Path) -> list[str]:
+    """Run the blocks of a page in `folder`; return one line of text for each that failed."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     failures = []
-    for block in found:
-        if block.reason:
+
+    def run(line: int, arguments: list[str], shown: str) -> None:
+        ended = subprocess.run(
+            arguments,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        if ended.returncode:
+            failures.append(f"line {line}: {arguments[-1]!r} exits {ended.returncode}: {ended.stdout}{ended.stderr}")
+        elif shown and not doctest.OutputChecker().check_output(shown, ended.stdout, FLAGS):
+            failures.append(f"line {line}: {arguments[-1]!r} prints {ended.stdout!r}, the page shows {shown!r}")
+
+    for block in blocks(markdown):
+        if block.file:
+            (folder / block.file).write_text(block.text, encoding="utf-8")
+        if block.not_run:
             continue
-        programs: list[list[str]] = []
         if block.language in COMMANDS:
-            programs = [["bash", "-euo", "pipefail", "-c", line] for line in commands(block) if kind(line) == "run"]
+            for command, shown in commands(block):
+                if is_run(command):
+                    run(block.line, ["bash", "-euo", "pipefail", "-c", command], shown)
+        elif block.language == "pycon":
+            (folder / "session.txt").write_text(block.text, encoding="utf-8")
+            flags = ["-o", "ELLIPSIS", "-o", "NORMALIZE_WHITESPACE"]
+            run(block.line, [sys.executable, "-m", "doctest", *flags, "session.txt"], "")
         elif block.language == "python":
-            programs = [[sys.executable, "-c", block.text]]
-        for program in programs:
-            result = subprocess.run(
-                program,
-                cwd=checkout,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                encoding="utf-8",
-                timeout=180,
-                check=False,
-            )
-            if result.returncode:
-                failures.append(f"README line {block.line}: {program[-1]!r} exits {result.returncode}: {result.stderr}")
+            run(block.line, [sys.executable, "-c", block.text], "")
     return failures
 
 
 @pytest.fixture
-def checkout(repository: Path, tmp_path: Path) -> Path:
-    """A folder of links to the entries of the checkout, so that examples find its files and write elsewhere."""
-    left_out = {".git", ".venv", "build", "dist"}
+def clone(repository: Path, tmp_path: Path) -> Path:
+    """A folder of links to the entries of the clone, so that examples find its files and write elsewhere."""
     for path in repository.iterdir():
-        if path.name not in left_out:
+        if path.name not in {".git", ".venv", "build", "dist"}:
             (tmp_path / path.name).symlink_to(path)
-    (tmp_path / ".venv").symlink_to(sys.prefix)
     return tmp_path
 
 
 @pytest.mark.slow
-def test_readme_runs(repository: Path, checkout: Path) -> None:
-    found = blocks((repository / "README.md").read_text("utf-8"))
-    run = [block for block in found if not block.reason]
-    assert [line for block in run if block.language in COMMANDS for line in commands(block) if kind(line) == "run"]
-    assert [block for block in run if block.language == "python"]
-    failures = run_blocks(found, checkout)
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_runs(page: str, repository: Path, clone: Path) -> None:
+    sample = (repository / "benchmarks/fieldrun_benchmarks/data/banking77.tsv").read_text("utf-8").splitlines()
+    for number, name in enumerate(ROWS.get(page, ())):
+        rows = sorted(sample[1:], key=lambda row: row.split("\t")[1])[number:90:3]
+        (clone / name).write_text("\n".join([sample[0], *rows]) + "\n", "utf-8")
+    text = (repository / page).read_text("utf-8")
+    assert any(block.language in COMMANDS | PROGRAMS and not block.not_run for block in blocks(text))
+    failures = run_page(text, clone)
     assert not failures, "\n".join(failures)
 
 
-def test_readme_hides_no_command(repository: Path) -> None:
-    for block in blocks((repository / "README.md").read_text("utf-8")):
-        assert block.language in COMMANDS | DATA | {"python"}, f"line {block.line}: {block.language}"
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_hides_no_command(page: str, repository: Path) -> None:
+    for block in blocks((repository / page).read_text("utf-8")):
+        assert block.language in COMMANDS | PROGRAMS | DATA, f"line {block.line}: {block.language}"
         if block.language in DATA:
-            hidden = [line for line in block.text.splitlines() if re.match(r"\s*(\$|fieldrun|make)\s", line)]
-            assert not hidden, f"line {block.line}: commands belong in a console or bash block: {hidden}"
+            assert not re.search(r"^\s*(\$|fieldrun|make) ", block.text, re.MULTILINE), f"line {block.line}"
+        elif block.language in COMMANDS and not block.not_run:
+            assert [is_run(command) for command, _ in commands(block)]
+
+
+def test_the_readme_is_read_in_two_minutes(repository: Path) -> None:
+    text = (repository / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 120
+    for name in ("README.md", "docs/index.md"):
+        (table,) = re.findall(r"<!-- table: summary -->\n(.*?)\n\n", (repository / name).read_text("utf-8"), re.DOTALL)
+        assert 3 <= len(table.splitlines()) <= 10, "head, rule, at most eight rows"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_headline_is_what_the_record_says(page: str, repository: Path) -> None:
+    text = (repository / page).read_text("utf-8")
+    found = re.search(r"(\d+) MB on disk, (\d+) us for a short text", text)
+    assert found is not None
+    record = json.loads((repository / "benchmarks" / "records" / "peers.json").read_text("utf-8"))
+    subject = record["workloads"]["trec/test"]["subjects"]["fieldrun native"]
+    assert int(found[1]) == round(subject["about"]["artifact"]["bytes"] / 1e6)
+    assert int(found[2]) == pytest.approx(subject["single_stream"]["p50_us"], rel=0.1)
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(page: str, repository: Path) -> None:
+    """The pages in docs are checked by their builder."""
+    for link in re.findall(r"\]\(([^)]+)\)", (repository / page).read_text("utf-8")):
+        if not link.startswith("https://"):
+            name, _, anchor = link.partition("#")
+            assert (repository / name).is_file(), link
+            assert not anchor or anchor in _anchors(repository / name), link
 
 
 PLANTED = """
-# Title
-
 ```bash
-git clone https://example.org/x && cd x   # inline
 make demo
-
 # a comment
-fieldrun --version \\
-    --json
+fieldrun --version
 ```
 
 ```console
-$ echo "a great film" | fieldrun run reference \\
->     --task sst2
-positive 0.99
+$ printf 'a\\nb\\n'
+a
+...
 $ make test
 ```
 
 <!-- not run: trains for an hour -->
 
-~~~sh
+```bash
 fieldrun distill
-~~~
+```
 
-1. In a list:
-   ```python
-   print("yes")
-   ```
-
-```json
-{"fieldrun": 1}
+<!-- file: x.csv -->
+```csv
+a,b
 ```
 """
 
 
-def test_planted_blocks_are_found() -> None:
+def test_planted_blocks_are_found(tmp_path: Path) -> None:
     found = blocks(PLANTED)
-    assert [block.language for block in found] == ["bash", "console", "sh", "python", "json"]
-    assert [block.reason for block in found] == ["", "", "trains for an hour", "", ""]
-    assert found[3].text == 'print("yes")'
-    assert commands(found[0])[1:] == ["make demo", "fieldrun --version     --json"]
-    piped = 'echo "a great film" | fieldrun run reference     --task sst2'
-    assert commands(found[1]) == [piped, "make test"]
-    assert [kind(line) for line in commands(found[0])] == ["skip", "skip", "run"]
-    assert kind(piped) == "run"
-
-
-@pytest.mark.parametrize("command", ["curl https://example.org", "rm -rf x", "python train.py", "makefile"])
-def test_an_unknown_command_is_refused(command: str) -> None:
-    with pytest.raises(ValueError, match="neither"):
-        kind(command)
-
-
-@pytest.mark.parametrize("text", ["```bash\nmake demo\n", "<!-- not run: -->\n```bash\nfieldrun x\n```\n"])
-def test_a_broken_block_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="line 1"):
-        blocks(text)
+    assert [(block.language, block.not_run, block.file) for block in found] == [
+        ("bash", False, ""),
+        ("console", False, ""),
+        ("bash", True, ""),
+        ("csv", False, "x.csv"),
+    ]
+    assert list(commands(found[0])) == [("make demo", ""), ("fieldrun --version", "")]
+    assert list(commands(found[1])) == [("printf 'a\\nb\\n'", "a\n...\n"), ("make test", "")]
+    assert [is_run(command) for command, _ in commands(found[0])] == [False, True]
+    with pytest.raises(ValueError, match="not closed"):
+        blocks("```bash\nmake demo\n")
+    with pytest.raises(ValueError, match="rm -rf x"):
+        is_run("rm -rf x")
 
 
 def test_failures_are_reported(tmp_path: Path) -> None:
-    text = "```python\nraise SystemExit(3)\n```\n```bash\nprintf x > out\ncat missing\n```\n"
-    failures = run_blocks(blocks(text), tmp_path)
-    assert [line.split(":")[0] for line in failures] == ["README line 1", "README line 4"]
+    text = "```python\nraise SystemExit(3)\n```\n```console\n$ printf x\ny\n$ cat no\n```\n```pycon\n>>> 1\n2\n```\n"
+    failures = run_page(text, tmp_path)
+    assert [re.sub(r"'.*", "", line, flags=re.DOTALL) for line in failures] == [
+        *("line 1: ", "line 4: ", "line 4: ", "line 9: ")
+    ]
     assert "exits 3" in failures[0]
-    assert (tmp_path / "out").read_text() == "x"
+    assert "the page shows" in failures[1]

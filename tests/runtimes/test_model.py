@@ -99,7 +99,7 @@ def test_one_forward_pass_serves_all_heads(toy_bundle: Path, monkeypatch: pytest
 
 def test_pairs_in_lists_and_beyond_a_batch(model: FieldModel) -> None:
     expected = model.predict_proba(PAIRS, "same")
-    np.testing.assert_array_equal(model.predict_proba([list(pair) for pair in PAIRS], "same"), expected)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(model.predict_proba([list(pair) for pair in PAIRS], "same"), expected)
     many = [PAIRS[k % 3] for k in range(75)]
     np.testing.assert_allclose(
         model.predict_proba(many, "same"), expected[[k % 3 for k in range(75)]], rtol=0, atol=1e-5

@@ -100,6 +100,11 @@ def test_no_text_is_refused(model: FieldModel, texts: Any) -> None:
         model.encode(texts)
 
 
+def test_a_refused_text_has_its_own_index(model: FieldModel) -> None:
+    with pytest.raises(InputTextError, match="text 3 has no token"):
+        model.encode([*TEXTS[:3], "\x00"], batch_size=2)
+
+
 def test_similarities(model: FieldModel) -> None:
     x = model.field(TEXTS).astype(np.float64)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)

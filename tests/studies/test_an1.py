@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-import xml.etree.ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -17,19 +17,18 @@ from click.testing import CliRunner
 import fieldrun
 from fieldrun.distill.pool import build_pool
 from fieldrun.distill.recipe import load_recipe
-from fieldrun.distill.teacher import texts_digest
-from fieldrun.errors import DatasetError, UsageError
+from fieldrun.errors import UsageError
 from fieldrun.formats.storage import read_json, write_json
 from fieldrun.heads.trained import Checkpoint
 from fieldrun_benchmarks.harness.record import read_record
-from studies import tables
+from studies import figures
 from studies.an1 import card as an1_card
 from studies.an1 import measure as an1
-from studies.an1 import plots as an1_plots
 from studies.an1 import probe
-from studies.an1 import tables as an1_report
 from studies.an1.probe import Floats, Integers, accumulate, fit, fit_rows
 from studies.an1.spectrum import cumulative, principal, spectra
+from studies.an1.tables import BLOCKS
+from studies.columns import markdown
 from studies.paired import Hits, compare, published, scored
 
 
@@ -293,7 +292,7 @@ def test_a_second_run_goes_on_from_the_work_folder(
         _run(suite, tmp_path / "work", tmp_path / "an1.json")
 
 
-def test_large_tasks_are_drawn_from_and_a_raw_field_is_lent(suite: Path, tmp_path: Path) -> None:
+def test_large_tasks_are_drawn_from(suite: Path) -> None:
     pool = build_pool(load_recipe(suite / "tiny.toml"), suite)
     small, whole = an1.restrict(pool, 100, 50), an1.restrict(pool)
     for task, every in zip(small.tasks, whole.tasks, strict=True):
@@ -305,28 +304,11 @@ def test_large_tasks_are_drawn_from_and_a_raw_field_is_lent(suite: Path, tmp_pat
             texts = {tuple(whole.texts[i] for i in row[:-1]) + row[-1:] for row in rows}
             for row, label in zip(part.rows, part.labels, strict=True):
                 assert (*(small.texts[i] for i in np.atleast_1d(row)), int(label)) in texts
-    lent = tmp_path / "run" / "raw_field.npy"
-    lent.parent.mkdir()
-    np.save(lent, np.arange(2 * len(pool.texts), dtype=np.float16).reshape(-1, 2))
-    state = {"texts_sha256": texts_digest(pool.texts), "done": len(pool.texts), "shape": [len(pool.texts), 2]}
-    write_json(lent.with_suffix(".npy.json"), state)
-    an1.borrow(pool, small, lent, tmp_path / "an1" / "raw_field.npy")
-    found = np.load(tmp_path / "an1" / "raw_field.npy")
-    assert [pool.texts[int(row[0]) // 2] for row in found] == list(small.texts)
-    about = read_json(tmp_path / "an1" / "raw_field.npy.json")
-    assert about == {
-        "texts_sha256": texts_digest(small.texts),
-        "done": len(small.texts),
-        "shape": [len(small.texts), 2],
-    }
-    write_json(lent.with_suffix(".npy.json"), state | {"done": 3})
-    with pytest.raises(DatasetError, match="not the whole raw field of this recipe's texts"):
-        an1.borrow(pool, small, lent, tmp_path / "other.npy")
 
 
 def test_a_teacher_needs_a_name(suite: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(suite), "--work", str(tmp_path), "-o", str(tmp_path / "x.json"), "--teacher"]
-    for wrong in ("folder", "=folder", "a/b=folder"):
+    for wrong in ("name=", "=folder", "a/b=folder"):
         with pytest.raises(UsageError, match="NAME=FOLDER"):
             CliRunner().invoke(an1.main, [*arguments, wrong], catch_exceptions=False)
 
@@ -343,43 +325,45 @@ def test_differences_are_taken_row_by_row() -> None:
     assert (both["accuracy"], both["runs"]) == (0.625, [0.75, 0.5])
 
 
-def test_verdicts_follow_the_intervals() -> None:
-    def said(low: float, high: float) -> str:
-        return an1_report._gain({"difference": 0.0, "ci95": [low / 100, high / 100]}, 1.81)
+def test_verdicts_follow_the_intervals(repository: Path, tmp_path: Path) -> None:
+    record = read_json(repository / "benchmarks" / "records" / "an1.json")
+    (tmp_path / "records").mkdir()
 
-    assert said(0.2, 2.5) == "the claim holds: a gain, and 1.81 is not too much"
-    assert said(0.2, 1.5) == "a gain, but smaller than claimed"
-    assert said(-0.5, 1.0) == "no gain is shown, and one of 1.81 is ruled out"
-    assert said(-0.5, 2.0) == "no gain is shown, and one of 1.81 is not ruled out either"
-    assert said(-2.0, -0.1) == "the claim does not hold: it is a loss"
+    def said(pair: str, task: str | None, low: float, high: float) -> str:
+        for teacher in record["teachers"].values():
+            found = teacher["differences"][pair]
+            entry = found["all"] if task is None else found["tasks"][task]
+            entry |= {"difference": 0.0, "ci95": [low / 100, high / 100]}
+        write_json(tmp_path / "records" / "an1.json", record)
+        return markdown(BLOCKS["an1-claims"](tmp_path / "records"))
 
-    def lost(low: float, high: float) -> str:
-        entry = {"difference": 0.0, "ci95": [low / 100, high / 100]}
-        wanted = {"tasks": {"sst2": entry}, "single": entry, "all": entry}
-        return an1_report._student_loss({"student - field_head": wanted, "student - raw": wanted}, 872)
+    for low, high, words in (
+        (0.2, 2.5, "the claim holds: a gain, and 1.81 is not too much"),
+        (0.2, 1.5, "a gain, but smaller than claimed"),
+        (-0.5, 1.0, "no gain is shown, and one of 1.81 is ruled out"),
+        (-0.5, 2.0, "no gain is shown, and one of 1.81 is not ruled out either"),
+        (-2.0, -0.1, "the claim does not hold: it is a loss"),
+    ):
+        assert words in said("field_head - raw", None, low, high)
+    for low, high, words in (
+        (-0.3, 1, "the claim holds"),
+        (-1, 1, "872 rows cannot tell"),
+        (-2, -0.5, "it loses more"),
+        (-3, -0.9, "own table is exceeded"),
+    ):
+        assert words in said("student - field_head", "sst2", low, high).partition("on SST-2.")[2]
 
-    assert "the claim holds" in lost(-0.3, 1)
-    assert "872 rows cannot tell" in lost(-1, 1)
-    assert "it loses more" in lost(-2, -0.5)
-    assert "own table is exceeded" in lost(-3, -0.9)
 
-
-def test_the_page_and_the_plots_catch_a_changed_number(repository: Path, records: Path, tmp_path: Path) -> None:
-    page = tmp_path / "an1.md"
-    page.write_text((repository / "docs" / "an1.md").read_text("utf-8"), "utf-8")
-    commands = ((tables.main, str(page)), (an1_plots.main, str(tmp_path)))
-    for command, target in commands:
-        assert CliRunner().invoke(command, [target, str(records)], catch_exceptions=False).exit_code == 0
-        assert CliRunner().invoke(command, [target, str(records), "--check"]).exit_code == 0
-    text = page.read_text("utf-8")
-    assert "**frozen**" in text
-    assert "cannot tell" in text or "does not hold" in text
-    page.write_text(text.replace("90.0 (", "91.0 (", 1), "utf-8")
-    drawing = tmp_path / "an1-spectrum.svg"
-    xml.etree.ElementTree.fromstring(drawing.read_text("utf-8"))
-    drawing.write_text(drawing.read_text("utf-8").replace("frozen", "thawed", 1), "utf-8")
-    for command, target in commands:
-        assert CliRunner().invoke(command, [target, str(records), "--check"]).exit_code == 1
+def test_a_small_record_is_shown_and_drawn(records: Path) -> None:
+    shown = {name: markdown(block(records)) for name, block in BLOCKS.items()}
+    assert "**frozen**" in shown["an1-accuracy"]
+    assert "90.0 (" in shown["an1-accuracy"]
+    assert "cannot tell" in shown["an1-claims"] or "does not hold" in shown["an1-claims"]
+    for name in ("an1-spectrum.svg", "an1-directions.svg"):
+        text = figures.draw(name, records)
+        ElementTree.fromstring(text)
+        assert "frozen" in text
+        assert text == figures.draw(name, records)
 
 
 def test_the_card_of_a_checkpoint_gets_the_lines(records: Path, toy_checkpoint: Path, tmp_path: Path) -> None:
@@ -395,11 +379,3 @@ def test_the_card_of_a_checkpoint_gets_the_lines(records: Path, toy_checkpoint: 
         np.testing.assert_array_equal(tensor, after.tensors[name])
     broken = dataclasses.replace(before, record={"an1": 3})
     assert "## AN1's claims\n\nNot recorded." in broken.card()
-
-
-def test_the_committed_page_and_plots_show_what_the_record_says(repository: Path) -> None:
-    folder = repository / "benchmarks" / "records"
-    text = (repository / "docs" / "an1.md").read_text("utf-8")
-    assert tables.render(text, folder) == text
-    for name, drawing in an1_plots.plots(an1_report.an1_record(folder)).items():
-        assert (repository / "docs" / name).read_text("utf-8") == drawing

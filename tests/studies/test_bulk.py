@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from fieldrun.errors import DatasetError
 from fieldrun_benchmarks.harness.record import read_record
 from studies.bulk import measure as bulk
-from studies.bulk import tables as bulk_report
+from studies.bulk.tables import BLOCKS
+from studies.columns import markdown
 
 
 def test_the_record_and_its_table(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,14 +21,14 @@ def test_the_record_and_its_table(toy_bundle: Path, tmp_path: Path, monkeypatch:
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(f"{words[i % 7]} {words[i % 5]} {i}" for i in range(160_000)), "utf-8")
     arguments = [str(texts), "--lines", "150000", "--task", "intent", "--bundle", str(toy_bundle), "--repeats", "1"]
-    result = CliRunner().invoke(bulk.main, [*arguments, "-o", str(tmp_path)], catch_exceptions=False)
+    result = CliRunner().invoke(bulk.main, [*arguments, "-o", str(tmp_path / "bulk.json")], catch_exceptions=False)
     assert result.exit_code == 0
     record = read_record(tmp_path / "bulk.json", "bulk")
     assert record["all_outputs_equal"]
     assert record["killed"]["lines_after"] == 150_000
     assert 0.05 * 150_000 <= record["killed"]["killed_at_line"] < 150_000
     assert set(record["runs"]) == {"1", "2"}
-    shown = bulk_report.TABLES["bulk"](tmp_path)
+    shown = markdown(BLOCKS["bulk"](tmp_path))
     assert f"{record['runs']['2'][0]['lines_per_s']:,}" in shown
     assert "the bytes of the runs that were left alone" in shown
 
@@ -63,7 +64,15 @@ def test_memory_of_this_process_counts() -> None:
 
 def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
     (tmp_path / "t").write_text("a\n" * 2000, "utf-8")
-    arguments = [str(tmp_path / "t"), "--lines", "1000", "--bundle", str(tmp_path / "none"), "-o", str(tmp_path)]
+    arguments = [
+        str(tmp_path / "t"),
+        "--lines",
+        "1000",
+        "--bundle",
+        str(tmp_path / "none"),
+        "-o",
+        str(tmp_path / "r.json"),
+    ]
     result = CliRunner().invoke(bulk.main, arguments)
     assert result.exit_code != 0
     assert "no bundle at" in str(result.exception)

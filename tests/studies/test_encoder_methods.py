@@ -11,18 +11,18 @@ import pytest
 from click.testing import CliRunner
 
 from fieldrun.errors import FieldrunError, UnknownName, UsageError
-from fieldrun.evaluation.metrics import spearman
 from fieldrun.formats.storage import read_json, write_json
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.fit import fit_fields
 from fieldrun.heads.head import Head
 from fieldrun_benchmarks.harness.record import read_record
 from fieldrun_exporters.encoder.model import load_encoder
+from studies.columns import markdown
 from studies.encoder_methods import measure as encoder_methods
-from studies.encoder_methods import tables as encoder_methods_report
 from studies.encoder_methods import tasks as encoder_tasks
 from studies.encoder_methods.measure import PARTS, groups, late
-from studies.encoder_methods.tasks import Limits, Tokens, judge, read_suite, recovered, resampled, summary
+from studies.encoder_methods.tables import BLOCKS
+from studies.encoder_methods.tasks import Limits, Tokens, judge, read_suite, recovered, summary
 from tests.tiny_bert import CONFIG, bert_weights, write_bert
 from tests.toy import WORDS
 
@@ -58,7 +58,7 @@ def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str
     """The arguments of a quick run, and the folder of its records; treat as read-only."""
     folder = tmp_path_factory.mktemp("run")
     bert = write_bert(folder / "tiny", num_hidden_layers=3, weights=_three_layers())
-    arguments = [f"Tiny={bert}", "--data", str(data), "--out", str(folder / "records"), "--work", str(folder / "work")]
+    arguments = [f"Tiny={bert}", "--data", str(data), "-o", str(folder / "records"), "--work", str(folder / "work")]
     arguments += ["--threads", "1", "--quick"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoder_tasks, "fit_fields", _nearest_mean)  # its cross-validation is what takes long
@@ -131,7 +131,7 @@ def test_the_tables_show_the_records(done: tuple[list[str], Path], tmp_path: Pat
     for part in PARTS:
         name = f"encoder-{part}-Tiny.json"
         write_json(tmp_path / name, read_json(done[1] / name) | {"quick": False})
-    shown = {name: render(tmp_path) for name, render in encoder_methods_report.TABLES.items()}
+    shown = {name: markdown(block(tmp_path)) for name, block in BLOCKS.items()}
     record = read_json(tmp_path / "encoder-lowrank-Tiny.json")
     entry = record["variants"]["a3, 20%"]
     line = next(line for line in shown["encoder-lowrank"].split("\n") if "A3, exact biases, 20%" in line)
@@ -148,9 +148,9 @@ def test_a_quick_record_is_not_shown_and_a_missing_one_says_how_to_measure(
     done: tuple[list[str], Path], tmp_path: Path
 ) -> None:
     with pytest.raises(FieldrunError, match="--quick"):
-        encoder_methods_report.TABLES["encoder-rank"](done[1])
-    assert "--parts mixt" in encoder_methods_report.TABLES["encoder-mixt"](tmp_path)
-    assert "Not measured yet" in encoder_methods_report.TABLES["encoder-claims"](tmp_path)
+        BLOCKS["encoder-rank"](done[1])
+    assert "--parts mixt" in markdown(BLOCKS["encoder-mixt"](tmp_path))
+    assert "Not measured yet" in markdown(BLOCKS["encoder-claims"](tmp_path))
 
 
 def test_no_report_text_is_calibrated_or_tuned_on(data: Path) -> None:
@@ -192,16 +192,6 @@ def test_a_summary_is_that_of_the_rows(data: Path) -> None:
     assert broken["spearman"] == 0  # one field for all texts tells none apart
 
 
-def test_draws_of_pairs_have_the_correlation_of_their_rows() -> None:
-    rng = np.random.default_rng(1)
-    a, b = rng.standard_normal(40).round(1).tolist(), rng.integers(0, 6, 40).tolist()  # with ties on both sides
-    found = resampled(a, b)
-    rows = np.random.default_rng(0).integers(0, 40, (len(found), 40))
-    for draw in range(0, len(found), 50):
-        expected = spearman(np.array(a)[rows[draw]], np.array(b)[rows[draw]])
-        assert found[draw] == pytest.approx(expected, abs=1e-12)
-
-
 def test_a_probe_is_fitted_on_the_train_rows_alone(data: Path, tmp_path: Path) -> None:
     encoder = load_encoder(write_bert(tmp_path / "bert"))
     suite = read_suite(data, Limits(train=40, report=30, pairs=10, calibration=8, tuning=8))
@@ -231,7 +221,7 @@ def test_wrong_arguments_are_one_line(data: Path, tmp_path: Path) -> None:
         (["=x"], UsageError),
         (["a/b=x"], UsageError),
     ):
-        call = [*arguments, "--data", str(data), "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+        call = [*arguments, "--data", str(data), "-o", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
         with pytest.raises(error) as raised:
             CliRunner().invoke(encoder_methods.main, call, catch_exceptions=False)
         assert "\n" not in str(raised.value)

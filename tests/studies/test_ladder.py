@@ -12,8 +12,9 @@ import fieldrun
 from fieldrun.formats.bundle import Bundle
 from fieldrun_benchmarks.harness.record import read_record
 from fieldrun_exporters.recipe import load_recipe
+from studies.columns import markdown
 from studies.ladder import measure as ladder
-from studies.ladder import tables as ladder_report
+from studies.ladder.tables import BLOCKS
 from tests.studies.test_measure import _Cold, suite
 from tests.toy import TASKS, WORDS
 
@@ -37,7 +38,6 @@ def test_the_record_and_its_table(
 ) -> None:
     monkeypatch.setattr(ladder, "_SPEED_TASKS", tuple(TASKS))
     monkeypatch.setattr(ladder, "cold_starts", lambda programs, runs: {name: _Cold() for name in programs})
-    monkeypatch.setattr(ladder_report, "WORKLOADS", tuple(TASKS))
     arguments = ["--data", suite, "--work", tmp_path / "work", "--checkpoint", toy_checkpoint, "--rounds", 3]
     record = tmp_path / "ladder.json"
     domain_texts = [f"good film {a} {b}\tgood" for a in WORDS[:12] for b in WORDS[:12]]
@@ -64,9 +64,9 @@ def test_the_record_and_its_table(
     domain = read_record(record, "ladder")["domains"]["mood"]
     assert domain["bytes"] < rungs["palette16"]["bytes"]
     assert domain["pruned"]["embedding"]["texts_cut_as_before"] == 1
-    assert "mood's train texts" in ladder_report.TABLES["ladder-domains"](tmp_path)
+    assert "mood's train texts" in markdown(BLOCKS["ladder-domains"](tmp_path))
     monkeypatch.setattr(fieldrun, "export", lambda *_, **__: pytest.fail("a bundle that is there was exported again"))
     assert CliRunner().invoke(ladder.main, options, catch_exceptions=False).exit_code == 0
-    lines = ladder_report.TABLES["ladder"](tmp_path).split("\n")
+    lines = markdown(BLOCKS["ladder"](tmp_path)).split("\n")
     shown = [line.split("|")[1].strip() for line in lines[2:6]]
     assert shown == ["`fp32`", "`int8`", "`palette16`", "`palette4`"]

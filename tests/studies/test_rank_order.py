@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 import fieldrun
 from fieldrun.formats.tensors import Array
 from fieldrun_benchmarks.harness.record import read_record
-from studies.ladder import tables as ladder_report
+from studies.columns import markdown
 from studies.rank_order import measure as rank_order
 from studies.rank_order.measure import CHANGES, changed_codebooks, moments_matched
+from studies.rank_order.tables import BLOCKS
 from tests.exporters.student.test_palettize import made
 from tests.studies.test_measure import suite
 
@@ -64,5 +65,5 @@ def test_the_record_and_its_table(suite: Path, tmp_path: Path, toy_checkpoint: P
     results = read_record(record, "rank-order")["results"]
     by = {(r["part"], r["change"]): r["field"]["mean_cosine"] for r in results}
     assert by["all tables", "clustered"] > by["all tables", "order kept, affine"] > by["all tables", "order broken"]
-    lines = ladder_report.TABLES["rank-order"](tmp_path).split("\n")
+    lines = markdown(BLOCKS["rank-order"](tmp_path)).split("\n")
     assert len([line for line in lines if line.startswith("| 16 ")]) == len(results)

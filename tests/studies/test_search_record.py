@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ from click.testing import CliRunner
 from fieldrun.errors import DatasetError, FieldrunError
 from fieldrun.evaluation.dataset import read_tsv
 from fieldrun.formats.bundle import REFERENCE_BUNDLE, Bundle
-from fieldrun.formats.storage import write_json
 from fieldrun_benchmarks.harness.record import read_record
-from studies.search import measure as module
+from studies.commands import run
 from studies.search.measure import beaten, main, plot, write_rows
 
 
@@ -68,16 +66,13 @@ def test_rows_are_drawn_from_the_train_files(tmp_path: Path) -> None:
         write_rows(data, tmp_path, 10, 0)
 
 
-def test_a_search_is_killed_once_its_budgets_are_noted(tmp_path: Path) -> None:
-    work = tmp_path / "work"
-    (work / "search-1").mkdir(parents=True)
-    forever = [sys.executable, "-c", "import time; time.sleep(600)"]
-    write_json(work / "search-1" / "state.json", {"values": {"budget 5": [], "overhead": 3, "budget 9": []}})
-    assert module._run(forever, work, 2) < 60
-    with pytest.raises(FieldrunError, match="exit code 0 before it was killed"):
-        module._run([sys.executable, "-c", ""], work, 3)
-    with pytest.raises(FieldrunError, match="exit code 3"):
-        module._run([sys.executable, "-c", "raise SystemExit(3)"], work, None)
+def test_a_command_is_killed_on_the_way_or_told_why_not(tmp_path: Path) -> None:
+    seen: list[int] = []
+    assert run(["info", "reference"], kill_when=lambda: bool(seen), watch=seen.append) < 60
+    with pytest.raises(FieldrunError, match="info ended before it was killed"):
+        run(["info", "reference"], kill_when=lambda: False)
+    with pytest.raises(FieldrunError, match=r"exit code \d: .*is not a bundle"):
+        run(["info", str(tmp_path)])
 
 
 def test_a_folder_that_is_there_is_refused(tmp_path: Path) -> None:
@@ -85,7 +80,7 @@ def test_a_folder_that_is_there_is_refused(tmp_path: Path) -> None:
         main, ["--data", str(tmp_path), "--work", str(tmp_path), "-o", str(tmp_path / "r.json")]
     )
     assert result.exit_code == 2
-    assert "exists; give a folder that this can make" in result.output
+    assert "exists; give a new folder" in result.output
     result = CliRunner().invoke(main, ["--data", str(tmp_path), "--work", str(tmp_path / "w"), "-o", "r.json"])
     assert result.exit_code == 1
     assert "train.tsv" in result.output

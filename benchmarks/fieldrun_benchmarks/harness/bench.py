@@ -1,48 +1,164 @@
-"""One bench: subjects in processes of their own, every scenario, every sensor, one set of values for a record.
+"""`bench`: subjects in processes of their own, every scenario, every sensor, one record.
 
-SingleStream comes first and alone decides the comparison: in every turn each subject is timed on a slice that ends with
-the same text, in an order drawn anew, so that what slows the machine slows them all and nobody always follows the same
-neighbour. A slow subject gets shorter slices, and is compared on the texts that both were timed on. What fails is said
-in the place of its value, and the rest goes on.
+SingleStream comes first, and it alone decides the comparison of subjects (`single_stream`). A value that cannot be
+measured is replaced by the reason, and the bench continues.
 """
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
-from fieldrun.errors import FieldrunError
-from fieldrun.evaluation.dataset import Dataset
-from fieldrun.evaluation.metrics import wilson_interval
-from fieldrun.formats.progress import Progress
+from fieldrun.errors import DatasetError, FieldrunError, UsageError
+from fieldrun.evaluation.dataset import Dataset, read_tsv
+from fieldrun.formats.progress import Progress, silent
+from fieldrun.formats.storage import write_bytes
 
-from ..machine.install_size import install_size
 from ..machine.sampler import Sampler
-from ..machine.sensors import Sensors, Unavailable
-from ..subjects.subject import SubjectSpec, packages_of, program_of
-from .cold_start import cold_starts
-from .latency import order_of_turn
-from .other_scenarios import CALLS
+from ..machine.sensors import Sensors
+from ..report.canvas import check_matplotlib
+from ..report.metrics import Metric, metrics
+from ..report.render import page
+from ..report.sections import claim
+from .measurements import SCENARIO_VALUES, accuracy_value, cold_start_value, install_value, memory_value
+from .record import append_record, conditions, cores_allowed, make_folder, new_record
 from .running import Running, reason
-from .settings import Settings
-from .single_stream import Slice, by_length, paired_ratio, single_values
+from .settings import SCENARIOS, Settings
+from .single_stream import by_length, paired_ratio, single_values, take_turns, turns
+from .subject import SubjectSpec, parse_subject
 from .warn import warnings_of
-from .worker_process import WorkerProcess, unpack
-from .workload import Workload
+from .worker_process import WorkerProcess
+from .workload import Workload, read_workload, sample_files
 
-__all__ = ["Progress", "measure"]
+__all__ = ["BenchReport", "bench", "measure"]
 
-_FEWEST = 4  # texts of a slice
-_FEWEST_WARM = 2  # texts before it
-_PREDICTED = 256  # rows that are asked for at once
+Item = TypeVar("Item")
 _OFFLINE_TURNS = 3
 _LEFT_OUT = "left out of this bench"
 _NULL = SubjectSpec(name="null", kind="null")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchReport:
+    """What a bench found.
+
+    Attributes:
+        record: the record, of kind `bench`.
+        claim: the first subject in one sentence, with its warnings.
+        metrics: the figures one by one.
+        failures: why subjects failed or ended early, by subject.
+        path: the file of the record, None without a folder.
+        page: `report.html`, None without a folder.
+    """
+
+    record: Mapping[str, Any]
+    claim: str
+    metrics: tuple[Metric, ...]
+    failures: Mapping[str, str]
+    path: Path | None
+    page: Path | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record."""
+        return dict(self.record)
+
+
+def bench(
+    subjects: Sequence[str | SubjectSpec] = ("reference",),
+    *,
+    workload: Sequence[Path] | Workload = (),
+    limit: int | None = None,
+    data: Mapping[str, Dataset | Path] | None = None,
+    quick: bool = False,
+    repeats: int | None = None,
+    seconds: float | None = None,
+    timeout_s: float | None = None,
+    loadgen: bool = True,
+    engine: str = "auto",
+    threads: int = 1,
+    seed: int = 0,
+    report: Path | None = None,
+    command: str | None = None,
+    system: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+) -> BenchReport:
+    """Measure latency, throughput, cold start, memory, energy and accuracy of subjects, each in its own process.
+
+    Several subjects are compared in alternating slices of the same texts.
+
+    Args:
+        subjects: names (`harness.subject` has the table) or specs.
+        workload: files of texts to send; the shipped samples when empty.
+        limit: send at most so many texts, drawn at random.
+        data: labelled rows to measure accuracy on, by task; the shipped samples when None.
+        quick: measure for some 20 s instead of some four minutes.
+        repeats: repeats of SingleStream, instead of 5.
+        seconds: seconds of one repeat.
+        timeout_s: seconds after which a subject counts as hung.
+        loadgen: whether MLPerf LoadGen repeats the scenarios, where it is installed.
+        engine: of bundles whose name has none.
+        threads: CPU threads of the engine.
+        seed: of the order of texts and of arrivals.
+        report: a folder for a new record and `report.html`; records are never replaced.
+        command: how to repeat the bench, for the record.
+        system: what is known about the machine, for the record (`fieldrun.doctor`).
+        progress: told how far the bench is.
+
+    A subject that fails is named in the record and in `failures`, and is not an error.
+
+    Raises:
+        UsageError: two subjects have the same name, or a setting makes no sense.
+        UnknownName: a kind of subject that does not exist.
+        DatasetError: texts or rows cannot be used.
+        MissingDependency: `report` needs the extra `bench`.
+        StorageError: the record cannot be written.
+    """
+    if report is not None:
+        check_matplotlib()
+        make_folder(report)
+    specs = [
+        one if isinstance(one, SubjectSpec) else parse_subject(one, engine=engine, threads=threads) for one in subjects
+    ]
+    if len({spec.name for spec in specs}) < len(specs):
+        raise UsageError("two subjects have the same name; give one another folder name or engine")
+    sent = workload if isinstance(workload, Workload) else read_workload(workload, limit=limit, seed=seed)
+    chosen: dict[str, Any] = {"repeats": repeats, "seconds": seconds, "timeout_s": timeout_s}
+    settings = replace(
+        (Settings.quick if quick else Settings.whole)(seed=seed, cores=cores_allowed()),
+        scenarios=SCENARIOS if loadgen else tuple(name for name in SCENARIOS if name != "loadgen"),
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
+    rows = {task: _rows(found) for task, found in (sample_files() if data is None else data).items()}
+    before = conditions()
+    values = measure(specs, sent, settings, rows, progress=progress) | {"system": system, "conditions": before}
+    command = command or f"fieldrun bench {' '.join(spec.name for spec in specs)}"
+    record = new_record("bench", command, values)
+    path, shown = None, None
+    if report is not None:
+        path, shown = append_record(report, record), report / "report.html"
+        write_bytes(shown, page([record]).encode("utf-8"))
+    ends = {name: one.get("failed", one.get("ended_early")) for name, one in record["subjects"].items()}
+    return BenchReport(
+        record=record,
+        claim=claim(record),
+        metrics=tuple(metrics(record)),
+        failures={name: why for name, why in ends.items() if why},
+        path=path,
+        page=shown,
+    )
+
+
+def _rows(data: Dataset | Path) -> Dataset:
+    rows = data if isinstance(data, Dataset) else read_tsv(data)
+    if rows.kind != "single":
+        raise DatasetError(f"{rows.path} holds pairs; a bench measures accuracy on single texts")
+    return rows
 
 
 def measure(
@@ -53,7 +169,7 @@ def measure(
     *,
     against: Sequence[str] = (),
     sensors: Sensors | None = None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Measure every subject and return the values of a record of kind `bench`.
 
@@ -62,242 +178,125 @@ def measure(
         workload: the texts.
         settings: how long and how often.
         labelled: rows to measure accuracy on, by task; a subject is measured on the tasks that it answers.
-        against: names of the subjects that all are compared with; else the first one.
-        sensors: the machine's; other ones are for tests.
-        progress: is told (phase, done, total).
-
-    A subject that fails is said in its values, also when it is the only one.
+        against: names of the subjects that all are compared with; the first subject when empty.
+        sensors: the machine's, unless a test has others.
+        progress: told how far the bench is.
 
     Raises:
-        FieldrunError: the harness itself cannot run.
+        FieldrunError: the harness itself cannot run. A subject that fails is noted in its values.
     """
     sensors = sensors or Sensors()
-    phases = ["harness", "load", "single stream", "stages", "other scenarios", "accuracy", "cold start"]
-
-    def enter(name: str) -> None:
-        progress(name, phases.index(name), len(phases))
-
     values: dict[str, Any] = {"workload": workload.to_dict(), "settings": settings.to_dict()}
-    enter("harness")
-    values["harness"] = _harness(workload, settings)
-    with Sampler(sensors) as idle:
-        time.sleep(min(1.0, settings.short_s))
-    values["idle"] = idle.summary()
+    for _ in _each("harness", [None], progress):
+        values["harness"] = _harness(workload, settings)
+        with Sampler(sensors) as idle:
+            time.sleep(min(1.0, settings.short_s))
+        values["idle"] = idle.summary()
     with ExitStack() as stack:
-        enter("load")
-        running = [_start(spec, workload, settings, stack) for spec in specs]
-        enter("single stream")
-        with Sampler(sensors) as sampler:
-            seconds = _single_stream(running, len(workload.texts), settings)
-        own = sum(one.slices[-1].process_cpu_s - one.cpu_s for one in running if one.slices)
-        values["single_stream_s"] = round(seconds, 1)
-        values["sensors"] = sampler.summary(own)
-        lengths = _lengths(running)
-        for one in running:
-            if one.slices:  # also of a subject that ended meanwhile
-                one.values["single_stream"] = single_values(one.slices, settings.repeats)
-            one.guard("by_length", _by_length, workload, lengths)
-        enter("stages")
-        for one in running:
-            _scenario(one, "stages", settings)
-        enter("other scenarios")
-        for _ in range(_OFFLINE_TURNS):
-            for one in running:
-                _scenario(one, "offline", settings)
-        for one in running:
-            for name in ("multi_stream", "server", "loadgen"):
-                _scenario(one, name, settings)
-        enter("accuracy")
-        for one in running:
-            one.guard("accuracy", _accuracy, labelled, settings)
-            one.guard("memory", _memory)
-        enter("cold start")
-    for one in running:
-        one.guard("cold_start", _cold_start, settings)
-        one.guard("install", _install)
-        if one.failed:  # one that ended after SingleStream keeps what was measured of it
-            measured = "p50_us" in one.values.get("single_stream", {})
-            one.values["ended_early" if measured else "failed"] = one.failed
+        running = [_running(spec, workload, settings, stack) for spec in _each("load", specs, progress)]
+        _single_stream(running, workload, settings, sensors, values, progress)
+        jobs = [(one, "stages") for one in running]
+        jobs += [(one, "offline") for _ in range(_OFFLINE_TURNS) for one in running]
+        jobs += [(one, name) for one in running for name in ("multi_stream", "server", "loadgen")]
+        for one, name in _each("scenarios", jobs, progress):
+            if name not in settings.scenarios:
+                one.values[name] = {"unavailable": _LEFT_OUT}
+            elif name not in one.values.get("restarted_after", ()):  # it would hang once more
+                one.guard(name, SCENARIO_VALUES[name], settings, again=True)
+        for one in _each("accuracy", running, progress):
+            one.guard("accuracy", accuracy_value, labelled, settings)
+            one.guard("memory", memory_value)
+    for one in _each("cold start", running, progress):
+        one.guard("cold_start", cold_start_value, settings)
+        one.guard("install", install_value)
+        if one.failed:  # a subject that ended after SingleStream keeps what was measured
+            one.values["ended_early" if "single_stream" in one.values else "failed"] = one.failed
     values["subjects"] = {one.spec.name: one.values for one in running}
     values["ratios"] = [ratio for name in against or [specs[0].name] for ratio in _ratios(running, name)]
     values["warnings"] = warnings_of(values)
-    progress("done", len(phases), len(phases))
     return values
 
 
-def _scenario(one: Running, name: str, settings: Settings) -> None:
-    if name not in settings.scenarios:
-        one.values[name] = Unavailable(_LEFT_OUT).to_dict()
-    elif name not in one.values.get("restarted_after", ()):  # it would hang once more
-        one.guard(name, CALLS[name], settings, again=True)
+def _each(phase: str, items: Sequence[Item], progress: Progress) -> Iterator[Item]:
+    """Yield the items, and tell how many are done."""
+    for done, item in enumerate(items):
+        progress(phase, done, len(items))
+        yield item
+    progress(phase, len(items), len(items))
 
 
 def _harness(workload: Workload, settings: Settings) -> dict[str, Any]:
     """Measure the null subject: what the harness adds to a call, and the memory of its process."""
     with WorkerProcess(_NULL, workload.texts, timeout_s=settings.timeout_s) as worker:
-        loaded = worker.ask("load")
-        nanos = unpack(worker.ask("slice", start=0, count=4000, warm_up=500)["nanos"])
+        memory = worker.ask("load")["memory"]["loaded"]
+        nanos = worker.ask("slice", start=0, count=4000, warm_up=500)["nanos"]
         found = {
             "own_loop": {"p50_us": round(float(np.median(nanos)) / 1e3, 3), "calls": len(nanos)},
-            "memory": loaded["memory_loaded"],
+            "memory": memory,
+            "loadgen": {"unavailable": _LEFT_OUT},
         }
-        try:
-            if "loadgen" not in settings.scenarios:
-                raise FieldrunError(_LEFT_OUT)
-            about = worker.ask(
-                "loadgen", scenario="SingleStream", seconds=0.2, expected_us=5.0, per_second=0.0, bound_ms=0.0
-            )
-            found["loadgen"] = {"p50_us": about.get("p50_us"), "calls": about.get("queries")}
-        except FieldrunError as error:
-            found["loadgen"] = Unavailable(str(error)).to_dict()
+        if "loadgen" in settings.scenarios:
+            run = {"scenario": "SingleStream", "seconds": 0.2, "expected_us": 5.0, "per_second": 0.0, "bound_ms": 0.0}
+            try:
+                about = worker.ask("scenario", name="loadgen", **run)
+                found["loadgen"] = {"p50_us": about.get("p50_us"), "calls": about.get("queries")}
+            except FieldrunError as error:
+                found["loadgen"] = {"unavailable": str(error)}
     return found
 
 
-def _start(spec: SubjectSpec, workload: Workload, settings: Settings, stack: ExitStack) -> Running:
+def _running(spec: SubjectSpec, workload: Workload, settings: Settings, stack: ExitStack) -> Running:
     def start() -> WorkerProcess:
         return stack.enter_context(WorkerProcess(spec, workload.texts, timeout_s=settings.timeout_s))
 
-    one = Running(spec=spec, open=start, values={"kind": spec.kind, "threads": spec.threads})
-    most = max(_FEWEST, settings.slice_calls)
-    try:
-        loaded = one.worker.ask("load")
-        one.calls = one.warm_up = _FEWEST
-        for _ in range(3):  # what is opened on first use must not count as slow
-            answer = one.worker.ask("slice", start=0, count=one.calls, warm_up=one.warm_up)
-            median_s = max(1e-9, float(np.median(unpack(answer["nanos"]))) / 1e9)
-            one.calls = int(np.clip(settings.slice_s / median_s, _FEWEST, most))
-            one.warm_up = int(np.clip(settings.slice_warm_up_s / median_s, _FEWEST_WARM, one.calls))
-            one.cpu_s = answer["process_cpu_s"]
-    except Exception as error:  # whatever a subject does, the others are measured
-        one.failed = reason(error)
-        return one
-    one.values["slice_calls"] = one.calls
-    one.values |= {name: loaded[name] for name in ("about", "load_ms", "first_answer_ms")}
-    one.labels = {task: set(labels) for task, labels in loaded["tasks"].items()}
-    one.values["memory"] = {"before_load": loaded["memory_before"], "loaded": loaded["memory_loaded"]}
+    one = Running(spec=spec, open=start)
+    one.load(settings)
     return one
 
 
-def _single_stream(running: Sequence[Running], n: int, settings: Settings) -> float:
-    """Time slices in turns until every repeat has had its time; return the seconds that all of it took.
+def _single_stream(
+    running: Sequence[Running],
+    workload: Workload,
+    settings: Settings,
+    sensors: Sensors,
+    values: dict[str, Any],
+    progress: Progress,
+) -> None:
+    streams, n, whole_s = [one.stream for one in running], len(workload.texts), settings.repeats * settings.seconds
 
-    The slices of a turn end with the same text, so that a slow subject's few texts are the last of a fast one's many,
-    which that one answers as warm as it gets.
-    """
-    begin = time.perf_counter()
-    turn = 0
-    draw = random.Random(settings.seed)
-    for repeat in range(settings.repeats):
-        end = time.perf_counter() + settings.seconds
-        while time.perf_counter() < end or not any(piece.repeat == repeat for one in running for piece in one.slices):
-            alive = [one for one in running if not one.failed]
-            if not alive:
-                break
-            last = turn * (settings.slice_calls + 1) % n  # one further, so that short slices see every text in time
-            for one in order_of_turn(alive, turn, draw):
-                at = time.perf_counter() - begin
-                start = (last - one.calls) % n
-                try:
-                    answer = one.worker.ask("slice", start=start, count=one.calls, warm_up=one.warm_up)
-                except Exception as error:
-                    one.failed = reason(error)
-                    continue
-                one.slices.append(
-                    Slice(
-                        at_s=at,
-                        turn=turn,
-                        repeat=repeat,
-                        start=start,
-                        micros=unpack(answer["nanos"]) / 1e3,
-                        cpu_ns=answer["cpu_ns"],
-                        process_cpu_s=answer["process_cpu_s"],
-                        switches=answer["switches"],
-                    )
-                )
-            turn += 1
-    return time.perf_counter() - begin
+    def plan() -> Iterator[tuple[int, int, int]]:
+        begin = time.perf_counter()
+        for turn in turns(settings, n):
+            progress("single stream", min(int(time.perf_counter() - begin), int(whole_s)), int(whole_s))
+            yield turn
+
+    with Sampler(sensors) as sampler:
+        seconds = take_turns(streams, plan(), n=n, seed=settings.seed, reason=reason)
+    values["single_stream_s"] = round(seconds, 1)
+    values["sensors"] = sampler.summary(sum(stream.cpu_s[1] - stream.cpu_s[0] for stream in streams))
+    lengths = _lengths(running)
+    for one in running:
+        if one.stream.slices:  # also of a subject that has failed since
+            one.values["single_stream"] = single_values(one.stream.slices)
+        one.guard("by_length", lambda one: by_length(one.stream.slices, workload.texts, lengths))
 
 
 def _lengths(running: Sequence[Running]) -> list[int] | None:
-    """Return the tokens of every text by the first subject that counts any: one axis for all."""
+    """Return the tokens of every text as the first subject that has tokens counts them: one axis for all."""
     for one in running:
-        if one.failed:
-            continue
-        try:
-            counts: list[int] | None = one.worker.ask("tokens")
-        except FieldrunError as error:
-            if not one.worker.alive:
-                one.failed = reason(error)
-            continue
-        if counts is not None:
-            return counts
+        if not one.failed:
+            one.guard("tokens", lambda one: one.worker.ask("tokens"))
+            counts = one.values.pop("tokens")
+            if isinstance(counts, list):
+                return counts
     return None
 
 
-def _by_length(one: Running, workload: Workload, lengths: list[int] | None) -> dict[str, Any]:
-    return by_length(one.slices, workload.texts, lengths)
-
-
-def _accuracy(one: Running, labelled: Mapping[str, Dataset], settings: Settings) -> dict[str, Any]:
-    if not one.labels:
-        return Unavailable("the subject answers no task").to_dict()
-    in_time = settings.timeout_s / 4 * 1e6 / one.values["single_stream"]["mean_us"]
-    size = int(np.clip(in_time, 1, _PREDICTED))
-    found: dict[str, Any] = {}
-    for task, data in labelled.items():
-        if task not in one.labels:
-            continue
-        strange = sorted(set(data.labels) - one.labels[task])
-        if strange:
-            found[task] = Unavailable(f"{data.path.name} has the label {strange[0]!r}, which the task lacks").to_dict()
-            continue
-        texts = [str(text) for text in data.texts]
-        hits = 0
-        for start in range(0, len(texts), size):
-            asked = texts[start : start + size]
-            labels = one.worker.ask("predict", texts=asked, task=task)
-            if len(labels) != len(asked):
-                raise FieldrunError(f"{one.spec.name}: predict gave {len(labels)} labels for {len(asked)} texts")
-            hits += sum(a == b for a, b in zip(labels, data.labels[start : start + size], strict=True))
-        found[task] = {
-            "n": len(texts),
-            "accuracy": hits / len(texts),
-            "ci95": list(wilson_interval(hits, len(texts))),
-            "file": data.path.name,
-            "sha256": data.sha256,
-        }
-    return found or Unavailable("no labelled rows of its tasks: give --data TASK=FILE.tsv").to_dict()
-
-
-def _memory(one: Running) -> dict[str, Any]:
-    before: dict[str, Any] = one.values["memory"]
-    return before | {"after": one.worker.ask("memory")}
-
-
-def _cold_start(one: Running, settings: Settings) -> dict[str, Any]:
-    program = program_of(one.spec)
-    if program is None:
-        return Unavailable("the subject has no program of its own").to_dict()
-    name, bare = one.spec.name, "python alone"
-    measured = cold_starts(
-        {bare: "pass", name: program},
-        runs=settings.cold_runs,
-        pythons={name: one.spec.python, bare: one.spec.python},
-        timeout_s=settings.timeout_s,
-    )
-    return measured[name].to_dict() | {"python_alone_s": measured[bare].wall_s, "page_cache": "warm"}
-
-
-def _install(one: Running) -> dict[str, Any]:
-    packages = packages_of(one.spec)
-    if packages is None:
-        return Unavailable("the subject does not say which packages it needs").to_dict()
-    return {"requirements": list(packages), **install_size(packages, python=one.spec.python)}
-
-
 def _ratios(running: Sequence[Running], to: str) -> list[dict[str, Any]]:
-    """Return how many times `to`'s time every other takes."""
+    """Return how many times `to`'s time every other subject takes."""
     (base,) = (one for one in running if one.spec.name == to)
     return [
-        {"of": one.spec.name, "to": to, **paired_ratio(one.slices, base.slices)} for one in running if one is not base
+        {"of": one.spec.name, "to": to, **paired_ratio(one.stream.slices, base.stream.slices)}
+        for one in running
+        if one is not base
     ]

@@ -1,7 +1,7 @@
-"""Cold start: fresh processes, in turns; wall time to their end and peak resident memory.
+"""Cold start: wall time and peak memory of fresh processes, in turns.
 
-A process starts as a user's does, without the thread settings that the timing of single calls sets. The peak is its own
-`VmHWM`: the `ru_maxrss` that a parent reads also counts the parent's memory from before the child's `exec`.
+A process starts as a user's does, without the thread settings that a worker has. The peak is its own `VmHWM`, because
+the `ru_maxrss` that a parent reads also counts the parent's memory from before the child's `exec`.
 """
 
 from __future__ import annotations
@@ -49,12 +49,11 @@ def cold_starts(
 ) -> dict[str, ColdStart]:
     """Run each program (`python -c` source) `runs` times in turns, after one uncounted run of each.
 
-    `pythons` names the interpreter of a program that does not run with this one.
+    `pythons` names the interpreter of a program that needs another one than this. Linux only, because of `/proc`.
 
     Raises:
-        FieldrunError: a program does not start, ends with another exit code than 0 (the message has the last line it
-            printed), does not say its peak (it exits by itself), or does not end within `timeout_s`.
-            Linux only: elsewhere there is no `/proc`.
+        FieldrunError: a program does not start, fails (the message has the last line it printed), exits before its peak
+            is read, or does not end within `timeout_s`.
     """
     wall: dict[str, list[float]] = {name: [] for name in programs}
     peak: dict[str, list[float]] = {name: [] for name in programs}
@@ -81,7 +80,7 @@ def _run(name: str, source: str, python: str, timeout_s: float) -> tuple[float, 
     try:
         done = subprocess.run(command, env=environment, capture_output=True, check=False, timeout=timeout_s)
     except subprocess.TimeoutExpired as error:
-        raise FieldrunError(f"the program {name!r} did not end within {timeout_s:g} s; it was ended") from error
+        raise FieldrunError(f"the program {name!r} did not end within {timeout_s:g} s; it was stopped") from error
     except OSError as error:
         raise FieldrunError(f"the program {name!r} does not start with {python}: {error.strerror}") from error
     seconds = time.perf_counter() - start
@@ -91,5 +90,5 @@ def _run(name: str, source: str, python: str, timeout_s: float) -> tuple[float, 
         raise FieldrunError(f"the program {name!r} ended with exit code {done.returncode}: {lines[-1]}")
     peak = re.search(rf"^{_MARK} (\d+)$", said, re.MULTILINE)
     if peak is None:
-        raise FieldrunError(f"the program {name!r} ended before its peak memory was read; it must not exit by itself")
+        raise FieldrunError(f"the program {name!r} ended before its peak memory was read; it must not call exit")
     return seconds, int(peak.group(1)) / 1024

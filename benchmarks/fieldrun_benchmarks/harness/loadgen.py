@@ -1,7 +1,7 @@
-"""The same scenarios through MLPerf LoadGen (`mlcommons-loadgen`), and what it says of them.
+"""The same scenarios driven by MLPerf LoadGen (`mlcommons-loadgen`), as a check of our own loops.
 
 LoadGen draws the texts and the arrivals itself, checks that the run was long enough, and logs its settings. Its cost
-per query is measured with the null subject like that of the own loops; it logs to a folder that is deleted afterwards.
+per query is measured with the null subject, like that of our loops. It logs to a folder that is deleted afterwards.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SCENARIOS = ("SingleStream", "MultiStream", "Offline", "Server")
 _FEWEST = {"SingleStream": 64, "MultiStream": 662, "Offline": 1, "Server": 64}
 """Queries of a valid run."""
 _WHEELS = "x86_64"
-_FASTEST_NS = 20_000  # it plans no more queries than would take this long each, so that a run of nothing ends
+_FASTEST_NS = 20_000  # it plans queries of at least this length, so that a run of the null subject ends
 _KEPT = {
     "result_validity": "validity",
     "result_query_count": "queries",
@@ -38,7 +38,7 @@ _LATENCY = {0.5: "p50_us", 0.9: "p90_us", 0.95: "p95_us", 0.99: "p99_us"}
 
 
 def least_seconds(scenario: str, mean_us: float) -> float:
-    """Return how long `scenario` takes at least where a text takes `mean_us`; Server at half load."""
+    """Return the shortest duration of `scenario` when a text takes `mean_us`; Server at half load."""
     texts = {"MultiStream": SAMPLES_PER_QUERY, "Server": 2}.get(scenario, 1)
     return _FEWEST[scenario] * texts * mean_us / 1e6
 
@@ -56,26 +56,27 @@ def run_loadgen(
 ) -> dict[str, Any]:
     """Run one scenario and return LoadGen's own figures: validity, queries, p50_us to p99_us or texts_per_s.
 
-    A percentile that so few queries cannot support (`percentiles.calls_needed`) is not among them.
+    A percentile that needs more queries (`percentiles.calls_needed`) is left out.
 
     Args:
         run: answers a list of texts.
         texts: what LoadGen draws from.
         scenario: one of `SCENARIOS`.
-        seconds: the shortest time that makes the run valid.
-        expected_us: the mean time of one text, from which LoadGen works out how many queries make a valid run.
-        batch: Offline hands so many texts to `run` at once.
-        per_second: Server offers so many texts a second.
+        seconds: the shortest time of a valid run.
+        expected_us: the mean time of one text, from which LoadGen plans its queries.
+        batch: texts that `run` is given at once in Offline.
+        per_second: texts a second that Server sends.
         bound_ms: Server's latency bound, for the 99th percentile.
 
     Raises:
-        MissingDependency: mlcommons-loadgen is not installed; `FieldrunError` where there is none to install.
+        MissingDependency: mlcommons-loadgen is not installed.
+        FieldrunError: mlcommons-loadgen does not exist for this machine.
     """
     try:
         lg: Any = importlib.import_module("mlperf_loadgen")
     except ImportError as error:
         machine = platform.machine()
-        if machine != _WHEELS:  # the extra bench does not ask for it there
+        if machine != _WHEELS:  # where the extra `bench` leaves it out
             raise FieldrunError(f"mlcommons-loadgen has no wheel for {machine}, only for {_WHEELS}") from error
         raise MissingDependency("mlcommons-loadgen", "bench") from error
     settings = lg.TestSettings()
@@ -98,7 +99,7 @@ def run_loadgen(
         try:
             for start in range(0, len(samples), batch):
                 part = samples[start : start + batch]
-                if not failures:  # what is asked for after a failure is only called complete, so that LoadGen ends
+                if not failures:  # after a failure queries are only marked as complete, so that LoadGen ends
                     run([texts[sample.index] for sample in part])
                 lg.QuerySamplesComplete([lg.QuerySampleResponse(sample.id, 0, 0) for sample in part])
         except BaseException as error:

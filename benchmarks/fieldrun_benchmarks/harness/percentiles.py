@@ -1,16 +1,15 @@
-"""Percentiles of latencies that a reader can rely on, and intervals of medians.
+"""Percentiles with an upper bound, and intervals of medians.
 
-A percentile is given with its early-stopping estimate, the rule of MLPerf LoadGen: of n calls the t slowest are left
-out, t the largest number with P(Binomial(n, 1 - p) <= t) <= 1 - c; the slowest that is left is above the true
-percentile with confidence c. At least one must be left out, so a 99th percentile needs 662 calls and a 90th 64; with
-fewer there is none.
+The upper bound is the early-stopping estimate of MLPerf LoadGen: of n calls the t slowest are left out, where t is the
+largest number with P(Binomial(n, 1 - p) <= t) <= 1 - c; the slowest call that remains is above the true percentile with
+confidence c. At least one call must be left out, so a 99th percentile needs 662 calls and a 90th needs 64. With fewer
+calls the percentile is not given.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ import numpy.typing as npt
 __all__ = [
     "CONFIDENCE",
     "PERCENTILES",
-    "Percentile",
     "calls_needed",
     "median_interval",
     "percentiles",
@@ -33,35 +31,25 @@ PERCENTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 _RESAMPLES = 2000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Percentile:
-    """One percentile in microseconds; `upper_us` is at or above the true one with 99 % confidence."""
-
-    value_us: float
-    upper_us: float
-
-    def to_dict(self) -> dict[str, float]:
-        """Return the figures as JSON."""
-        return {"value_us": round(self.value_us, 3), "upper_us": round(self.upper_us, 3)}
-
-
 def percentiles(micros: Floats) -> dict[str, Any]:
-    """Return every percentile of the calls `(n,)` by name ("p99"), or why there is none."""
+    """Return every percentile of the calls `(n,)` by name ("p99"), or the reason why it is not given.
+
+    `value_us` is the percentile of these calls; `upper_us` is at or above the true one with 99 % confidence.
+    """
     ordered = np.sort(micros)
     found: dict[str, Any] = {}
     for p in PERCENTILES:
-        left_out = _left_out(len(ordered), p)
+        name, left_out = f"p{100 * p:g}", _left_out(len(ordered), p)
         if left_out < 1:
-            found[_name(p)] = {"unavailable": f"needs {calls_needed(p)} calls, there are {len(ordered)}"}
+            found[name] = {"unavailable": f"needs {calls_needed(p)} calls, there are {len(ordered)}"}
         else:
-            upper = float(ordered[len(ordered) - 1 - left_out])
-            value = float(np.quantile(ordered, p))
-            found[_name(p)] = Percentile(value_us=value, upper_us=max(value, upper)).to_dict()
+            value, upper = float(np.quantile(ordered, p)), float(ordered[len(ordered) - 1 - left_out])
+            found[name] = {"value_us": round(value, 3), "upper_us": round(max(value, upper), 3)}
     return found
 
 
 def calls_needed(p: float) -> int:
-    """Return how many calls the percentile `p` needs: the least n that lets one be left out."""
+    """Return how many calls the percentile `p` needs: the least n with which one call can be left out."""
     low, high = 1, 2
     while _below(high, p, 1) > 1 - CONFIDENCE:
         low, high = high, 2 * high
@@ -87,9 +75,9 @@ def median_interval(values: Sequence[float] | Floats) -> tuple[float, float] | N
 
 
 def ratio_interval(new: Sequence[Sequence[float]], old: Sequence[Sequence[float]], *, seed: int = 0) -> dict[str, Any]:
-    """Return the ratio of two runs' medians with its 95 % interval, by the bootstrap of two levels.
+    """Return the ratio of two runs' medians with its 95 % interval, by a bootstrap of two levels.
 
-    `new` and `old` hold the medians of windows, one list per repeat. Repeats are drawn anew, then windows within them,
+    `new` and `old` hold the medians of windows, one list per repeat. Repeats are resampled, then windows within them,
     because windows of one repeat are alike (Davison and Hinkley, "Bootstrap methods", 1997, section 3.8).
     """
     draw = np.random.default_rng(seed)
@@ -106,10 +94,6 @@ def _medians(repeats: Sequence[Sequence[float]], draw: np.random.Generator) -> F
         chosen = draw.integers(0, len(arrays), len(arrays))
         found[i] = np.median(np.concatenate([draw.choice(arrays[j], len(arrays[j])) for j in chosen]))
     return found
-
-
-def _name(p: float) -> str:
-    return f"p{100 * p:g}"
 
 
 def _left_out(n: int, p: float) -> int:

@@ -15,11 +15,21 @@ from typing import Any
 from fieldrun.errors import FieldrunError, SchemaTooNew, StorageError
 from fieldrun.formats.storage import read_json, write_json
 
-__all__ = ["SCHEMA", "THREAD_SETTINGS", "append_record", "conditions", "read_record", "where", "write_record"]
+__all__ = [
+    "SCHEMA",
+    "THREAD_SETTINGS",
+    "append_record",
+    "conditions",
+    "cores_allowed",
+    "make_folder",
+    "new_record",
+    "read_record",
+    "write_record",
+]
 
 SCHEMA = 1
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TOKENIZERS_PARALLELISM")
-_PACKAGES = {  # what is looked for under each name: ONNX Runtime with a GPU is another distribution
+_PACKAGES = {  # the distributions looked for under each name: ONNX Runtime for GPUs has its own
     "fieldrun": ("fieldrun",),
     "numpy": ("numpy",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
@@ -33,7 +43,7 @@ def conditions() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "processor": _processor(),
         "architecture": platform.machine(),
-        "cores_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores_allowed": cores_allowed(),
         "threads": {name: os.environ.get(name) for name in THREAD_SETTINGS},
         "load_average": round(os.getloadavg()[0], 2),
         "system": platform.system(),
@@ -42,26 +52,49 @@ def conditions() -> dict[str, Any]:
     }
 
 
+def cores_allowed() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def new_record(kind: str, command: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record of `kind` made by `command`; `values` without conditions get those of this machine now."""
+    found = values if "conditions" in values else {"conditions": conditions(), **values}
+    return {"schema": SCHEMA, "kind": kind, "command": command, **found}
+
+
 def write_record(path: Path, kind: str, command: str, values: Mapping[str, Any]) -> None:
-    """Write a record of `kind` made by `command` to `path`, with the conditions of this machine."""
+    """Write `new_record` to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"schema": SCHEMA, "kind": kind, "command": command, "conditions": conditions(), **values})
+    write_json(path, new_record(kind, command, values))
 
 
-def append_record(folder: Path, kind: str, command: str, values: Mapping[str, Any]) -> Path:
-    """Write a record as a new file of `folder`, named by kind and time, and return its path; none is ever replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
+def make_folder(folder: Path) -> None:
+    """Make a folder for records, unless it exists; `StorageError` when that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the folder {folder}: {error.strerror}; choose another place") from error
+
+
+def append_record(folder: Path, record: Mapping[str, Any]) -> Path:
+    """Write a record to a new file of `folder`, named by kind and time, and return its path.
+
+    Raises:
+        StorageError: the folder or the file cannot be written.
+    """
+    make_folder(folder)
     stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     for number in itertools.count(1):
-        path = folder / f"{kind}-{stamp}{'' if number == 1 else f'-{number}'}.json"
+        path = folder / f"{record['kind']}-{stamp}{'' if number == 1 else f'-{number}'}.json"
         try:
-            path.open("x").close()  # the name is ours from here on
+            path.open("x").close()  # takes the name; a record is never replaced
         except FileExistsError:
             continue
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror}; choose a writable folder") from error
         try:
-            write_record(path, kind, command, values)
+            write_json(path, record)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
@@ -70,11 +103,11 @@ def append_record(folder: Path, kind: str, command: str, values: Mapping[str, An
 
 
 def read_record(path: Path, *kinds: str) -> dict[str, Any]:
-    """Read the record at `path`, which is of one of `kinds`.
+    """Read the record at `path`, which must be of one of `kinds`.
 
     Raises:
-        SchemaTooNew: written by a newer fieldrun.
-        FieldrunError: missing, not JSON, or of another kind.
+        SchemaTooNew: it was written by a newer fieldrun.
+        FieldrunError: it is missing, not JSON, or of another kind.
     """
     try:
         value = read_json(path)
@@ -82,7 +115,7 @@ def read_record(path: Path, *kinds: str) -> dict[str, Any]:
         raise FieldrunError(f"cannot read the record {path}: {error}; measure again") from error
     if not isinstance(value, dict) or not {"schema", "kind"} <= value.keys():
         raise FieldrunError(f"{path} is not a record: it has no schema or no kind")
-    if value["schema"] != SCHEMA:  # before the kind, which a newer fieldrun may call otherwise
+    if value["schema"] != SCHEMA:  # before the kind, whose name a newer schema may change
         raise SchemaTooNew(
             f"{path} has schema {value['schema']!r}, this fieldrun reads {SCHEMA}: pip install --upgrade fieldrun"
         )
@@ -92,7 +125,7 @@ def read_record(path: Path, *kinds: str) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Return the processor's name, of ARM boards the board's and the cores', whose "model name" is the same on all."""
+    """Return the name of the processor; on ARM, of the board and its cores, since "model name" is the same on all."""
     try:
         text = Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
     except OSError:
@@ -112,13 +145,3 @@ def _version(*distributions: str) -> str | None:
         with contextlib.suppress(PackageNotFoundError):
             return version(name)
     return None
-
-
-def where(record: Mapping[str, Any]) -> str:
-    """Return the line that says on which machine and with which versions a record was measured."""
-    about = record["conditions"]
-    return (
-        f"({about['date']}, {about['cores_allowed']} shared cores of {about['processor']}, {about['system']}, Python "
-        f"{about['python']}, onnxruntime {about['packages']['onnxruntime']}, numpy {about['packages']['numpy']}; a "
-        "shared machine: read the ratios)"
-    )

@@ -1,8 +1,7 @@
-"""How long and how often a bench measures; what was used stands in its record."""
+"""How long and how often a bench measures; the record has the settings that were used."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ class Settings:
     """The settings of one bench; times in seconds.
 
     `seconds` is one repeat of SingleStream, shared by all subjects; `short_s` one point of the other scenarios. A slice
-    is `slice_calls` texts, or as many as a slow subject answers in `slice_s`, after others for `slice_warm_up_s`.
+    has `slice_calls` texts, or as many as a slow subject answers in `slice_s`, after others for `slice_warm_up_s`.
     """
 
     repeats: int = 5
@@ -39,7 +38,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.repeats < 2 or self.slice_calls < 1 or self.stage_calls < 1 or self.cold_runs < 1:
-            raise UsageError("a bench needs 2 repeats or more, and at least one call of everything")
+            raise UsageError("a bench needs at least 2 repeats, and at least 1 call of everything else")
         if min(self.seconds, self.slice_s, self.slice_warm_up_s, self.short_s, self.timeout_s) <= 0:
             raise UsageError("the times of a bench must be above 0 s")
         if not self.batches or not self.threads or min(*self.batches, *self.threads) < 1:
@@ -49,23 +48,16 @@ class Settings:
 
     @classmethod
     def quick(cls, *, seed: int = 0, cores: int = 2) -> Settings:
-        """Return the settings of a first look: about half a minute for one subject."""
-        return cls(
-            seconds=1.2,
-            stage_calls=300,
-            short_s=0.4,
-            threads=(1, 2) if cores > 1 else (1,),
-            cold_runs=3,
-            timeout_s=60.0,
-            seed=seed,
-        )
+        """Return the settings of a first look: about 20 s for one subject."""
+        threads = (1, 2) if cores > 1 else (1,)
+        times: dict[str, Any] = {"seconds": 1.2, "short_s": 0.4, "timeout_s": 60.0}
+        return cls(stage_calls=300, threads=threads, cold_runs=3, seed=seed, **times)
 
     @classmethod
     def whole(cls, *, seed: int = 0, cores: int = 2) -> Settings:
-        """Return the settings of a report: over two minutes of SingleStream, for the first against the last."""
-        threads = tuple(sorted({1, *(n for n in (2, 4, 8, 16) if n <= cores)}))
-        return cls(threads=threads, seed=seed)
+        """Return the settings of a report: over two minutes of SingleStream, so that its ends can be compared."""
+        return cls(threads=tuple(sorted({1, *(n for n in (2, 4, 8, 16) if n <= cores)})), seed=seed)
 
-    def to_dict(self) -> Mapping[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON."""
         return asdict(self)

@@ -1,9 +1,9 @@
-"""The harness's end of a `worker`: start it, ask it, and say in one line what became of it."""
+"""The harness's side of a `worker`: start it, ask it, and report in one line why it ended."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
+import importlib.util
 import json
 import os
 import selectors
@@ -15,19 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-import fieldrun_benchmarks
 from fieldrun import errors
 from fieldrun.errors import FieldrunError
 
-from ..subjects.subject import SubjectSpec
 from .record import THREAD_SETTINGS
+from .subject import SubjectSpec, source_module
 
-__all__ = ["WorkerProcess", "link_packages", "unpack", "worker_environment"]
+__all__ = ["WorkerProcess", "link_packages", "worker_environment"]
 
-Nanos = npt.NDArray[np.int64]
 _CHUNK = 1 << 20
 
 
@@ -41,8 +36,8 @@ class WorkerProcess:
         self.hung = False
         """Whether the process was ended because it gave no answer in time."""
         self._links = tempfile.TemporaryDirectory()
-        foreign = spec.python != sys.executable
-        packages = link_packages(Path(self._links.name)) if foreign else None
+        other = spec.python != sys.executable
+        packages = link_packages(Path(self._links.name), source_module(spec)) if other else None
         try:
             self._process = subprocess.Popen(
                 [spec.python, "-m", "fieldrun_benchmarks.harness.worker"],
@@ -61,8 +56,8 @@ class WorkerProcess:
         """Return the answer to a command.
 
         Raises:
-            FieldrunError: the subject refused, crashed, or gave no answer within the time limit; it is of the kind that
-                the subject raised when that is one of fieldrun's. A process that hangs is killed.
+            FieldrunError: the subject raised, crashed, or gave no answer within the time limit. An error of fieldrun
+                keeps its class. A process that hangs is killed.
         """
         self._send({"command": command, **arguments})
         line = self._line(command)
@@ -70,12 +65,11 @@ class WorkerProcess:
         if "error" not in answer:
             return answer["value"]
         kind, message = answer["error"]["type"], answer["error"]["message"]
-        found = getattr(errors, kind, None)
-        if kind in errors.__all__ and found is not None:
-            with contextlib.suppress(TypeError):  # an error that is made of its facts keeps its message only
-                raise found(f"{self.spec.name}: {message}")
-            raise FieldrunError(f"{self.spec.name}: {message}")
-        raise FieldrunError(f"{self.spec.name}: {command} failed with {kind}: {message}")
+        if kind not in errors.__all__:
+            raise FieldrunError(f"{self.spec.name}: {command} failed with {kind}: {message}")
+        with contextlib.suppress(TypeError):  # a class that is made from its facts cannot be made from a message
+            raise getattr(errors, kind)(f"{self.spec.name}: {message}")
+        raise FieldrunError(f"{self.spec.name}: {message}")
 
     @property
     def alive(self) -> bool:
@@ -128,7 +122,7 @@ class WorkerProcess:
                     self.hung = True
                     self._kill()
                     raise FieldrunError(
-                        f"{self.spec.name}: no answer to {command} within {self._timeout_s:g} s; it was ended"
+                        f"{self.spec.name}: no answer to {command} within {self._timeout_s:g} s; it was stopped"
                     )
                 data = os.read(stdout.fileno(), _CHUNK)
                 if not data:
@@ -141,7 +135,7 @@ class WorkerProcess:
         code = self._process.wait()
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines() or ["it printed nothing"]
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         return FieldrunError(f"{self.spec.name}: the subject's process {how}: {lines[-1]}")
 
     def _kill(self) -> None:
@@ -150,21 +144,22 @@ class WorkerProcess:
 
 
 def worker_environment(packages: Path | None = None) -> dict[str, str]:
-    """Return the environment of a worker: one thread a library; `packages` takes the place of PYTHONPATH."""
+    """Return the environment of a worker: one thread per library; `packages` replaces PYTHONPATH."""
     threads = {name: os.environ.get(name, "1") for name in THREAD_SETTINGS if name != "TOKENIZERS_PARALLELISM"}
-    quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "RAYON_NUM_THREADS": "1"}
-    found = os.environ | quiet | threads
+    fixed = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "RAYON_NUM_THREADS": "1"}
+    found = os.environ | fixed | threads
     return found if packages is None else found | {"PYTHONPATH": str(packages)}
 
 
-def link_packages(folder: Path) -> Path:
-    """Make what a worker needs of fieldrun importable by another interpreter, and nothing of this one's environment."""
-    for package in (fieldrun_benchmarks, errors):
-        source = Path(str(package.__file__)).parent
-        (folder / source.name).symlink_to(source)
+def link_packages(folder: Path, *modules: str) -> Path:
+    """Link what another interpreter must import into `folder`, and return it.
+
+    These are the packages of fieldrun that a worker needs and the top-level packages of `modules`, but nothing else
+    from the environment of this interpreter.
+    """
+    for root in dict.fromkeys(name.partition(".")[0] for name in ("fieldrun", "fieldrun_benchmarks", *modules) if name):
+        spec = importlib.util.find_spec(root)
+        if spec is not None:
+            place = Path(str([*(spec.submodule_search_locations or ()), spec.origin][0]))
+            (folder / place.name).symlink_to(place)
     return folder
-
-
-def unpack(packed: str) -> Nanos:
-    """Return the nanoseconds `(n,) int64` that `worker.pack` packed."""
-    return np.frombuffer(base64.b64decode(packed), "<i8").astype(np.int64)

@@ -1,11 +1,11 @@
-"""A workload: the real texts that a subject is timed on, where they came from, and how long they are."""
+"""A workload: the real texts that a subject is timed on, their sources and their lengths."""
 
 from __future__ import annotations
 
 import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ _EDGES = (0, 10, 20, 30, 40, 50, 60, 80, 100, 150, 200, 300, 500, 1000)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A file that texts came from: its name without folders, sha256, and how many texts it gave."""
+    """A file of texts: its name without folders, its sha256, and the number of its texts."""
 
     file: str
     sha256: str
@@ -29,7 +29,7 @@ class Source:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of this source."""
-        return {"file": self.file, "sha256": self.sha256, "texts": self.texts}
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +48,12 @@ class Workload:
             "texts": len(self.texts),
             "distinct": len(set(self.texts)),
             "seed": self.seed,
-            "characters": {"mean": round(sum(lengths) / len(lengths), 1), "histogram": histogram(lengths)},
+            "characters": {"mean": round(sum(lengths) / len(lengths), 1), "histogram": _histogram(lengths)},
         }
 
 
 def sample_files() -> dict[str, Path]:
-    """Return the shipped samples, labelled TSV files, by the task that they are of (data/SOURCE.md)."""
+    """Return the shipped samples by task: labelled TSV files (data/SOURCE.md)."""
     return {path.stem: path for path in sorted(SAMPLES.glob("*.tsv"))}
 
 
@@ -61,12 +61,12 @@ def read_workload(paths: Sequence[Path], *, limit: int | None = None, seed: int 
     """Read texts from TSV files with a header (`read_tsv`; labels are not used) or from files of one text a line.
 
     Args:
-        paths: the files; none means the shipped samples.
+        paths: the files; the shipped samples when empty.
         limit: at most so many texts, drawn at random.
         seed: of the order in which texts are sent, and of the draw.
 
     Raises:
-        DatasetError: a file cannot be read, has no text, or holds pairs.
+        DatasetError: a file cannot be read, has no texts, or holds pairs.
     """
     texts: list[str] = []
     sources = []
@@ -97,8 +97,8 @@ def _read(path: Path) -> tuple[list[str], str]:
     return texts, sha256_bytes(raw)
 
 
-def histogram(lengths: Sequence[int]) -> list[dict[str, int]]:
-    """Count lengths in fixed classes `low <= length < high`, from the first to the last that is not empty."""
+def _histogram(lengths: Sequence[int]) -> list[dict[str, int]]:
+    """Count lengths in fixed classes `low <= length < high`, from the first class with texts to the last."""
     edges = [*_EDGES, max(_EDGES[-1], *lengths) + 1]
     counts = [sum(low <= n < high for n in lengths) for low, high in itertools.pairwise(edges)]
     filled = [i for i, count in enumerate(counts) if count]

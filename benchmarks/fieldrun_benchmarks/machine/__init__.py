@@ -1,4 +1,4 @@
-"""The machine that is measured on: its sensors, and what an installation takes of its disk."""
+"""The machine: its sensors, and the disk space of installed packages."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The disk that a subject's packages take: the files that pip installed for them and for everything they require.
+"""The disk space of a subject's packages: the files that pip installed for them and for everything they require.
 
-The packages are found as pip found them: from each one's metadata (`Requires-Dist`, with its markers and extras), the
-files and their sizes from its `RECORD`. Compiled bytecode is not counted. Of fieldrun the four packages are counted
-where they are imported from, so that a checkout has the size of an install.
+The packages are found from the metadata that pip left (`Requires-Dist`, with markers and extras), their files from
+`RECORD`. Compiled bytecode is not counted. The four packages of fieldrun are counted where they are imported from, so
+that a checkout has the size of an install.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def install_size(requirements: Sequence[str], *, python: str = sys.executable) -
     """Return `{"bytes", "packages": {name: bytes}}` of requirements and all that they require, as `python` has them.
 
     Raises:
-        MissingDependency: the package packaging is not installed.
-        FieldrunError: a required package is not installed there, or `python` does not run.
+        MissingDependency: the package `packaging` is not installed.
+        FieldrunError: a required package is not installed in that environment, or `python` does not run.
     """
     found = {_plain(one.metadata["Name"]): one for one in reversed([*distributions(path=_search_path(python))])}
     packages = {name: _bytes(name, found[name]) for name in sorted(_closure(requirements, found))}
@@ -46,7 +46,7 @@ def _closure(requirements: Sequence[str], found: Mapping[str, Distribution]) -> 
         requirement, by = asked.pop()
         name = _plain(requirement.name)
         if name not in found:
-            raise FieldrunError(f"{by} requires {requirement}, which is not installed there")
+            raise FieldrunError(f"{by} requires {requirement}, which is not installed in that environment")
         extras = {(name, extra) for extra in ("", *requirement.extras)} - seen
         seen |= extras
         for text in found[name].requires or () if extras else ():
@@ -73,7 +73,7 @@ def _search_path(python: str) -> list[str]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        raise FieldrunError(f"cannot ask {python} where its packages are: {error}") from error
+        raise FieldrunError(f"{python} does not say where its packages are: {error}") from error
     found: list[str] = json.loads(done.stdout)
     return found
 

@@ -1,4 +1,4 @@
-"""The sensors read again and again while something is measured, and what was seen in all."""
+"""The sensors, read repeatedly while something is measured, and a summary of the readings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .sensors import THROTTLE_FLAGS, Reading, Sensors, Unavailable
 
 __all__ = ["Sampler"]
 
-_SINCE_START = 16  # the bit from which on the Raspberry Pi's flags are those since it was switched on
+_SINCE_START = 16  # from this bit on, the Raspberry Pi's flags are those since it was switched on
 
 
 @dataclass
 class Sampler:
-    """Reads the sensors every `interval_s` in a thread, between `with` and its end; `summary` says what was seen."""
+    """Reads the sensors every `interval_s` in a thread, inside its `with` block."""
 
     sensors: Sensors
     interval_s: float = 0.5
@@ -60,24 +60,17 @@ class Sampler:
             self.take()
 
     def summary(self, own_cpu_s: float = 0.0) -> dict[str, Any]:
-        """Return what was seen, each a value or `{"unavailable": why}`.
+        """Return minima, means, maxima and sums of the readings, each a value or `{"unavailable": why}`.
 
-        `own_cpu_s` is the CPU time of the measured processes: with this one's it does not count as that of others.
+        `own_cpu_s` is the CPU time of the measured processes; it and that of this process are not "other" processes.
         """
         last = self._seen[-1][1]
         span = max(1e-9, self._seen[-1][0] - self._seen[0][0])
         found: dict[str, Any] = {"seconds": round(span, 2), "readings": len(self._seen)}
         for name in ("clock_mhz", "temperature_c", "power_w"):
             values = self._values(name)
-            found[name] = (
-                {
-                    "min": round(min(values), 1),
-                    "mean": round(sum(values) / len(values), 1),
-                    "max": round(max(values), 1),
-                }
-                if values
-                else _why(last[name])
-            )
+            about = {"min": min(values), "mean": sum(values) / len(values), "max": max(values)} if values else {}
+            found[name] = {key: round(value, 1) for key, value in about.items()} or _why(last[name])
         governor = last["governor"]
         found["governor"] = governor if isinstance(governor, str) else _why(governor)
         found["throttled"] = self._throttled()
@@ -86,7 +79,7 @@ class Sampler:
         return found
 
     def _throttled(self) -> dict[str, Any]:
-        """Return how much the counters grew, and which flags were up in any reading or came up between two."""
+        """Return how much the counters grew, and which flags were set in a reading or between two."""
         counts, flags = self._values("throttled"), [int(value) for value in self._values("throttle_flags")]
         found: dict[str, Any] = {"events": counts[-1] - counts[0]} if counts else {}
         if flags:
@@ -115,7 +108,7 @@ class Sampler:
     def _others(self, own_cpu_s: float, span: float) -> tuple[Any, Any]:
         before, after = self._busy[0], self._busy[-1]
         if before is None or after is None:
-            why = Unavailable("/proc/stat cannot be read").to_dict()
+            why = {"unavailable": "/proc/stat cannot be read"}
             return why, why
         own_cpu_s += self._cpu_s[-1] - self._cpu_s[0]
         others = max(0.0, after["busy"] - before["busy"] - own_cpu_s) / span

@@ -1,4 +1,4 @@
-"""What the machine says of itself while it is measured: each sensor answers a value, or why there is none.
+"""The sensors of a machine: each returns a value, or the reason why there is none.
 
 | Sensor | Read from |
 |---|---|
@@ -6,13 +6,13 @@
 | governor | cpufreq |
 | temperature_c | the hottest zone of `/sys/class/thermal` |
 | throttled | x86 thermal throttle counts, the container's quota |
-| throttle_flags | the Raspberry Pi's firmware: what is so now, and what has been so since it was switched on |
+| throttle_flags | the Raspberry Pi's firmware: what is true now, and what has been since it was switched on |
 | energy_j | RAPL's `energy_uj` of each processor package |
 | power_w | a Jetson's INA238 or INA3221 (voltage times current) through hwmon, else tegrastats |
 | busy_cores, stolen_cores | `/proc/stat` |
 
-No permission is asked for; a file that only root may read is "unavailable", with that reason. Nothing is started but
-tegrastats, where a Jetson's files say nothing: for one line, and it is ended when that takes over `_TEGRASTATS_S`.
+No permission is needed: a file that only root may read is "unavailable", with that reason. The only program that is
+started is tegrastats, where a Jetson's files have no power; it is stopped after its first line or `_TEGRASTATS_S`.
 """
 
 from __future__ import annotations
@@ -25,33 +25,39 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 __all__ = ["THROTTLE_FLAGS", "Reading", "Sensors", "Unavailable", "parse_tegrastats", "process_memory"]
 
-Value = float | str | Mapping[str, float]
+_READ = ("clock_mhz", "governor", "temperature_c", "throttled", "throttle_flags", "energy_j", "power_w")
+_CPUFREQ = "sys/devices/system/cpu/cpu[0-9]*/cpufreq"
 _TEGRASTATS_POWER = re.compile(r"\b([A-Z]\w*) (-?\d+)mW")
 _TEGRASTATS_OLD = re.compile(r"\b(POM_5V_\w+|SYS5V|VDDRQ|CPU|GPU|SOC|CV) (\d+)/\d+(?=\s|$)")  # JetPack 4 wrote no unit
 _WHOLE_BOARD = ("VIN", "VDD_IN", "POM_5V_IN")  # the input of Thor, of Orin Nano and NX, of Nano
 _TEGRASTATS_S = 2.0
 _WITHIN_ANOTHER = ("NC", "VDDQ_VDD2_1V8AO")  # not connected; fed from VIN_SYS_5V0, which counts it
+_MEMORY = {
+    "resident_mib": ("status", "VmRSS"),
+    "peak_mib": ("status", "VmHWM"),
+    "proportional_mib": ("smaps_rollup", "Pss"),
+}
 
 THROTTLE_FLAGS = ("under-voltage", "frequency capped", "throttled", "soft temperature limit")
-"""Bits 0 to 3 of the Raspberry Pi's `get_throttled`, true now; bits 16 to 19: at some time since it was switched on."""
+"""Bits 0 to 3 of the Raspberry Pi's `get_throttled`: true now; bits 16 to 19: true once since it was switched on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """There is no value, and why."""
+    """The reason why there is no value."""
 
     why: str
 
     def to_dict(self) -> dict[str, str]:
-        """Return the JSON object that stands in the value's place."""
+        """Return the JSON object that replaces the value."""
         return {"unavailable": self.why}
 
 
-Reading = Value | Unavailable
+Reading: TypeAlias = float | str | Mapping[str, float] | Unavailable
 
 
 class Sensors:
@@ -61,99 +67,73 @@ class Sensors:
         self._root, self._which = root, which
 
     def read(self) -> dict[str, Reading]:
-        """Read everything once."""
-        return {
-            "clock_mhz": self.clock_mhz(),
-            "governor": self.governor(),
-            "temperature_c": self.temperature_c(),
-            "throttled": self.throttled(),
-            "throttle_flags": self.throttle_flags(),
-            "energy_j": self.energy_j(),
-            "power_w": self.power_w(),
-        }
+        """Read every sensor once."""
+        return {name: getattr(self, name)() for name in _READ}
 
     def clock_mhz(self) -> Reading:
         """Return the mean clock of the cores now."""
-        found = [self._number(path) for path in self._glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")]
-        khz = [value for value in found if isinstance(value, float)]
-        if khz:
+        if khz := self._numbers(f"{_CPUFREQ}/scaling_cur_freq"):
             return sum(khz) / len(khz) / 1000
-        text = self._text("proc/cpuinfo")
-        clocks = re.findall(r"^cpu MHz\s*: ([\d.]+)$", text, re.MULTILINE) if isinstance(text, str) else []
+        clocks = re.findall(r"^cpu MHz\s*: ([\d.]+)$", self._found("proc/cpuinfo"), re.MULTILINE)
         if clocks:
             return sum(map(float, clocks)) / len(clocks)
         return Unavailable("the kernel shows no clock: no cpufreq, no 'cpu MHz' in /proc/cpuinfo")
 
     def governor(self) -> Reading:
         """Return the cpufreq governors of the cores."""
-        found = [
-            self._text_of(path) for path in self._glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")
-        ]
-        names = sorted({value.strip() for value in found if isinstance(value, str)})
+        found = [self._text(path) for path in self._glob(f"{_CPUFREQ}/scaling_governor")]
+        names = sorted({text.strip() for text in found if isinstance(text, str)})
         return ", ".join(names) if names else Unavailable("no cpufreq: a virtual machine, or a fixed clock")
 
     def temperature_c(self) -> Reading:
         """Return the hottest thermal zone, in degrees Celsius."""
-        found = [self._number(path) for path in self._glob("sys/class/thermal/thermal_zone*/temp")]
-        values = [value / 1000 for value in found if isinstance(value, float) and value > 0]
-        return max(values) if values else Unavailable("no thermal zone can be read in /sys/class/thermal")
+        found = [value / 1000 for value in self._numbers("sys/class/thermal/thermal_zone*/temp") if value > 0]
+        return max(found) if found else Unavailable("no thermal zone can be read in /sys/class/thermal")
 
     def throttled(self) -> Reading:
-        """Return how often processor or container were throttled since the start; it matters whether it grows."""
-        counts = [
-            self._number(p) for p in self._glob("sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
-        ]
-        found = [value for value in counts if isinstance(value, float)]
+        """Return how often processor or container were throttled since the start; what counts is how much it grows."""
+        found = self._numbers("sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
         for path in ("sys/fs/cgroup/cpu.stat", "sys/fs/cgroup/cpu/cpu.stat"):
-            text = self._text(path)
-            match = re.search(r"^nr_throttled (\d+)$", text, re.MULTILINE) if isinstance(text, str) else None
-            if match:
-                found.append(float(match.group(1)))
+            found += map(float, re.findall(r"^nr_throttled (\d+)$", self._found(path), re.MULTILINE)[:1])
         return sum(found) if found else Unavailable("the kernel shows no count of throttling")
 
     def throttle_flags(self) -> Reading:
-        """Return the flags of the Raspberry Pi's firmware as a number: `THROTTLE_FLAGS` names its bits."""
-        text = self._text("sys/devices/platform/soc/soc:firmware/get_throttled")
-        if isinstance(text, Unavailable):
-            return text
+        """Return the flags of the Raspberry Pi's firmware as a number; `THROTTLE_FLAGS` names its bits."""
+        text = self._text(self._root / "sys/devices/platform/soc/soc:firmware/get_throttled")
         try:
-            return float(int(text, 16))
+            return float(int(text, 16)) if isinstance(text, str) else text
         except ValueError:
-            return Unavailable("the firmware's get_throttled holds no number")
+            return Unavailable("the firmware's get_throttled is not a number")
 
     def energy_j(self) -> Reading:
         """Return the energy counter of each processor package, in joules since some start (RAPL)."""
-        packages = self._packages()
-        if not packages:
-            return Unavailable("no RAPL counter of a package in /sys/class/powercap")
         found: dict[str, float] = {}
-        for name, folder in packages.items():
+        for name, folder in self._packages().items():
             value = self._number(folder / "energy_uj")
             if isinstance(value, Unavailable):
                 return value
             found[name] = value / 1e6
-        return found
+        return found or Unavailable("no RAPL counter of a package in /sys/class/powercap")
 
     def energy_range_j(self) -> dict[str, float]:
-        """Return where each package's energy counter starts again from 0; those that do not say are left out."""
+        """Return where each package's energy counter starts again from 0, for the packages that say so."""
         found = {name: self._number(folder / "max_energy_range_uj") for name, folder in self._packages().items()}
         return {name: value / 1e6 for name, value in found.items() if isinstance(value, float)}
 
     def _packages(self) -> dict[str, Path]:
-        """Return the RAPL zones of whole packages; `psys`, the platform, has them inside, and a package its cores."""
+        """Return the RAPL zones of whole packages; `psys`, the platform, contains them, and a package its cores."""
         zones = [path.parent for path in self._glob("sys/class/powercap/intel-rapl:*/energy_uj")]
-        names = {zone: self._text_of(zone / "name") for zone in zones}
+        names = {zone: self._text(zone / "name") for zone in zones}
         return {zone.name: zone for zone, name in names.items() if isinstance(name, str) and name.startswith("package")}
 
     def power_w(self) -> Reading:
-        """Return the power now, in watts: of the board's input where one is measured, else of the module's rails."""
+        """Return the power now, in watts: of the board's input where it is measured, else of the module's rails."""
         why = "no INA3221 or INA238 in /sys/class/hwmon, and no tegrastats"
         rails: dict[str, float] = {}
-        for name in self._glob("sys/class/hwmon/hwmon*/name"):
-            chip = self._text_of(name)
-            if not isinstance(chip, str) or chip.strip() not in ("ina3221", "ina238"):
-                continue
-            found = self._ina238(name.parent) if chip.strip() == "ina238" else self._ina3221(name.parent)
+        for path in self._glob("sys/class/hwmon/hwmon*/name"):
+            chip = self._text(path)
+            read = {"ina238": self._ina238, "ina3221": self._ina3221}.get(chip.strip() if isinstance(chip, str) else "")
+            found = read(path.parent) if read else {}
             if isinstance(found, Unavailable):
                 why = found.why
             else:
@@ -164,7 +144,7 @@ class Sensors:
         return Unavailable(why) if program is None else _tegrastats(program)
 
     def _ina238(self, folder: Path) -> dict[str, float] | Unavailable:
-        """Return the input of a Thor's carrier board, the one place where a Jetson has this chip."""
+        """Return the input of a Thor's carrier board; no other Jetson has this chip."""
         value = self._number(folder / "power1_input")
         return {"VIN": value / 1e6} if isinstance(value, float) else value
 
@@ -173,7 +153,7 @@ class Sensors:
         for volts in sorted(folder.glob("in[1-3]_input")):
             channel = volts.name[2]
             millivolt, milliampere = self._number(volts), self._number(folder / f"curr{channel}_input")
-            label = self._text_of(folder / f"in{channel}_label")
+            label = self._text(folder / f"in{channel}_label")
             if isinstance(millivolt, float) and isinstance(milliampere, float):
                 name = label.strip() if isinstance(label, str) else f"{folder.name} {channel}"
                 watts[name] = millivolt * milliampere / 1e6
@@ -181,8 +161,7 @@ class Sensors:
 
     def busy(self) -> dict[str, float] | None:
         """Return the seconds that all processors were busy, and that a hypervisor took, since the start."""
-        text = self._text("proc/stat")
-        line = text.split("\n", 1)[0].split() if isinstance(text, str) else []
+        line = self._found("proc/stat").split("\n", 1)[0].split()
         if len(line) < 9 or line[0] != "cpu":
             return None
         user, nice, system, _, _, irq, softirq, stolen = (int(value) / os.sysconf("SC_CLK_TCK") for value in line[1:9])
@@ -191,10 +170,11 @@ class Sensors:
     def _glob(self, pattern: str) -> list[Path]:
         return sorted(self._root.glob(pattern))
 
-    def _text(self, path: str) -> str | Unavailable:
-        return self._text_of(self._root / path)
+    def _found(self, path: str) -> str:
+        text = self._text(self._root / path)
+        return text if isinstance(text, str) else ""
 
-    def _text_of(self, path: Path) -> str | Unavailable:
+    def _text(self, path: Path) -> str | Unavailable:
         try:
             return path.read_text("utf-8", errors="replace")
         except PermissionError:
@@ -203,13 +183,14 @@ class Sensors:
             return Unavailable(f"/{path.relative_to(self._root)}: {error.strerror or error}")
 
     def _number(self, path: Path) -> float | Unavailable:
-        text = self._text_of(path)
-        if isinstance(text, Unavailable):
-            return text
+        text = self._text(path)
         try:
-            return float(text)
+            return float(text) if isinstance(text, str) else text
         except ValueError:
-            return Unavailable(f"/{path.relative_to(self._root)} holds no number")
+            return Unavailable(f"/{path.relative_to(self._root)} is not a number")
+
+    def _numbers(self, pattern: str) -> list[float]:
+        return [value for path in self._glob(pattern) if isinstance(value := self._number(path), float)]
 
 
 def parse_tegrastats(line: str) -> Reading:
@@ -225,14 +206,12 @@ def _total(rails: dict[str, float]) -> float:
 
 
 def _tegrastats(program: str) -> Reading:
-    command = [program, "--interval", "100"]
     try:
-        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        running = subprocess.Popen([program, "--interval", "100"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except OSError as error:
         return Unavailable(f"tegrastats: {error.strerror}")
     with running, selectors.DefaultSelector() as ready:
-        stdout = running.stdout
-        line = b""
+        stdout, line = running.stdout, b""
         if stdout is not None and ready.register(stdout, selectors.EVENT_READ) and ready.select(_TEGRASTATS_S):
             line = os.read(stdout.fileno(), 1 << 16)
         running.kill()
@@ -244,21 +223,16 @@ def _tegrastats(program: str) -> Reading:
 def process_memory(pid: int | str = "self", root: Path = Path("/")) -> dict[str, Any]:
     """Return a process's resident, peak and proportional memory in MiB, each a number or `{"unavailable": why}`.
 
-    Proportional (PSS) shares a page that several processes map among them, as a mapped bundle is.
+    Proportional (PSS) divides a page that several processes map among them, such as those of a mapped bundle.
     """
-    wanted = {
-        "resident_mib": ("status", "VmRSS"),
-        "peak_mib": ("status", "VmHWM"),
-        "proportional_mib": ("smaps_rollup", "Pss"),
-    }
     found: dict[str, Any] = {}
-    for name, (file, key) in wanted.items():
+    for name, (file, key) in _MEMORY.items():
         try:
             text = (root / "proc" / str(pid) / file).read_text("utf-8")
         except OSError as error:
-            found[name] = Unavailable(f"/proc/{pid}/{file}: {error.strerror or error}").to_dict()
+            found[name] = {"unavailable": f"/proc/{pid}/{file}: {error.strerror or error}"}
             continue
         match = re.search(rf"^{key}:\s+(\d+) kB$", text, re.MULTILINE)
-        missing = Unavailable(f"/proc/{pid}/{file} has no {key}").to_dict()
+        missing = {"unavailable": f"/proc/{pid}/{file} has no {key}"}
         found[name] = round(int(match.group(1)) / 1024, 1) if match else missing
     return found

@@ -1,24 +1,24 @@
-"""Two benches of the same subjects, before and after: what became slower, larger or less right, with intervals."""
+"""Two benches of the same subjects, before and after: what became slower, larger or less accurate."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from fieldrun.errors import UsageError
 from fieldrun.evaluation.metrics import wilson_interval
 
 from ..harness.percentiles import ratio_interval
-from .facts import machine_of
+from .metrics import Metric, machine_of, metrics_of
+from .table import Record, find, table
+from .values import UNITS, shown
 
 __all__ = ["Change", "Diff", "diff", "diff_all"]
 
-Record = Mapping[str, Any]
-_TOLERANCE = 0.025
-"""Times: a regression when the whole interval lies above 1 by more than this, the variation that a bench warns of."""
-_SIZE_TOLERANCE = 0.02
-_FEW_TOLERANCE = 0.1  # of throughput and cold start: few turns, few processes
+Subject: TypeAlias = Mapping[str, Any]
+Ends: TypeAlias = tuple[float, float]
+"""The new value against the old one: the least and the most that the change can be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,21 +26,22 @@ class Change:
     """One figure of a subject: `verdict` is "regression", "improvement" or "no change shown".
 
     `change` is new / old, for the latency of SingleStream the ratio of the medians of all windows, and for an accuracy
-    new - old; `ci95` is its interval, None where one value each was counted.
+    new - old. `ci95` is its interval, None where the two values are compared as they are. `unit` is that of the values.
     """
 
     subject: str
     metric: str
+    unit: str
     old: float
     new: float
     change: float
-    ci95: tuple[float, float] | None
+    ci95: Ends | None
     verdict: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diff:
-    """All changes, and what keeps the two records from being compared; then there is no verdict on times."""
+    """All changes, and notes on what keeps the two records from being compared."""
 
     changes: tuple[Change, ...]
     notes: tuple[str, ...]
@@ -52,38 +53,50 @@ class Diff:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the changes as JSON."""
-        return {
-            "regressions": len(self.regressions),
-            "notes": list(self.notes),
-            "changes": [asdict(c) for c in self.changes],
-        }
+        changes = [asdict(change) for change in self.changes]
+        return {"regressions": len(self.regressions), "notes": list(self.notes), "changes": changes}
 
     def to_markdown(self) -> str:
-        """Return a table, regressions first."""
-        lines = [f"note: {note}" for note in self.notes]
-        lines += ["", "| Verdict | Subject | Figure | old | new | change | 95 % interval |", "|---" * 7 + "|"]
+        """Return notes and a table, regressions first."""
         order = {"regression": 0, "improvement": 1}
-        for c in sorted(self.changes, key=lambda c: order.get(c.verdict, 2)):
-            ends = f"{c.ci95[0]:+.3f} to {c.ci95[1]:+.3f}" if c.ci95 and c.metric.startswith("accuracy") else ""
-            if c.ci95 and not ends:
-                ends = f"{c.ci95[0]:.3f} - {c.ci95[1]:.3f}"
-            change = f"{100 * c.change:+.1f} points" if c.metric.startswith("accuracy") else f"{c.change:.3f} times"
-            lines.append(
-                f"| {c.verdict} | {c.subject} | {c.metric} | {c.old:,.4g} | {c.new:,.4g} | {change} | {ends} |"
-            )
-        return "\n".join(lines).strip() + "\n"
+        found = table("", _COLUMNS, sorted(self.changes, key=lambda change: order.get(change.verdict, 2)))
+        notes = [f"note: {note}" for note in self.notes]
+        return "\n".join([*notes, "", found.to_markdown()]).strip() + "\n"
+
+
+def _by(change: Change) -> str:
+    """Return the unit of the change itself."""
+    return "points" if change.unit == "share" else "times"
+
+
+def _ends(change: Change) -> str:
+    if change.ci95 is None:
+        return ""
+    low, high = (UNITS[_by(change)](end) for end in change.ci95)
+    return f"{low.partition(' ')[0]} to {high}"
+
+
+_COLUMNS: dict[str, Callable[[Change], str]] = {
+    "Verdict": lambda change: change.verdict,
+    "Subject": lambda change: change.subject,
+    "Figure": lambda change: change.metric,
+    "old": lambda change: shown(change.old, change.unit),
+    "new": lambda change: shown(change.new, change.unit),
+    "change": lambda change: "" if change.unit == "completed" else shown(change.change, _by(change)),
+    "95 % interval": _ends,
+}
 
 
 def diff_all(old: Sequence[Record], new: Sequence[Record]) -> Diff:
-    """Compare two lists of benches that `read_records` gave of one record each, by their workloads.
+    """Compare two lists of benches that `read_records` read from one record each, by their workloads.
 
     Raises:
-        UsageError: they have no workload, or on one no subject, in common.
+        UsageError: they have no workload in common, or no subject on one.
     """
     before, after = ({record.get("name", ""): record for record in records} for records in (old, new))
     shared = [name for name in after if name in before]
     if not shared:
-        raise UsageError("the two records have no workload in common; compare two of fieldrun bench, or two of peers")
+        raise UsageError("the two records have no workload in common; compare two of 'fieldrun bench', or two of peers")
     changes: list[Change] = []
     alone = [name for name in (*before, *after) if name not in shared]
     notes = [f"in one record only: {', '.join(alone)}"] if alone else []
@@ -97,171 +110,116 @@ def diff_all(old: Sequence[Record], new: Sequence[Record]) -> Diff:
 def diff(old: Record, new: Record) -> Diff:
     """Compare the subjects that both records have.
 
-    Latency is compared by the bootstrap of repeats and windows (`ratio_interval`), accuracy on the same rows by
-    Newcombe's interval for a difference of proportions ("Interval estimation for the difference between independent
-    proportions", Statistics in Medicine 17, 1998, method 10). Throughput is worse when the best of the new turns is
-    a tenth below the worst of the old ones; cold start, memory and size are compared as they are. A subject that fails
-    or ends early in the new record only is a regression.
+    Latency is compared by a bootstrap of repeats and windows (`ratio_interval`), accuracy on the same rows by the
+    interval of `newcombe`. Throughput is worse when the best of the new turns is a tenth below the worst of the old
+    ones. Cold start, memory and size are compared as they are. A subject that fails or ends early in the new record
+    only is a regression. Times and memory of two machines are not compared.
 
     Raises:
-        UsageError: no subject is in both.
+        UsageError: no subject is in both records.
     """
     shared = [name for name in new["subjects"] if name in old["subjects"]]
     if not shared:
         raise UsageError(f"no subject is in both records: {', '.join(old['subjects'])}; {', '.join(new['subjects'])}")
-    notes = _notes(old, new, shared)
     same_machine = machine_of(old) == machine_of(new)
-    changes = []
+    changes: list[Change] = []
+    for name in shared:
+        changes += _changes(name, old["subjects"][name], new["subjects"][name], same_machine)
+    return Diff(changes=tuple(changes), notes=tuple(_notes(old, new, shared)))
+
+
+def _notes(old: Record, new: Record, shared: Sequence[str]) -> Iterator[str]:
+    if machine_of(old) != machine_of(new):
+        yield f"other machines, so times are not compared: {machine_of(old)}; {machine_of(new)}"
+    if old["workload"]["sources"] != new["workload"]["sources"]:
+        yield "other texts, which may explain a difference"
+    if left_out := [name for record in (old, new) for name in record["subjects"] if name not in shared]:
+        yield f"in one record only: {', '.join(left_out)}"
     for name in shared:
         before, after = old["subjects"][name], new["subjects"][name]
-        changes += _ends(name, before, after)
-        if "failed" in before or "failed" in after:
-            continue
-        if same_machine:
-            changes += _times(name, before, after)
-            changes += _throughput(name, before, after)
-            changes += _counted(name, before, after)
-        changes += _accuracies(name, before, after)
-    return Diff(changes=tuple(changes), notes=tuple(notes))
-
-
-def _ends(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    first, second = (float("failed" not in one and "ended_early" not in one) for one in (before, after))
-    if first == second:
-        return []
-    verdict = _verdict(second < first, second > first)
-    return [Change(subject=name, metric="completed", old=first, new=second, change=second, ci95=None, verdict=verdict)]
-
-
-def _notes(old: Record, new: Record, shared: Sequence[str]) -> list[str]:
-    found = []
-    if machine_of(old) != machine_of(new):
-        found.append(f"other machines, times are not compared: {machine_of(old)}; {machine_of(new)}")
-    if old["workload"]["sources"] != new["workload"]["sources"]:
-        found.append("other texts: what differs may be the texts")
-    left_out = [name for record in (old, new) for name in record["subjects"] if name not in shared]
-    if left_out:
-        found.append(f"in one record only: {', '.join(left_out)}")
-    for name in shared:
-        for label, record in (("old", old), ("new", new)):
-            subject = record["subjects"][name]
+        for label, subject in (("old", before), ("new", after)):
             if why := subject.get("failed", subject.get("ended_early")):
-                found.append(f"{name} failed in the {label} record: {why}")
-        first, second = (record["subjects"][name].get("accuracy", {}) for record in (old, new))
-        others = [task for task in _tasks(first, second) if first[task]["sha256"] != second[task]["sha256"]]
-        found += [f"{name}, {task}: other labelled rows, accuracies are not compared" for task in others]
+                yield f"{name} failed in the {label} record: {why}"
+        for task in after.get("accuracy", {}):
+            hashes = [find(subject, f"accuracy/{task}/sha256") for subject in (before, after)]
+            if None not in hashes and hashes[0] != hashes[1]:
+                yield f"{name}, {task}: other labelled rows, so accuracies are not compared"
     for label, record in (("old", old), ("new", new)):
-        found += [f"{label}: {entry['about']}: {entry['text']}" for entry in record["warnings"]]
-    return found
+        for entry in record["warnings"]:
+            yield f"{label}: {entry['about']}: {entry['text']}"
 
 
-def _times(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    first, second = before["single_stream"], after["single_stream"]
-    found = ratio_interval(second["windows_us"], first["windows_us"])
-    low, high = found["ci95"]
-    verdict = _verdict(low > 1 + _TOLERANCE, high < 1 - _TOLERANCE)
-    return [
-        Change(
-            subject=name,
-            metric="single_stream_p50_us",
-            old=first["p50_us"],
-            new=second["p50_us"],
-            change=found["ratio"],
-            ci95=(low, high),
-            verdict=verdict,
-        )
-    ]
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """A change counts when its whole interval lies beyond `tolerance`."""
+
+    tolerance: float
+    higher_is_better: bool = False
+    needs_same_machine: bool = True
 
 
-def _throughput(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    first, second = (
-        {(row["batch"], row["threads"]): row for row in one["offline"]} if isinstance(one["offline"], list) else {}
-        for one in (before, after)
-    )
-    found = []
-    for (batch, threads), row in second.items():
-        base = first.get((batch, threads))
-        if base is None or not base["min"] or not row["min"]:
+_RULES = {  # by the start of the metric's name; the first that fits
+    "single_stream_p50": _Rule(0.025),  # the variation that a bench warns about
+    "offline_": _Rule(0.1, higher_is_better=True),  # three turns
+    "cold_start_peak": _Rule(0.02),
+    "cold_start": _Rule(0.1),  # few processes
+    "resident": _Rule(0.02),
+    "artifact": _Rule(0.02),
+    "accuracy_": _Rule(0.0, higher_is_better=True, needs_same_machine=False),
+}
+
+
+def _changes(name: str, before: Subject, after: Subject, same_machine: bool) -> Iterator[Change]:
+    facts: dict[str, Any]
+    first, second = (float("failed" not in one and "ended_early" not in one) for one in (before, after))
+    if first != second:
+        verdict = _verdict(second < first, second > first)
+        facts = {"old": first, "new": second, "change": second, "ci95": None, "verdict": verdict}
+        yield Change(subject=name, metric="completed", unit="completed", **facts)
+    if "failed" in before or "failed" in after:
+        return
+    known = {metric.metric: metric for metric in metrics_of(name, before)}
+    for new in metrics_of(name, after):
+        old = known.get(new.metric, new)
+        rule = next((rule for start, rule in _RULES.items() if new.metric.startswith(start)), None)
+        if rule is None or new.metric not in known or old.value is None or new.value is None:
             continue
-        worse = row["max"] < (1 - _FEW_TOLERANCE) * base["min"]
-        better = row["min"] > (1 + _FEW_TOLERANCE) * base["max"]
-        found.append(
-            Change(
-                subject=name,
-                metric=f"offline_batch{batch}_callers{threads}_texts_per_s",
-                old=base["texts_per_s"],
-                new=row["texts_per_s"],
-                change=round(row["texts_per_s"] / base["texts_per_s"], 4),
-                ci95=None,
-                verdict=_verdict(worse, better),
-            )
-        )
-    return found
-
-
-def _counted(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    def values(subject: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "resident_mib": subject["memory"].get("loaded", {}).get("resident_mib"),
-            "cold_start_s": subject["cold_start"].get("wall_s"),
-            "cold_start_peak_mib": subject["cold_start"].get("peak_rss_mib"),
-            "artifact_bytes": subject["about"].get("artifact", {}).get("bytes"),
-        }
-
-    found = []
-    for metric, value in values(after).items():
-        base = values(before)[metric]
-        if isinstance(value, int | float) and isinstance(base, int | float) and base:
-            change = value / base
-            tolerance = _FEW_TOLERANCE if metric == "cold_start_s" else _SIZE_TOLERANCE
-            verdict = _verdict(change > 1 + tolerance, change < 1 - tolerance)
-            found.append(
-                Change(
-                    subject=name,
-                    metric=metric,
-                    old=base,
-                    new=value,
-                    change=round(change, 4),
-                    ci95=None,
-                    verdict=verdict,
-                )
-            )
-    return found
-
-
-def _accuracies(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    found = []
-    for task in _tasks(before["accuracy"], after["accuracy"]):
-        base, entry = before["accuracy"][task], after["accuracy"][task]
-        if base["sha256"] != entry["sha256"]:
+        if rule.needs_same_machine and not same_machine:
             continue
-        change = entry["accuracy"] - base["accuracy"]
-        low, high = _newcombe(entry, base)
-        verdict = _verdict(high < 0, low > 0)
-        found.append(
-            Change(
-                subject=name,
-                metric=f"accuracy_{task}",
-                old=base["accuracy"],
-                new=entry["accuracy"],
-                change=round(change, 5),
-                ci95=(round(low, 5), round(high, 5)),
-                verdict=verdict,
-            )
-        )
-    return found
+        change, ends, is_ci95 = _compared(old, new, before, after)
+        if ends is None:
+            continue
+        null = 0.0 if new.unit == "share" else 1.0
+        up, down = ends[0] > null + rule.tolerance, ends[1] < null - rule.tolerance
+        verdict = _verdict(down, up) if rule.higher_is_better else _verdict(up, down)
+        ci95 = (round(ends[0], 5), round(ends[1], 5)) if is_ci95 else None
+        facts = {"old": old.value, "new": new.value, "change": round(change, 5), "ci95": ci95, "verdict": verdict}
+        yield Change(subject=name, metric=new.metric, unit=new.unit, **facts)
 
 
-def _tasks(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Return the tasks whose accuracy was measured in both."""
-    return [
-        task
-        for task, entry in after.items()
-        if all(isinstance(one, Mapping) and "accuracy" in one for one in (entry, before.get(task)))
-    ]
+def _compared(old: Metric, new: Metric, before: Subject, after: Subject) -> tuple[float, Ends | None, bool]:
+    """Return the change, the ends that it may have, None where they are unknown, and whether they are an interval."""
+    value, base = new.value or 0.0, old.value or 0.0
+    if new.metric.startswith("single_stream"):
+        found = ratio_interval(after["single_stream"]["windows_us"], before["single_stream"]["windows_us"])
+        return found["ratio"], tuple(found["ci95"]), True
+    if new.unit == "share":
+        was, now = (subject["accuracy"][new.metric.partition("_")[2]] for subject in (before, after))
+        return value - base, newcombe(now, was) if was["sha256"] == now["sha256"] else None, True
+    if not base:
+        return 0.0, None, False
+    if new.unit == "texts/s":
+        whole = old.low and old.high and new.low and new.high
+        return value / base, (new.low / old.high, new.high / old.low) if whole else None, False  # type: ignore[operator]
+    return value / base, (value / base, value / base), False
 
 
-def _newcombe(new: Mapping[str, Any], old: Mapping[str, Any]) -> tuple[float, float]:
+def newcombe(new: Mapping[str, Any], old: Mapping[str, Any]) -> Ends:
+    """Return the 95 % interval of the difference of two proportions `{"accuracy", "n"}`, new - old.
+
+    Newcombe, "Interval estimation for the difference between independent proportions", Statistics in Medicine 17, 1998,
+    method 10.
+    """
     p1, p2 = new["accuracy"], old["accuracy"]
     (l1, u1), (l2, u2) = (wilson_interval(round(e["accuracy"] * e["n"]), e["n"]) for e in (new, old))
     low = p1 - p2 - ((p1 - l1) ** 2 + (u2 - p2) ** 2) ** 0.5

@@ -1,38 +1,15 @@
-"""The sections that say what was measured, on which machine and texts, what was not, and how to repeat it."""
+"""The sections on what was measured, on which machine and texts, what is missing, and how to repeat it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Record", "Section", "Table", "alive", "facts", "machine_of", "not_measured"]
+from .metrics import machine_of
+from .table import Record, Section, Table, alive, at, find, table
+from .values import shown, span
 
-Record = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """A table of strings: its caption, its column heads, its rows; the first column names the row."""
-
-    caption: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
-    """A heading with lines, tables and the names of the figures that belong to it."""
-
-    title: str
-    lines: tuple[str, ...] = ()
-    tables: tuple[Table, ...] = ()
-    figures: tuple[str, ...] = field(default=())
-
-
-def alive(record: Record) -> dict[str, Any]:
-    """Return the subjects that were measured, by name."""
-    return {name: subject for name, subject in record["subjects"].items() if "failed" not in subject}
+__all__ = ["facts", "not_measured"]
 
 
 def facts(record: Record) -> list[Section]:
@@ -40,16 +17,8 @@ def facts(record: Record) -> list[Section]:
     return [_workload(record), _artifacts(record), _system(record), _missing(record), _repeat(record)]
 
 
-def machine_of(record: Record) -> str:
-    """Return the board, the processor, its architecture and the cores that the bench was allowed."""
-    about = record["conditions"]
-    cores, device = about["cores_allowed"], (record.get("system") or {}).get("device")
-    board = f"{device}: " if device and device not in about["processor"] else ""
-    return f"{board}{about['processor']} ({about['architecture']}, {cores} core{'' if cores == 1 else 's'} allowed)"
-
-
 def not_measured(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
-    """Yield (where, why) for every value of a record that is not there."""
+    """Yield (where, why) for every value of a record that was not measured."""
     if isinstance(value, Mapping):
         if set(value) == {"unavailable"}:
             yield " / ".join(part.replace("_", " ") for part in path), str(value["unavailable"])
@@ -58,29 +27,35 @@ def not_measured(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, 
             yield from not_measured(inner, (*path, str(key)))
     elif isinstance(value, list):
         for i, inner in enumerate(value):
-            shown = str(inner.get("load", inner.get("batch", i))) if isinstance(inner, Mapping) else str(i)
-            yield from not_measured(inner, (*path, shown))
+            name = str(inner.get("load", inner.get("batch", i))) if isinstance(inner, Mapping) else str(i)
+            yield from not_measured(inner, (*path, name))
+
+
+def _facts(caption: str, rows: list[tuple[str, str]], head: tuple[str, str] = ("Fact", "value")) -> tuple[Table, ...]:
+    return (Table(caption=caption, head=head, rows=tuple(rows)),)
+
+
+_SOURCES = {"File": at("file"), "texts": at("texts", "count"), "sha256, start": lambda row: row["sha256"][:16]}
 
 
 def _workload(record: Record) -> Section:
     work = record["workload"]
-    rows = tuple((s["file"], f"{s['texts']:,}", s["sha256"][:16]) for s in work["sources"])
-    mean = work["characters"]["mean"]
-    count = f"{work['texts']:,} texts ({work['distinct']:,} distinct)"
-    line = f"{count}, {mean:.0f} characters in the mean, seed {work['seed']}."
-    table = Table(caption="Where the texts come from", head=("File", "texts", "sha256, start"), rows=rows)
-    return Section(title="Workload", lines=(line,), tables=(table,), figures=("workload",))
+    line = (
+        f"{work['texts']:,} texts ({work['distinct']:,} distinct), {work['characters']['mean']:.0f} characters in the "
+        f"mean, seed {work['seed']}."
+    )
+    tables = (table("Where the texts come from", _SOURCES, work["sources"]),)
+    return Section(title="Workload", lines=(line,), tables=tables, figures=("workload",))
 
 
 def _artifacts(record: Record) -> Section:
-    rows = []
+    rows: list[tuple[str, str]] = []
     for name, subject in alive(record).items():
         about = subject["about"]
         artifact = about.get("artifact", {})
         for key in ("name", "recipe", "bytes", "parameters", "licence"):
             if key in artifact:
-                value = f"{artifact[key]:,}" if isinstance(artifact[key], int) else str(artifact[key])
-                rows.append((f"{name}, {key}", value))
+                rows.append((f"{name}, {key}", shown(artifact[key], "count", str(artifact[key]))))
         rows += [(f"{name}, sha256 of {file}", value) for file, value in artifact.get("sha256", {}).items()]
         if "engine" in about:
             rows.append(
@@ -88,59 +63,42 @@ def _artifacts(record: Record) -> Section:
             )
         if "answers" in about:
             rows.append((f"{name}, answers with", about["answers"]))
-    return Section(
-        title="Artifacts", tables=(Table(caption="What was measured", head=("Fact", "value"), rows=tuple(rows)),)
-    )
+    return Section(title="Artifacts", tables=_facts("What was measured", rows))
 
 
 def _system(record: Record) -> Section:
     about, sensors = record["conditions"], record["sensors"]
-    system = record.get("system") or {}
-    cpu, memory = system.get("cpu", {}), system.get("memory", {})
+    packages = [f"{name} {version or 'not installed'}" for name, version in about["packages"].items()]
+    total = find(record, "system/memory/total_mib")
     rows = [
-        ("device", system.get("device") or "no device tree: a PC, a server or a virtual machine"),
+        ("device", find(record, "system/device") or "no device tree: a PC, a server or a virtual machine"),
         ("processor", machine_of(record)),
-        ("instruction sets", " ".join(cpu.get("features", ())) or "unknown"),
-        ("memory", f"{memory['total_mib']:,} MiB" if memory.get("total_mib") else "unknown"),
-        ("system", system.get("platform") or about["system"]),
+        ("instruction sets", " ".join(find(record, "system/cpu/features") or ()) or "unknown"),
+        ("memory", f"{total:,} MiB" if total else "unknown"),
+        ("system", find(record, "system/platform") or about["system"]),
         ("python", about["python"]),
-        ("packages", ", ".join(f"{name} {number or 'not installed'}" for name, number in about["packages"].items())),
+        ("packages", ", ".join(packages)),
         ("date", about["date"]),
-        ("load average before", f"{about['load_average']}"),
+        ("load average before", str(about["load_average"])),
     ]
-    units = {
-        "clock_mhz": ("clock", "MHz"),
-        "temperature_c": ("temperature", "C"),
-        "power_w": ("power of the board or its module", "W"),
-    }
-    for key, (label, unit) in units.items():
+    for key, label, unit in (
+        ("clock_mhz", "clock", "MHz"),
+        ("temperature_c", "temperature", "C"),
+        ("power_w", "power of the board or its module", "W"),
+    ):
         value = sensors[key]
-        shown = (
-            f"{value['min']:g} - {value['max']:g} {unit}" if "min" in value else f"not measured: {value['unavailable']}"
-        )
-        rows.append((label, shown))
-    rows.append(
-        (
-            "governor",
-            sensors["governor"] if isinstance(sensors["governor"], str) else sensors["governor"]["unavailable"],
-        )
-    )
-    others = sensors["other_cores"]
-    rows.append(
-        ("other processes", f"{others:.2f} cores" if isinstance(others, float) else str(others.get("unavailable")))
-    )
-    return Section(
-        title="System", tables=(Table(caption="Where it was measured", head=("Fact", "value"), rows=tuple(rows)),)
-    )
+        why = f"not measured: {value.get('unavailable')}"
+        rows.append((label, span(value["min"], value["max"], unit) if "min" in value else why))
+    for key, label, unit in (("governor", "governor", ""), ("other_cores", "other processes", "cores")):
+        value = sensors[key]
+        rows.append((label, str(value["unavailable"]) if isinstance(value, Mapping) else shown(value, unit)))
+    return Section(title="System", tables=_facts("Where it was measured", rows))
 
 
 def _missing(record: Record) -> Section:
-    parts = {key: record[key] for key in ("subjects", "sensors", "idle", "harness")}
-    found = list(not_measured(parts))
-    always = ("cold page cache", "the operating system keeps the files; dropping them needs root")
-    rows = (*found, always)
-    table = Table(caption="Missing values are never shown as 0", head=("What", "why"), rows=rows)
-    return Section(title="Not measured", tables=(table,))
+    rows = [*not_measured({key: record[key] for key in ("subjects", "sensors", "idle", "harness")})]
+    rows.append(("cold page cache", "the operating system keeps the files; dropping them needs root"))
+    return Section(title="Not measured", tables=_facts("A missing value is never shown as 0", rows, ("What", "why")))
 
 
 def _repeat(record: Record) -> Section:

@@ -1,221 +1,277 @@
-"""What a report says, as sections of tables and lines: the page and its Markdown are two spellings of these."""
+"""What a report says about a record, as sections of tables and lines: page and Markdown are two spellings of these."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from .facts import Record, Section, Table, alive, facts, machine_of
+from .facts import facts
+from .metrics import machine_of
+from .table import Cell, Record, Section, alive, at, ends, find, table
+from .values import shown
 
 __all__ = ["claim", "sections"]
 
 
 def claim(record: Record) -> str:
-    """Return the record's first subject in one line: size, latency, accuracy, machine."""
+    """Return the record's first subject in one sentence (size, latency, machine, accuracy), and its warnings."""
     name, subject = next(iter(record["subjects"].items()))
     if "failed" in subject:
         return f"{name} failed: {subject['failed']}"
-    single = subject["single_stream"]
+    single, length = subject["single_stream"], subject["by_length"]
     artifact = subject["about"].get("artifact", {})
-    size = f" ({artifact['recipe']}, {artifact['bytes'] / 1e6:.1f} MB)" if "recipe" in artifact else ""
-    length = subject["by_length"]
+    size = f" ({artifact['recipe']}, {shown(artifact['bytes'], 'bytes')})" if "recipe" in artifact else ""
     texts = f"texts of {length['mean']:.0f} {length['unit']}" if "mean" in length else "the texts"
-    tail = single["percentiles"]["p99"]
-    slow = f", 99 % within {_us(tail['upper_us'])}" if "upper_us" in tail else ""
-    best = [
-        f"{100 * entry['accuracy']:.1f} % right on {task} (n = {entry['n']:,})"
-        for task, entry in subject.get("accuracy", {}).items()
-        if isinstance(entry, Mapping) and "accuracy" in entry
+    p99 = find(single, "percentiles/p99/value_us")
+    slow = "" if p99 is None else f", 99 % within {shown(p99, 'us')}"
+    answered = (
+        f"{name}{size} answers {texts} in {shown(single['p50_us'], 'us')} (median{slow}), on {machine_of(record)}"
+    )
+    right = [
+        f"{shown(entry['accuracy'], 'share')} right on {task} (n = {entry['n']:,})"
+        for task, entry in subject["accuracy"].items()
+        if find(entry, "accuracy") is not None
     ]
-    right = f"; {', '.join(best[:2])}" if best else ""
-    return f"{name}{size} answers {texts} in {_us(single['p50_us'])} (median{slow}), on {machine_of(record)}{right}."
+    warned = [f"{entry['about']}: {entry['text']}" for entry in record["warnings"]]
+    more = f" (and {len(warned) - 1} more)" if len(warned) > 1 else ""
+    return f"{'; '.join([answered, *right[:2]])}." + (f" Warning: {warned[0]}{more}." if warned else "")
 
 
 def sections(record: Record) -> list[Section]:
     """Return a record's sections, in reading order."""
-    found = [_summary(record), _warnings(record), _latency(record), _stages(record), _throughput(record)]
-    found += [_server(record), _loadgen(record), _start_and_memory(record), _energy(record), _accuracy(record)]
-    found += [_stability(record), *facts(record)]
-    return [section for section in found if section is not None]
+    found = [_summary(record), _warnings(record), *_tabled(record, *_PERFORMANCE), _energy(record)]
+    return [*found, _accuracy(record), *_tabled(record, _STABILITY), *facts(record)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kind:
+    """A section with one table; it is left out where the table has no rows."""
+
+    title: str
+    caption: str
+    columns: Mapping[str, Cell]
+    rows: Callable[[Record], Iterable[Any]]
+    lines: Callable[[Record], Sequence[str]] | Sequence[str] = ()
+    figures: Sequence[str] = ()
+
+
+def _tabled(record: Record, *kinds: _Kind) -> Iterator[Section]:
+    for kind in kinds:
+        found = table(kind.caption, kind.columns, kind.rows(record))
+        if found.rows:
+            lines = kind.lines(record) if callable(kind.lines) else kind.lines
+            yield Section(title=kind.title, lines=lines, tables=(found,), figures=kind.figures)
+
+
+def _named(record: Record) -> list[dict[str, Any]]:
+    return [{"name": name, **subject} for name, subject in alive(record).items()]
+
+
+def _parts(record: Record, key: str) -> Iterator[dict[str, Any]]:
+    """Yield the measured parts of one value of each subject, with `subject`, `part` and a `name` of both."""
+    for name, subject in alive(record).items():
+        found = subject[key]
+        for part, entry in enumerate(found) if isinstance(found, list) else found.items():
+            if isinstance(entry, Mapping) and "unavailable" not in entry:
+                yield {"subject": name, "part": part, "name": f"{name}, {part}", **entry}
+
+
+def _stages(record: Record) -> list[dict[str, Any]]:
+    rows = _parts(record, "stages")
+    return [
+        row | {"name": row["name"].replace("end_to_end", "end to end")}
+        for row in rows
+        if len(record["subjects"][row["subject"]]["stages"]) > 1
+    ]
+
+
+def _queries(record: Record) -> Iterator[dict[str, Any]]:
+    for name, subject in alive(record).items():
+        for scenario, label in (("single_stream", "SingleStream"), ("multi_stream", "MultiStream, 8 a query")):
+            if "percentiles" in subject[scenario]:
+                calls = subject[scenario].get("calls", subject[scenario].get("queries"))
+                yield {**subject[scenario], "name": f"{name}, {label}", "calls": calls}
+
+
+def _loads(record: Record) -> Iterator[dict[str, Any]]:
+    for name, subject in alive(record).items():
+        for load in subject["server"].get("loads", ()):
+            yield {"name": name, "bound_ms": subject["server"]["bound_ms"], **load}
+
+
+def _bound(row: Mapping[str, Any]) -> str:
+    met = row["bound_met"]
+    return f"{shown(row['bound_ms'], 'ms')}: {'too few' if isinstance(met, Mapping) else 'yes' if met else 'no'}"
+
+
+def _loadgen_lines(record: Record) -> tuple[str, ...]:
+    own, cost = record["harness"]["own_loop"]["p50_us"], record["harness"]["loadgen"].get("p50_us")
+    other = "" if cost is None else f", {cost:.2f} us in LoadGen"
+    return (
+        f"The null subject takes {own:.2f} us a query in our loop{other}.",
+        "INVALID is LoadGen's word for a run that is too short, or outside the bound, for an official result.",
+    )
+
+
+def _memory_lines(record: Record) -> tuple[str, ...]:
+    harness = record["harness"]["memory"]["resident_mib"]
+    own = f"Python, NumPy and the harness take {shown(harness, 'MiB')} of it. " if isinstance(harness, float) else ""
+    return (f"{own}The peak includes the batches, the labelled rows and a second engine for the boundaries.",)
+
+
+def _first_answer(row: Mapping[str, Any]) -> str:
+    cold = row["cold_start"]
+    return f"{shown(cold['wall_s'], 's')}, {shown(cold['peak_rss_mib'], 'MiB')}" if "wall_s" in cold else shown(None)
+
+
+def _percentile(name: str, which: str = "value_us") -> Cell:
+    return at(f"percentiles/{name}/{which}", "us", "too few")
+
+
+_PERFORMANCE = (
+    _Kind(
+        title="Latency",
+        caption="The time within which a share of the queries was answered",
+        columns={
+            "Subject, scenario": at("name"),
+            "queries": at("calls", "count"),
+            **{f"{name[1:]} %": _percentile(name) for name in ("p50", "p90", "p99", "p99.9")},
+            "99 %, upper bound": _percentile("p99", "upper_us"),
+        },
+        rows=_queries,
+        lines=(
+            "The upper bound lies above the true 99th percentile with 99 % confidence. A percentile without enough "
+            "queries is not given.",
+        ),
+        figures=("ecdf", "length"),
+    ),
+    _Kind(
+        title="Where the time goes",
+        caption="Three boundaries, timed in turns on the same texts",
+        columns={
+            "Subject, boundary": at("name"),
+            "median": at("p50_us", "us"),
+            "95 % interval": ends("ci95", "us"),
+            "calls": at("calls", "count"),
+        },
+        rows=_stages,
+        lines=("A user waits end to end. What tokenize and engine leave of it is checks and reading the labels.",),
+        figures=("stages",),
+    ),
+    _Kind(
+        title="Throughput",
+        caption="Offline: texts a second",
+        columns={
+            "Subject": at("subject"),
+            "batch": at("batch", "count"),
+            "callers": at("threads", "count"),
+            "median of 3": at("texts_per_s", "texts/s"),
+            "least - most": ends("min max", "texts/s"),
+        },
+        rows=lambda record: _parts(record, "offline"),
+        lines=("Callers are threads of one process that share the loaded subject.",),
+        figures=("throughput",),
+    ),
+    _Kind(
+        title="Under load",
+        caption="Server: texts arrive at random (Poisson); waiting counts",
+        columns={
+            "Subject": at("name"),
+            "load": lambda row: f"{100 * row['load']:.0f} %",
+            "sent": at("offered_per_s", "texts/s"),
+            "50 %": _percentile("p50"),
+            "99 %": _percentile("p99"),
+            "99 % within the bound": _bound,
+        },
+        rows=_loads,
+        lines=("Load is the share of the rate that back-to-back calls reach. The bound is ten times the median.",),
+        figures=("server",),
+    ),
+    _Kind(
+        title="MLPerf LoadGen's second opinion",
+        caption="The same scenarios, driven by LoadGen",
+        columns={
+            "Subject, scenario": at("name"),
+            "queries": at("queries", "count", "0"),
+            **{f"{share} %": at(f"p{share}_us", "us", "") for share in (50, 90, 99)},
+            "throughput": at("texts_per_s", "texts/s", ""),
+            "LoadGen says": at("validity", missing=""),
+        },
+        rows=lambda record: _parts(record, "loadgen"),
+        lines=_loadgen_lines,
+    ),
+    _Kind(
+        title="Cold start and memory",
+        caption="Cold start (page cache warm), memory of the subject's process, and the packages it needs",
+        columns={
+            "Subject": at("name"),
+            "fresh process to first answer, peak": _first_answer,
+            "load": at("load_ms", "ms"),
+            "resident": at("memory/loaded/resident_mib", "MiB"),
+            "proportional": at("memory/loaded/proportional_mib", "MiB"),
+            "peak, at the end": at("memory/after/peak_mib", "MiB"),
+            "packages on disk": at("install/bytes", "bytes"),
+        },
+        rows=_named,
+        lines=_memory_lines,
+    ),
+)
+_STABILITY = _Kind(
+    title="Stability",
+    caption="The repeats",
+    columns={
+        "Subject": at("name"),
+        "medians of the repeats, us": lambda row: " / ".join(
+            f"{x:.1f}" for x in row["single_stream"]["repeats_p50_us"]
+        ),
+        "variation": at("single_stream/variation", "share", "one repeat"),
+        "last / first minute": at("single_stream/minutes/ratio", "ratio", "run under 120 s"),
+        "CPU time a text": at("single_stream/cpu_us", "us"),
+        "lost its core": at("single_stream/involuntary_switches", "count"),
+    },
+    rows=_named,
+    figures=("stability",),
+)
+
+
+def _unless_failed(cell: Cell, failed: str = "") -> Cell:
+    return lambda row: failed if "failed" in row else cell(row)
+
+
+def _best(row: Mapping[str, Any]) -> str:
+    rates = [entry["texts_per_s"] for entry in row["offline"]] if isinstance(row["offline"], list) else []
+    return shown(max(rates, default=None), "texts/s")
+
+
+_SUMMARY = {
+    "Subject": at("name"),
+    "median": _unless_failed(at("single_stream/p50_us", "us"), "failed"),
+    "99 % within": _unless_failed(at("single_stream/percentiles/p99/value_us", "us", "too few")),
+    "throughput, best": _unless_failed(_best),
+    "peak memory": _unless_failed(at("memory/after/peak_mib", "MiB")),
+    "artifact": _unless_failed(at("about/artifact/bytes", "bytes", "none")),
+}
+_RATIOS = {
+    "Ratio of times": lambda row: f"{row['of']} / {row['to']}",
+    "median": lambda row: shown(row["median"], "ratio") if "median" in row else str(row["unavailable"]),
+    "95 % interval": ends("ci95", "ratio", "too few pairs"),
+    "paired slices": at("pairs", "count"),
+}
 
 
 def _summary(record: Record) -> Section:
-    rows: list[tuple[str, ...]] = []
-    for name, subject in record["subjects"].items():
-        if "failed" in subject:
-            rows.append((name, "failed", "", "", "", ""))
-            continue
-        single, artifact = subject["single_stream"], subject["about"].get("artifact", {})
-        best = max((row["texts_per_s"] for row in _list(subject["offline"])), default=None)
-        rows.append(
-            (
-                name,
-                _us(single["p50_us"]),
-                _percentile(single["percentiles"]["p99"]),
-                "not measured" if best is None else f"{best:,.0f}",
-                _mib(subject["memory"], "after", "peak_mib"),
-                f"{artifact['bytes'] / 1e6:.1f} MB" if "bytes" in artifact else "none",
-            )
-        )
-    head: tuple[str, ...] = ("Subject", "median", "99 % within", "texts/s, best", "peak memory", "artifact")
-    tables = [Table(caption="One text at a time, text in, answer out", head=head, rows=tuple(rows))]
+    rows = [{"name": name, **subject} for name, subject in record["subjects"].items()]
+    tables = [table("One text at a time, text in, answer out", _SUMMARY, rows)]
     if record["ratios"]:
-        shown = []
-        for ratio in record["ratios"]:
-            value = _times(ratio["median"]) if "median" in ratio else ratio["unavailable"]
-            ends = ratio.get("ci95")
-            interval = f"{_times(ends[0])} - {_times(ends[1])}" if ends else "too few pairs"
-            shown.append((f"{ratio['of']} / {ratio['to']}", value, interval, str(ratio["pairs"])))
-        columns = ("Ratio of times", "median", "95 % interval", "paired slices")
-        caption = "Compared in alternating slices on the same texts, each subject in its own process"
-        tables.append(Table(caption=caption, head=columns, rows=tuple(shown)))
-    return Section(title="At a glance", tables=tuple(tables), figures=("pareto", "ratios"))
+        caption = "Compared in alternating slices of the same texts, each subject in its own process"
+        tables.append(table(caption, _RATIOS, record["ratios"]))
+    return Section(title="At a glance", tables=tables, figures=("pareto", "ratios"))
 
 
 def _warnings(record: Record) -> Section:
-    lines = tuple(f"{entry['about']}: {entry['text']}" for entry in record["warnings"])
-    return Section(title="Warnings", lines=lines or ("None: no noise, no throttling, no drift was seen.",))
-
-
-def _latency(record: Record) -> Section:
-    rows = []
-    for name, subject in alive(record).items():
-        for scenario, label in (("single_stream", "SingleStream"), ("multi_stream", "MultiStream, 8 a query")):
-            found = subject[scenario].get("percentiles")
-            if found:
-                calls = subject[scenario].get("calls", subject[scenario].get("queries"))
-                cells = [_percentile(found[key]) for key in ("p50", "p90", "p99", "p99.9")]
-                rows.append((f"{name}, {label}", f"{calls:,}", *cells))
-    table = Table(
-        caption="Latency; each is the value below which the share lies with 99 % confidence",
-        head=("Subject, scenario", "queries", "50 %", "90 %", "99 %", "99.9 %"),
-        rows=tuple(rows),
-    )
-    lines = ("A percentile that so few queries cannot support is not given.",)
-    return Section(title="Latency", lines=lines, tables=(table,), figures=("ecdf", "length"))
-
-
-def _stages(record: Record) -> Section | None:
-    rows = []
-    labels = {"end_to_end": "end to end", "tokenize": "tokenize", "engine": "engine"}
-    for name, subject in alive(record).items():
-        stages = subject["stages"]
-        if len(stages) < 2 or "unavailable" in stages:
-            continue
-        for stage, entry in stages.items():
-            ends = entry["ci95"]
-            interval = f"{ends[0]:.1f} - {ends[1]:.1f} us" if ends else "too few calls"
-            rows.append((f"{name}, {labels.get(stage, stage)}", _us(entry["p50_us"]), interval, f"{entry['calls']:,}"))
-    if not rows:
-        return None
-    table = Table(
-        caption="Three boundaries, timed in turns on the same texts",
-        rows=tuple(rows),
-        head=("Subject, boundary", "median", "95 % interval", "calls"),
-    )
-    line = "End to end is what a user pays; what tokenize and engine leave of it is checks, framing and reading labels."
-    return Section(title="Where the time goes", lines=(line,), tables=(table,), figures=("stages",))
-
-
-def _throughput(record: Record) -> Section:
-    rows = tuple(
-        (
-            name,
-            str(row["batch"]),
-            str(row["threads"]),
-            f"{row['texts_per_s']:,.0f}",
-            f"{row['min']:,.0f} - {row['max']:,.0f}",
-        )
-        for name, subject in alive(record).items()
-        for row in _list(subject["offline"])
-    )
-    table = Table(
-        caption="Offline: texts a second",
-        head=("Subject", "batch", "callers", "median of 3", "least - most"),
-        rows=rows,
-    )
-    line = "Callers are threads of one process that share the loaded subject."
-    return Section(title="Throughput", lines=(line,), tables=(table,), figures=("throughput",))
-
-
-def _server(record: Record) -> Section | None:
-    rows: list[tuple[str, ...]] = []
-    for name, subject in alive(record).items():
-        server = subject["server"]
-        for load in server.get("loads", ()):
-            tail = _percentile(load["percentiles"]["p99"])
-            met = "too few" if isinstance(load["bound_met"], Mapping) else "yes" if load["bound_met"] else "no"
-            rows.append(
-                (
-                    name,
-                    f"{100 * load['load']:.0f} %",
-                    f"{load['offered_per_s']:,.0f}",
-                    _percentile(load["percentiles"]["p50"]),
-                    tail,
-                    f"{server['bound_ms']:.3f} ms: {met}",
-                )
-            )
-    if not rows:
-        return None
-    head = ("Subject", "load", "texts/s offered", "50 %", "99 %", "99 % within the bound")
-    table = Table(caption="Server: texts arrive at random (Poisson); waiting counts", head=head, rows=tuple(rows))
-    line = "Load is the share of the rate that back-to-back calls reach. The bound is ten times the median."
-    return Section(title="Under load", lines=(line,), tables=(table,), figures=("server",))
-
-
-def _loadgen(record: Record) -> Section | None:
-    rows = []
-    for name, subject in alive(record).items():
-        if "unavailable" in subject["loadgen"]:
-            continue
-        for scenario, found in subject["loadgen"].items():
-            cells = [_us(found[key]) if key in found else "" for key in ("p50_us", "p90_us", "p99_us")]
-            rate = f"{found['texts_per_s']:,.0f}" if "texts_per_s" in found else ""
-            rows.append(
-                (f"{name}, {scenario}", f"{found.get('queries', 0):,}", *cells, rate, str(found.get("validity", "")))
-            )
-    if not rows:
-        return None
-    head = ("Subject, scenario", "queries", "50 %", "90 %", "99 %", "texts/s", "LoadGen says")
-    harness = record["harness"]
-    cost = harness["loadgen"].get("p50_us")
-    own = f"The null subject: {harness['own_loop']['p50_us']:.2f} us a query in the own loop"
-    lines = [f"{own}, {cost:.2f} us in LoadGen." if cost is not None else f"{own}."]
-    lines.append("INVALID is LoadGen's word for a run that is too short, or outside the bound, for an official result.")
-    return Section(
-        title="MLPerf LoadGen's second opinion",
-        lines=tuple(lines),
-        tables=(Table(caption="The same scenarios, driven by LoadGen", head=head, rows=tuple(rows)),),
-    )
-
-
-def _start_and_memory(record: Record) -> Section:
-    rows = []
-    for name, subject in alive(record).items():
-        cold, memory = subject["cold_start"], subject["memory"]
-        start = f"{cold['wall_s']:.2f} s, {cold['peak_rss_mib']:.0f} MiB" if "wall_s" in cold else "not measured"
-        cells = (_mib(memory, "loaded", key) for key in ("resident_mib", "proportional_mib"))
-        size = subject.get("install", {}).get("bytes")
-        packages = "not measured" if size is None else f"{size / 1e6:,.0f} MB"
-        rows.append((name, start, f"{subject['load_ms']:.0f} ms", *cells, _mib(memory, "after", "peak_mib"), packages))
-    head = (
-        "Subject",
-        "fresh process to first answer, peak",
-        "load",
-        "resident",
-        "proportional",
-        "peak, at the end",
-        "packages on disk",
-    )
-    table = Table(
-        caption="Cold start (page cache warm), memory of the subject's process, and what it needs installed",
-        head=head,
-        rows=tuple(rows),
-    )
-    harness = record["harness"]["memory"]["resident_mib"]
-    own = f"Of the memory {harness:.0f} MiB are Python, NumPy and the harness." if isinstance(harness, float) else ""
-    line = f"{own} The peak includes the batches, the labelled rows and a second engine for the boundaries.".strip()
-    return Section(title="Cold start and memory", lines=(line,), tables=(table,))
+    lines = [f"{entry['about']}: {entry['text']}" for entry in record["warnings"]]
+    return Section(title="Warnings", lines=lines or ["None: no noise, throttling or drift was seen."])
 
 
 def _energy(record: Record) -> Section:
@@ -223,84 +279,28 @@ def _energy(record: Record) -> Section:
     if "unavailable" in energy:
         return Section(title="Energy", lines=(f"Not measured: {energy['unavailable']}.",))
     calls = sum(subject["single_stream"]["calls"] for subject in alive(record).values())
-    base = f", {idle['mean_w']:.2f} W before it" if "mean_w" in idle else ""
-    lines = [f"{energy['mean_w']:.2f} W of {energy['of']} while single stream ran{base}."]
+    base = f", {shown(idle['mean_w'], 'W')} before it" if "mean_w" in idle else ""
+    lines = [f"{shown(energy['mean_w'], 'W')} of {energy['of']} during single stream{base}."]
     if len(record["subjects"]) == 1 and calls:
-        lines.append(
-            f"That is {1e3 * energy['joules'] / calls:.3f} mJ a text, everything else on this machine included."
-        )
-    return Section(title="Energy", lines=tuple(lines))
+        each = shown(1e3 * energy["joules"] / calls, "mJ")
+        lines.append(f"That is {each} a text, including everything else that runs on this machine.")
+    return Section(title="Energy", lines=lines)
+
+
+_ACCURACY = {
+    "Subject, task": at("name"),
+    "right": at("accuracy", "share"),
+    "95 % interval": ends("ci95", "share"),
+    "n": at("n", "count"),
+    "rows": at("file"),
+}
 
 
 def _accuracy(record: Record) -> Section:
-    rows, lines = [], []
+    lines = []
     for name, subject in alive(record).items():
         found = subject["accuracy"]
-        if "unavailable" in found:
-            lines.append(f"{name}: not measured, {found['unavailable']}.")
-            continue
-        for task, entry in found.items():
-            if "accuracy" not in entry:
-                lines.append(f"{name}, {task}: not measured, {entry['unavailable']}.")
-                continue
-            low, high = (100 * x for x in entry["ci95"])
-            rows.append(
-                (
-                    f"{name}, {task}",
-                    f"{100 * entry['accuracy']:.1f} %",
-                    f"{low:.1f} - {high:.1f} %",
-                    f"{entry['n']:,}",
-                    entry["file"],
-                )
-            )
-    head = ("Subject, task", "right", "95 % interval", "n", "rows")
-    tables = (
-        (Table(caption="Accuracy of the very artifact that was timed", head=head, rows=tuple(rows)),) if rows else ()
-    )
-    return Section(title="Accuracy", lines=tuple(lines), tables=tables)
-
-
-def _stability(record: Record) -> Section:
-    rows = []
-    for name, subject in alive(record).items():
-        single = subject["single_stream"]
-        minutes = single["minutes"]
-        drift = f"{minutes['ratio']:.3f}" if "ratio" in minutes else "run under 120 s"
-        spread = "one repeat" if single["variation"] is None else f"{100 * single['variation']:.1f} %"
-        medians = " / ".join(f"{value:.1f}" for value in single["repeats_p50_us"])
-        rows.append((name, medians, spread, drift, f"{single['cpu_us']:.1f} us", f"{single['involuntary_switches']:,}"))
-    head = (
-        "Subject",
-        "medians of the repeats, us",
-        "variation",
-        "last / first minute",
-        "CPU time a text",
-        "times put aside",
-    )
-    table = Table(caption="The repeats", head=head, rows=tuple(rows))
-    return Section(title="Stability", tables=(table,), figures=("stability",))
-
-
-def _list(value: Any) -> Sequence[Mapping[str, Any]]:
-    return value if isinstance(value, list) else ()
-
-
-def _us(value: float) -> str:
-    if value >= 1e6:
-        return f"{value / 1e6:,.2f} s"
-    if value >= 1e4:
-        return f"{value / 1e3:,.1f} ms"
-    return f"{value:,.0f} us" if value >= 100 else f"{value:.1f} us"
-
-
-def _times(value: float) -> str:
-    return f"{value:.3f}" if value < 10 else f"{value:,.1f}"
-
-
-def _percentile(entry: Mapping[str, Any]) -> str:
-    return _us(entry["upper_us"]) if "upper_us" in entry else "too few"
-
-
-def _mib(memory: Mapping[str, Any], moment: str, key: str) -> str:
-    value = memory.get(moment, {}).get(key)
-    return f"{value:.0f} MiB" if isinstance(value, int | float) else "not measured"
+        parts = {name: found} if "unavailable" in found else {f"{name}, {task}": one for task, one in found.items()}
+        lines += [f"{part}: not measured, {one['unavailable']}." for part, one in parts.items() if "unavailable" in one]
+    tables = [table("Accuracy of the very artifact that was timed", _ACCURACY, _parts(record, "accuracy"))]
+    return Section(title="Accuracy", lines=lines, tables=tables if tables[0].rows else ())

@@ -1,4 +1,4 @@
-"""What can be measured: bundles, the tokenizer, peers, the null subject."""
+"""The subjects that fieldrun measures: bundles, their tokenizer, other libraries, and nothing at all."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Put the measurement of AN1's claims into a checkpoint's training record, from which its model card is rendered.
+"""Add the measurement of AN1's claims to the training record of a checkpoint, and so to its model card.
 
     python -m studies.an1.card CHECKPOINT benchmarks/records OUT
 
-The measurement needs the finished student, so that it comes after training. A bundle that is exported from OUT has the
-lines in its card too.
+The measurement needs the finished student, so it follows training. Bundles exported from OUT have the lines as well.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Measure AN1's claims on our own tasks: probes on raw fields, principal components, AN1 fields, and the student.
+"""Check AN1's claims on our own tasks: probes on raw fields, principal components, AN1 fields, and the student.
 
     python -m studies.an1.measure --data DATA --teacher NAME=FOLDER --work WORK -o benchmarks/records/an1.json
 
-`--teacher` may stand several times. DATA holds the suite. Texts, splits, compressor and seed are those of a training
-recipe. A teacher that was fine-tuned must have been tuned with that recipe, or else its held-out rows were learnt from.
-WORK keeps what was done, so that a killed run goes on; set the threads with OMP_NUM_THREADS and OPENBLAS_NUM_THREADS.
-What chooses a setting is a slice of train, never a report file.
+Give `--teacher` once per teacher. DATA is the folder of the suite. Texts, splits, compressor and seed come from a
+training recipe. A fine-tuned teacher must have been tuned with the same recipe; otherwise it has seen the held-out
+rows. WORK keeps finished stages, so that the command can be stopped and run again. OMP_NUM_THREADS and
+OPENBLAS_NUM_THREADS set the threads. Settings are chosen on a slice of train, never on a report file.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from fieldrun.distill.compressor import pair_input, train_compressor
 from fieldrun.distill.heads import fit_pair_head
 from fieldrun.distill.pool import Split, TaskData, TextPool, build_pool
 from fieldrun.distill.recipe import DistillRecipe, load_recipe
-from fieldrun.distill.teacher import default_layers, extract_raw_field, teacher_hashes, teacher_shape, texts_digest
+from fieldrun.distill.teacher import default_layers, extract_raw_field, teacher_hashes, teacher_shape
 from fieldrun.distill.training import arithmetic
-from fieldrun.errors import DatasetError, UsageError
-from fieldrun.formats.storage import read_json, write_json
+from fieldrun.errors import DatasetError
 from fieldrun.formats.tensors import Array
 from fieldrun_benchmarks.harness.record import write_record
 
 from ..paired import Hits, compare, published, scored
-from ..stages import Stages, tell
+from ..stages import Stages, named, tell
+from ..suite import data_option, output_option, work_option
 from .probe import Features, Floats, Integers, Moments, Probe, accumulate, fit, fit_rows
 from .spectrum import principal, spectra
 
-__all__ = ["DIRECTIONS", "TeacherFields", "borrow", "main", "restrict"]
+__all__ = ["DIRECTIONS", "TeacherFields", "main", "restrict"]
 
 DIRECTIONS = (1, 3, 8, 32, 128, 256)
 _DIM = 256
-_METHOD = 1  # raise it when the same settings give other figures: what WORK keeps is then measured again
+_METHOD = 1  # raise it when the same settings give other figures, so that stages in WORK are measured again
 
 Scores = dict[str, dict[str, Any]]
 """Task to n, accuracy, interval, hits and, of a probe, the settings chosen."""
 
 
 def restrict(pool: TextPool, train_rows: int | None = None, report_rows: int | None = None) -> TextPool:
-    """Return the pool of its classification tasks alone: train texts first, no corpus, nothing else.
+    """Return the pool of the classification tasks alone, train texts first, without a corpus.
 
-    Of a task with more than `train_rows` or `report_rows`, so many are drawn, the same each time.
+    At most `train_rows` and `report_rows` rows of a task are kept, drawn with a fixed seed.
     """
     tasks = [
         dataclasses.replace(t, train=_drawn(t.train, train_rows), report=_drawn(_report(t), report_rows))
@@ -90,22 +90,6 @@ def _drawn(split: Split, count: int | None) -> Split:
     return Split(rows=split.rows[kept], labels=split.labels[kept])
 
 
-def borrow(pool: TextPool, suite: TextPool, lent: Path, out: Path) -> None:
-    """Write to `out` the rows that the suite needs of the raw field `lent`, which a training run read of `pool`.
-
-    Raises:
-        DatasetError: `lent` is not finished, or was read of other texts than the pool's.
-    """
-    state = read_json(lent.with_suffix(".npy.json"))
-    if state["texts_sha256"] != texts_digest(pool.texts) or state["done"] != len(pool.texts):
-        raise DatasetError(f"{lent} is not the whole raw field of this recipe's texts; give the run's --work folder")
-    number = {text: i for i, text in enumerate(pool.texts)}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    np.save(out, np.load(lent, mmap_mode="r")[[number[text] for text in suite.texts]])
-    about = {"texts_sha256": texts_digest(suite.texts), "done": len(suite.texts)}
-    write_json(out.with_suffix(".npy.json"), state | about | {"shape": [len(suite.texts), state["shape"][1]]})
-
-
 def _report(task: TaskData) -> Split:
     if task.report is None:
         raise DatasetError(f"task {task.name!r} has no report file; the recipe must name one")
@@ -113,7 +97,7 @@ def _report(task: TaskData) -> Split:
 
 
 class TeacherFields:
-    """What is measured on one teacher's raw field `(texts, layers * hidden)`, its last layer being the sentence's."""
+    """The measurements on one teacher's raw field `(texts, layers * hidden)`, whose last layer is the sentence's."""
 
     def __init__(self, suite: TextPool, raw: Array, layers: Sequence[int]) -> None:
         self.suite, self.raw, self.layers = suite, raw, layers
@@ -276,7 +260,7 @@ def _digest(suite: TextPool) -> str:
 
 
 def _student(name: str, suite: TextPool) -> tuple[dict[str, Any], Scores]:
-    """Label the report files with the bundle `name`, as a user would; one seed, since there is one bundle."""
+    """Label the report files with the bundle `name`."""
     scores: Scores = {}
     with fieldrun.load(name, engine="onnxruntime") as model:
         for task in suite.tasks:
@@ -296,17 +280,16 @@ def _student(name: str, suite: TextPool) -> tuple[dict[str, Any], Scores]:
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder of the suite.")
+@data_option
 @click.option("--teacher", "teachers", multiple=True, required=True, metavar="NAME=FOLDER", help="Once per teacher.")
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder that a killed run goes on from.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The record to write.")
+@work_option
+@output_option
 @click.option("--recipe", default="reference", show_default=True, help="Training recipe, by name or path.")
 @click.option("--student", default="reference", show_default=True, help="Bundle, by name or path.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="AN1 fields to train.")
 @click.option("--steps", type=click.IntRange(20), help="Of an AN1 field's training.  [default: the recipe's]")
 @click.option("--rows", type=click.IntRange(1), help="Train rows a task at most, drawn.  [default: all]")
 @click.option("--report-rows", type=click.IntRange(1), help="Report rows a task at most, drawn.  [default: all]")
-@click.option("--lend", metavar="NAME=WORK", help="A training run's work folder that has a teacher's raw field.")
 def main(
     data: Path,
     teachers: Sequence[str],
@@ -318,20 +301,15 @@ def main(
     steps: int | None,
     rows: int | None,
     report_rows: int | None,
-    lend: str | None,
 ) -> None:
     """Write the record behind docs/an1.md."""
-    folders = dict(_named(teacher) for teacher in teachers)
+    folders = dict(named(teacher) for teacher in teachers)
     plan = load_recipe(recipe)
     if steps is not None:
         plan = dataclasses.replace(plan, compressor=dataclasses.replace(plan.compressor, steps=steps))
     click.echo("reading the suite", err=True)
     pool = build_pool(plan, data)
     suite = restrict(pool, rows, report_rows)
-    if lend is not None:
-        name, run = _named(lend)
-        if not (work / name / "raw_field.npy").exists():
-            borrow(pool, suite, run / "raw_field.npy", work / name / "raw_field.npy")
     about, scores = _student(student, suite)
     hits = {name: Hits.of([entry]) for name, entry in scores.items()}
     numbers = [plan.seed + i for i in range(seeds)]
@@ -362,13 +340,6 @@ def main(
     }
     command = "python -m studies.an1.measure --data DATA --teacher NAME=FOLDER ... --work WORK -o RECORD"
     write_record(output, "an1", command, values)
-
-
-def _named(teacher: str) -> tuple[str, Path]:
-    name, _, folder = teacher.partition("=")
-    if not name or not folder or Path(name).name != name:
-        raise UsageError(f"--teacher {teacher!r}: write NAME=FOLDER, the name without slashes")
-    return name, Path(folder)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def accumulate(features: Features, rows: Integers, labels: Integers | None = Non
         gram += x.T @ x
         cross += x.T @ y
     if total is None:
-        raise FieldrunError("a probe needs rows to learn from; there are none")
+        raise FieldrunError("a probe needs at least one row to learn from")
     n = len(rows)
     mean, shares = total / n, counts / n
     gram -= n * np.outer(mean, mean)

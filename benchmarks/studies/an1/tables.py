@@ -1,21 +1,17 @@
-"""Render the blocks of docs/an1.md, and the model card's lines on AN1, from the record `an1.json`.
-
-The blocks are tables of `studies.tables`, which rewrites or checks the page. Verdicts compare intervals.
-"""
+"""Blocks of docs/an1.md and the model card's lines on AN1 from the record `an1.json`; verdicts compare intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fieldrun_benchmarks.harness.record import read_record
 
+from ..columns import Block, Column, Part, Record, Table, accuracy, block, change, percent, slashed
 from .spectrum import FORMS, SHARES
 
-__all__ = ["TABLES", "an1_record", "card_lines"]
-
-Record = Mapping[str, Any]
+__all__ = ["BLOCKS", "STATES", "an1_record", "card_lines"]
 
 _METHODS = {
     "raw": "(a) raw field, probe",
@@ -27,9 +23,10 @@ _METHODS = {
 }
 _GROUPS = {"single": "mean of the single tasks", "pair": "mean of the pair tasks", "all": "mean of all tasks"}
 _MARKS = ("1", "3", "8", "32", "128")
-_FORMS = dict(zip(FORMS, ("as they come", "centred", "standardised"), strict=True))
+STATES = dict(zip(FORMS, ("as they come", "centred", "standardised"), strict=True))
 _SMALLER = "a gain, but smaller than claimed"
 _VARIANCE, _GAIN, _GAIN_RTE, _LOSS, _LOSS_TABLE = 72, 1.81, 3.25, 0.35, 0.81  # what AN1 claims; per cent and points
+_TEACHER = Column("Teacher", "teacher")
 
 
 def an1_record(records: Path) -> Record:
@@ -39,104 +36,138 @@ def an1_record(records: Path) -> Record:
 
 def card_lines(record: Record) -> list[str]:
     """Return the Markdown lines of a model card: means over tasks per teacher and method, and the first directions."""
-    names = list(record["teachers"])
-    lines = [f"| Mean accuracy, %: single tasks, all | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for method, label in _METHODS.items():
-        cells = []
-        for name in names:
-            means = _means(record, name)[method]
-            cells.append(f"{100 * means['single']['accuracy']:.1f}, {100 * means['all']['accuracy']:.1f}")
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    for form in FORMS[1:]:
-        cells = [_range([100 * s for s in _first(record["teachers"][name], form, "3")]) for name in names]
-        lines.append(f"| variance in the first 3 directions of a layer, {_FORMS[form]}, % | {' | '.join(cells)} |")
-    return [*lines, "", "Every task with intervals, spectra and plots, and which of AN1's claims hold: `docs/an1.md`."]
+    teachers = record["teachers"]
+
+    def mean(method: str, name: str) -> str:
+        means = _means(record, name)[method]
+        return f"{percent(means['single']['accuracy'])}, {percent(means['all']['accuracy'])}"
+
+    def directions(form: str, name: str) -> str:
+        return _range([100 * s for s in _first(teachers[name], form, "3")])
+
+    rows = [(label, {name: mean(method, name) for name in teachers}) for method, label in _METHODS.items()]
+    rows += [
+        (
+            f"variance in the first 3 directions of a layer, {STATES[form]}, %",
+            {name: directions(form, name) for name in teachers},
+        )
+        for form in FORMS[1:]
+    ]
+    columns = [Column("Mean accuracy, %: single tasks, all", lambda row: row[0])]
+    columns += [Column(name, lambda row, name=name: row[1][name]) for name in teachers]  # type: ignore[misc]
+    return [
+        *Table(columns, rows).markdown().split("\n"),
+        "",
+        "Every task with intervals, spectra and plots, and which of AN1's claims hold: `docs/an1.md`.",
+    ]
 
 
-def _accuracy(record: Record) -> str:
-    lines = []
+def _groups(record: Record) -> list[str]:
+    return [group for group in _GROUPS if group in _means(record)["raw"]]
+
+
+def _accuracies(record: Record) -> Sequence[Part]:
+    parts: list[Part] = []
     for name in record["teachers"]:
         tasks, means = _tasks(record, name), _means(record, name)
-        lines += [f"**{name}**", "", f"| Task | n | majority | {' | '.join(_METHODS.values())} |"]
-        lines.append("|---" * (len(_METHODS) + 3) + "|")
-        for task, about in record["tasks"].items():
-            cells = " | ".join(_percent(tasks[method][task]) for method in _METHODS)
-            lines.append(f"| {task} | {about['report']:,} | {100 * about['majority']:.1f} | {cells} |")
-        for group, label in _GROUPS.items():
-            if group in means["raw"]:
-                cells = " | ".join(_percent(means[method][group]) for method in _METHODS)
-                lines.append(f"| {label} | | | {cells} |")
-        lines.append("")
-    return "\n".join(lines[:-1])
-
-
-def _runs(record: Record) -> str:
-    lines = [f"| Teacher | AN1 field | {' | '.join(record['tasks'])} |", "|---" * (len(record["tasks"]) + 2) + "|"]
-    for name, teacher in record["teachers"].items():
-        for method, label in (("field_head", "head"), ("field_probe", "probe")):
-            entries = teacher["tasks"][method].values()
-            cells = [" / ".join(f"{100 * x:.1f}" for x in e.get("runs", [e["accuracy"]])) for e in entries]
-            lines.append(f"| {name} | {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _differences(record: Record) -> str:
-    groups = {group: label for group, label in _GROUPS.items() if group in _means(record)["raw"]}
-    lines = [f"| Teacher | Difference | {' | '.join(groups.values())} |", "|---" * (len(groups) + 2) + "|"]
-    for name, teacher in record["teachers"].items():
-        for pair, entry in teacher["differences"].items():
-            first, second = (_METHODS[method] for method in pair.split(" - "))
-            lines.append(f"| {name} | {first} minus {second} | {' | '.join(_points(entry[g]) for g in groups)} |")
-    return "\n".join(lines)
-
-
-def _directions(record: Record) -> str:
-    groups = [group for group in _GROUPS if group in _means(record)["raw"]]
-    ks = [method for method in next(iter(record["teachers"].values()))["means"] if method.startswith("pca")]
-    lines = [f"| Teacher | | {' | '.join('k = ' + k[3:] for k in ks)} | {_METHODS['raw']} |"]
-    lines.append("|---" * (len(ks) + 3) + "|")
-    for name in record["teachers"]:
-        for group in groups:
-            cells = [_percent(_means(record, name)[method][group]) for method in (*ks, "raw")]
-            lines.append(f"| {name} | {_GROUPS[group]} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _spectrum(record: Record) -> str:
-    heads = [*(f"first {k}" for k in _MARKS), *(f"{share} %" for share in SHARES)]
-    lines = []
-    for name, teacher in record["teachers"].items():
-        lines += [f"**{name}**", "", f"| Layer | States | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
-        for layer, forms in teacher["spectra"].items():
-            for form, values in forms.items():
-                cells = [f"{100 * values['share'][k]:.1f}" if k in values["share"] else "" for k in _MARKS]
-                cells += [str(values["directions"][str(share)]) for share in SHARES]
-                lines.append(f"| {layer} | {_FORMS[form]} | {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines[:-1])
-
-
-def _cost(record: Record) -> str:
-    lines = []
-    for name, teacher in record["teachers"].items():
-        stages = ", ".join(f"{stage} {seconds:,.0f} s" for stage, seconds in teacher["seconds"].items())
-        lines.append(f"- {name} ({teacher['arithmetic']}): {stages}.")
-    about = record["conditions"]
-    where = f"{about['cores_allowed']} cores of {about['processor']}, GPU: {record['gpu'] or 'none'}"
-    libraries = ", ".join(f"{package} {number}" for package, number in record["libraries"].items())
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"({about['date']}, {where}, Python {about['python']}, {libraries}, recipe `{record['recipe']}`, "
-            f"{record['texts']['train']:,} train texts, AN1 seeds {', '.join(map(str, record['seeds']))}; the student "
-            f"is the bundle `{record['student']['name']}`, recipe `{record['student']['recipe']}`, weights sha256 "
-            f"{record['student']['weights_sha256'][:16]}...)",
+        rows = [
+            {"task": task, **about, "methods": {m: tasks[m][task] for m in _METHODS}}
+            for task, about in record["tasks"].items()
         ]
-    )
+        columns = [
+            Column("Task", "task"),
+            Column("n", "report", "{:,}"),
+            Column("majority", "majority", percent),
+            *(Column(label, f"methods.{m}", accuracy) for m, label in _METHODS.items() if m != "student"),
+            Column(
+                _METHODS["student"],
+                "methods.student",
+                accuracy,
+                claim=lambda row: (
+                    "accuracy",
+                    record["student"]["weights_sha256"],
+                    f"{row['task']}, n = {row['report']}",
+                ),
+            ),
+        ]
+        below = [[_GROUPS[g], "", "", *(accuracy(means[m][g]) for m in _METHODS)] for g in _groups(record)]
+        parts += [f"**{name}**", Table(columns, rows, below)]
+    return parts
 
 
-def _claims(record: Record) -> str:
+def _runs(record: Record) -> Sequence[Part]:
+    rows = [
+        {"teacher": name, "shown": label, "tasks": teacher["tasks"][method]}
+        for name, teacher in record["teachers"].items()
+        for method, label in (("field_head", "head"), ("field_probe", "probe"))
+    ]
+
+    def each(entry: Record) -> str:
+        return slashed([percent(x) for x in entry.get("runs", [entry["accuracy"]])])
+
+    tasks = (Column(task, f"tasks.{task}", each) for task in record["tasks"])
+    return [Table([_TEACHER, Column("AN1 field", "shown"), *tasks], rows)]
+
+
+def _differences(record: Record) -> Sequence[Part]:
+    rows = [
+        {**entry, "teacher": name, "shown": " minus ".join(_METHODS[method] for method in pair.split(" - "))}
+        for name, teacher in record["teachers"].items()
+        for pair, entry in teacher["differences"].items()
+    ]
+    groups = (Column(_GROUPS[group], group, change) for group in _groups(record))
+    return [Table([_TEACHER, Column("Difference", "shown"), *groups], rows)]
+
+
+def _directions(record: Record) -> Sequence[Part]:
+    kept = [method for method in next(iter(record["teachers"].values()))["means"] if method.startswith("pca")]
+    titles = {method: f"k = {method[3:]}" for method in kept} | {"raw": _METHODS["raw"]}
+    rows = [
+        {"teacher": name, "group": _GROUPS[group], **{m: _means(record, name)[m][group] for m in titles}}
+        for name in record["teachers"]
+        for group in _groups(record)
+    ]
+    columns = (Column(title, method, accuracy) for method, title in titles.items())
+    return [Table([_TEACHER, Column("", "group"), *columns], rows)]
+
+
+_SPECTRUM = (
+    Column("Layer", "layer"),
+    Column("States", "form", lambda form: STATES[form]),
+    *(Column(f"first {k}", f"share.{k}", percent, missing="") for k in _MARKS),
+    *(Column(f"{share} %", f"directions.{share}") for share in SHARES),
+)
+
+
+def _spectrum(record: Record) -> Sequence[Part]:
+    parts: list[Part] = []
+    for name, teacher in record["teachers"].items():
+        rows = [
+            {**values, "layer": layer, "form": form}
+            for layer, forms in teacher["spectra"].items()
+            for form, values in forms.items()
+        ]
+        parts += [f"**{name}**", Table(_SPECTRUM, rows)]
+    return parts
+
+
+def _cost(record: Record) -> Sequence[Part]:
+    lines = []
+    for name, teacher in record["teachers"].items():
+        stages = ", ".join(f"{stage} {took:,.0f} s" for stage, took in teacher["seconds"].items())
+        lines.append(f"- {name} ({teacher['arithmetic']}): {stages}.")
+    about, student = record["conditions"], record["student"]
+    libraries = ", ".join(f"{package} {number}" for package, number in record["libraries"].items())
+    return [
+        "\n".join(lines),
+        f"({about['date']}, {about['cores_allowed']} cores of {about['processor']}, GPU: {record['gpu'] or 'none'}, "
+        f"Python {about['python']}, {libraries}, recipe `{record['recipe']}`, {record['texts']['train']:,} train "
+        f"texts, AN1 seeds {', '.join(map(str, record['seeds']))}; the student is the bundle `{student['name']}`, "
+        f"recipe `{student['recipe']}`, weights sha256 {student['weights_sha256'][:16]}...)",
+    ]
+
+
+def _claims(record: Record) -> Sequence[Part]:
     teachers: Mapping[str, Any] = record["teachers"]
     differences = {name: teacher["differences"] for name, teacher in teachers.items()}
     lines = [f'**"72 - 99 % of the variance lies in the top 1 - 3 directions, per layer."** {_agreed(record)}', ""]
@@ -145,18 +176,18 @@ def _claims(record: Record) -> str:
     for name, found in differences.items():
         raw, sentence = found["field_head - raw"]["all"], found["field_head - sentence"]["all"]
         lines.append(
-            f"- {name}: against the tuned probe on the raw field (a) {_points(raw)} points, {_gain(raw, _GAIN)}; "
-            f"against the probe on the usual sentence vector (b) {_points(sentence)}, {_gain(sentence, _GAIN)}."
+            f"- {name}: against the tuned probe on the raw field (a) {change(raw)} points, {_gain(raw, _GAIN)}; "
+            f"against the probe on the usual sentence vector (b) {change(sentence)}, {_gain(sentence, _GAIN)}."
         )
     lines += ["", "**A control that AN1 does not have: is training the compressor worth more than PCA-256?**", ""]
     for name, found in differences.items():
         entry = found["field_head - pca256"]["all"]
-        lines.append(f"- {name}: AN1 field minus PCA-256 with the probe {_points(entry)} points, {_sign(entry)}.")
+        lines.append(f"- {name}: AN1 field minus PCA-256 with the probe {change(entry)} points, {_sign(entry)}.")
     if "rte" in record["tasks"]:
         lines += ["", f'**"RTE gains {_GAIN_RTE} points."** ({record["tasks"]["rte"]["report"]} rows)', ""]
         for name, found in differences.items():
             entry = found["field_head - raw"]["tasks"]["rte"]
-            lines.append(f"- {name}: {_points(entry)} points against (a), {_gain(entry, _GAIN_RTE)}.")
+            lines.append(f"- {name}: {change(entry)} points against (a), {_gain(entry, _GAIN_RTE)}.")
     if "sst2" in record["tasks"]:
         claim = f"The student loses {_LOSS} points on SST-2."
         lines += ["", f'**"{claim}"** (by AN1\'s own table, 91.40 to 90.59, it loses {_LOSS_TABLE})', ""]
@@ -172,7 +203,7 @@ def _claims(record: Record) -> str:
     for name, teacher in teachers.items():
         width = teacher["hidden"] * len(teacher["layers"])
         lines.append(f"- {name}: {width:,} / 256 = {width / 256:.1f}.")
-    return "\n".join(lines)
+    return ["\n".join(lines)]
 
 
 def _agreed(record: Record) -> str:
@@ -186,7 +217,7 @@ def _agreed(record: Record) -> str:
 
 def _variance(teacher: Mapping[str, Any]) -> str:
     parts = []
-    for form, label in _FORMS.items():
+    for form, label in STATES.items():
         held, layers = _enough(teacher, form)
         one, three = (_range([100 * s for s in _first(teacher, form, k)]) for k in ("1", "3"))
         parts.append(
@@ -231,8 +262,8 @@ def _student_loss(found: Mapping[str, Any], n: int) -> str:
         verdict = f"{n:,} rows cannot tell"
     raw = found["student - raw"]
     return (
-        f"{_points(entry)} points, {verdict}; against (a) {_points(raw['tasks']['sst2'])} on SST-2, "
-        f"{_points(raw['single'])} over the single tasks and {_points(raw['all'])} over all."
+        f"{change(entry)} points, {verdict}; against (a) {change(raw['tasks']['sst2'])} on SST-2, "
+        f"{change(raw['single'])} over the single tasks and {change(raw['all'])} over all."
     )
 
 
@@ -244,30 +275,16 @@ def _means(record: Record, name: str | None = None) -> dict[str, Any]:
     return {**record["teachers"][name or next(iter(record["teachers"]))]["means"], **record["student"]["means"]}
 
 
-def _percent(entry: Mapping[str, Any]) -> str:
-    low, high = (100 * x for x in entry["ci95"])
-    return f"{100 * entry['accuracy']:.1f} ({low:.1f} - {high:.1f})"
-
-
-def _points(entry: Mapping[str, Any]) -> str:
-    low, high = (100 * x for x in entry["ci95"])
-    return f"{100 * entry['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
-
-
 def _range(values: list[float]) -> str:
     return f"{min(values):.0f} - {max(values):.0f}"
 
 
-def _table(render: Callable[[Record], str]) -> Callable[[Path], str]:
-    return lambda records: render(an1_record(records))
-
-
-TABLES: dict[str, Callable[[Path], str]] = {
-    "an1-accuracy": _table(_accuracy),
-    "an1-claims": _table(_claims),
-    "an1-cost": _table(_cost),
-    "an1-differences": _table(_differences),
-    "an1-directions": _table(_directions),
-    "an1-runs": _table(_runs),
-    "an1-spectrum": _table(_spectrum),
+BLOCKS: dict[str, Block] = {
+    "an1-accuracy": block(_accuracies, "an1"),
+    "an1-claims": block(_claims, "an1"),
+    "an1-cost": block(_cost, "an1"),
+    "an1-differences": block(_differences, "an1"),
+    "an1-directions": block(_directions, "an1"),
+    "an1-runs": block(_runs, "an1"),
+    "an1-spectrum": block(_spectrum, "an1"),
 }

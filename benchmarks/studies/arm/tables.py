@@ -2,43 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
 
-from fieldrun_benchmarks.harness.record import read_record
+from ..columns import Block, Column, Part, Record, Table, block, code
 
-__all__ = ["TABLES"]
+__all__ = ["BLOCKS"]
+
+_COLUMNS = (
+    Column("Emulated processor", "processor"),
+    Column("bundle", "bundle"),
+    Column("engine", "engine", code),
+    Column("golden texts", "texts"),
+    Column("token ids", lambda row: "equal" if row["tokens_equal"] else "differ"),
+    Column("labels equal", lambda row: f"{row['labels_equal']} of {row['labels']}"),
+    Column("largest difference of a field", "max_abs_field", "{:.1e}"),
+    Column("of a probability", "max_abs_scores", "{:.1e}"),
+)
 
 
-def _arm_table(records: Path) -> str:
-    record = read_record(records / "arm-emulation.json", "arm-emulation")
-    lines = [
-        "| Emulated processor | bundle | engine | golden texts | token ids | labels equal "
-        "| largest difference of a field | of a probability |",
-        "|---" * 8 + "|",
-    ]
+def _arm(record: Record) -> Sequence[Part]:
+    rows = []
     for name, processor in record["processors"].items():
         bundles = {f"`{record['bundle']['name']}`": processor["engines"]}
         bundles |= {f"recipe `{recipe}`": engines for recipe, engines in processor.get("recipes", {}).items()}
-        for bundle, engines in bundles.items():
-            for engine, result in engines.items():
-                ids = "equal" if result["tokens_equal"] else "differ"
-                lines.append(
-                    f"| {name} ({processor['boards']}) | {bundle} | `{engine}` | {result['texts']} | {ids} "
-                    f"| {result['labels_equal']} of {result['labels']} | {result['max_abs_field']:.1e} "
-                    f"| {result['max_abs_scores']:.1e} |"
-                )
+        about = f"{name} ({processor['boards']})"
+        rows += [
+            {**result, "processor": about, "bundle": bundle, "engine": engine}
+            for bundle, engines in bundles.items()
+            for engine, result in engines.items()
+        ]
     guest, native = record["guest"], record["native"]
     packages = ", ".join(f"{name} {version}" for name, version in guest["packages"].items())
-    tolerance = next(iter(processor["engines"].values()))["tolerance"]
-    lines += [
-        "",
+    tolerance = rows[0]["tolerance"]
+    return [
+        Table(_COLUMNS, rows),
         f"({record['conditions']['date']}; {record['emulator']}, Python {guest['python']} of {guest['machine']}, "
         f"{packages}; the native engine is {native['path']}, by {native['compiler']}. Every text alone and in every "
         f"bucket, against the bundle's golden values; at most {tolerance:.0e} passes. Emulated: this says nothing of "
         "speed, memory or power.)",
     ]
-    return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"arm-emulation": _arm_table}
+BLOCKS: dict[str, Block] = {"arm-emulation": block(_arm, "arm-emulation")}

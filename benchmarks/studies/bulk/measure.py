@@ -1,22 +1,17 @@
-"""Label a file of a million lines with one worker and with two, kill a run, and go on: texts a second, memory, loss.
+"""Label a million lines with one worker and with two, kill a run and resume it: texts a second, memory, losses.
 
-    python -m studies.bulk.measure FILE... --task sst2 -o benchmarks/records
+    python -m studies.bulk.measure FILE... --task sst2 -o benchmarks/records/bulk.json
 
-Every run is `fieldrun run --from`, as a user types it. Runs with one worker and with two take turns. Memory is the
-proportional memory of all its processes together, so that a page that they share counts once; it is read twice a
-second, and the second fifth of a run is compared with the last. The killed run gets SIGKILL, with its workers, once a
-share of the lines is noted, and is then started again; its output must be the bytes of a run that was left alone.
+Every run is the command `fieldrun label`. Runs with one worker and with two take turns. Memory is the proportional
+memory of all processes of a run, so that a shared page counts once. It is read twice a second, and the second fifth of
+a run is compared with the last. One run is killed (SIGKILL, with its workers) after a share of the lines and started
+again. Its output must equal that of the other runs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +19,18 @@ from typing import Any
 
 import click
 
-from fieldrun.errors import DatasetError, FieldrunError
+from fieldrun.errors import DatasetError
 from fieldrun.formats.storage import read_json, sha256_file
 from fieldrun_benchmarks.harness.record import write_record
 from fieldrun_benchmarks.machine.sensors import process_memory
 
+from ..commands import run
+from ..suite import output_option
+
 __all__ = ["Run", "main", "tree_memory", "write_lines"]
 
-_READ_S = 0.5
 _KILL_AT = 0.4  # of the lines
 _WORKERS = (1, 2)
-_COMMAND = (sys.executable, "-c", "from fieldrun.cli import main; main(prog_name='fieldrun')")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +41,9 @@ class Run:
     memory_mib: Sequence[float]
 
     def summary(self, lines: int) -> dict[str, Any]:
-        """Return lines a second, and the mean memory of the first and the last fifth after the first readings."""
+        """Return lines a second, and the mean memory of the second and the last fifth of the readings."""
         fifth = max(1, len(self.memory_mib) // 5)
-        # a start is not flat: the first fifth is what follows on the first one
+        # memory grows while models load: the first fifth is left out
         early, late = self.memory_mib[fifth : 2 * fifth] or self.memory_mib, self.memory_mib[-fifth:]
         found: dict[str, Any] = {"seconds": round(self.seconds, 2), "lines_per_s": round(lines / self.seconds)}
         if self.memory_mib:
@@ -98,49 +94,29 @@ def tree_memory(pid: int) -> float | None:
     return found
 
 
-def _command(bundle: str, task: str, lines: Path, output: Path, workers: int) -> list[str]:
-    wanted = ["--task", task, "--from", str(lines), "-o", str(output), "--workers", str(workers)]
-    return [*_COMMAND, "run", bundle, *wanted]
-
-
-def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
-
-
 def _run(command: Sequence[str]) -> Run:
-    began, memory = time.perf_counter(), []
-    with _start(command) as process:
-        while process.poll() is None:
-            value = tree_memory(process.pid)
-            memory += [] if value is None else [value]
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_READ_S)
-        seconds = time.perf_counter() - began
-        _check(process)
-    return Run(seconds=seconds, memory_mib=memory)
+    memory: list[float] = []
 
+    def watch(pid: int) -> None:
+        if (value := tree_memory(pid)) is not None:
+            memory.append(value)
 
-def _check(process: subprocess.Popen[bytes]) -> None:
-    if process.returncode:
-        said = process.stderr.read().decode("utf-8", "replace") if process.stderr else ""
-        raise FieldrunError(f"fieldrun run ended with {process.returncode}: {' '.join(said.split())[-300:]}")
+    return Run(seconds=run(command, watch=watch), memory_mib=memory)
 
 
 def _killed(command: Sequence[str], output: Path, lines: int) -> dict[str, Any]:
     """Kill a run once `_KILL_AT` of the lines are noted, run it again to its end, and say what was kept."""
-    note, noted = output.with_name(f"{output.name}.resume"), 0
-    with _start(command) as process:
-        while process.poll() is None and noted < max(1, _KILL_AT * lines):
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                noted = int(read_json(note)["lines"])
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.05)
-        if process.poll() is not None:
-            _check(process)
-            raise FieldrunError("the run ended before it could be killed; give more lines")
-        os.killpg(process.pid, signal.SIGKILL)
-    kept = int(read_json(note)["lines"])
-    _run(command)
+    note = output.with_name(f"{output.name}.resume")
+
+    def noted() -> int:
+        try:
+            return int(read_json(note)["lines"])
+        except (OSError, ValueError, KeyError):
+            return 0
+
+    run(command, kill_when=lambda: noted() >= max(1, _KILL_AT * lines), every_s=0.05)
+    kept = noted()
+    run(command)
     with output.open("rb") as file:
         found = sum(1 for _ in file)
     return {"killed_at_line": kept, "lines_after": found, "sha256": sha256_file(output)}
@@ -154,22 +130,26 @@ def _killed(command: Sequence[str], output: Path, lines: int) -> dict[str, Any]:
 @click.option(
     "--repeats", type=click.IntRange(1), default=2, show_default=True, help="Runs with each number of workers."
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the record.")
+@output_option
 def main(sources: Sequence[Path], lines: int, task: str, bundle: str, repeats: int, output: Path) -> None:
-    """Write the record bulk.json."""
+    """Write the record of bulk labelling."""
     runs: dict[int, list[dict[str, Any]]] = {workers: [] for workers in _WORKERS}
     hashes: set[str] = set()
     with tempfile.TemporaryDirectory() as scratch:
         texts, out = Path(scratch) / "texts.txt", Path(scratch) / "labels.jsonl"
         size = write_lines(sources, lines, texts)
+
+        def command(workers: int) -> list[str]:
+            return ["run", bundle, "--task", task, "--from", str(texts), "-o", str(out), "--workers", str(workers)]
+
         for repeat in range(repeats):
             for workers in _WORKERS:
                 click.echo(f"repeat {repeat + 1} of {repeats}, workers: {workers}", err=True)
-                runs[workers].append(_run(_command(bundle, task, texts, out, workers)).summary(lines))
+                runs[workers].append(_run(command(workers)).summary(lines))
                 hashes.add(sha256_file(out))
                 out.unlink()
         click.echo("killed, and started again", err=True)
-        killed = _killed(_command(bundle, task, texts, out, max(_WORKERS)), out, lines)
+        killed = _killed(command(max(_WORKERS)), out, lines)
     best = {workers: sorted(run["lines_per_s"] for run in found)[len(found) // 2] for workers, found in runs.items()}
     values = {
         "bundle": bundle,
@@ -181,7 +161,7 @@ def main(sources: Sequence[Path], lines: int, task: str, bundle: str, repeats: i
         "all_outputs_equal": hashes == {killed.pop("sha256")},
         "killed": killed,
     }
-    write_record(output / "bulk.json", "bulk", "python -m studies.bulk.measure FILE... -o RECORDS", values)
+    write_record(output, "bulk", "python -m studies.bulk.measure FILE... -o RECORD", values)
 
 
 if __name__ == "__main__":

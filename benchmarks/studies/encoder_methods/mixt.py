@@ -5,10 +5,10 @@ window of adjacent modes and the identity elsewhere:
 
     W ~ 1/N sum_k I_(2^(k-1)) (x) T_k (x) I_(2^(N-k))          T_k (inputs / 2^(N-1), outputs / 2^(N-1))
 
-which has N / 4^(N-1) of its numbers: 50, 18.75 and 6.25 % for N = 2, 3, 4. It is run by reshape, one matrix product and
-reshape (`mixed`). The start is by least squares: in turns, T_k is the partial trace over the identity's modes of N W
-minus the other branches, divided by 2^(N-1); each turn is the optimum for that branch. Unstructured matrices keep
-44 / 15 / 5 % of their energy, so what makes it work is the recovery by field regression that follows.
+which has N / 4^(N-1) of its numbers: 50, 18.75 and 6.25 % for N = 2, 3, 4. The start is by least squares: in turns, T_k
+is the partial trace over the identity's modes of N W minus the other branches, divided by 2^(N-1); each turn is the
+optimum for that branch. Unstructured matrices keep 44 / 15 / 5 % of their energy, so what makes it work is the recovery
+by field regression that follows.
 """
 
 from __future__ import annotations
@@ -21,27 +21,25 @@ from typing import Any
 import numpy as np
 
 from fieldrun.errors import ExportError
-from fieldrun.formats.progress import Progress
+from fieldrun.formats.progress import Progress, silent
 from fieldrun.formats.tensors import Array
 from fieldrun_exporters.encoder.activations import Moments, map_errors
 from fieldrun_exporters.encoder.model import MAPS, Encoder
-from fieldrun_exporters.student.passes import PassReport
 
 from .network import need_torch
-from .regression import HeldOut, Regression, regress
+from .regression import Regression, regress
 
-__all__ = ["Mixture", "drop_blocks", "expand", "fit", "mixed", "mixt", "recover", "recover_dropped"]
+__all__ = ["Mixture", "drop_blocks", "expand", "fit", "mixt", "recover", "recover_dropped"]
 
 _SWEEPS = 100
 _ENOUGH = 1e-7  # of the energy, gained by a sweep
-_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Mixture:
     """The operators of every replaced weight: `(N, inputs / 2^(N-1), outputs / 2^(N-1)) float32`."""
 
-    cores: Mapping[str, Array]
+    cores: dict[str, Array]
 
     def apply(self, encoder: Encoder) -> Encoder:
         """Return `encoder` with the dense matrices that the mixtures stand for."""
@@ -55,18 +53,6 @@ def expand(cores: Array) -> Array:
     terms = [np.kron(np.eye(2**k), np.kron(cores[k], np.eye(2 ** (n - 1 - k)))) for k in range(n)]
     total: Array = sum(terms[1:], terms[0]) / n
     return total
-
-
-def mixed(x: Array, cores: Array) -> Array:
-    """Return `x (rows, inputs)` times the mixture `cores (N, a, b)`, never made dense, `(rows, outputs)`."""
-    n, a, b = cores.shape
-    rows = len(x)
-    out = np.zeros((rows, b * 2 ** (n - 1)), np.result_type(x, cores))
-    for k in range(n):
-        modes = x.reshape(rows, 2**k, a, 2 ** (n - 1 - k))
-        out += np.einsum("rpaq,ab->rpbq", modes, cores[k], optimize=True).reshape(rows, -1)
-    mean: Array = out / n
-    return mean
 
 
 def fit(weight: Array, branches: int) -> Array:
@@ -106,37 +92,32 @@ def mixt(
     branches: int,
     layers: Sequence[int],
     moments: Moments | None = None,
-    progress: Progress | None = None,
-) -> tuple[Encoder, Mixture, PassReport]:
+    progress: Progress = silent,
+) -> tuple[Encoder, Mixture, dict[str, Mapping[str, Any]]]:
     """Replace the weight of every dense map of `layers` by a mixture of `branches` operators; biases stay.
 
-    The report has, per map, parameters and bytes before and after, the share of the energy kept, and relative errors of
-    the weight and, with `moments`, of the output on the calibration text.
+    Returns:
+        The encoder, the operators, and per map the parameters before and after, the share of the energy kept, and
+        relative errors of the weight and, with `moments`, of the output on the calibration text.
 
     Raises:
         ExportError: no or unknown layers, or a map whose sizes do not divide.
     """
     _check(encoder, layers)
     names = [f"layer{k}.{name}.weight" for k in layers for name in MAPS]
-    cores: dict[str, Array] = {}
+    found = Mixture(cores={})
     changed: dict[str, Mapping[str, Any]] = {}
     for number, name in enumerate(names):
         weight = encoder.tensors[name]
-        cores[name] = fit(weight, branches).astype(np.float32)
-        dense = expand(cores[name])
-        facts = map_errors(name, weight, dense, moments)
+        found.cores[name] = fit(weight, branches).astype(np.float32)
+        facts = map_errors(name, weight, expand(found.cores[name]), moments)
         changed[name] = facts | {
             "parameters_before": weight.size,
-            "parameters_after": cores[name].size,
-            "bytes_before": _BYTES * weight.size,
-            "bytes_after": _BYTES * cores[name].size,
+            "parameters_after": found.cores[name].size,
             "energy": 1 - facts["weight_error"] ** 2,
         }
-        if progress is not None:
-            progress("mixt", number + 1, len(names))
-    before, after = (sum(facts[f"bytes_{when}"] for facts in changed.values()) for when in ("before", "after"))
-    found = Mixture(cores=cores)
-    return found.apply(encoder), found, PassReport(name="mixt", bytes_before=before, bytes_after=after, changed=changed)
+        progress("mixt", number + 1, len(names))
+    return found.apply(encoder), found, changed
 
 
 def recover(
@@ -145,11 +126,11 @@ def recover(
     sequences: Sequence[Sequence[int]],
     target: Array,
     plan: Regression,
-    progress: Progress | None = None,
-) -> tuple[Encoder, Mixture, PassReport]:
+    progress: Progress = silent,
+) -> tuple[Encoder, dict[str, Any]]:
     """Move the operators, and the biases of their maps, by field regression; the rest of the encoder stays.
 
-    Arguments and errors are those of `cluster.tune`.
+    Arguments, result and errors are those of `cluster.tune`.
     """
     torch = need_torch()
     cores = {name: torch.tensor(value, requires_grad=True) for name, value in mixture.cores.items()}
@@ -161,13 +142,12 @@ def recover(
     start = mixture.apply(encoder)
     held = regress(start, replaced, [*cores.values(), *biases.values()], sequences, target, plan, progress)
     found = Mixture(cores={name: value.detach().numpy() for name, value in cores.items()})
-    moved = replace(encoder, tensors=dict(encoder.tensors) | _values(biases))
-    recovered = found.apply(moved)
-    return recovered, found, _report("recover", start, recovered, held)
+    recovered = found.apply(_moved(encoder, biases))
+    return recovered, held.gained(start, recovered)
 
 
-def drop_blocks(encoder: Encoder, layers: Sequence[int]) -> tuple[Encoder, PassReport]:
-    """Leave the blocks `layers` out; the others move up.
+def drop_blocks(encoder: Encoder, layers: Sequence[int]) -> Encoder:
+    """Return the encoder without the blocks `layers`; the others move up.
 
     Raises:
         ExportError: no, unknown or all layers.
@@ -178,23 +158,11 @@ def drop_blocks(encoder: Encoder, layers: Sequence[int]) -> tuple[Encoder, PassR
         raise ExportError("drop: a block must be left; drop fewer")
     number = {f"layer{old}": f"layer{new}" for new, old in enumerate(kept)}
     tensors: dict[str, Array] = {}
-    lost: dict[str, dict[str, int]] = {}
     for name, tensor in encoder.tensors.items():
         layer, _, own = name.partition(".")
-        if layer in number:
-            tensors[f"{number[layer]}.{own}"] = tensor
-        elif re.fullmatch(r"layer\d+", layer):
-            lost[name] = {
-                "bytes_before": tensor.nbytes,
-                "bytes_after": 0,
-                "parameters_before": tensor.size,
-                "parameters_after": 0,
-            }
-        else:
-            tensors[name] = tensor
-    before = sum(facts["bytes_before"] for facts in lost.values())
-    shorter = replace(encoder, config=replace(encoder.config, layers=len(kept)), tensors=tensors)
-    return shorter, PassReport(name="drop", bytes_before=before, bytes_after=0, changed=lost)
+        if layer in number or not re.fullmatch(r"layer\d+", layer):
+            tensors[f"{number.get(layer, layer)}.{own}"] = tensor
+    return replace(encoder, config=replace(encoder.config, layers=len(kept)), tensors=tensors)
 
 
 def recover_dropped(
@@ -203,39 +171,27 @@ def recover_dropped(
     sequences: Sequence[Sequence[int]],
     target: Array,
     plan: Regression,
-    progress: Progress | None = None,
-) -> tuple[Encoder, PassReport]:
+    progress: Progress = silent,
+) -> tuple[Encoder, dict[str, Any]]:
     """Move the dense maps of `layers` of a shortened encoder by field regression, so that they make up for the others.
 
-    Arguments and errors are those of `cluster.tune`.
+    Arguments, result and errors are those of `cluster.tune`.
     """
     _check(encoder, layers)
-    torch = need_torch()
     names = [f"layer{k}.{name}.{kind}" for k in layers for name in MAPS for kind in ("weight", "bias")]
-    leaves = _leaves(torch, encoder, names)
+    leaves = _leaves(need_torch(), encoder, names)
     held = regress(encoder, lambda: leaves, list(leaves.values()), sequences, target, plan, progress)
-    recovered = replace(encoder, tensors=dict(encoder.tensors) | _values(leaves))
-    return recovered, _report("recover", encoder, recovered, held)
-
-
-def _report(name: str, start: Encoder, recovered: Encoder, held: HeldOut) -> PassReport:
-    before, after = held.errors(start), held.errors(recovered)
-    if not after["mean_cosine"] > before["mean_cosine"]:
-        raise ExportError(
-            f"recover: the fields are no nearer (cosine {before['mean_cosine']:.4f} before, {after['mean_cosine']:.4f} "
-            "after); give more texts or another rate"
-        )
-    gained = (after["mean_cosine"] - before["mean_cosine"]) / (1 - before["mean_cosine"])
-    facts = {"field": {"before": before, "after": after, "recovered": gained, "held_out": len(held.sequences)}}
-    return PassReport(name=name, bytes_before=0, bytes_after=0, changed=facts)
+    recovered = _moved(encoder, leaves)
+    return recovered, held.gained(encoder, recovered)
 
 
 def _leaves(torch: Any, encoder: Encoder, names: Sequence[str]) -> dict[str, Any]:
     return {name: torch.tensor(np.array(encoder.tensors[name], np.float32), requires_grad=True) for name in names}
 
 
-def _values(leaves: Mapping[str, Any]) -> dict[str, Array]:
-    return {name: leaf.detach().numpy().astype(np.float32) for name, leaf in leaves.items()}
+def _moved(encoder: Encoder, leaves: Mapping[str, Any]) -> Encoder:
+    values = {name: leaf.detach().numpy().astype(np.float32) for name, leaf in leaves.items()}
+    return replace(encoder, tensors=dict(encoder.tensors) | values)
 
 
 def _kron(torch: Any, cores: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fieldrun.errors import MissingDependency
-from fieldrun.formats.progress import Progress
+from fieldrun.formats.progress import Progress, silent
 from fieldrun.formats.tensors import Array
 from fieldrun.student.windows import pad_ids
 from fieldrun_exporters.encoder.activations import by_length
@@ -29,7 +29,7 @@ def need_torch() -> Any:
 
 
 class Network:
-    """An encoder whose weights can be replaced, one forward pass at a time, by others that carry gradients."""
+    """An encoder whose weights can be replaced for one forward pass by tensors with gradients."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.torch, self.config = need_torch(), encoder.config
@@ -78,7 +78,7 @@ class Network:
         return torch.stack(states, 1)
 
 
-def pooled_states(encoder: Encoder, sequences: Sequence[Sequence[int]], progress: Progress | None = None) -> Array:
+def pooled_states(encoder: Encoder, sequences: Sequence[Sequence[int]], progress: Progress = silent) -> Array:
     """Return the pooled states of every text after every layer, `(n, layers, hidden) float32`.
 
     Raises:
@@ -89,12 +89,11 @@ def pooled_states(encoder: Encoder, sequences: Sequence[Sequence[int]], progress
     with network.torch.inference_mode():
         for number, rows in enumerate(batches := by_length(sequences, _BATCH)):
             out[rows] = network.states(pad_ids([sequences[i] for i in rows])).numpy()
-            if progress is not None:
-                progress("fields", number + 1, len(batches))
+            progress("fields", number + 1, len(batches))
     return out
 
 
-def fields(encoder: Encoder, sequences: Sequence[Sequence[int]], progress: Progress | None = None) -> Array:
+def fields(encoder: Encoder, sequences: Sequence[Sequence[int]], progress: Progress = silent) -> Array:
     """Return the fields `(n, hidden) float32` of `sequences` of token ids, as `model.forward` gives them.
 
     Raises:

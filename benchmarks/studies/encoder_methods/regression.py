@@ -1,7 +1,7 @@
-"""Field regression of an encoder: some of its numbers are moved until its fields are those of the original again.
+"""Field regression of an encoder: some of its numbers are trained until its fields match those of the original.
 
-No labels: the target is what the original makes of the same texts, the pooled states after every layer. The loss is
-their squared error over their variance, the mean of the layers, and one minus the cosine of the last. Where blocks are
+It needs no labels: the targets are the original's pooled states of the same texts after every layer. The loss is their
+squared error over their variance, averaged over the layers, plus one minus the cosine of the last. Where blocks are
 missing, only the last states are compared.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fieldrun.errors import ExportError
-from fieldrun.formats.progress import Progress
+from fieldrun.formats.progress import Progress, silent
 from fieldrun.formats.tensors import Array
 from fieldrun.student.windows import pad_ids
 from fieldrun_exporters.encoder.model import Encoder
@@ -25,13 +25,13 @@ from .network import Network, pooled_states
 __all__ = ["HeldOut", "Regression", "regress"]
 
 _LEAST_TEXTS = 64
-_HELD_OUT = 256  # texts at most that tell what was won, and are not learnt from
-_AHEAD = 8  # batches that are drawn together, and of which one of texts of similar length is taken
+_HELD_OUT = 256  # texts at most that measure the gain and are not trained on
+_AHEAD = 8  # batches drawn together, from which one with texts of similar length is taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regression:
-    """How long and how fast to learn: `rate` is Adam's, in units of the standard deviation of what it moves."""
+    """How long and how fast to train: `rate` is Adam's, in units of the standard deviation of the parameter."""
 
     steps: int = 120
     batch: int = 32
@@ -47,7 +47,7 @@ class Regression:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HeldOut:
-    """Texts that are not learnt from, with the original's pooled states `(n, layers, hidden)` of them."""
+    """Texts that are not trained on, with the original's pooled states `(n, layers, hidden)` of them."""
 
     sequences: Sequence[Sequence[int]]
     target: Array
@@ -55,6 +55,21 @@ class HeldOut:
     def errors(self, encoder: Encoder) -> dict[str, float]:
         """Return how far the last pooled states of `encoder` are from the target (`simulate.field_errors`)."""
         return field_errors(self.target[:, -1], pooled_states(encoder, self.sequences)[:, -1])
+
+    def gained(self, start: Encoder, moved: Encoder) -> dict[str, Any]:
+        """Return the errors `before` and `after`, and the share of 1 - cosine that was `recovered`.
+
+        Raises:
+            ExportError: the fields are no nearer than before.
+        """
+        before, after = self.errors(start), self.errors(moved)
+        if not after["mean_cosine"] > before["mean_cosine"]:
+            raise ExportError(
+                f"regression: the fields are no nearer (cosine {before['mean_cosine']:.4f} before, "
+                f"{after['mean_cosine']:.4f} after); give more texts or another rate"
+            )
+        share = (after["mean_cosine"] - before["mean_cosine"]) / (1 - before["mean_cosine"])
+        return {"before": before, "after": after, "recovered": share, "held_out": len(self.sequences)}
 
 
 def regress(
@@ -64,9 +79,9 @@ def regress(
     sequences: Sequence[Sequence[int]],
     target: Array,
     plan: Regression,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> HeldOut:
-    """Move the torch tensors `parameters` in place.
+    """Train the torch tensors `parameters` in place, and return the held-out texts.
 
     Args:
         start: the encoder to correct.
@@ -111,6 +126,5 @@ def regress(
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-        if progress is not None:
-            progress("regression", step + 1, plan.steps)
+        progress("regression", step + 1, plan.steps)
     return HeldOut(sequences=[sequences[i] for i in held], target=target[held])

@@ -1,22 +1,23 @@
-"""Render the blocks of docs/methods-on-transformers.md from the records `encoder-PART-NAME.json`.
+"""The blocks of docs/methods-on-transformers.md from the records `encoder-PART-NAME.json`.
 
-The blocks are tables of `studies.tables`. Where nothing was measured a block says by which command to.
+Where nothing was measured a block says by which command to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fieldrun.errors import FieldrunError
-from fieldrun_benchmarks.harness.record import read_record, where
+from fieldrun_benchmarks.harness.record import read_record
 
-__all__ = ["TABLES"]
+from ..columns import Block, Column, Part, Record, Table, change, conditions, interval, megabytes, percent, slashed
 
-Record = Mapping[str, Any]
+__all__ = ["BLOCKS"]
 
-_COMMAND = "python -m studies.encoder_methods.measure NAME=DIR ... --data DATA --out benchmarks/records"
+_COMMAND = "python -m studies.encoder_methods.measure NAME=DIR ... --data DATA -o benchmarks/records"
 _METHODS = {
     "svd": "SVD",
     "activation-svd": "activation-aware SVD",
@@ -41,95 +42,80 @@ def _records(records: Path, part: str) -> list[Record]:
     return sorted(found, key=lambda record: (record["encoder"]["block_parameters"], record["encoder"]["name"]))
 
 
-def _block(part: str, rows: Callable[[Record], list[str]]) -> Callable[[Path], str]:
-    """Return the renderer of one table an encoder, each under its name."""
+def _block(part: str, table: Callable[[Record], Table]) -> Block:
+    """Return the block of one table an encoder, each under its name."""
 
-    def render(records: Path) -> str:
+    def parts(records: Path) -> Sequence[Part]:
         found = _records(records, part)
         if not found:
-            return f"*Not measured yet: `{_COMMAND} --parts {part}`.*"
-        blocks = []
+            return [f"*Not measured yet: `{_COMMAND} --parts {part}`.*"]
+        shown: list[Part] = []
         for record in found:
             about = record["encoder"]
             size = f"{about['layers']} blocks, {about['block_parameters'] / 1e6:.2f} M numbers in their dense maps"
-            blocks += [f"**{about['name']}**: {size}", "", *rows(record), "", where(record), ""]
-        return "\n".join(blocks[:-1])
+            shown += [f"**{about['name']}**: {size}", table(record), conditions(record)]
+        return shown
 
-    return render
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return parts
 
 
-def _interval(low: float, high: float, digits: int, scale: float = 1.0) -> str:
-    return f"({scale * low:.{digits}f} - {scale * high:.{digits}f})"
+def _signed(entry: Record, digits: int, scale: float = 1.0) -> str:
+    return change(entry, digits, scale, ends="difference_ci95")
 
 
-def _signed(entry: Mapping[str, Any], digits: int, scale: float = 1.0) -> str:
-    low, high = entry["difference_ci95"]
-    value, low, high = (scale * x + 0.0 for x in (entry["difference"], low, high))
-    return f"{value:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
+def _quality(record: Record) -> list[Column]:
+    """Return the columns of cosine, STS-B, its difference, the probes and their mean's difference."""
 
+    def cosine(row: Record) -> str:
+        if "refused" in row:
+            return f"refused: {row['refused']}"
+        return f"{row['field']['mean_cosine']:.4f}" if "field" in row else "1"
 
-def _quality(entry: Record, tasks: Sequence[str]) -> list[str]:
-    """Return the cells of cosine, STS-B, its difference, the probes and their mean's difference."""
-    if "refused" in entry:
-        return [f"refused: {entry['refused']}", *([""] * (3 + len(tasks)))]
-    stsb = entry["stsb"]
-    low, high = stsb["ci95"]
-    cosine = f"{entry['field']['mean_cosine']:.4f}" if "field" in entry else "1"
-    probes = [f"{100 * entry['tasks'][task]['accuracy']:.1f}" for task in tasks]
+    def spearman(entry: Record) -> str:
+        return f"{entry['spearman']:.4f} {interval(entry['ci95'], 3, 1)}"
+
+    probes = [Column(f"{task}, %", f"tasks.{task}.accuracy", percent, missing="") for task in record["dense"]["tasks"]]
     return [
-        cosine,
-        f"{stsb['spearman']:.4f} {_interval(low, high, 3)}",
-        _signed(stsb, 4),
+        Column("cosine", cosine),
+        Column("STS-B, Spearman (95 %)", "stsb", spearman, missing=""),
+        Column("to dense", "stsb", lambda entry: _signed(entry, 4), missing=""),
         *probes,
-        _signed(entry["mean"], 2, 100),
+        Column("mean of probes to dense, points", "mean", lambda entry: _signed(entry, 2, 100), missing=""),
     ]
 
 
-def _columns(tasks: Sequence[str]) -> list[str]:
-    shown = [f"{task}, %" for task in tasks]
-    return ["cosine", "STS-B, Spearman (95 %)", "to dense", *shown, "mean of probes to dense, points"]
+def _with_dense(record: Record, name: Callable[[str, Any], str], **dense: Any) -> list[Record]:
+    """Return the rows: the dense encoder with the facts `dense`, then every variant under its name."""
+    first = {**record["dense"], "name": "dense", "facts": dense}
+    return [first, *({**entry, "name": name(key, entry)} for key, entry in record["variants"].items())]
 
 
-def _share(entry: Record) -> str:
-    counted = entry.get("facts", {}).get("parameters")
-    return f"{100 * counted['share']:.1f}" if counted else ""
+_LEFT = Column("numbers left, %", "facts.parameters.share", percent, missing="")
+_ALL = {"share": 1.0}
 
 
-def _lowrank(record: Record) -> list[str]:
-    tasks = list(record["dense"]["tasks"])
-    rows = [["dense", "100", *_quality(record["dense"], tasks)]]
-    for entry in record["variants"].values():
-        name = f"{_METHODS[entry['method']]}, {entry['ratio']:.0%}"
-        rows.append([name, _share(entry), *_quality(entry, tasks)])
-    return _table(["Method, taken away", "numbers left, %", *_columns(tasks)], rows)
+def _lowrank(record: Record) -> Table:
+    rows = _with_dense(record, lambda _, entry: f"{_METHODS[entry['method']]}, {entry['ratio']:.0%}", parameters=_ALL)
+    return Table([Column("Method, taken away", "name"), _LEFT, *_quality(record)], rows)
 
 
-def _cluster(record: Record) -> list[str]:
-    tasks = list(record["dense"]["tasks"])
-    whole = 4 * record["encoder"]["block_parameters"]
-    rows = [["dense", f"{whole / 1e6:.1f}", *_quality(record["dense"], tasks), "", ""]]
-    for entry in record["variants"].values():
-        name = ", tuned ".join([f"K = {entry['entries']}", *([" and ".join(entry["tuned"])] if entry["tuned"] else [])])
-        size = entry.get("facts", {}).get("bytes")
-        back = entry.get("recovered")
-        rows.append(
-            [
-                name,
-                f"{size['after'] / 1e6:.1f}" if size else "",
-                *_quality(entry, tasks),
-                _recovered(back["stsb"]) if back else "",
-                f"{100 * back['field']['share']:.0f} %" if back else "",
-            ]
-        )
-    columns = ["Values a matrix", "MB", *_columns(tasks), "gap won back, STS-B", "gap won back, 1 - cosine"]
-    return _table(columns, rows)
+def _cluster(record: Record) -> Table:
+    def name(_: str, entry: Record) -> str:
+        tuned = [" and ".join(entry["tuned"])] if entry["tuned"] else []
+        return ", tuned ".join([f"K = {entry['entries']}", *tuned])
+
+    columns = [
+        Column("Values a matrix", "name"),
+        Column("MB", "facts.bytes.after", megabytes, missing=""),
+        *_quality(record),
+        Column("gap won back, STS-B", "recovered.stsb", _recovered, missing=""),
+        Column("gap won back, 1 - cosine", "recovered.field.share", lambda x: f"{100 * x:.0f} %", missing=""),
+    ]
+    whole = {"after": 4 * record["encoder"]["block_parameters"]}
+    return Table(columns, _with_dense(record, name, bytes=whole))
 
 
-def _recovered(entry: Mapping[str, Any]) -> str:
+def _recovered(entry: Record) -> str:
     if entry["share"] is None:
         low, high = entry["gap_ci95"]
         return f"no gap to win: {entry['gap']:.4f} ({low:+.4f} to {high:+.4f})"
@@ -137,87 +123,89 @@ def _recovered(entry: Mapping[str, Any]) -> str:
     return f"{100 * entry['share']:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
 
 
-def _rank(record: Record) -> list[str]:
+def _fact(title: str, key: str) -> Column:
+    return Column(title, lambda row: fmean(run["facts"][key] for run in row["runs"]), "{:.2f}")
+
+
+def _rank(record: Record) -> Table:
     clustered = record["clustered"]["stsb"]
-    rows = [["none", f"K = {record['entries']}", "", "", f"{clustered['spearman']:.4f}", "", "1"]]
-    for group in dict.fromkeys(entry["group"] for entry in record["variants"].values()):
+    rows = []
+    for group in _groups(record):
         for order, label in _ORDERS.items():
             runs = [e for e in record["variants"].values() if (e["group"], e["order"]) == (group, order)]
-            facts = [run["facts"] for run in runs]
-            values = [run["stsb"]["spearman"] for run in runs]
-            layers = f"{group}, {len(runs[0]['layers'])} blocks"
-            rows.append(
-                [
-                    layers,
-                    label,
-                    f"{_mean([f['weight_error'] for f in facts]):.2f}",
-                    f"{_mean([f['correlation'] for f in facts]):.2f}",
-                    f"{_mean(values):.4f}",
-                    " / ".join(f"{run['stsb']['difference']:+.4f}" for run in runs),
-                    f"{_mean([run['field']['mean_cosine'] for run in runs]):.4f}",
-                ]
-            )
-    columns = ["Blocks", "Values", "weight error", "correlation", "STS-B, mean", "to clustered, each seed", "cosine"]
-    return _table(columns, rows)
+            rows.append({"blocks": f"{group}, {len(runs[0]['layers'])} blocks", "values": label, "runs": runs})
+    columns = (
+        Column("Blocks", "blocks"),
+        Column("Values", "values"),
+        _fact("weight error", "weight_error"),
+        _fact("correlation", "correlation"),
+        Column("STS-B, mean", lambda row: fmean(run["stsb"]["spearman"] for run in row["runs"]), "{:.4f}"),
+        Column(
+            "to clustered, each seed", lambda row: slashed([r["stsb"]["difference"] for r in row["runs"]], "{:+.4f}")
+        ),
+        Column("cosine", lambda row: fmean(run["field"]["mean_cosine"] for run in row["runs"]), "{:.4f}"),
+    )
+    base = ["none", f"K = {record['entries']}", "", "", f"{clustered['spearman']:.4f}", "", "1"]
+    return Table(columns, rows, above=[base])
 
 
-def _mixt(record: Record) -> list[str]:
-    tasks = list(record["dense"]["tasks"])
-    rows = [["dense", "100", "", *_quality(record["dense"], tasks)]]
-    for name, entry in record["variants"].items():
-        energy = entry.get("facts", {}).get("mean_energy")
-        label = name.replace("mixt ", "MixT, N = ")
-        rows.append([label, _share(entry), f"{100 * energy:.0f} %" if energy else "", *_quality(entry, tasks)])
-    blocks = ", ".join(str(k) for k in record["layers"])
-    columns = [f"Blocks {blocks}", "numbers left, %", "energy kept", *_columns(tasks)]
-    return _table(columns, rows)
+def _mixt(record: Record) -> Table:
+    columns = [
+        Column(f"Blocks {', '.join(str(k) for k in record['layers'])}", "name"),
+        _LEFT,
+        Column("energy kept", "facts.mean_energy", lambda x: f"{100 * x:.0f} %", missing=""),
+        *_quality(record),
+    ]
+    return Table(columns, _with_dense(record, lambda key, _: key.replace("mixt ", "MixT, N = "), parameters=_ALL))
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+_CLAIMS = (
+    (
+        "lowrank",
+        "A3 is nearer to the dense model than SVD of single maps at the same size",
+        "LLaMA-2-7B at 10 %, WikiText-2 perplexity: 5.96, SVD-LLM 8.78",
+    ),
+    ("cluster", "Tuning the centroids alone wins back part of the gap", "30 - 40 %"),
+    ("cluster", "With the biases of the same maps, which cost no bytes", "not tried"),
+    (
+        "rank",
+        "The order of the values matters more than the values",
+        "middle and late layers keep working with other values in the same order, none with another order",
+    ),
+    ("rank", "An affine correction delays the failure of many layers at once", "yes"),
+    (
+        "mixt",
+        "Late blocks as mixtures, after recovery, keep the quality",
+        "LLaMA-2-7B: 47.5 % fewer parameters",
+    ),
+)
 
 
-def _claims(records: Path) -> str:
+def _claims(records: Path) -> Sequence[Part]:
     """Every claim beside what was found, counted from the records alone."""
     found = {part: _records(records, part) for part in ("lowrank", "cluster", "rank", "mixt")}
     if not all(found.values()):
         missing = ", ".join(part for part, entries in found.items() if not entries)
-        return f"*Not measured yet: {missing}.*"
-    rows = [
-        [
-            "A3 is nearer to the dense model than SVD of single maps at the same size",
-            "LLaMA-2-7B at 10 %, WikiText-2 perplexity: 5.96, SVD-LLM 8.78",
-            _nearer(found["lowrank"]),
-        ],
-        [
-            "Tuning the centroids alone wins back part of the gap",
-            "30 - 40 %",
-            "; ".join(f"{record['encoder']['name']}: {_won(record, ['centroids'])}" for record in found["cluster"]),
-        ],
-        [
-            "With the biases of the same maps, which cost no bytes",
-            "not tried",
-            "; ".join(
-                f"{record['encoder']['name']}: {_won(record, ['centroids', 'biases'])}" for record in found["cluster"]
-            ),
-        ],
-        [
-            "The order of the values matters more than the values",
-            "middle and late layers keep working with other values in the same order, none with another order",
-            "; ".join(f"{record['encoder']['name']}: {_order(record)}" for record in found["rank"]),
-        ],
-        [
-            "An affine correction delays the failure of many layers at once",
-            "yes",
-            "; ".join(f"{record['encoder']['name']}: {_affine(record)}" for record in found["rank"]),
-        ],
-        [
-            "Late blocks as mixtures, after recovery, keep the quality",
-            "LLaMA-2-7B: 47.5 % fewer parameters",
-            "; ".join(f"{record['encoder']['name']}: {_mixtures(record)}" for record in found["mixt"]),
-        ],
+        return [f"*Not measured yet: {missing}.*"]
+
+    def each(part: str, said: Callable[[Record], str]) -> str:
+        return "; ".join(f"{record['encoder']['name']}: {said(record)}" for record in found[part])
+
+    here = [
+        _nearer(found["lowrank"]),
+        each("cluster", lambda record: _won(record, ["centroids"])),
+        each("cluster", lambda record: _won(record, ["centroids", "biases"])),
+        each("rank", _order),
+        each("rank", _affine),
+        each("mixt", _mixtures),
     ]
-    return "\n".join(_table(["Claim", "Published", "Here"], rows))
+    rows = [(claim, said, ours) for (_, claim, said), ours in zip(_CLAIMS, here, strict=True)]
+    columns = (
+        Column("Claim", lambda row: row[0]),
+        Column("Published", lambda row: row[1]),
+        Column("Here", lambda row: row[2]),
+    )
+    return [Table(columns, rows)]
 
 
 def _nearer(found: Sequence[Record]) -> str:
@@ -261,7 +249,7 @@ def _won(record: Record, tuned: Sequence[str]) -> str:
 
 def _spearman(record: Record, group: str, order: str) -> float:
     chosen = [e for e in record["variants"].values() if (e["group"], e["order"]) == (group, order)]
-    return _mean([float(entry["stsb"]["spearman"]) for entry in chosen])
+    return fmean(entry["stsb"]["spearman"] for entry in chosen)
 
 
 def _groups(record: Record) -> list[str]:
@@ -291,7 +279,7 @@ def _mixtures(record: Record) -> str:
     return "STS-B to dense, recovered: " + ", ".join(cells)
 
 
-TABLES: dict[str, Callable[[Path], str]] = {
+BLOCKS: dict[str, Block] = {
     "encoder-lowrank": _block("lowrank", _lowrank),
     "encoder-cluster": _block("cluster", _cluster),
     "encoder-rank": _block("rank", _rank),

@@ -1,10 +1,10 @@
-"""What an encoder is judged by: STS-B, three probes, and how near its fields are to the dense encoder's.
+"""How an encoder is judged: STS-B, three probes, and how near its fields are to the dense encoder's.
 
 STS-B dev: Spearman's correlation of the cosine of two fields with the grade; its interval and those of differences are
 percentiles of 1,000 draws of the pairs, the same draws for every encoder. TREC, SST-2 and BANKING77: a logistic
-regression on the fields, fitted anew for every encoder on the same train rows, as is customary for probes: what is
-asked is what the fields hold, and not whether an old head survives. Fields are scaled to length 1 and texts are cut to
-128 tokens. Texts for calibration and tuning are drawn from train files, and none of them is in a report file.
+regression on the fields, fitted for every encoder on the same train rows. Such a probe tells what the fields hold, not
+whether an old head still works. Fields are scaled to length 1, and texts are cut to 128 tokens. Texts for calibration
+and tuning are drawn from train files, and none of them is in a report file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ from tokenizers import Tokenizer
 from fieldrun.errors import DatasetError
 from fieldrun.evaluation.dataset import Dataset, read_tsv
 from fieldrun.evaluation.metrics import spearman
-from fieldrun.formats.progress import Progress
+from fieldrun.formats.progress import Progress, silent
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.fit import fit_fields
 from fieldrun.heads.head import head_logits
 from fieldrun_exporters.encoder.model import Encoder
-from studies.encoder_methods.network import fields
 
 from ..paired import difference, scored
+from .network import fields
 
 __all__ = ["PROBES", "Limits", "Probe", "Suite", "Tokens", "judge", "read_suite", "recovered", "resampled", "summary"]
 
@@ -62,7 +62,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """Different texts, what is asked about them, and texts of train files to calibrate and tune on."""
+    """Distinct texts, the questions about them, and texts of train files to calibrate and tune on."""
 
     texts: tuple[str, ...]
     pairs: tuple[tuple[int, int], ...]
@@ -106,10 +106,10 @@ class Suite:
 
 
 def read_suite(data: Path, limits: Limits) -> Suite:
-    """Read STS-B and the probes' files in `data`; what is more than `limits` is drawn, the same each time.
+    """Read STS-B and the probes' files in `data`; rows beyond `limits` are left out by a draw with a fixed seed.
 
     Raises:
-        DatasetError: a file is missing or damaged, or a grade of STS-B is no number.
+        DatasetError: a file is missing or damaged, or a grade of STS-B is not a number.
     """
     number: dict[str, int] = {}
 
@@ -195,7 +195,7 @@ class Tokens:
 
     @cached_property
     def asked(self) -> list[list[int]]:
-        """The ids of the texts that are asked about."""
+        """The ids of the texts with questions."""
         return self.of(self.suite.texts)
 
 
@@ -205,7 +205,7 @@ def judge(
     *,
     dense: Array | None = None,
     probes: bool = True,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> tuple[dict[str, Any], Array]:
     """Return what `summary` needs, JSON, and the fields `(texts, hidden) float32` of length 1.
 
@@ -238,36 +238,10 @@ def _probed(found: Array, probe: Probe) -> dict[str, Any]:
 
 
 def resampled(cosines: Sequence[float], grades: Sequence[float]) -> Array:
-    """Return Spearman's correlation over 1,000 draws of the pairs, `(draws,)`: the same draws for equally many pairs.
-
-    A draw is how often each pair is in it, so that its average ranks are running sums over the sorted values, and no
-    draw has to be sorted.
-    """
-    counts = _draws(len(grades))
-    x, y = (
-        _average_ranks(np.asarray(values, np.float64), counts) - (len(grades) + 1) / 2 for values in (cosines, grades)
-    )
-    norm = np.sqrt((counts * x * x).sum(1) * (counts * y * y).sum(1))
-    correlations: Array = (counts * x * y).sum(1) / np.maximum(norm, 1e-12)
-    return correlations
-
-
-@lru_cache(maxsize=1)
-def _draws(pairs: int) -> Array:
-    """Return how often each pair is in each draw with replacement, `(draws, pairs) float64`."""
-    rows = np.random.default_rng(0).integers(0, pairs, (_DRAWS, pairs)) + pairs * np.arange(_DRAWS)[:, None]
-    return np.bincount(rows.ravel(), minlength=_DRAWS * pairs).reshape(_DRAWS, pairs).astype(np.float64)
-
-
-def _average_ranks(values: Array, counts: Array) -> Array:
-    """Return the rank of each of `values (n,)` in every draw, equal ones sharing the mean of theirs, `(draws, n)`."""
-    _, first, group = np.unique(np.sort(values), return_index=True, return_inverse=True)
-    order = np.argsort(values, kind="stable")
-    together = np.add.reduceat(counts[:, order], first, axis=1)
-    ranks = np.cumsum(together, axis=1) - (together - 1) / 2
-    out = np.empty_like(counts)
-    out[:, order] = ranks[:, group.reshape(-1)]
-    return out
+    """Return Spearman's correlation in 1,000 draws of the pairs, `(draws,)`: the same draws for equally many pairs."""
+    rows = np.random.default_rng(0).integers(0, len(grades), (_DRAWS, len(grades)))
+    x, y = np.asarray(cosines, np.float64), np.asarray(grades, np.float64)
+    return np.array([_correlation(x[draw], y[draw]) for draw in rows])
 
 
 def summary(found: Mapping[str, Any], base: Mapping[str, Any], suite: Suite) -> dict[str, Any]:
@@ -324,9 +298,9 @@ def recovered(tuned: Mapping[str, Any], untuned: Mapping[str, Any], base: Mappin
     return {"stsb": share, "field": {"gap": round(before, 6), "share": round((before - after) / before, 4)}}
 
 
-def _correlation(cosines: Sequence[float], grades: Sequence[float]) -> float:
+def _correlation(cosines: Any, grades: Any) -> float:
     """Return Spearman's correlation, 0 where an encoder that broke gives every text the same field."""
-    return spearman(cosines, grades) if len(set(cosines)) > 1 else 0.0
+    return spearman(cosines, grades) if np.ptp(cosines) and np.ptp(grades) else 0.0
 
 
 def _percentiles(draws: Array) -> list[float]:

@@ -1,38 +1,33 @@
-"""Compare `fit_head` with scikit-learn's tuned logistic regression on the same fields; one record.
+"""Compare `fit_head` with scikit-learn's tuned logistic regression on the same fields.
 
     python -m studies.fit_heads.measure --data DATA -o benchmarks/records/fit-heads.json
 
-IMDB (long reviews, sentiment) is a task that the student never saw labels of; TREC is one that it was trained on.
-Examples a label are drawn from the train file, several times where they are few, and both are scored on the same rows
-of the test file. scikit-learn (`pip install scikit-learn`) chooses its penalty by cross-validated log-loss among nine.
-What it takes to learn 20 labels from 64 examples each is timed from the texts on.
+The student never saw labels of IMDB (long reviews, sentiment); it was trained on TREC. Examples of each label are drawn
+from the train file, several times when they are few, and both methods are scored on the same rows of the test file.
+scikit-learn (`pip install scikit-learn`) chooses its penalty among nine by cross-validated log-loss. The study also
+times `fit_head` on the texts of 20 labels with 64 examples each.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
-# one thread each, as on a small device; before NumPy is imported
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
+import fieldrun
+from fieldrun.evaluation.dataset import read_tsv
+from fieldrun.evaluation.metrics import wilson_interval
+from fieldrun.formats.tensors import Array
+from fieldrun.heads.fit import fit_fields
+from fieldrun.heads.head import head_logits
+from fieldrun_benchmarks.harness.record import write_record
 
-import numpy as np  # noqa: E402
-
-import fieldrun  # noqa: E402
-from fieldrun.evaluation.dataset import read_tsv  # noqa: E402
-from fieldrun.evaluation.metrics import wilson_interval  # noqa: E402
-from fieldrun.formats.tensors import Array  # noqa: E402
-from fieldrun.heads.fit import fit_fields  # noqa: E402
-from fieldrun.heads.head import head_logits  # noqa: E402
-from fieldrun_benchmarks.harness.record import write_record  # noqa: E402
-
-from ..peers.models import need  # noqa: E402
+from ..peers.models import need
+from ..suite import data_option, output_option
 
 __all__ = ["draw", "main"]
 
@@ -45,7 +40,7 @@ _PENALTIES = 10.0 ** np.arange(-4, 5)  # scikit-learn's C
 
 
 def draw(labels: Sequence[str], per_label: int, seed: int) -> list[int]:
-    """Return the row numbers of `per_label` rows of every label, or of all where a label has fewer."""
+    """Return the numbers of `per_label` rows of every label, or all rows of a label that has fewer."""
     order = np.random.default_rng(seed).permutation(len(labels)).tolist()
     counts: dict[str, int] = {}
     chosen = []
@@ -114,9 +109,9 @@ def _timed(model: fieldrun.FieldModel, data: Path) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder of the tasks.")
-@click.option("--bundle", default="reference", show_default=True, help="Whose fields.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The record.")
+@data_option
+@click.option("--bundle", default="reference", show_default=True, help="The bundle that makes the fields.")
+@output_option
 def main(data: Path, bundle: str, output: Path) -> None:
     """Write the record behind the table in docs/own-labels.md."""
     with fieldrun.load(bundle) as model:

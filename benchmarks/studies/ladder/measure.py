@@ -1,16 +1,15 @@
-"""Measure a ladder of export recipes on one student: bytes, accuracy, latency, memory; one record.
+"""Measure a ladder of export recipes on one student: bytes, accuracy, latency, memory.
 
     python -m studies.ladder.measure --data DATA --work WORK -o benchmarks/records/ladder.json
 
-Every recipe is exported from the checkpoint into WORK (those that are there already are measured as they are) and
-opened by the native engine, as a user's program opens it. Accuracy is that of all report files; what a recipe costs is
-the difference on the same rows from the same student in float32. Latency is from text to all labels, all bundles in
-turns on the same texts; a fresh process each gives its peak memory.
+Every recipe is exported from the checkpoint into WORK, unless WORK has its bundle, and run by the native engine.
+Accuracy is measured on all report files; the cost of a recipe is the difference on the same rows from the same student
+in float32. Latency is from text to all labels, all bundles in turns on the same texts. Peak memory is that of a fresh
+process.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,26 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
-# one thread each, for a comparison that means something; before NumPy and tokenizers are imported
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+import fieldrun
+from fieldrun.errors import ExportError
+from fieldrun.evaluation.dataset import Dataset, read_tsv
+from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.storage import read_json, write_bytes
+from fieldrun_benchmarks.harness.cold_start import cold_starts
+from fieldrun_benchmarks.harness.latency import summary, time_in_turns
+from fieldrun_benchmarks.harness.record import write_record
+from fieldrun_exporters.recipe import load_recipe
 
-import numpy as np  # noqa: E402
-
-import fieldrun  # noqa: E402
-from fieldrun.errors import ExportError  # noqa: E402
-from fieldrun.evaluation.dataset import Dataset, read_tsv  # noqa: E402
-from fieldrun.formats.bundle import Bundle  # noqa: E402
-from fieldrun.formats.storage import read_json, write_bytes  # noqa: E402
-from fieldrun_benchmarks.harness.cold_start import cold_starts  # noqa: E402
-from fieldrun_benchmarks.harness.latency import summary, time_in_turns  # noqa: E402
-from fieldrun_benchmarks.harness.record import write_record  # noqa: E402
-from fieldrun_exporters.recipe import load_recipe  # noqa: E402
-
-from ..paired import difference, scored  # noqa: E402
-from ..suite import report_sets  # noqa: E402
+from ..paired import counted, difference
+from ..suite import data_option, hits, output_option, report_sets, work_option
 
 __all__ = ["LADDER", "Rung", "main", "recipe_text"]
 
@@ -84,7 +77,7 @@ LADDER: dict[str, Rung] = {
     "mixt2 tuned": Rung(rules={"tables": "int8", **_DENSE, "mixer": "mixt2", "hidden": "mixt2"}, tuned=True),
     **{name: Rung() for name in _SHIPPED},
 }
-"""The rungs, by name; shipped recipes are taken as they are."""
+"""The rungs, by name; those of shipped recipes are empty."""
 
 _PASSES = ("mixt", "int8", "fp16", "palettize")
 _TEXTS_PER_TASK = 2500
@@ -98,9 +91,9 @@ with fieldrun.load({path!r}, engine="native") as model:
 
 
 def recipe_text(rung: Rung) -> str:
-    """Return the recipe of a rung: the buckets of the shipped ones, and a gate that lets all pass.
+    """Return the recipe of a rung: the buckets of the shipped recipes, and limits that every export passes.
 
-    The ladder measures what a recipe costs; it must not be stopped by what it wants to find.
+    The ladder measures what a recipe costs, so that a costly recipe must not be refused.
     """
     from fieldrun_exporters.precision import Precision
 
@@ -145,29 +138,24 @@ def _domains(checkpoint: str, work: Path, data: Path, tasks: Sequence[str]) -> d
             click.echo(f"exporting the vocabulary of {task}", err=True)
             fieldrun.export(checkpoint, path, recipe=recipe, calibration=texts)
         report = read_json(path / "report.json")
-        hits = [_hits(each, {task: rows})[task] for each in (work / BASELINE, path)]
+        before, after = (hits(each, {task: rows})[task] for each in (work / BASELINE, path))
         found[task] = {
             "bytes": Bundle.load(path).total_bytes(),
             "pruned": report["passes"][0]["changed"],
             "n": len(rows),
-            "accuracy": {k: v for k, v in scored(hits[1]).items() if k != "hits"},
-            "drop": difference([hits[0].astype(np.float64) - hits[1]]),
+            "accuracy": counted(after),
+            "drop": difference([before.astype(np.float64) - after]),
         }
     return found
 
 
 def _train_texts(data: Path) -> list[str] | None:
-    """Return texts of the train files of `data`, so many of each, to calibrate and tune on; None if it has none."""
+    """Return some texts of every train file in `data` to calibrate and tune on, or None without such files."""
     found: list[str] = []
     for path in sorted(data.glob("*/train.tsv")):
         texts = [text for item in read_tsv(path).texts for text in ([item] if isinstance(item, str) else item)]
         found += texts[:: -(-len(texts) // _TEXTS_PER_TASK)]
     return found or None
-
-
-def _hits(path: Path, sets: Mapping[str, Dataset]) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
-    with fieldrun.load(path, engine="native") as model:
-        return {task: np.array(model.predict(rows.texts, task)) == np.array(rows.labels) for task, rows in sets.items()}
 
 
 def _latency(paths: Mapping[str, Path], sets: Mapping[str, Dataset], rounds: int) -> dict[str, dict[str, Any]]:
@@ -202,9 +190,9 @@ def _labeller(model: fieldrun.FieldModel) -> Callable[[str], object]:
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder with one folder per task.")
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder that keeps the bundles.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The record to write.")
+@data_option
+@work_option
+@output_option
 @click.option("--checkpoint", default="reference", show_default=True, help="The student, by name or path.")
 @click.option("--only", multiple=True, help="Rungs to measure besides fp32 and int8.  [default: all]")
 @click.option("--domain", multiple=True, default=_DOMAINS, show_default=True, help="Tasks to prune to.")
@@ -230,10 +218,10 @@ def main(
         except ExportError as error:  # a finding as well: tuning that gains nothing is refused
             refused[name] = str(error)
     sets = report_sets(paths[BASELINE], data)
-    hits = {}
+    right = {}
     for name, path in paths.items():
         click.echo(f"accuracy of {name}", err=True)
-        hits[name] = _hits(path, sets)
+        right[name] = hits(path, sets)
     click.echo("latency", err=True)
     latency = _latency(paths, sets, rounds)
     click.echo("memory", err=True)
@@ -241,8 +229,8 @@ def main(
     rungs = {}
     for name, path in paths.items():
         bundle = Bundle.load(path)
-        tasks = {task: {k: v for k, v in scored(found).items() if k != "hits"} for task, found in hits[name].items()}
-        lost = {t: found.astype(np.float64) - hits[name][t] for t, found in hits[BASELINE].items()}
+        tasks = {task: counted(found) for task, found in right[name].items()}
+        lost = {t: found.astype(np.float64) - right[name][t] for t, found in right[BASELINE].items()}
         rungs[name] = {
             "precision": bundle.manifest.recipe["precision"],
             "bytes": bundle.total_bytes(),

@@ -1,97 +1,88 @@
-"""The tables of the ladder of recipes: bytes, accuracy, latency and memory side by side, and accuracy by task."""
+"""The blocks of the ladder of recipes: what each costs, accuracy by task, and a vocabulary pruned to a domain.
+
+Latency, start and memory are ratios to the recipe `int8` in the same run: the absolute ones are in `peers.json`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from fieldrun_benchmarks.harness.record import read_record, where
+from ..columns import Block, Column, Part, Record, Table, accuracy, block, code, conditions, loss, megabytes, slashed
 
-__all__ = ["TABLES", "WORKLOADS"]
+__all__ = ["BLOCKS"]
 
-WORKLOADS = ("sst2", "trec")
+_RECIPE = Column("Recipe", "name", code)
 
 
-def _ladder_table(records: Path) -> str:
-    record = read_record(records / "ladder.json", "ladder")
-    lines = [
-        "| Recipe | bundle, MB | field's cosine, mean / p1 | mean of eight tasks, % | to fp32, points (95 % interval) "
-        f"| to `int8`'s latency, {' / '.join(WORKLOADS)} | in the first pass over {WORKLOADS[0]} "
-        "| fresh process to first labels | its peak memory |",
-        "|---" * 9 + "|",
+def _rows(record: Record) -> list[Record]:
+    base = record["rungs"]["int8"]["fresh_process"]
+    return [
+        {
+            **rung,
+            "name": name,
+            "start": {key: rung["fresh_process"][key] / base[key] for key in ("wall_s", "peak_rss_mib")},
+        }
+        for name, rung in record["rungs"].items()
     ]
-    for name, rung in record["rungs"].items():
-        ratios = " / ".join(f"{rung['latency'][task]['to_int8']:.2f}" for task in WORKLOADS)
-        ratios += f" | {rung['latency'][WORKLOADS[0]]['first_to_int8']:.2f}"
-        change, fresh = _change(rung["drop"]["mean"]), rung["fresh_process"]
-        first = f"{fresh['wall_s']:.2f} s | {fresh['peak_rss_mib']:.0f} MiB"
-        accuracy = f"{100 * rung['mean_accuracy']:.2f} | {change}"
-        cosine = f"{rung['field']['mean_cosine']:.4f} / {rung['field']['p1_cosine']:.3f}"
-        lines.append(f"| `{name}` | {rung['bytes'] / 1e6:.1f} | {cosine} | {accuracy} | {ratios} | {first} |")
-    for name, reason in record["refused"].items():
-        lines += ["", f"`{name}` was refused: {reason}."]
-    return "\n".join([*lines, "", where(record)])
 
 
-def _tasks_table(records: Path) -> str:
-    record = read_record(records / "ladder.json", "ladder")
-    rungs: dict[str, Any] = record["rungs"]
-    tasks = list(next(iter(rungs.values()))["tasks"])
-    lines = [f"| Recipe | {' | '.join(tasks)} |", "|---" * (1 + len(tasks)) + "|"]
-    for name, rung in rungs.items():
-        cells = []
-        for task in tasks:
-            entry = rung["tasks"][task]
-            low, high = (100 * x for x in entry["ci95"])
-            cells.append(f"{100 * entry['accuracy']:.1f} ({low:.1f} - {high:.1f})")
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def _ladder(record: Record) -> Sequence[Part]:
+    rows = _rows(record)
+    workloads = list(rows[0]["latency"])
+    columns = (
+        _RECIPE,
+        Column("bundle, MB", "bytes", megabytes),
+        Column("field's cosine, mean / p1", "field", "{0[mean_cosine]:.4f} / {0[p1_cosine]:.3f}"),
+        Column("mean of eight tasks, %", lambda row: f"{100 * row['mean_accuracy']:.2f}"),
+        Column("to fp32, points (95 % interval)", "drop.mean", loss),
+        Column(
+            f"to `int8`: latency, {' / '.join(workloads)}",
+            lambda row: slashed([row["latency"][task]["to_int8"] for task in workloads], "{:.2f}"),
+        ),
+        Column(f"in the first pass over {workloads[0]}", f"latency.{workloads[0]}.first_to_int8", "{:.2f}"),
+        Column("a fresh process to first labels", "start.wall_s", "{:.2f}"),
+        Column("its peak memory", "start.peak_rss_mib", "{:.2f}"),
+    )
+    refused = [f"`{name}` was refused: {reason}." for name, reason in record["refused"].items()]
+    return [Table(columns, rows), *refused, conditions(record)]
 
 
-def _change(entry: dict[str, Any]) -> str:
-    low, high = (-100 * x + 0.0 for x in reversed(entry["ci95"]))
-    return f"{-100 * entry['difference'] + 0.0:+.2f} ({low:+.2f} to {high:+.2f})"
+def _tasks(record: Record) -> Sequence[Part]:
+    rows = _rows(record)
 
-
-def _domains_table(records: Path) -> str:
-    record = read_record(records / "ladder.json", "ladder")
-    whole = record["rungs"]["palette16"]["bytes"] / 1e6
-    lines = [
-        "| Vocabulary of | n | word pieces | n-gram buckets | bundle, MB | accuracy, % "
-        "| to fp32, points (95 % interval) |",
-        "|---" * 7 + "|",
-    ]
-    for task, entry in record["domains"].items():
-        pieces, buckets = entry["pruned"]["embedding"], entry["pruned"]["ngram"]
-        low, high = (100 * x for x in entry["accuracy"]["ci95"])
-        lines.append(
-            f"| {task}'s train texts | {entry['n']:,} | {pieces['rows_after']:,} of {pieces['rows_before']:,} "
-            f"| {buckets['buckets_after']:,} of {buckets['buckets_before']:,} "
-            f"| {entry['bytes'] / 1e6:.1f} of {whole:.1f} "
-            f"| {100 * entry['accuracy']['accuracy']:.1f} ({low:.1f} - {high:.1f}) | {_change(entry['drop'])} |"
+    def task(name: str) -> Column:
+        return Column(
+            name,
+            f"tasks.{name}",
+            accuracy,
+            claim=lambda row: ("accuracy", row["weights_sha256"], f"{name}, n = {row['tasks'][name]['n']}"),
         )
-    return "\n".join([*lines, "", where(record)])
+
+    return [Table([_RECIPE, *map(task, rows[0]["tasks"])], rows)]
 
 
-def _order_table(records: Path) -> str:
-    record = read_record(records / "rank-order.json", "rank-order")
-    lines = [
-        "| K | part | codebook | values moved by | field's cosine, mean | accuracy to fp32, points (95 % interval) |",
-        "|---" * 6 + "|",
-    ]
-    for entry in record["results"]:
-        low, high = (-x + 0.0 for x in reversed(entry["ci95"]))
-        lines.append(
-            f"| {entry['entries']} | {entry['part']} | {entry['change']} | {100 * entry['values_moved']:.0f} % "
-            f"| {entry['field']['mean_cosine']:.4f} | {-entry['mean_drop'] + 0.0:+.2f} ({low:+.2f} to {high:+.2f}) |"
-        )
-    return "\n".join([*lines, "", where(record)])
+def _domains(record: Record) -> Sequence[Part]:
+    whole = megabytes(record["rungs"]["palette16"]["bytes"])
+
+    def kept(what: str) -> Any:
+        return lambda entry: f"{entry[f'{what}_after']:,} of {entry[f'{what}_before']:,}"
+
+    columns = (
+        Column("Vocabulary of", "task", "{}'s train texts"),
+        Column("n", "n", "{:,}"),
+        Column("word pieces", "pruned.embedding", kept("rows")),
+        Column("n-gram buckets", "pruned.ngram", kept("buckets")),
+        Column("bundle, MB", "bytes", lambda size: f"{megabytes(size)} of {whole}"),
+        Column("accuracy, %", "accuracy", accuracy),
+        Column("to fp32, points (95 % interval)", "drop", loss),
+    )
+    rows = [{**entry, "task": task} for task, entry in record["domains"].items()]
+    return [Table(columns, rows), conditions(record)]
 
 
-TABLES: dict[str, Callable[[Path], str]] = {
-    "ladder": _ladder_table,
-    "ladder-domains": _domains_table,
-    "ladder-tasks": _tasks_table,
-    "rank-order": _order_table,
+BLOCKS: dict[str, Block] = {
+    "ladder": block(_ladder, "ladder"),
+    "ladder-domains": block(_domains, "ladder"),
+    "ladder-tasks": block(_tasks, "ladder"),
 }

@@ -1,68 +1,40 @@
-"""Render the tables of peers from the record `peers.json`, and say how far a second record agrees with it."""
+"""The blocks of the peers: all columns, a summary of eight rows, the engines, and how far other records agree.
+
+All come from `peers.json`, which is the one source of the latency of the reference bundle and of its peers.
+"""
 
 from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fieldrun.errors import FieldrunError
 from fieldrun_benchmarks.harness.record import read_record
 
-__all__ = ["OURS", "TABLES", "TOKENIZER", "failures", "read_peers", "reproduced"]
+from ..columns import (
+    Block,
+    Claim,
+    Column,
+    Part,
+    Record,
+    Table,
+    accuracy,
+    conditions,
+    megabytes,
+    micros,
+    seconds,
+    slashed,
+    times,
+)
+
+__all__ = ["BLOCKS", "OURS", "TITLES", "TOKENIZER", "failures", "read_peers", "reproduced", "side_by_side"]
 
 OURS, TOKENIZER = "fieldrun native", "tokenizer alone"
-
-Record = Mapping[str, Any]
-_Pair = tuple[str, str]
+TITLES = {"sst2": "SST-2", "trec": "TREC"}
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_Cell = Callable[[Record, str], str]
-"""A workload and a subject's name -> a cell."""
-
-
-def reproduced(first: Record, second: Record) -> str:
-    """Return one sentence on how far the ratios of two records of kind `peers` differ.
-
-    Raises:
-        FieldrunError: they have no ratio in common.
-    """
-    count, wall = _differences(first, second, _ratios)
-    _, cpu = _differences(first, second, _cpu_ratios)
-    return (
-        f"Of {count} ratios measured twice the largest difference is {wall}; of the same ratios in CPU time, which "
-        f"other processes disturb less, {cpu}."
-    )
-
-
-def _differences(first: Record, second: Record, ratios: Callable[[Record, str], dict[_Pair, float]]) -> tuple[int, str]:
-    found = []
-    for workload in first["workloads"]:
-        before, after = (ratios(record, workload) for record in (first, second))
-        found += [
-            (abs(after[key] / before[key] - 1), f"{key[0]} to {key[1]} on {workload}") for key in before if key in after
-        ]
-    if not found:
-        raise FieldrunError("the two records have no ratio in common; measure the same subjects twice")
-    worst, name = max(found)
-    middle = statistics.median(difference for difference, _ in found)
-    return len(found), f"{100 * worst:.1f} % ({name}), the median {100 * middle:.1f} %"
-
-
-def _ratios(record: Record, workload: str) -> dict[_Pair, float]:
-    entries = record["workloads"].get(workload, {}).get("ratios", ())
-    return {(entry["of"], entry["to"]): entry["median"] for entry in entries if "median" in entry}
-
-
-def _cpu_ratios(record: Record, workload: str) -> dict[_Pair, float]:
-    subjects = record["workloads"].get(workload, {}).get("subjects", {})
-
-    def cpu(name: str) -> float:
-        value: float = subjects[name]["single_stream"]["cpu_us"]
-        return value
-
-    return {(of, to): cpu(of) / cpu(to) for of, to in _ratios(record, workload)}
 
 
 def read_peers(path: Path) -> dict[str, Any]:
@@ -83,6 +55,132 @@ def failures(record: Record) -> list[str]:
     return found
 
 
+def side_by_side(record: Record) -> dict[str, dict[str, Record]]:
+    """Return the rows of fieldrun's native engine and of every peer, by subject and task."""
+    found: dict[str, dict[str, Record]] = {}
+    for workload, values in record["workloads"].items():
+        for row in _rows(workload, values):
+            if row["name"] == OURS or not row["name"].startswith(("fieldrun ", f"{OURS},", TOKENIZER)):
+                found.setdefault(row["name"], {})[workload.partition("/")[0]] = row
+    return found
+
+
+def reproduced(first: Record, second: Record) -> str:
+    """Return one sentence on how far the ratios of two records of kind `peers` differ.
+
+    Raises:
+        FieldrunError: they have no ratio in common.
+    """
+    count, wall = _differences(first, second, lambda row, to: row["times"][to]["median"])
+    _, cpu = _differences(first, second, lambda row, to: row["single_stream"]["cpu_us"] / row["cpu_us"][to])
+    return (
+        f"Of {count} ratios measured twice the largest difference is {wall}; of the same ratios in CPU time, which "
+        f"other processes disturb less, {cpu}."
+    )
+
+
+def _differences(first: Record, second: Record, ratio: Callable[[Record, str], float]) -> tuple[int, str]:
+    found = []
+    for workload, values in first["workloads"].items():
+        after = {row["name"]: row for row in _rows(workload, second["workloads"].get(workload, _NOTHING))}
+        found += [
+            (abs(ratio(after[row["name"]], to) / ratio(row, to) - 1), f"{row['name']} to {to} on {workload}")
+            for row in _rows(workload, values)
+            for to in row["times"]
+            if to in after.get(row["name"], _NOTHING)["times"]
+        ]
+    if not found:
+        raise FieldrunError("the two records have no ratio in common; measure the same subjects twice")
+    worst, name = max(found)
+    middle = statistics.median(difference for difference, _ in found)
+    return len(found), f"{100 * worst:.1f} % ({name}), the median {100 * middle:.1f} %"
+
+
+_NOTHING: Record = {"subjects": {}, "ratios": (), "times": {}}
+
+
+def _rows(workload: str, values: Record) -> list[Record]:
+    """Return the subjects of a workload as rows: their values, and the ratios to other subjects as `times`."""
+    cpu = {name: subject.get("single_stream", {}).get("cpu_us") for name, subject in values["subjects"].items()}
+    return [
+        {
+            **subject,
+            "name": name,
+            "workload": workload,
+            "cpu_us": cpu,
+            "times": {r["to"]: r for r in values["ratios"] if r["of"] == name and "median" in r},
+        }
+        for name, subject in values["subjects"].items()
+    ]
+
+
+def _accuracy(row: Record) -> str:
+    found = next((entry for entry in row["accuracy"].values() if isinstance(entry, Mapping)), None)
+    return accuracy(found) if found else "" if row["name"] == TOKENIZER else "not measured"
+
+
+def _accuracy_claim(row: Record) -> Claim:
+    artifact, (task, found) = row["about"]["artifact"], next(iter(row["accuracy"].items()))
+    return "accuracy", artifact["sha256"].get("weights.safetensors", artifact["name"]), f"{task}, n = {found['n']}"
+
+
+def _times(to: str, *, ends: bool = False) -> Callable[[Record], str]:
+    def cell(row: Record) -> str:
+        if row["name"] == to:
+            return "1"
+        low_high = row["times"][to].get("ci95") if ends else None
+        return times(row["times"][to]["median"]) + (" ({} - {})".format(*map(times, low_high)) if low_high else "")
+
+    return cell
+
+
+def _measured(title: str, keys: str, show: str | Callable[[Any], str]) -> Column:
+    return Column(title, keys, show, missing="not measured")
+
+
+def _time(title: str, keys: str) -> Column:
+    return Column(title, keys, micros, missing="not measured", claim=lambda row: (title, row["name"], row["workload"]))
+
+
+def _within(task: str, column: Column, title: str | None = None) -> Column:
+    """Return `column` of the row of `task`."""
+    claim = column.claim
+    return Column(
+        title or column.title,
+        lambda rows: column.cell(rows[task]),
+        claim=(lambda rows: claim(rows[task])) if claim else None,
+    )
+
+
+_NAME = Column("Text in, label out, one thread", "name")
+_ACCURACY = Column("accuracy, % (95 % interval)", _accuracy, claim=_accuracy_claim)
+_P50, _P90 = (_time(p, f"single_stream.percentiles.{p}.value_us") for p in ("p50", "p90"))
+_TEXTS_PER_S = _measured("texts/s", "offline.texts_per_s", "{:,.0f}")
+_ARTIFACT = _measured("artifact", "about.artifact.bytes", lambda size: f"{megabytes(size)} MB")
+_PEAK = _measured("its peak", "cold_start.peak_rss_mib", "{:,.0f} MiB")
+_TIMES = (
+    _NAME,
+    _measured("calls", "single_stream.calls", "{:,}"),
+    _P50,
+    _P90,
+    _time("CPU time, mean", "single_stream.cpu_us"),
+    Column("times the tokenizer (95 % interval)", _times(TOKENIZER, ends=True)),
+    Column("times `fieldrun native`", _times(OURS, ends=True)),
+    _TEXTS_PER_S,
+    _measured("in batches of", "offline.batch", "{}"),
+)
+_COSTS = (
+    _NAME,
+    _ACCURACY,
+    _ARTIFACT,
+    _measured("packages", "install.bytes", lambda size: f"{size / 1e6:,.0f} MB"),
+    _measured("cold start", "cold_start.wall_s", seconds),
+    _PEAK,
+    _measured("peak at work", "memory.after.peak_mib", "{:,.0f} MiB"),
+)
+_ENGINES = (_NAME, _P50, _P90, Column("times the tokenizer", _times(TOKENIZER)), _TEXTS_PER_S)
+
+
 def _read_whole(path: Path) -> dict[str, Any]:
     record = read_peers(path)
     if failed := failures(record):
@@ -90,123 +188,69 @@ def _read_whole(path: Path) -> dict[str, Any]:
     return record
 
 
-def _figure(spell: Callable[[Any], str], *keys: str) -> _Cell:
-    """Return the cell of a subject's value at `keys`."""
-
-    def cell(workload: Record, name: str) -> str:
-        value = workload["subjects"][name]
-        for key in keys:
-            value = value[0] if isinstance(value, list) else value
-            if not isinstance(value, Mapping) or key not in value:
-                return "not measured"
-            value = value[key]
-        return spell(value)
-
-    return cell
-
-
-def _accuracy(workload: Record, name: str) -> str:
-    entry = workload["subjects"][name]["accuracy"]
-    found = next((found for found in entry.values() if isinstance(found, Mapping)), {})
-    if "accuracy" not in found:
-        return "" if name == TOKENIZER else "not measured"
-    low, high = (100 * x for x in found["ci95"])
-    return f"{100 * found['accuracy']:.1f} ({low:.1f} - {high:.1f})"
-
-
-def _times(to: str, *, interval: bool) -> _Cell:
-    def cell(workload: Record, name: str) -> str:
-        if name == to:
-            return "1"
-        entry = next(r for r in workload["ratios"] if (r["of"], r["to"]) == (name, to))
-        ends = entry.get("ci95") if interval else None
-        return _ratio(entry["median"]) + (f" ({_ratio(ends[0])} - {_ratio(ends[1])})" if ends else "")
-
-    return cell
-
-
-def _us(value: float) -> str:
-    return f"{_digits(value)} us"
-
-
-_P50, _P90 = (_figure(_us, "single_stream", "percentiles", which, "value_us") for which in ("p50", "p90"))
-_TEXTS_PER_S = _figure("{:,.0f}".format, "offline", "texts_per_s")
-_COLD = _figure("{:.2f} s".format, "cold_start", "wall_s")
-_PEAK = _figure("{:,.0f} MiB".format, "cold_start", "peak_rss_mib")
-_ARTIFACT = _figure(lambda size: f"{size / 1e6:,.1f} MB", "about", "artifact", "bytes")
-
-_SHORT: dict[str, _Cell] = {
-    "accuracy, % (95 % interval)": _accuracy,
-    "p50": _P50,
-    "p90": _P90,
-    "times the tokenizer": _times(TOKENIZER, interval=False),
-    "times `fieldrun`": _times(OURS, interval=False),
-    "texts/s": _TEXTS_PER_S,
-    "peak memory": _PEAK,
-    "artifact": _ARTIFACT,
-    "cold start": _COLD,
-}
-_TIMES: dict[str, _Cell] = {
-    "calls": _figure("{:,}".format, "single_stream", "calls"),
-    "p50": _P50,
-    "p90": _P90,
-    "CPU time, mean": _figure(_us, "single_stream", "cpu_us"),
-    "times the tokenizer (95 % interval)": _times(TOKENIZER, interval=True),
-    "times `fieldrun native`": _times(OURS, interval=True),
-    "texts/s": _TEXTS_PER_S,
-    "in batches of": _figure(str, "offline", "batch"),
-}
-_COSTS: dict[str, _Cell] = {
-    "accuracy, % (95 % interval)": _accuracy,
-    "artifact": _ARTIFACT,
-    "packages": _figure(lambda size: f"{size / 1e6:,.0f} MB", "install", "bytes"),
-    "cold start": _COLD,
-    "its peak": _PEAK,
-    "peak at work": _figure("{:,.0f} MiB".format, "memory", "after", "peak_mib"),
-}
-
-
-def _table(workload: Record, columns: Mapping[str, _Cell]) -> str:
-    lines = [f"| Text in, label out, one thread | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
-    for name in workload["subjects"]:
-        lines.append(f"| {name} | {' | '.join(cell(workload, name) for cell in columns.values())} |")
-    return "\n".join(lines)
-
-
 def _title(name: str, workload: Record) -> str:
     tokens = workload["subjects"][TOKENIZER]["by_length"]["mean"]
     return f"**{name}**: {workload['workload']['texts']:,} texts, {tokens:.0f} tokens in the mean"
 
 
-def _short(records: Path) -> str:
+def _whole(records: Path) -> Sequence[Part]:
     record = _read_whole(records / "peers.json")
-    parts = [part for name, w in record["workloads"].items() for part in (_title(name, w), _table(w, _SHORT))]
-    return "\n\n".join([*parts, _notes(record), *_warnings(record)])
-
-
-def _whole(records: Path) -> str:
-    record = _read_whole(records / "peers.json")
-    parts = []
+    parts: list[Part] = []
     for name, workload in record["workloads"].items():
-        parts += [_title(name, workload), _table(workload, _TIMES), _table(workload, _COSTS)]
-    return "\n\n".join([*parts, _notes(record), *_warnings(record), _versions(record)])
+        rows = _rows(name, workload)
+        parts += [_title(name, workload), Table(_TIMES, rows), Table(_COSTS, rows)]
+    return [*parts, _notes(record), *_warnings(record), _versions(record)]
 
 
-def _again(records: Path) -> str:
-    return reproduced(*(_read_whole(records / name) for name in ("peers.json", "peers-again.json")))
+def _engines(records: Path) -> Sequence[Part]:
+    record = _read_whole(records / "peers.json")
+    parts: list[Part] = []
+    for name, workload in record["workloads"].items():
+        rows = [row for row in _rows(name, workload) if row["name"].startswith(("fieldrun ", TOKENIZER))]
+        parts += [_title(name, workload), Table(_ENGINES, rows)]
+    return [*parts, _notes(record)]
+
+
+def _summary(records: Path) -> Sequence[Part]:
+    record = _read_whole(records / "peers.json")
+    subjects = side_by_side(record)
+    tasks = list(subjects[OURS])
+    columns = [Column(_NAME.title, lambda rows: rows[tasks[0]]["name"].replace(OURS, "**fieldrun**"))]
+    for task in tasks:
+        columns += [_within(task, _ACCURACY, f"{TITLES.get(task, task)}, % (95 % interval)"), _within(task, _P50)]
+    ratio = Column("times fieldrun", lambda rows: slashed([_times(OURS)(rows[task]) for task in tasks]))
+    columns += [ratio, _within(tasks[0], _ARTIFACT, "size"), _within(tasks[0], _PEAK, "peak memory")]
+    return [Table(columns, list(subjects.values())), _notes(record)]
+
+
+def _again(records: Path) -> Sequence[Part]:
+    return [reproduced(*(_read_whole(records / name) for name in ("peers.json", "peers-again.json")))]
+
+
+def _other_processor(records: Path) -> Sequence[Part]:
+    here, there = (side_by_side(_read_whole(records / f"{name}.json")) for name in ("peers", "peers-epyc"))
+
+    def ratios(subject: str, to: str, digits: int) -> str:
+        return " and ".join(f"{row['times'][to]['median']:.{digits}f}" for row in there[subject].values())
+
+    mini, ours = (_accuracy(found["MiniLM-L6 int8"]["trec"]).partition(" ")[0] for found in (there, here))
+    return [
+        f"There `fieldrun` takes {ratios(OURS, TOKENIZER, 1)} times as long as the tokenizer (SST-2 and TREC), int8 "
+        f"MiniLM-L6 {ratios('MiniLM-L6 int8', OURS, 0)} times as long as `fieldrun`, fp32 gte-small "
+        f"{ratios('gte-small fp32', OURS, 0)} times. The int8 encoders also answer otherwise: int8 MiniLM-L6 has "
+        f"{mini} % on TREC there and {ours} % here."
+    ]
 
 
 def _notes(record: Record) -> str:
-    about, workload = record["conditions"], next(iter(record["workloads"].values()))
-    packages = about["packages"]
-    pairs = min(ratio["pairs"] for workload in record["workloads"].values() for ratio in workload["ratios"])
-    return (
-        f"(Ratios: medians of {pairs:,} or more slices in turns on the same texts. `fieldrun native` answers "
-        f"{workload['subjects'][OURS]['about']['answers'].removeprefix('the labels of ')}, a peer one. Peak memory and "
-        f"cold start: a fresh process to its first label. {about['date']}, {about['cores_allowed']} shared cores of "
-        f"{about['processor']}, {about['system']}, Python {about['python']}, onnxruntime {packages['onnxruntime']}, "
-        f"numpy {packages['numpy']}, tokenizers {packages['tokenizers']}; a shared machine: read the ratios)"
+    workloads = record["workloads"].values()
+    pairs = min(ratio["pairs"] for workload in workloads for ratio in workload["ratios"])
+    answers = next(iter(workloads))["subjects"][OURS]["about"]["answers"].removeprefix("the labels of ")
+    before = (
+        f"Ratios: medians of {pairs:,} or more slices in turns on the same texts. `fieldrun native` answers {answers}, "
+        "a peer one. Peak memory and cold start: a fresh process to its first label. "
     )
+    return conditions(record, before, ("onnxruntime", "numpy", "tokenizers"))
 
 
 def _warnings(record: Record) -> list[str]:
@@ -235,20 +279,14 @@ def _spanned(texts: list[str]) -> str:
 def _versions(record: Record) -> str:
     workload = next(iter(record["workloads"].values()))
     made = {name: subject["about"].get("made_with") for name, subject in workload["subjects"].items()}
-    shown = [
-        f"{name}: {', '.join(f'{p} {v}' for p, v in made_with.items())}"
-        for name, made_with in made.items()
-        if made_with
-    ]
+    shown = [f"{name}: {', '.join(f'{p} {v}' for p, v in found.items())}" for name, found in made.items() if found]
     return f"Made with: {'; '.join(shown)}."
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"peers": _short, "peers-whole": _whole, "peers-again": _again}
-
-
-def _digits(value: float) -> str:
-    return f"{value:.1f}" if value < 10 else f"{value:,.0f}"
-
-
-def _ratio(value: float) -> str:
-    return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
+BLOCKS: dict[str, Block] = {
+    "latency": _engines,
+    "peers-again": _again,
+    "peers-other-processor": _other_processor,
+    "peers-whole": _whole,
+    "summary": _summary,
+}

@@ -2,16 +2,16 @@
 
     python -m studies.rank_order.measure --data DATA -o benchmarks/records/rank-order.json
 
-Parts of the student are clustered (one codebook a part, as the recipes do). Then only the codebooks are changed, every
-code staying as it is:
+Parts of the student are clustered (one codebook a part, as the recipes do). Then only the codebooks are changed, and
+every code stays:
 
 - *order kept*: the values become evenly spaced from the least to the greatest, each still the k-th of them;
 - *order kept, affine*: the same, then w' = a w + b with the a > 0 and b that bring mean and variance back;
 - *neighbours swapped*: every second value changes places with the next one, then a and b as before: the values change
   least of all, and the order with them;
-- *order broken*: the values are drawn anew from themselves, by a permutation, then a and b as before.
+- *order broken*: the values are permuted, then a and b as before.
 
-What it does to the fields and to the accuracy on all report files is measured on the student in NumPy.
+The effect on the fields and on the accuracy on all report files is measured on the student in NumPy.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from fieldrun_exporters.student.passes.fold import fold
 from fieldrun_exporters.student.passes.palettize import palettize
 from fieldrun_exporters.student.simulate import outputs
 
-from ..suite import report_sets
+from ..suite import data_option, output_option, report_sets
 
 __all__ = ["CHANGES", "changed_codebooks", "main"]
 
@@ -133,10 +133,12 @@ def _measured(
 
 
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder with one folder per task.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The record to write.")
+@data_option
+@output_option
 @click.option("--checkpoint", default="reference", show_default=True, help="The student, by name or path.")
-@click.option("--bundle", default="reference", show_default=True, help="Any bundle of it, for its tasks.")
+@click.option(
+    "--bundle", default="reference", show_default=True, help="A bundle of the student, for the names of its tasks."
+)
 @click.option("--entries", multiple=True, type=int, default=(16, 32, 64), show_default=True, help="K of a codebook.")
 def main(data: Path, output: Path, checkpoint: str, bundle: str, entries: tuple[int, ...]) -> None:
     """Write the record of the rank experiment."""

@@ -1,17 +1,14 @@
-"""Search the shipped student, killed once on the way, and set the front beside every uniform recipe; one record.
+"""Search recipes of the shipped student, and compare the front with every uniform recipe.
 
     python -m studies.search.measure --data DATA --work WORK -o benchmarks/records/search.json
 
-The search is `fieldrun search reference --max-size 16MB`, as a user types it, on rows drawn from the train files: those
-that are reported on choose nothing. It gets SIGKILL once some of its budgets are noted, and is started again. What it
-found is exported once more from its recipe, file by file the same bytes. `--plot` draws the front into the docs.
+The search is the command `fieldrun compress reference --max-size 16MB` on rows drawn from the train files; report files
+choose nothing. It is killed (SIGKILL) after some of its budgets and started again. Its recipe is then exported once
+more, and the files must be the same. `--plot` draws the front.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,12 +23,14 @@ from fieldrun.formats.storage import read_json, write_bytes
 from fieldrun_benchmarks.harness.record import read_record, write_record
 from fieldrun_exporters.search.front import front_plot
 
+from ..commands import run
+from ..suite import data_option, output_option, work_option
+
 __all__ = ["beaten", "main", "plot", "write_rows"]
 
 _ROWS = 500
 _SEED = 0
 _KILL_AT = 3  # budgets noted
-_COMMAND = (sys.executable, "-c", "from fieldrun.cli import main; main(prog_name='fieldrun')")
 
 
 def write_rows(data: Path, folder: Path, rows: int, seed: int) -> dict[str, Path]:
@@ -79,63 +78,29 @@ def _noted(work: Path) -> int:
     return sum(name.startswith("budget ") for name in read_json(states[0])["values"]) if states else 0
 
 
-def _run(command: Sequence[str], work: Path, kill_at: int | None) -> float:
-    """Run a search, killed once `kill_at` budgets are noted, and return its seconds."""
-    start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        while kill_at is not None and process.poll() is None:
-            if _noted(work) >= kill_at:
-                process.kill()
-                process.wait()
-                return time.perf_counter() - start
-            time.sleep(0.5)
-    if kill_at is not None:
-        raise FieldrunError(
-            f"the search ended with exit code {process.returncode} before it was killed; use a new --work"
-        )
-    if process.returncode:
-        raise FieldrunError(f"the search ended with exit code {process.returncode}: {' '.join(command)}")
-    return time.perf_counter() - start
-
-
 @click.command()
-@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True, help="The suite.")
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="A folder to make.")
-@click.option("--max-size", default="16MB", show_default=True, help="As of `fieldrun search`.")
+@data_option
+@work_option
+@click.option("--max-size", default="16MB", show_default=True, help="The largest size, as for `fieldrun compress`.")
 @click.option("--plot", "drawing", type=click.Path(path_type=Path), help="Draw the front into this SVG.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The record.")
+@output_option
 def main(data: Path, work: Path, max_size: str, drawing: Path | None, output: Path) -> None:
-    """Search the shipped student, killed and resumed, and record the front beside the uniform recipes."""
+    """Search the shipped student, killed and resumed, and compare the front with the uniform recipes."""
     if work.exists():
-        raise click.UsageError(f"{work} exists; give a folder that this can make")
+        raise click.UsageError(f"{work} exists; give a new folder")
     try:
         work.mkdir(parents=True)
         files = write_rows(data, work, _ROWS, _SEED)
         found, kept = work / "found", work / "work"
         labelled = [word for task, path in files.items() for word in ("--data", f"{task}={path}")]
-        command = [
-            *_COMMAND,
-            "search",
-            "reference",
-            "--max-size",
-            max_size,
-            *labelled,
-            "--work",
-            str(kept),
-            "-o",
-            str(found),
-        ]
-        before = _run(command, kept, _KILL_AT)
+        command = ["search", "reference", "--max-size", max_size, *labelled, "--work", str(kept), "-o", str(found)]
+        before = run(command, kill_when=lambda: _noted(kept) >= _KILL_AT)
         if found.exists():
-            raise FieldrunError(f"{found} is there after a kill; it must be whole or not there")
+            raise FieldrunError(f"{found} exists after the kill; it must not before the search is done")
         noted = _noted(kept)
-        after = _run(command, kept, None)
+        after = run(command)
         again = work / "again"
-        subprocess.run(
-            [*_COMMAND, "export", "reference", *labelled, "--recipe", str(found / "recipe.toml"), "-o", str(again)],
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
+        run(["export", "reference", *labelled, "--recipe", str(found / "recipe.toml"), "-o", str(again)])
     except FieldrunError as error:
         raise click.ClickException(str(error)) from error
     bundles = [Bundle.load(path).manifest for path in (found / "bundle", again)]

@@ -2,51 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from fieldrun_benchmarks.harness.record import read_record, where
+from ..columns import Block, Column, Part, Record, Table, block, code, conditions, loss
 
-__all__ = ["TABLES"]
-
-
-def _table_level(point: dict[str, Any]) -> str:
-    return str(point["precision"]["offset0"])
+__all__ = ["BLOCKS"]
 
 
-def _cells(point: dict[str, Any]) -> str:
-    change = ""
-    if "accuracy" in point:
-        accuracy = point["accuracy"]
-        low, high = (-x + 0.0 for x in reversed(accuracy["ci95"]))
-        change = f"{-accuracy['mean_drop'] + 0.0:+.2f} ({low:+.2f} to {high:+.2f})"
-    return f"{point['bytes'] / 1e6:.2f} | {point['field_error']:.4f} | {change}"
+def _front(read: Callable[[Any], str], otherwise: str = "") -> Callable[[Any], str]:
+    return lambda row: otherwise if row["best"] is None else read(row["best"])
 
 
-def _search_table(records: Path) -> str:
-    record = read_record(records / "search.json", "search")
+def _size(point: Any) -> str:
+    return f"{point['bytes'] / 1e6:.2f}"
+
+
+def _error(point: Any) -> str:
+    return f"{point['field_error']:.4f}"
+
+
+def _change(point: Any) -> str:
+    return loss(point["accuracy"], scale=1, key="mean_drop") if "accuracy" in point else ""
+
+
+_COLUMNS = (
+    Column("All tables at", "precision.offset0", code),
+    Column("bundle, MB", _size),
+    Column("1 - cosine", _error),
+    Column("change of accuracy, points (95 % interval)", _change),
+    Column("the front, no larger: MB", _front(_size, "nothing nearer")),
+    Column("1 - cosine", _front(_error)),
+    Column("change of accuracy", _front(_change)),
+)
+
+
+def _search(record: Record) -> Sequence[Part]:
     report = record["report"]
-    lines = [
-        "| All tables at | bundle, MB | 1 - cosine | change of accuracy, points (95 % interval) "
-        "| the front, no larger: MB | 1 - cosine | change of accuracy |",
-        "|---" * 7 + "|",
+    rows = [
+        {**point, "best": None if number is None else report["front"][number]}
+        for point, number in zip(report["uniform"], record["beaten"], strict=True)
     ]
-    for point, number in zip(report["uniform"], record["beaten"], strict=True):
-        best = "nothing nearer | | " if number is None else _cells(report["front"][number])
-        lines.append(f"| `{_table_level(point)}` | {_cells(point)} | {best} |")
-    chosen, seconds = report["front"][report["chosen"]], record["seconds"]
-    minutes, killed = sum(seconds.values()) / 60, seconds["before_the_kill"] / 60
-    lines += [
-        "",
-        f"`fieldrun search reference --max-size {record['max_size']}`, {record['rows_a_task']} rows of every train "
+    minutes, killed = sum(record["seconds"].values()) / 60, record["seconds"]["before_the_kill"] / 60
+    return [
+        Table(_COLUMNS, rows),
+        f"`fieldrun compress reference --max-size {record['max_size']}`, {record['rows_a_task']} rows of every train "
         f"file: {minutes:.1f} minutes, killed (SIGKILL) after {killed:.1f} and started again. Chosen: 1 - cosine "
-        f"{chosen['field_error']:.4f}, {report['bytes'] / 1e6:.2f} MB; its recipe exported once more gives "
+        f"{_error(report['front'][report['chosen']])}, {_size(report)} MB; its recipe exported once more gives "
         f"{'the same files' if record['exported_again']['same_files'] else 'OTHER FILES'}.",
-        "",
-        where(record),
+        conditions(record),
     ]
-    return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"search": _search_table}
+BLOCKS: dict[str, Block] = {"search": block(_search, "search")}

@@ -1,9 +1,9 @@
-"""Every TensorRT recipe of the shipped student through TensorRT-RTX's builder, for three GPUs, without one.
+"""Build every TensorRT recipe of the shipped student with TensorRT-RTX for three GPUs, on a machine without one.
 
-python -m studies.tensorrt_build.measure -o benchmarks/records     # writes tensorrt-build.json
+python -m studies.tensorrt_build.measure -o benchmarks/records/tensorrt-build.json
 
-What is measured is the build: engine bytes, seconds, and the precision that every layer was compiled in. Nothing is
-run. An engine is built twice, and a second one that is not the same to the byte is an error.
+The study measures the build: engine bytes, seconds, and the precision that every layer was compiled in. Nothing is run.
+Every engine is built twice, and both builds must have the same bytes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from fieldrun.formats.storage import sha256_file
 from fieldrun_benchmarks.harness.record import write_record
 from fieldrun_exporters.recipe import load_recipe, recipe_names
 
+from ..suite import output_option
+
 __all__ = ["CAPABILITIES", "main", "measure_recipe"]
 
 CAPABILITIES = ("8.6", "8.9", "12.0")
-"""Ampere, Ada and Blackwell: those that TensorRT-RTX builds for. Orin's 8.7 and Thor's 11.0 are not among them."""
+"""Ampere, Ada and Blackwell. TensorRT-RTX builds for these, but not for Orin (8.7) and Thor (11.0)."""
 
 
 def measure_recipe(checkpoint: str | Path, recipe: str, folder: Path, capabilities: tuple[str, ...]) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def measure_recipe(checkpoint: str | Path, recipe: str, folder: Path, capabiliti
 
 
 @click.command()
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder of the records.")
+@output_option
 @click.option("--checkpoint", default="reference", show_default=True)
 def main(output: Path, checkpoint: str) -> None:
     """Write the record `tensorrt-build.json`."""
@@ -82,8 +84,8 @@ def main(output: Path, checkpoint: str) -> None:
         click.echo(f"{name} ...", err=True)
         with tempfile.TemporaryDirectory() as folder:
             recipes[name] = measure_recipe(checkpoint, name, Path(folder), CAPABILITIES)
-    command = "python -m studies.tensorrt_build.measure -o benchmarks/records"
-    write_record(output / "tensorrt-build.json", "tensorrt-build", command, {"recipes": recipes})
+    command = "python -m studies.tensorrt_build.measure -o benchmarks/records/tensorrt-build.json"
+    write_record(output, "tensorrt-build", command, {"recipes": recipes})
 
 
 if __name__ == "__main__":

@@ -3,45 +3,54 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
-from fieldrun_benchmarks.harness.record import read_record
+from ..columns import Block, Column, Part, Record, Table, block, code, conditions, megabytes
 
-__all__ = ["TABLES"]
-
-_PARTS = ("table", "mixer", "hidden", "output", "pairs")
+__all__ = ["BLOCKS"]
 
 
-def _build_table(records: Path) -> str:
-    record = read_record(records / "tensorrt-build.json", "tensorrt-build")
-    lines = [
-        f"| Recipe | compute capability | engines | MB each | seconds each, median | {' | '.join(_PARTS)} |",
-        "|---" * (5 + len(_PARTS)) + "|",
+def _whole(row: Any) -> list[Any]:
+    return [engine for engine in row["engines"] if not engine["bucket"].startswith("pairs")]
+
+
+def _sizes(row: Any) -> str:
+    size = [engine["bytes"] for engine in _whole(row)]
+    return f"{megabytes(min(size))} - {megabytes(max(size))}"
+
+
+def _part(name: str) -> Column:
+    def kinds(row: Any) -> str:
+        return ", ".join(sorted({e["layers"][name] for e in row["engines"] if name in e["layers"]})) or "-"
+
+    return Column(name, kinds)
+
+
+_COLUMNS = (
+    Column("Recipe", "recipe", code),
+    Column("compute capability", "capability"),
+    Column("engines", lambda row: len(row["engines"])),
+    Column("MB each", _sizes),
+    Column(
+        "seconds each, median", lambda row: statistics.median(s for e in _whole(row) for s in e["seconds"]), "{:.1f}"
+    ),
+    *(_part(name) for name in ("table", "mixer", "hidden", "output", "pairs")),
+)
+
+
+def _builds(record: Record) -> Sequence[Part]:
+    rows = [
+        {"recipe": name, "capability": capability, "engines": engines}
+        for name, entry in record["recipes"].items()
+        for capability, engines in entry["engines"].items()
     ]
-    versions = set()
-    for name, entry in record["recipes"].items():
-        versions.add(entry["tensorrt_rtx"])
-        for capability, engines in entry["engines"].items():
-            whole = [engine for engine in engines if not engine["bucket"].startswith("pairs")]
-            size = [engine["bytes"] / 1e6 for engine in whole]
-            seconds = statistics.median(value for engine in whole for value in engine["seconds"])
-            kinds = (
-                ", ".join(sorted({engine["layers"][part] for engine in engines if part in engine["layers"]})) or "-"
-                for part in _PARTS
-            )
-            lines.append(
-                f"| `{name}` | {capability} | {len(engines)} | {min(size):.1f} - {max(size):.1f} | {seconds:.1f} "
-                f"| {' | '.join(kinds)} |"
-            )
-    about = record["conditions"]
-    lines += [
-        "",
-        f"(TensorRT-RTX {', '.join(sorted(versions))}, no GPU, every engine built twice to the same bytes; sizes and "
-        f"seconds without the pair graphs. {about['date']}, {about['cores_allowed']} shared cores of "
-        f"{about['processor']}, {about['system']}, Python {about['python']})",
-    ]
-    return "\n".join(lines)
+    versions = ", ".join(sorted({entry["tensorrt_rtx"] for entry in record["recipes"].values()}))
+    before = (
+        f"TensorRT-RTX {versions}, no GPU, every engine built twice to the same bytes; sizes and seconds without the "
+        "pair graphs. "
+    )
+    return [Table(_COLUMNS, rows), conditions(record, before, packages=(), after="")]
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"tensorrt-build": _build_table}
+BLOCKS: dict[str, Block] = {"tensorrt-build": block(_builds, "tensorrt-build")}

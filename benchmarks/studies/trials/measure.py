@@ -1,4 +1,4 @@
-"""Short trainings that compare shapes of the student: what the choice of the shipped one rests on.
+"""Compare shapes of the student by short trainings: what the choice of the shipped one rests on.
 
     python -m studies.trials.measure --data DATA --teacher TEACHER --work WORK \
         --trial 'kernel 2={"mixer_kernel": 2, "mixer_width": 128}' -o benchmarks/records/student-trials.json
@@ -6,20 +6,20 @@
 WORK is the work folder of a `fieldrun distill` run, whose compressed field the trials learn from. A trial trains on
 part of its texts: SST-2, 60,000 lines of reviews, TREC and its altered copies, BANKING77, and STS-B. It is measured on
 slices of train alone, never on a dev or test file, and its engine is timed by ONNX Runtime at 12 and 28 tokens, batch
-1, one thread. Trials are appended to the record. A trial may also set keys of the recipe's [training].
+1, one thread. Trials are added to the record. A trial may also set keys of the recipe's [training].
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
 from torch.nn import functional
@@ -27,8 +27,8 @@ from torch.nn import functional
 from fieldrun.distill import training
 from fieldrun.distill.compressor import Compressed, make_heads
 from fieldrun.distill.heads import score, score_similarity
-from fieldrun.distill.pool import TextPool, build_pool
-from fieldrun.distill.recipe import DistillRecipe, StudentRecipe, TrainingRecipe, load_recipe
+from fieldrun.distill.pool import build_pool
+from fieldrun.distill.recipe import StudentRecipe, load_recipe
 from fieldrun.distill.state import load_state
 from fieldrun.distill.student import Student
 from fieldrun.distill.teacher import load_tokenizer, token_vectors, tokenize
@@ -43,6 +43,8 @@ from fieldrun_exporters.student.graph import field_graph
 from fieldrun_exporters.student.passes.fold import fold
 from fieldrun_exporters.student.passes.int8 import int8
 
+from ..suite import data_option, output_option
+
 __all__ = ["main"]
 
 _KIND = "student-trials"
@@ -52,73 +54,64 @@ _LENGTHS = (12, 28)
 _TASKS = {"sst2": 1, "trec": 4, "banking77": 2}
 
 
-def main() -> None:
-    """Run the trials of the command line and append them to the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("--data", "--teacher", "--work"):
-        parser.add_argument(name, type=Path, required=True)
-    parser.add_argument("--trial", action="append", required=True, metavar="NAME=JSON")
-    parser.add_argument("-o", "--out", type=Path, required=True)
-    args = parser.parse_args()
-    recipe = load_recipe("reference")
-    bench = _Bench(recipe, build_pool(recipe, args.data), args.teacher, args.work)
-    for trial in args.trial:
+@click.command()
+@data_option
+@click.option("--teacher", type=click.Path(path_type=Path, exists=True), required=True, help="Folder of the teacher.")
+@click.option(
+    "--work", type=click.Path(path_type=Path, exists=True), required=True, help="Of a `fieldrun distill` run."
+)
+@click.option("--trial", "trials", multiple=True, required=True, metavar="NAME=JSON", help="Once per trial.")
+@output_option
+def main(data: Path, teacher: Path, work: Path, trials: Sequence[str], output: Path) -> None:
+    """Train short trials of the student and add them to the record behind docs/student.md."""
+    runner = _Runner(data, teacher, work)
+    for trial in trials:
         name, _, text = trial.partition("=")
-        print(name, file=sys.stderr, flush=True)
-        result = bench.run(name, json.loads(text or "{}"))
-        print(json.dumps(result), flush=True)
-        before = read_record(args.out, _KIND)["trials"] if args.out.exists() else []
-        trials = [t for t in before if t["name"] != name] + [result]
-        write_record(args.out, _KIND, "python -m studies.trials.measure", {"trials": trials})
+        click.echo(name, err=True)
+        result = runner.run(name, json.loads(text or "{}"))
+        click.echo(json.dumps(result))
+        before = read_record(output, _KIND)["trials"] if output.exists() else []
+        kept = [entry for entry in before if entry["name"] != name]
+        write_record(output, _KIND, "python -m studies.trials.measure", {"trials": [*kept, result]})
 
 
-class _Bench:
-    def __init__(self, recipe: DistillRecipe, pool: TextPool, teacher: Path, work: Path) -> None:
-        self.recipe, self.pool = recipe, pool
-        self.sequences = tokenize(load_tokenizer(teacher), pool.texts)
+class _Runner:
+    def __init__(self, data: Path, teacher: Path, work: Path) -> None:
+        self.recipe = load_recipe("reference")
+        self.pool = build_pool(self.recipe, data)
         tokenizer = load_tokenizer(teacher)
+        self.sequences = tokenize(tokenizer, self.pool.texts)
         self.embeddings = token_vectors(teacher, tokenizer.get_vocab_size(with_added_tokens=True))
         state = load_state(work / "compressed.pt")
-        heads = make_heads(pool, state["field"].shape[1])
+        heads = make_heads(self.pool, state["field"].shape[1])
         heads.load_state_dict(state["heads"])
         self.compressed = Compressed(field=state["field"].numpy(), heads=heads, curve=[])
-        tasks = {task.name: task for task in pool.tasks}
-        start, stop = pool.corpus["imdb_unsup"]
+        tasks = {task.name: task for task in self.pool.tasks}
+        start, stop = self.pool.corpus["imdb_unsup"]
         reviews = np.random.default_rng(0).choice(np.arange(start, stop), min(_REVIEWS, stop - start), replace=False)
         parts = [np.tile(tasks[name].train.rows, times) for name, times in _TASKS.items()]
-        parts += [task.train.rows.reshape(-1) for task in pool.similarities]
-        self.rows = np.concatenate([*parts, reviews, np.arange(*pool.corpus["trec, altered"])])
+        parts += [task.train.rows.reshape(-1) for task in self.pool.similarities]
+        self.rows = np.concatenate([*parts, reviews, np.arange(*self.pool.corpus["trec, altered"])])
 
     def run(self, name: str, settings: dict[str, Any]) -> dict[str, Any]:
         """Train one student of `settings` and return what it costs and reaches."""
-        shape = {f.name for f in dataclasses.fields(StudentRecipe)}
-        plan: StudentRecipe = dataclasses.replace(
-            self.recipe.student, **{k: v for k, v in settings.items() if k in shape}
-        )
+        recipe, pool, sequences = self.recipe, self.pool, self.sequences
+        shape = {field.name for field in dataclasses.fields(StudentRecipe)}
+        plan = dataclasses.replace(recipe.student, **{k: v for k, v in settings.items() if k in shape})
         changed: dict[str, Any] = {"epochs": _EPOCHS} | {k: v for k, v in settings.items() if k not in shape}
-        how: TrainingRecipe = dataclasses.replace(self.recipe.training, **changed)
+        how = dataclasses.replace(recipe.training, **changed)
         config = plan.config(vocab_size=len(self.embeddings), max_tokens=how.max_tokens)
-        torch.manual_seed(self.recipe.seed)
+        torch.manual_seed(recipe.seed)
         student = Student(config, how.dropout)
         student.start_from(self.embeddings)
-        heads = make_heads(self.pool, config.field_dim)
+        heads = make_heads(pool, config.field_dim)
         heads.load_state_dict(self.compressed.heads.state_dict())
-        native = {corpus.file: corpus.tasks for corpus in self.recipe.corpus}
-        native |= {f"{task.name}, altered": (task.name,) for task in self.recipe.tasks}
+        native = {corpus.file: corpus.tasks for corpus in recipe.corpus}
+        native |= {f"{task.name}, altered": (task.name,) for task in recipe.tasks}
+        given = (student, heads, pool, sequences, self.compressed, how, native, recipe.seed)
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as work:
-            curve = training.train_student(
-                student,
-                heads,
-                self.pool,
-                self.sequences,
-                self.compressed,
-                how,
-                native,
-                self.recipe.seed,
-                Path(work),
-                rows=self.rows,
-            )
+            curve = training.train_student(*given, Path(work), rows=self.rows)
         result: dict[str, Any] = {
             "name": name,
             "settings": settings,
@@ -127,9 +120,9 @@ class _Bench:
             "threads": torch.get_num_threads(),
             "loss": curve[-1]["loss"],
         }
-        for task in (task for task in self.pool.tasks if task.name in _TASKS):
+        for task in (task for task in pool.tasks if task.name in _TASKS):
             rows, labels = task.held_out.rows, task.held_out.labels
-            fields = training.fields_of(student, self.sequences, rows, how.max_tokens)
+            fields = training.fields_of(student, sequences, rows, how.max_tokens)
             with torch.inference_mode():
                 logits = heads[task.name](fields)
                 teacher = self.compressed.heads[task.name](torch.from_numpy(self.compressed.field[rows]))
@@ -138,11 +131,12 @@ class _Bench:
                 "soft_cross_entropy": round(soft, 4),
                 "teacher": round(float((teacher.argmax(1).numpy() == labels).mean()), 4),
             }
-        for task in self.pool.similarities:
-            rows = np.unique(task.held_out.rows)
-            fields = training.fields_of(student, self.sequences, rows, how.max_tokens)
-            result[task.name] = score_similarity(fields, {int(r): i for i, r in enumerate(rows)}, task.held_out)
-        finished = [
+        for similar in pool.similarities:
+            rows = np.unique(similar.held_out.rows)
+            fields = training.fields_of(student, sequences, rows, how.max_tokens)
+            at = {int(row): i for i, row in enumerate(rows)}
+            result[similar.name] = score_similarity(fields, at, similar.held_out)
+        finished = (
             Head(
                 name=task.name,
                 kind="single",
@@ -150,13 +144,13 @@ class _Bench:
                 weight=np.ascontiguousarray(heads[task.name].weight.detach().numpy().T),
                 bias=heads[task.name].bias.detach().numpy().copy(),
             )
-            for task in self.pool.tasks
+            for task in pool.tasks
             if task.kind == "single"
-        ]
-        checkpoint = Checkpoint(
-            name="trial", config=config, tensors=student.tensors(), tokenizer=b"", heads=tuple(finished), licence=""
         )
-        return result | _engine(checkpoint)
+        tensors = student.tensors()
+        return result | _engine(
+            Checkpoint(name="trial", config=config, tensors=tensors, tokenizer=b"", heads=tuple(finished), licence="")
+        )
 
 
 def _engine(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`fieldrun cache`: what engines are kept on this machine, and away with them."""
+"""`fieldrun cache`: list or delete the engines that are kept on this machine."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def cache() -> None:
 @json_option
 def list_(cache_root: str | None, as_json: bool) -> None:
     """List every engine with what it was built for."""
-    from fieldrun_runtimes.tensorrt.cache import EngineCache
+    import fieldrun
 
-    store = EngineCache(cache_root)
+    store = fieldrun.EngineCache(cache_root)
     entries = store.entries()
     if as_json:
         put_json({"root": str(store.root), "engines": [entry.to_dict() for entry in entries]})
@@ -47,9 +47,9 @@ def list_(cache_root: str | None, as_json: bool) -> None:
 @json_option
 def clear(cache_root: str | None, as_json: bool) -> None:
     """Delete every engine; 'fieldrun build' makes them again."""
-    from fieldrun_runtimes.tensorrt.cache import EngineCache
+    import fieldrun
 
-    store = EngineCache(cache_root)
+    store = fieldrun.EngineCache(cache_root)
     engines, size = store.clear()
     if as_json:
         put_json({"root": str(store.root), "engines": engines, "bytes": size})

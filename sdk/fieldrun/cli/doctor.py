@@ -1,4 +1,4 @@
-"""`fieldrun doctor`: what this machine has, and the command for what it lacks."""
+"""`fieldrun doctor`: what this machine has, and how to install what it lacks."""
 
 from __future__ import annotations
 
@@ -6,38 +6,27 @@ from typing import Any
 
 import click
 
-from fieldrun.errors import FieldrunError
-
-from .options import bundle_argument, examples, json_option, open_model
+from .options import bundle_argument, examples, json_option
 from .output import one_line, put, put_json, put_table
 
 __all__ = ["doctor"]
 
 
 @click.command(short_help="Show what this machine has and lacks.", epilog=examples("fieldrun doctor"))
-@bundle_argument(default="reference")
+@bundle_argument
 @json_option
 def doctor(bundle: str, as_json: bool) -> None:
     """Show what this machine has, which engines and extras are ready, and whether the bundle loads.
 
-    What is missing stands beside the command that brings it. It reports and does not judge: the exit code is 0.
+    What is missing is shown with the command that installs it. The exit code is always 0.
     """
-    from fieldrun.doctor import examine
+    import fieldrun
 
-    facts = examine()
-    facts["bundle"] = _try_bundle(bundle)
+    facts = fieldrun.doctor(bundle).to_dict()
     if as_json:
         put_json(facts)
     else:
         _put(facts)
-
-
-def _try_bundle(bundle: str) -> dict[str, Any]:
-    try:
-        with open_model(bundle, "auto", 1, "truncate") as model:
-            return {"path": str(model.path), "ready": True, "engine": model.engine, "reason": model.engine_reason}
-    except FieldrunError as error:
-        return {"path": bundle, "ready": False, "engine": None, "reason": str(error)}
 
 
 def _put(facts: dict[str, Any]) -> None:
@@ -96,11 +85,11 @@ def _gpu(nvidia: dict[str, Any]) -> str | None:
 def _int8(instructions: dict[str, bool] | None) -> str | None:
     if instructions is None:
         return None
-    return " ".join(name for name, there in instructions.items() if there) or "no instructions of its own"
+    return " ".join(name for name, there in instructions.items() if there) or "no special instructions"
 
 
 def _engine(engine: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return a row for an engine that is ready, and one for each part that it lacks."""
+    """Return a row for an engine that is ready, or one for each part that it lacks."""
     if engine["ready"]:
         return [("engine", engine["name"], "ready", engine["version"] or "")]
     rows = []

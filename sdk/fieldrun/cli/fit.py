@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from fieldrun.errors import DatasetError, InputTextError, NameTaken, OutputExists, TextTooLong
-
-from .options import bundle_argument, examples, json_option, open_model, runtime_options
-from .output import Progress, progress, put, put_json
+from .options import (
+    bundle_option,
+    examples,
+    force_option,
+    json_option,
+    output_option,
+    runtime_options,
+)
+from .output import note_dropped, put, put_json
+from .progress import progress
 
 if TYPE_CHECKING:
-    from fieldrun.evaluation.dataset import Dataset
-    from fieldrun.heads.head import Head
-    from fieldrun_runtimes.model import FieldModel
+    from fieldrun_runtimes.fit import FitReport
 
 __all__ = ["fit"]
 
@@ -25,21 +27,21 @@ __all__ = ["fit"]
 @click.command(
     short_help="Teach a bundle a task of your own.",
     epilog=examples(
-        "fieldrun fit reference train.tsv --name my-task -o my-bundle",
-        "fieldrun fit my-bundle train.tsv more.tsv --name my-task --dev dev.tsv -o my-bundle --force",
+        "fieldrun fit train.tsv --name my-task -o my-bundle",
+        "fieldrun fit train.tsv more.tsv --name my-task --dev dev.tsv -b my-bundle -o my-bundle --force",
     ),
 )
-@bundle_argument()
-@click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TRAIN.TSV...")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TRAIN.TSV...")
+@bundle_option
 @click.option("--name", required=True, help="The name of the new task: letters, digits, - and _.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The bundle folder to make.")
-@click.option("--dev", type=click.Path(path_type=Path), help="A TSV file to measure the new task on.")
-@click.option("--force", is_flag=True, help="Replace the bundle at the output, and a fitted task of the same name.")
+@output_option("bundle folder")
+@click.option("--dev", type=click.Path(path_type=Path), metavar="FILE", help="A TSV file to evaluate the new task on.")
+@force_option
 @runtime_options
 @json_option
 def fit(
+    files: tuple[Path, ...],
     bundle: str,
-    data: tuple[Path, ...],
     name: str,
     output: Path,
     dev: Path | None,
@@ -50,98 +52,55 @@ def fit(
     overflow: str,
     as_json: bool,
 ) -> None:
-    """Train a head on labelled texts and save BUNDLE with it, in seconds and without torch.
+    """Train a head on labelled texts and write the bundle with it, in seconds and without torch.
 
     TRAIN.TSV has the header text<TAB>label, or text_a<TAB>text_b<TAB>label for pairs; several files are one training
-    set. To add examples or a new label later, give the old files and the new one, and --force.
+    set. To add examples or a label later, give the old files and the new one. --force also replaces a fitted task of
+    the same name.
 
     With --json: path, task, n, labels (with rows), strength, cv (held-out n, accuracy, ci95, log_loss, folds,
-    repeats; null with one row a label), temperature, dev (n, accuracy, ci95, ece; null without --dev), dropped.
+    repeats; null with one row per label), temperature, dev (as 'fieldrun eval --json'; null without --dev), dropped.
     """
-    from fieldrun.evaluation.dataset import read_tsv
-    from fieldrun.heads.fit import HeadTrainer
+    import fieldrun
 
-    from .answers import note_dropped
-
-    if os.path.lexists(output) and not force:
-        raise OutputExists(f"{output} exists; choose another folder or add --force")
-    datasets = [read_tsv(path) for path in data]
-    _check_kinds(datasets)
-    held_out = None if dev is None else read_tsv(dev)
-    with open_model(bundle, engine, threads, overflow, provider) as model, progress() as step:
-        if name in model.tasks and not (force and name in model.attached):
-            how = "add --force to replace it" if name in model.attached else "choose another name"
-            raise NameTaken(f"{bundle} answers a task {name!r} already; {how}")
-        trainer = HeadTrainer(model, name=name, progress=step)
-        for dataset in datasets:
-            try:
-                trainer.add(dataset.texts, dataset.labels)
-            except (InputTextError, TextTooLong) as error:
-                raise type(error)(f"{dataset.path}: {error}") from error
-        head = trainer.fit()
-        model.attach(head, replace=force)
-        measured = None if held_out is None else _measure(model, head, held_out, step)
-        model.save(output, overwrite=force)
-    note_dropped(trainer.dropped, trainer.cut, len(trainer))
-    if as_json:
-        put_json(
-            {"path": str(output), "task": name}
-            | {key: head.about[key] for key in ("n", "labels", "strength", "cv")}
-            | {"temperature": head.temperature, "dev": measured, "dropped": trainer.dropped}
+    with progress() as step:
+        report = fieldrun.fit(
+            files,
+            output,
+            name=name,
+            bundle=bundle,
+            dev=dev,
+            force=force,
+            engine=engine,
+            provider=provider,
+            threads=threads,
+            overflow=overflow,
+            progress=step,
         )
-        return
-    put(f"{output}: {name}, {len(head.labels)} labels from {len(trainer)} {_what(head.kind)}")
-    put(_held_out_line(head))
-    if measured is not None:
-        low, high = measured["ci95"]
-        put(f"dev accuracy {measured['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, n = {measured['n']})")
-        put(f"dev calibration error {measured['ece']:.2%}")
-    put(f"next: fieldrun run {output} --task {name}")
+    note_dropped(report.dropped, report.cut, report.n)
+    if as_json:
+        put_json(report.to_dict())
+    else:
+        _put(report)
 
 
-def _held_out_line(head: Head) -> str:
+def _put(report: FitReport) -> None:
+    head = report.head
+    put(f"{report.path}: {head.name}, {len(head.labels)} labels from {report.n} {_WHAT[head.kind]}")
     strength, cv = f"penalty strength {head.about['strength']:.3g}", head.about["cv"]
     if cv is None:
-        return f"{strength}, not chosen: with one row a label nothing can be held out"
-    low, high = cv["ci95"]
-    found = f"held-out accuracy {cv['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, n = {cv['n']})"
-    return f"{found}, {strength}"
+        put(f"{strength}, a default: with one row per label none can be held out to choose it")
+    else:
+        put(f"held-out {_accuracy(cv['accuracy'], cv['ci95'], cv['n'])}, {strength}")
+    if report.dev is not None:
+        put(f"dev {_accuracy(report.dev.accuracy, report.dev.ci95, report.dev.n)}")
+        put(f"dev calibration error {report.dev.calibration_error:.2%}")
+    put(f"next: fieldrun run -b {report.path} --task {head.name}")
 
 
-def _what(kind: str) -> str:
-    return "pairs" if kind == "pair" else "texts"
+_WHAT = {"single": "texts", "pair": "pairs"}
 
 
-def _check_kinds(datasets: list[Dataset]) -> None:
-    for dataset in datasets[1:]:
-        if dataset.kind != datasets[0].kind:
-            raise DatasetError(
-                f"{dataset.path}, line 1: {datasets[0].path} holds {_what(datasets[0].kind)}, "
-                f"this file {_what(dataset.kind)}; train them as two tasks"
-            )
-
-
-def _measure(model: FieldModel, head: Head, dataset: Dataset, step: Progress) -> dict[str, Any]:
-    """Return n, accuracy, its interval and the calibration error of the new task on `dataset`."""
-    from fieldrun.evaluation.metrics import expected_calibration_error, wilson_interval
-
-    from .answers import answer
-    from .evaluate import check_dataset
-    from .inputs import BATCH, Record
-
-    check_dataset(dataset, head.name, head.kind, head.labels)
-    texts: Sequence[str | tuple[str, str]] = dataset.texts
-    records = [Record(dataset.where(i), text) for i, text in enumerate(texts)]
-    confidences: list[float] = []
-    hits: list[bool] = []
-    for start in range(0, len(records), BATCH):
-        for answers in answer(model, records[start : start + BATCH], [head.name]):
-            scores = answers.scores[head.name]
-            best = scores.argmax(axis=1).tolist()
-            truth = dataset.labels[len(hits) : len(hits) + len(best)]
-            hits += [head.labels[k] == label for k, label in zip(best, truth, strict=True)]
-            confidences += scores.max(axis=1).tolist()
-        step("dev", len(hits), len(records))
-    low, high = wilson_interval(sum(hits), len(hits))
-    ece = expected_calibration_error([min(p, 1.0) for p in confidences], hits)
-    return {"n": len(hits), "accuracy": sum(hits) / len(hits), "ci95": [low, high], "ece": ece}
+def _accuracy(accuracy: float, ci95: tuple[float, float], n: int) -> str:
+    low, high = ci95
+    return f"accuracy {accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, n = {n})"

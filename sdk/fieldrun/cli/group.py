@@ -1,48 +1,56 @@
-"""The command `fieldrun` itself: finds its sub-commands, and turns errors into one line and an exit code."""
+"""The command `fieldrun`: finds its sub-commands, and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
 import importlib
+import shlex
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
+from fieldrun._version import __version__
 from fieldrun.errors import FieldrunError
 
 from .options import examples
-from .output import flush, hush, one_line, put_json, tolerate_encodings, warn
+from .output import flush, hush, note, one_line, put_json, tolerate_encodings, warn
 
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
-    "run": "fieldrun.cli.run:run",
-    "field": "fieldrun.cli.field:field",
-    "serve": "fieldrun.cli.serve:serve",
-    "eval": "fieldrun.cli.evaluate:evaluate",
-    "info": "fieldrun.cli.describe:info",
-    "tasks": "fieldrun.cli.describe:tasks",
-    "verify": "fieldrun.cli.verify:verify",
-    "fit": "fieldrun.cli.fit:fit",
-    "export": "fieldrun.cli.export:export",
-    "import-encoder": "fieldrun.cli.import_encoder:import_encoder",
-    "search": "fieldrun.cli.search:search",
-    "build": "fieldrun.cli.build:build",
-    "cache": "fieldrun.cli.cache:cache",
-    "distill": "fieldrun.cli.distill:distill",
-    "bench": "fieldrun.cli.bench:bench",
-    "report": "fieldrun.cli.report:report",
-    "doctor": "fieldrun.cli.doctor:doctor",
+    "run": "run:run",
+    "label": "label:label",
+    "field": "field:field",
+    "serve": "serve:serve",
+    "fit": "fit:fit",
+    "eval": "evaluate:evaluate",
+    "info": "describe:info",
+    "tasks": "describe:tasks",
+    "verify": "verify:verify",
+    "export": "export:export",
+    "compress": "compress:compress",
+    "import-encoder": "import_encoder:import_encoder",
+    "distill": "distill:distill",
+    "build": "build:build",
+    "cache": "cache:cache",
+    "bench": "bench:bench",
+    "report": "report:report",
+    "doctor": "doctor:doctor",
 }
-"""Every command, in the order of the help, with the place of its function."""
+"""Every command in the order of the help, and its module and function."""
+
+RESUMABLE = ("label", "compress", "distill", "build")
+"""Commands that continue where they were interrupted."""
+
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 READER_LEFT = 141  # what a shell reports of a program that SIGPIPE ended
 
 
 class FieldrunGroup(click.Group):
-    """A group that imports a command's module when the command is called, and knows the error tree."""
+    """A group that imports a command's module when the command is called, and handles every `FieldrunError`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
@@ -50,16 +58,16 @@ class FieldrunGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command `cmd_name`, None when there is none."""
+        """Return the command `cmd_name`, None if there is no such command."""
         del ctx
         if cmd_name not in COMMANDS:
             return None
         module, _, name = COMMANDS[cmd_name].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
+        command: click.Command = getattr(importlib.import_module(f"fieldrun.cli.{module}"), name)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; a reader that has gone away (`| head`) ends it in silence."""
+        """Run the command; a reader that stops reading (`| head`) ends it silently."""
         try:
             result = super().invoke(ctx)
             flush()
@@ -77,9 +85,10 @@ class FieldrunGroup(click.Group):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        """Parse `args`, run the command and exit; an error nobody foresaw keeps its traceback."""
+        """Parse `args`, run the command and exit. An unexpected error keeps its traceback."""
         arguments = list(sys.argv[1:] if args is None else args)
         tolerate_encodings()
+        warnings.showwarning = _show_warning
         extra["windows_expand_args"] = windows_expand_args
         prog_name = prog_name or "fieldrun"
         if not standalone_mode:
@@ -97,6 +106,8 @@ class FieldrunGroup(click.Group):
         except click.Abort as error:
             if not isinstance(error.__cause__, KeyboardInterrupt):
                 raise
+            if arguments and arguments[0] in RESUMABLE:
+                warn(f"interrupted; to continue: {shlex.join(['fieldrun', *arguments])}")
             code = INTERRUPTED
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -106,7 +117,7 @@ def _report(error: Exception, message: str, code: int, as_json: bool) -> int:
         warn(f"error: {message}")
         if as_json:
             _report_json(error, message, code)
-    except (FieldrunError, OSError):  # stdout or stderr is what failed: the exit code is all that is left to say
+    except (FieldrunError, OSError):  # stdout or stderr itself failed: the exit code is all that is left to report
         hush()
     return code
 
@@ -116,27 +127,30 @@ def _report_json(error: Exception, message: str, code: int) -> None:
     flush()
 
 
-def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    if not value or ctx.resilient_parsing:
-        return
-    from importlib import metadata
-
-    try:
-        click.echo(f"fieldrun {metadata.version('fieldrun')}")
-    except metadata.PackageNotFoundError:
-        click.echo("fieldrun (version unknown: not installed as a package)")
-    ctx.exit()
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show our own warnings as notes, and those of other packages as Python does."""
+    if category is UserWarning:
+        note(str(message))
+    else:
+        (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 @click.group(
     cls=FieldrunGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog=examples('fieldrun run reference --task sst2 "a film to remember"')
-    + "\n\nExit codes: 0 done, 2 wrong arguments, 3 to 12 one per kind of error, 130 interrupted.",
+    epilog=examples('fieldrun run --task sst2 "a film to remember"')
+    + "\n\nExit codes: 0 done, 2 wrong arguments, 3 to 12 for one kind of error each, 130 interrupted.",
 )
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
+@click.version_option(__version__, prog_name="fieldrun", message="%(prog)s %(version)s", help="Show the version.")
 def main() -> None:
-    """Run meaning fields at the edge: text in, labels out, on a bare CPU.
+    """Classify and embed text on small devices: text in, labels out, on a CPU, without torch.
 
-    Wherever a BUNDLE is asked for, 'reference' is the one that comes with fieldrun.
+    BUNDLE is a bundle folder. By default it is 'reference', the bundle that is shipped with fieldrun.
     """

@@ -1,100 +1,157 @@
-"""Texts from arguments or from stdin, line by line as they come, each with the place an error can name."""
+"""What commands read: texts from arguments or from stdin as they arrive, labelled rows, calibration texts."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from fieldrun.errors import InputTextError
+import click
+
+from fieldrun.errors import DatasetError, InputTextError, UsageError
+from fieldrun.evaluation.dataset import Dataset, read_tsv
+from fieldrun.formats.bundle import MANIFEST
+from fieldrun.formats.storage import is_folder
 
 from .output import note
 
-__all__ = ["BATCH", "Record", "read_batches", "record_of"]
+if TYPE_CHECKING:
+    from fieldrun_runtimes.answers import Text
+    from fieldrun_runtimes.model import FieldModel, Floats, Integers
 
-BATCH = 256
-"""At most so many texts are answered at once: answers come early and memory stays flat."""
+__all__ = ["Batch", "choose_tasks", "encode", "labelled_rows", "read_batches", "read_texts", "read_tsv"]
 
-
-Given: TypeAlias = str | bytes | tuple[str, str]
-"""A text argument, a line of stdin, or a `--pair`."""
+Named: TypeAlias = "tuple[str, str | bytes | tuple[str, str]]"
+"""What errors call a text, and the text: an argument, a line of stdin, or a `--pair`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """One text, or one pair of texts, and where it came from ("line 3", "text 1")."""
+class Batch:
+    """Some texts, or pairs of texts, and what errors call each of them ("line 3", "text 1")."""
 
-    where: str
-    value: str | tuple[str, str]
+    texts: list[Text]
+    names: list[str]
 
 
-def read_batches(texts: tuple[str, ...], pairs: tuple[tuple[str, str], ...], *, paired: bool) -> Iterator[list[Record]]:
-    """Yield the texts of the arguments, or those of stdin when there are none, in batches of 1..BATCH.
+def choose_tasks(model: FieldModel, wanted: Sequence[str], *, paired: bool) -> tuple[tuple[str, ...], bool]:
+    """Return the tasks to answer, and whether they take pairs."""
+    from fieldrun_runtimes import answers
 
-    A line of stdin is never held back to wait for the next one. What came before a bad text is yielded first.
+    tasks = answers.choose_tasks(model, wanted, paired=paired)
+    return tasks, model.kind(tasks[0]) == "pair"
+
+
+def read_batches(
+    texts: Sequence[str], pairs: Sequence[tuple[str, str]] = (), *, paired: bool = False
+) -> Iterator[Batch]:
+    """Yield the texts of the arguments or, without any, the lines of stdin, in batches.
+
+    A line of stdin is never held back to wait for the next one. The texts before a bad one are yielded first.
 
     Args:
-        texts: the arguments TEXT; with `paired`, each is `a<TAB>b`.
-        pairs: the options `--pair`; empty unless `paired`.
-        paired: whether records are pairs.
+        texts: the arguments TEXT; if `paired`, each is `a<TAB>b`.
+        pairs: the options `--pair`.
+        paired: whether the texts are pairs.
 
     Raises:
-        InputTextError: there is no text at all, or one is empty, not UTF-8 or (with `paired`) not two texts.
+        InputTextError: there are no texts, or one is empty, not UTF-8 or, if `paired`, not a pair.
+        UsageError: the first argument names a bundle.
     """
+    from fieldrun_runtimes.answers import BATCH, parse_line
+
+    if texts and (texts[0] == "reference" or _is_bundle(Path(texts[0]))):
+        raise UsageError(f"{texts[0]!r} is a bundle, not a text; write --bundle {texts[0]}")
+    chunks: Iterable[list[Named]] = _lines_of_stdin()
     if texts or pairs:
-        given: list[tuple[str, Given]] = [(f"text {i}", text) for i, text in enumerate(texts, start=1)]
-        given += [(f"pair {i}", pair) for i, pair in enumerate(pairs, start=1)]
-        chunks: Iterable[list[tuple[str, Given]]] = [given]
-    else:
-        chunks = _stdin_lines()
+        given: list[Named] = [(f"text {i}", text) for i, text in enumerate(texts, start=1)]
+        chunks = [given + [(f"pair {i}", pair) for i, pair in enumerate(pairs, start=1)]]
     found = False
     for chunk in chunks:
-        batch: list[Record] = []
-        for where, text in chunk:
+        batch = Batch([], [])
+        for name, text in chunk:
             try:
-                batch.append(record_of(where, text, paired))
+                if isinstance(text, tuple) and all(part.strip() for part in text):
+                    parsed: Text = text
+                else:
+                    line = "\t".join(text) if isinstance(text, tuple) else text
+                    parsed = parse_line(line, name, paired=paired)
             except InputTextError:
-                if batch:
+                if batch.texts:
                     yield batch
                 raise
-            if len(batch) == BATCH:
+            batch.texts.append(parsed)
+            batch.names.append(name)
+            if len(batch.texts) == BATCH:
                 yield batch
-                batch = []
-        if batch:
+                batch = Batch([], [])
+        if batch.texts:
             yield batch
         found = True
     if not found:
         raise InputTextError("no texts: give them as arguments, or one per line on stdin")
 
 
-def record_of(where: str, given: Given, paired: bool) -> Record:
-    """Return the record of a text or, with `paired`, of `a<TAB>b`; `InputTextError` names `where` it is from."""
-    if isinstance(given, bytes):
-        try:
-            given = given.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputTextError(f"{where}: not valid UTF-8; convert the input to UTF-8") from error
-    if isinstance(given, str):
-        if not given.strip():
-            raise InputTextError(f"{where}: the text is empty; leave it out")
-        if not paired:
-            return Record(where, given)
-        parts = given.split("\t")
-        if len(parts) != 2:
-            raise InputTextError(f"{where}: a pair is two texts with one tab between them, not {len(parts) - 1} tabs")
-        given = (parts[0], parts[1])
-    if not all(text.strip() for text in given):
-        raise InputTextError(f"{where}: one text of the pair is empty; leave the pair out")
-    return Record(where, given)
+def encode(model: FieldModel, texts: Sequence[str], dim: int | None) -> tuple[Floats, Integers]:
+    """Return the fields of the arguments `texts`, or of the lines of stdin, and how many tokens each text lost."""
+    import numpy as np
+
+    from fieldrun.evaluation.rows import run_located
+
+    fields, dropped = [], []
+    for batch in read_batches(texts):
+        found = run_located(lambda part: model.forward(part, dim=dim), batch.texts, batch.names.__getitem__)
+        fields.append(found.field)
+        dropped.append(found.dropped)
+    return np.concatenate(fields), np.concatenate(dropped)
 
 
-def _stdin_lines() -> Iterator[list[tuple[str, Given]]]:
+def labelled_rows(values: Sequence[str]) -> dict[str, Dataset]:
+    """Read the rows of every TASK=FILE, by task."""
+    files: dict[str, str] = {}
+    for value in values:
+        task, _, path = value.partition("=")
+        if not task or not path:
+            raise click.UsageError(f"--data {value!r}: write TASK=FILE, as in sst2=dev.tsv")
+        if task in files:
+            raise click.UsageError(
+                f"--data names the task {task!r} twice, with {files[task]} and {path}; put their rows into one file"
+            )
+        files[task] = path
+    return {task: read_tsv(path) for task, path in files.items()}
+
+
+def read_texts(path: Path | None) -> list[str] | None:
+    """Read the texts of a calibration file; a pair counts as two texts."""
+    if path is None:
+        return None
+    if path.suffix == ".tsv":
+        return [text for item in read_tsv(path).texts for text in ([item] if isinstance(item, str) else item)]
+    try:
+        lines = path.read_text("utf-8").split("\n")
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} does not exist; give a file with one text per line") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not valid UTF-8; convert it to UTF-8") from error
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror or error}") from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise DatasetError(f"{path} has no texts; give a file with one text per line")
+    return texts
+
+
+def _is_bundle(path: Path) -> bool:
+    return is_folder(path) and (path / MANIFEST).is_file()
+
+
+def _lines_of_stdin() -> Iterator[list[Named]]:
     """Yield all the lines that have arrived, as soon as there is one; the last may lack its newline."""
     if sys.stdin is None:
         raise InputTextError("stdin is closed: give the texts as arguments")
     if sys.stdin.isatty():
-        note("reading one text per line; Ctrl-D ends the input")
+        note("reading one text per line; end with Ctrl-D")
     pending, number = bytearray(), 0
     while chunk := _read():
         head, newline, tail = chunk.rpartition(b"\n")
@@ -109,7 +166,7 @@ def _stdin_lines() -> Iterator[list[tuple[str, Given]]]:
         yield _numbered([bytes(pending)], number)
 
 
-def _numbered(lines: list[bytes], start: int) -> list[tuple[str, Given]]:
+def _numbered(lines: list[bytes], start: int) -> list[Named]:
     if start == 0:
         lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
     return [(f"line {start + i}", line.removesuffix(b"\r")) for i, line in enumerate(lines, start=1)]

@@ -1,32 +1,40 @@
-"""The options and arguments that several commands share."""
+"""The options and arguments that several commands share. Each means the same thing everywhere, in the same words."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from fieldrun.errors import OutputExists, StorageError
 
-if TYPE_CHECKING:
-    from fieldrun_runtimes.model import FieldModel
-
 __all__ = [
     "bundle_argument",
+    "bundle_option",
     "cache_option",
+    "calibration_option",
     "check_output",
+    "data_option",
     "engine_options",
     "examples",
     "force_option",
     "json_option",
-    "open_model",
+    "output_option",
+    "parse_bytes",
     "runtime_options",
+    "seed_option",
+    "task_option",
+    "work_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+_PATH = click.Path(path_type=Path)
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?(kB|MB|GB)?", re.IGNORECASE)
+_UNITS = {"": 1, "kb": 1000, "mb": 10**6, "gb": 10**9}
 
 
 def examples(*lines: str) -> str:
@@ -34,25 +42,80 @@ def examples(*lines: str) -> str:
     return "\b\n" + ("Example:" if len(lines) == 1 else "Examples:") + "".join(f"\n  {line}" for line in lines)
 
 
+def bundle_argument(function: F) -> F:
+    """Add the argument BUNDLE, for commands that are about a bundle."""
+    return click.argument("bundle", default="reference")(function)
+
+
+def bundle_option(function: F) -> F:
+    """Add `-b` / `--bundle`, for commands whose arguments are texts or files."""
+    return click.option(
+        "-b", "--bundle", default="reference", show_default=True, metavar="BUNDLE", help="The bundle to run."
+    )(function)
+
+
+def task_option(function: F) -> F:
+    """Add `--task`, which may be repeated; by default every task for single texts."""
+    return click.option(
+        "--task",
+        "tasks",
+        multiple=True,
+        help="A task of the bundle; repeat it for several.  [default: every task for single texts]",
+    )(function)
+
+
+def output_option(what: str, *, required: bool = True) -> Callable[[F], F]:
+    """Add `-o` / `--output`; `what` names what is written."""
+    return click.option("-o", "--output", type=_PATH, required=required, help=f"The {what} to write.")
+
+
+def force_option(function: F) -> F:
+    """Add `--force`."""
+    return click.option("--force", is_flag=True, help="Replace the output if it exists.")(function)
+
+
 def json_option(function: F) -> F:
     """Add `--json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")(function)
 
 
-def force_option(function: F) -> F:
-    """Add `--force`."""
-    return click.option("--force", is_flag=True, help="Replace the output file when it exists.")(function)
+def seed_option(function: F) -> F:
+    """Add `--seed`."""
+    return click.option(
+        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The seed of all random choices."
+    )(function)
 
 
-def bundle_argument(*, default: str | None = None) -> Callable[[F], F]:
-    """Add the argument BUNDLE; `default` makes it optional."""
-    if default is None:  # click takes a default of None for one that was given, and then asks for nothing
-        return click.argument("bundle")
-    return click.argument("bundle", default=default)
+def data_option(purpose: str, *, required: bool = False) -> Callable[[F], F]:
+    """Add `--data TASK=FILE`, which may be repeated; `purpose` says what the rows are used for."""
+    return click.option(
+        "--data",
+        multiple=True,
+        required=required,
+        metavar="TASK=FILE",
+        help=f"Labelled rows of a task, a TSV file; repeat it for several tasks. {purpose}",
+    )
+
+
+def calibration_option(function: F) -> F:
+    """Add `--calibration`."""
+    return click.option(
+        "--calibration",
+        type=_PATH,
+        metavar="FILE",
+        help="Real texts to calibrate and compare on: one per line, or a .tsv file.  [default: the shipped texts]",
+    )(function)
+
+
+def work_option(function: F) -> F:
+    """Add `--work`."""
+    return click.option(
+        "--work", type=_PATH, help="The folder of the files that resuming needs.  [default: beside the output]"
+    )(function)
 
 
 def cache_option(function: F) -> F:
-    """Add `--cache`, as text: an empty one must be told from the current folder, and is refused."""
+    """Add `--cache`, as text: an empty one differs from the current folder, and is refused."""
     return click.option(
         "--cache",
         "cache_root",
@@ -68,7 +131,7 @@ def runtime_options(function: F) -> F:
         type=click.Choice(["truncate", "window", "error"]),
         default="truncate",
         show_default=True,
-        help="A text longer than the largest bucket is cut (and counted), read in windows, or an error.",
+        help="What to do with a text over the token limit: cut it (and count it), read it in windows, or stop.",
     )(function)
     return engine_options(function)
 
@@ -78,20 +141,24 @@ def engine_options(function: F) -> F:
     function = click.option(
         "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of the engine."
     )(function)
-    function = click.option("--provider", help="What onnxruntime runs on: cpu, cuda or cuda-graph.")(function)
+    function = click.option("--provider", help="The provider of onnxruntime: cpu, cuda or cuda-graph.")(function)
     return click.option(
         "--engine",
         default="auto",
         show_default=True,
-        help="auto, native, onnxruntime, numpy, tensorrt, tensorrt-rtx, or null to measure the overhead.",
+        help="The engine: auto, native, onnxruntime, numpy, tensorrt, tensorrt-rtx, or null to measure the overhead.",
     )(function)
 
 
-def open_model(bundle: str, engine: str, threads: int, overflow: str, provider: str | None = None) -> FieldModel:
-    """Load the bundle with the options of the command line; the caller closes it."""
-    import fieldrun
-
-    return fieldrun.load(bundle, engine=engine, provider=provider, threads=threads, overflow=overflow)
+def parse_bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Return the bytes in `value`: a number of them, or one with kB, MB or GB (powers of a thousand)."""
+    if value is None:
+        return None
+    found = _SIZE.fullmatch(value.strip())
+    if found is None:
+        shown = repr(value if len(value) <= 40 else value[:30] + "...")
+        raise click.BadParameter(f"{shown} is not a size; write 10MB, 800kB or a number of bytes", ctx, param)
+    return int(float(found[1]) * _UNITS[(found[2] or "").lower()])
 
 
 def check_output(path: Path, *, force: bool) -> None:
@@ -99,10 +166,10 @@ def check_output(path: Path, *, force: bool) -> None:
 
     Raises:
         OutputExists: `path` exists and `force` is not set.
-        StorageError: its folder does not exist, or it is there and not a regular file: a folder, a device, a link.
+        StorageError: its folder does not exist, or it is not a regular file but a folder, a device or a link.
     """
     if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
-        raise StorageError(f"cannot write {path}: it is not a regular file; give another name")
+        raise StorageError(f"cannot write {path}: it is not a regular file; choose another name")
     if os.path.lexists(path) and not force:
         raise OutputExists(f"{path} exists; choose another name or add --force")
     if not os.path.isdir(path.parent):

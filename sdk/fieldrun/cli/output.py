@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from fieldrun.errors import StorageError
-from fieldrun.formats.progress import Progress
+from fieldrun.formats.storage import write_bytes
 
 __all__ = [
-    "Progress",
     "flush",
     "hush",
     "note",
+    "note_dropped",
     "one_line",
-    "progress",
     "put",
     "put_json",
     "put_table",
+    "save_array",
+    "save_table",
     "terminal_width",
     "tolerate_encodings",
     "warn",
 ]
-
-"""Called with (phase, done, total)."""
 
 
 def put(line: str) -> None:
@@ -51,14 +52,20 @@ def put_table(rows: Sequence[Sequence[object]]) -> None:
 
 
 def flush() -> None:
-    """Hand everything that was put to the reader."""
+    """Send everything that was put to the reader."""
     with _storage_errors():
         sys.stdout.flush()
 
 
 def note(message: str) -> None:
-    """Tell the user something on stderr that is not an answer."""
+    """Write a note to stderr."""
     warn(f"note: {message}")
+
+
+def note_dropped(dropped: int, cut: int, total: int) -> None:
+    """Say how many texts were cut, if any was."""
+    if cut:
+        note(f"{cut} of {total} texts were too long and lost {dropped} tokens; --overflow window reads them whole")
 
 
 def warn(message: str) -> None:
@@ -68,7 +75,7 @@ def warn(message: str) -> None:
 
 
 def one_line(text: str, width: int | None = None) -> str:
-    """Return `text` on one line, without characters that steer a terminal, cut to `width` characters."""
+    """Return `text` on one line, without control characters, cut to `width` characters."""
     line = " ".join(text.split())
     if not line.isprintable():
         line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
@@ -76,12 +83,12 @@ def one_line(text: str, width: int | None = None) -> str:
 
 
 def terminal_width() -> int | None:
-    """Return the width of the terminal that stdout is, None when it is a file or a pipe."""
+    """Return the width of the terminal, None if stdout is a file or a pipe."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def tolerate_encodings() -> None:
-    """Make stdout and stderr escape what their encoding lacks, instead of failing."""
+    """Make stdout and stderr escape characters that their encoding lacks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
@@ -89,39 +96,25 @@ def tolerate_encodings() -> None:
 
 
 def hush() -> None:
-    """Send what is still to be written to nowhere: the reader of stdout has gone, or its disk is full."""
+    """Discard what is still to be written: the reader of stdout has gone, or its disk is full."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
 
 
-@contextlib.contextmanager
-def progress() -> Iterator[Progress]:
-    """Yield a callback that draws bars on stderr; silent when stderr is no terminal or `rich` is not installed."""
-    if not sys.stderr.isatty():
-        yield _silent
-        return
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    except ImportError:
-        yield _silent
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        known = {}
+def save_array(path: Path, array: Any) -> None:
+    """Write a NumPy array to the `.npy` file `path`, whole or not at all."""
+    import numpy as np
 
-        def update(phase: str, done: int, total: int) -> None:
-            if phase not in known:
-                known[phase] = bars.add_task(phase, total=total)
-            bars.update(known[phase], completed=done, total=total)
-
-        yield update
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    write_bytes(path, file.getvalue())
 
 
-def _silent(phase: str, done: int, total: int) -> None:
-    pass
+def save_table(path: Path, rows: Sequence[Sequence[object]]) -> None:
+    """Write rows of cells to the TSV file `path`, whole or not at all."""
+    write_bytes(path, "".join("\t".join(map(str, row)) + "\n" for row in rows).encode("utf-8"))
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ __all__ = ["serve"]
         """curl --json '{"text": "a film to remember", "task": "sst2"}' http://127.0.0.1:8000/predict""",
     ),
 )
-@bundle_argument(default="reference")
+@bundle_argument
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="The port; 0 takes a free one."

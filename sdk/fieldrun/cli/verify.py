@@ -24,7 +24,7 @@ __all__ = ["verify"]
     short_help="Check a bundle's answers on this machine.",
     epilog=examples("fieldrun verify reference --engine numpy", "fieldrun verify reference --record records"),
 )
-@bundle_argument(default="reference")
+@bundle_argument
 @engine_options
 @click.option(
     "--record",

@@ -1,9 +1,9 @@
-"""Turn the trained field so that its cosines follow graded similarities; the heads' answers stay as they are.
+"""Align the trained field with graded similarities by an affine map that leaves the heads' answers unchanged.
 
-With f' = A (f - c) a head's logits are H f + b = (H A^-1) f' + (b + H c): an affine map of the field costs nothing, for
-it is folded into the student's last layer and the heads. A and c are learnt on the graded pairs of train text, from the
-identity and zero on, and the number of steps is chosen on their held-out slice. Prefixes of the field count like
-the whole (Matryoshka representation learning, Kusupati et al. 2022).
+With f' = A (f - c) a head's logits are H f + b = (H A^-1) f' + (b + H c): the map costs nothing, because it is folded
+into the student's last layer and the heads. A and c start as the identity and zero and are trained on the graded pairs
+of train text; the number of steps is chosen on their held-out slice. Prefixes of the field count like the whole
+(Matryoshka representation learning, Kusupati et al. 2022).
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def align_field(
 ) -> dict[str, Any]:
     """Align `student` and its single-text `heads` in place; return the held-out losses before and after, and the step.
 
-    Heads on pairs of fields must be fitted after this. Nothing changes when no step betters the held-out loss.
+    Heads on pairs of fields must be fitted after this. Nothing changes if no step lowers the held-out loss.
 
     Args:
-        student: trained.
-        heads: with linear heads on one field for the single tasks; others are left alone.
+        student: the trained network.
+        heads: linear heads; those on one field, of the single tasks, are changed.
         train: graded pairs of every similarity task, to learn from.
-        held_out: those that choose the number of steps.
-        prefixes: shorter fields whose cosines count too.
+        held_out: graded pairs to choose the number of steps on.
+        prefixes: lengths of shorter fields whose cosines count too.
         seed: of the batches.
     """
     dim = student.config.field_dim

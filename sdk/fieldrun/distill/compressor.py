@@ -6,7 +6,7 @@ recipe. With the standardised raw field f, the field is z = LayerNorm(E f) witho
     loss = reconstruction |D z - f|^2 / dim + task sum CE(head(z), y) + geometry |cos(z, z') - cos(f, f')|^2
            + similarity |cos(z, z') - grade|^2
 
-the last two as means over the whole field and its prefixes, the very last over pairs whose similarity was graded.
+the last two as means over the whole field and its prefixes, the last one over pairs whose similarity was graded.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ __all__ = [
 
 
 class TaskHeads(nn.ModuleDict):
-    """One linear head per task. Unlike in a plain `ModuleDict`, a task may have any name: "type", "half", "values"."""
+    """One linear head per task. Unlike a plain `ModuleDict`, it takes any name: "type", "half", "values"."""
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """Keep `module` under `name`, also where `nn.Module` has an attribute of that name."""
-        assert module is not None  # ModuleDict hands over only modules
+        """Keep `module` under `name`, even if `nn.Module` has an attribute of that name."""
+        assert module is not None  # ModuleDict passes only modules
         self._modules[name] = module
 
     def train(self, mode: bool = True) -> TaskHeads:
-        """Do nothing: a linear layer is the same in training, and a task named "training" keeps its place."""
+        """Do nothing: a linear layer has no training mode, and the flag would replace a task named "training"."""
         del mode
         return self
 
@@ -108,12 +108,12 @@ def train_compressor(
     """Train encoder, decoder and heads on the transfer texts' raw field; return the field of all texts.
 
     Args:
-        pool: the texts and tasks; only `train` splits and texts below `n_transfer` are learnt from.
+        pool: the texts and tasks; only `train` splits and texts below `n_transfer` are trained on.
         raw: `(texts, layers * hidden) float16`, memory-mapped.
         recipe: steps, batch sizes and loss weights.
         dim: the field's width.
         seed: of weights and batches.
-        progress: called with (steps done, steps in all).
+        progress: called with (steps done, steps in total).
 
     Raises:
         TrainingError: a loss is not finite.

@@ -1,7 +1,7 @@
 """Fine-tune the teacher on the tasks, all at once: cross entropy on its mean-pooled last layer.
 
 A single task has a linear head on the sentence vector, a pair task one on `[a; b; |a - b|; a * b]` of the two vectors,
-so that the teacher learns what a student with one field per text can follow; a similarity task regresses the cosine.
+so that the teacher learns what a student with one field per text can reproduce; a similarity task regresses the cosine.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ def finetune_teacher(
 ) -> Path:
     """Fine-tune the encoder of `folder` on the train splits of `pool` and write it to the folder `out`.
 
-    A killed run goes on from `<out>.state`, every `finetune.checkpoint_steps` steps.
+    An interrupted run resumes from `<out>.state`, which is written every `finetune.checkpoint_steps` steps.
 
     Args:
-        pool: the tasks; only their train splits are learnt from.
+        pool: the tasks; only their train splits are trained on.
         folder: a Hugging Face encoder folder.
-        out: a folder of the same form, with the tuned weights; returned at once when it is there.
+        out: a folder of the same form, with the tuned weights; returned at once if it exists.
         recipe: `finetune` and, per task, `tune` and `tune_rows`.
         dtype: `float32` or `bfloat16`, the arithmetic of the forward pass; weights stay float32.
-        progress: called with (steps done, steps in all).
+        progress: called with (steps done, steps in total).
 
     Raises:
         TrainingError: the teacher cannot be loaded, or the loss is not finite.
@@ -83,7 +83,7 @@ class _Finetuning:
         self.device = next(self.encoder.parameters()).device
         depth, hidden, _ = teacher_shape(folder)
         if plan.frozen_layers >= depth:
-            raise TrainingError(f"the teacher in {folder} has {depth} layers; set finetune.frozen_layers to less")
+            raise TrainingError(f"the teacher in {folder} has {depth} layers; lower finetune.frozen_layers")
         layers: Any = self.encoder.encoder
         for layer in layers.layer[plan.frozen_layers :]:
             layer.requires_grad_(True)
@@ -203,7 +203,7 @@ class _Finetuning:
             return 0
         state = load_state(path)
         if state["run"] != self.identity:
-            raise TrainingError(f"{path} belongs to another run; use a new --work folder")
+            raise TrainingError(f"{path} belongs to another run; choose another work folder")
         self.encoder.load_state_dict(state["encoder"])
         self.heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])

@@ -34,11 +34,11 @@ def _inputs(fields: torch.Tensor, position: Mapping[int, int], split: Split) -> 
 def fit_pair_head(
     x: torch.Tensor, y: torch.Tensor, x_held: torch.Tensor, y_held: torch.Tensor, labels: int
 ) -> nn.Linear:
-    """Return a linear head on pair features: logistic regression, its penalty that of least loss on the held-out slice.
+    """Return a linear head on pair features: logistic regression with the penalty of least loss on the held-out slice.
 
-    Inputs are scaled to a variance of 1, for the four parts of pair features are of different sizes. The fields of
-    train rows tell the labels of these better than a field of another text can, for the student has seen both; so the
-    penalty is chosen on rows that it has not seen, and is a strong one.
+    Inputs are scaled to a variance of 1, because the four parts of pair features differ in size. The student has been
+    trained on the train rows, so their fields predict their labels better than fields of new text do; the penalty is
+    therefore chosen on held-out rows, and is a strong one.
     """
     scale = x.std(0).numpy() + 1e-3
     inputs, held = (np.ascontiguousarray(part.numpy() / scale, np.float32) for part in (x, x_held))
@@ -96,7 +96,7 @@ def finish_head(
 ) -> tuple[Head, dict[str, Any]]:
     """Return the calibrated head of `task` and its results on the held-out slice and on the report split.
 
-    `fields` are the student's, `position` says in which row of it a text of the pool is.
+    `fields` are the student's, and `position` maps a text of the pool to its row in them.
     """
     x_held = _inputs(fields, position, task.held_out)
     y_held = torch.from_numpy(task.held_out.labels)

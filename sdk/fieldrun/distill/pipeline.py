@@ -1,4 +1,4 @@
-"""From raw text to a checkpoint: pool, raw field, compressor, student, heads, training record; resumable."""
+"""From raw text to a checkpoint: texts, raw field, compressor, student, heads, training record. Resumable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from fieldrun.errors import FieldrunError, OutputExists, TrainingError
+from fieldrun.errors import FieldrunError, OutputExists, TrainingError, UsageError
+from fieldrun.formats.progress import Progress, silent
 from fieldrun.formats.storage import sha256_bytes, write_json
 from fieldrun.formats.tensors import Array, check_tensors
 from fieldrun.heads.head import Head
@@ -22,7 +23,6 @@ from fieldrun.heads.trained import Checkpoint
 from fieldrun.student.config import StudentConfig
 from fieldrun.student.token_counts import count_usage
 
-from ..formats.progress import Progress, silent
 from .align import align_field
 from .compressor import Compressed, TaskHeads, make_heads, pair_input, train_compressor
 from .finetune import finetune_teacher
@@ -42,52 +42,44 @@ from .teacher import (
 )
 from .training import arithmetic, fields_of, train_student
 
-__all__ = ["Progress", "distill"]
+__all__ = ["run"]
 
 
-def distill(
-    recipe: Path | str,
+def run(
+    recipe: Path,
     data: Path,
     teacher: Path,
     out: Path,
     work: Path | None = None,
-    progress: Progress | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
 ) -> Checkpoint:
-    """Distil a teacher into a student with heads and write the checkpoint folder `out`.
-
-    Args:
-        recipe: a shipped recipe's name or the path of a `.toml` file.
-        data: a folder with one folder per task (`train.tsv`, and perhaps `dev.tsv` or `test.tsv`) and, if the recipe
-            has a corpus, `corpus/<name>.txt`.
-        teacher: a Hugging Face encoder folder: `config.json`, `model.safetensors`, `tokenizer.json`.
-        out: the checkpoint to write; must not exist.
-        work: folder of intermediate files; `<out>.work` when None. A killed run goes on from it.
-        progress: called with (phase, done, total).
-
-    Raises:
-        FieldrunError: wrong recipe, data, teacher or place; the message says which and what to do.
-    """
+    """Do what `fieldrun.distill` says."""
     plan = load_recipe(recipe)
     if out.exists():
         raise OutputExists(f"{out} exists; choose another folder or delete it first")
     if not data.is_dir():
-        raise TrainingError(f"no data folder at {data}; it holds <task>/train.tsv")
+        raise TrainingError(f"there is no data folder at {data}; give a folder with <task>/train.tsv")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be a positive integer, not {threads}")
     hashes = teacher_hashes(teacher)
     work = work or out.with_name(out.name + ".work")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
     try:
         work.mkdir(parents=True, exist_ok=True)
-        return _Run(plan, data, teacher, hashes, work, progress or silent).run(out)
+        return _Run(plan, data, teacher, hashes, work, progress).run(out)
     except FieldrunError:
         raise
     except OSError as error:
-        reported = error.strerror or reason(error)
-        raise TrainingError(
-            f"cannot use the work folder {work}: {reported}; free space or give another --work"
-        ) from error
+        why = error.strerror or reason(error)
+        raise TrainingError(f"cannot use the work folder {work}: {why}; free space or choose another folder") from error
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Run:
-    """One training run; each phase leaves its result in `work` and is skipped when that is there."""
+    """One training run. Every phase writes its result to `work`, and is skipped if the result exists."""
 
     def __init__(
         self, recipe: DistillRecipe, data: Path, teacher: Path, hashes: dict[str, str], work: Path, progress: Progress
@@ -150,7 +142,9 @@ class _Run:
         before = load_json(path, identity)
         if before != identity:
             differ = [key for key in identity if not isinstance(before, dict) or before.get(key) != identity[key]]
-            raise TrainingError(f"{self.work} holds another run (other {', '.join(differ)}); use a new --work folder")
+            raise TrainingError(
+                f"{self.work} belongs to another run (different {', '.join(differ)}); choose another work folder"
+            )
         write_json(path, identity)
 
     def _tokenizer(self) -> tuple[Tokenizer, int]:
@@ -158,7 +152,7 @@ class _Run:
         if tokenizer.token_to_id("[PAD]") != 0 or not tokenizer.encode("").ids:
             raise TrainingError(
                 f"the tokenizer in {self.teacher} must have [PAD] as id 0 and add [CLS] and [SEP]; "
-                "use a WordPiece (BERT) encoder"
+                "use an encoder with a WordPiece tokenizer, as BERT has"
             )
         return tokenizer, max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
@@ -235,7 +229,7 @@ class _Run:
     def _align(
         self, student: Student, heads: TaskHeads, pool: TextPool, sequences: Sequence[Sequence[int]]
     ) -> dict[str, Any] | None:
-        """Align the field with the graded pairs; None without such a task."""
+        """Align the field with the graded pairs; return None without such a task."""
         if not pool.similarities:
             return None
 
@@ -285,7 +279,7 @@ class _Run:
     def _fields_of(
         self, student: Student, sequences: Sequence[Sequence[int]], splits: Sequence[Split]
     ) -> tuple[torch.Tensor, dict[int, int]]:
-        """Return the student's fields of the texts of `splits`, and in which row of them a text of the pool is."""
+        """Return the student's fields of the texts of `splits`, and the row of each text of the pool in them."""
         rows = np.unique(np.concatenate([split.rows.reshape(-1) for split in splits]))
         fields = fields_of(student, sequences, rows, self.recipe.training.max_tokens)
         return fields, {int(row): i for i, row in enumerate(rows)}

@@ -1,4 +1,4 @@
-"""The training text: every different text once, and each task as row numbers and label numbers into it."""
+"""The training text: every distinct text once, and each task as row numbers and label numbers into it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .recipe import CorpusRecipe, DistillRecipe, TaskRecipe, is_task_name
 
 __all__ = ["Split", "TaskData", "TextPool", "build_pool", "discover_tasks"]
 
-_SENTENCES = 600  # to hold out of a file of phrases; each takes five or so others out of the train rows
+_SENTENCES = 600  # to hold out of a file of phrases; each removes about five others from the train rows
 _REPLACED, _LEFT_OUT = 0.15, 0.1  # of the words of an altered copy
 Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Labelled rows: `rows` is `(n,)` for single tasks, `(n, 2)` for pairs, into the pool's texts; `labels` `(n,)`.
+    """Labelled rows: `rows`, into the pool's texts, is `(n,)` for single tasks and `(n, 2)` for pairs; `labels` `(n,)`.
 
-    The labels of a similarity task are float32 grades within 0..1, those of the others label numbers.
+    The labels of a similarity task are float32 grades within 0..1, those of other tasks label numbers.
     """
 
     rows: Integers
@@ -39,9 +39,9 @@ class Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskData:
-    """One task's splits. `train` is learnt from, `held_out` (a slice of train) chooses, `report` is only reported.
+    """The splits of a task: `train` to learn from, `held_out` (a slice of train) to choose on, `report` to report on.
 
-    `kind` is `single`, `pair` or `similarity`; a similarity task has no labels, but a grade per pair.
+    `kind` is `single`, `pair` or `similarity`; a similarity task has a grade for each pair instead of labels.
     """
 
     name: str
@@ -54,9 +54,9 @@ class TaskData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPool:
-    """All texts. Texts before `n_transfer` may be trained on; the others are held out or for the report.
+    """All texts. Those before `n_transfer` may be trained on; the others are held out or reported on.
 
-    The first `n_labelled` texts stand in a train file. `tasks` are the classifiers, `similarities` the graded pairs.
+    The first `n_labelled` texts come from train files. `tasks` are the classifiers, `similarities` the graded pairs.
     """
 
     texts: tuple[str, ...]
@@ -69,7 +69,7 @@ class TextPool:
 
 
 def discover_tasks(data: Path) -> tuple[TaskRecipe, ...]:
-    """Return a task for every folder of `data` with a `train.tsv`; reports on its `dev.tsv` or else `test.tsv`."""
+    """Return a task for every folder of `data` with a `train.tsv`, to report on its `dev.tsv` or else `test.tsv`."""
     tasks = []
     for folder in sorted(p.parent for p in data.glob("*/train.tsv")):
         if not is_task_name(folder.name):
@@ -77,18 +77,18 @@ def discover_tasks(data: Path) -> tuple[TaskRecipe, ...]:
         report = next((name for name in ("dev.tsv", "test.tsv") if (folder / name).is_file()), None)
         tasks.append(TaskRecipe(name=folder.name, report=report))
     if not tasks:
-        raise DatasetError(f"{data} has no task: put your rows into {data}/<task>/train.tsv, header text<TAB>label")
+        raise DatasetError(f"{data} has no task; add {data}/<task>/train.tsv with the header text<TAB>label")
     return tuple(tasks)
 
 
 def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
     """Read the data folder: tasks, a held-out slice of each train file, and the drawn corpus lines.
 
-    A text that is held out or reported on is never among the texts to train on, whichever file it also stands in.
+    A text that is held out or reported on is never trained on, even if a train file or corpus has it too.
 
     Raises:
-        DatasetError: a file is missing or broken, or a task has fewer than two labels or too few rows.
-        RecipeError: a corpus counts for a task that there is not.
+        DatasetError: a file is missing or not valid, or a task has fewer than two labels or too few rows.
+        RecipeError: a corpus names a task that the data does not have.
     """
     rng = np.random.default_rng(recipe.seed)
     hashes: dict[str, str] = {}
@@ -100,7 +100,7 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
         for path in (*files, *([data / task.name / task.report] if task.report else [])):
             hashes[str(path.relative_to(data).as_posix())] = sha256_file(path)
         if len({s.kind for s in (*sets, *([report] if report else []))}) != 1:
-            raise DatasetError(f"task {task.name!r} mixes files of single texts and of pairs")
+            raise DatasetError(f"task {task.name!r} has files of single texts and of pairs; split it into two tasks")
         labels = tuple(sorted({label for s in sets for label in s.labels}))
         n = sum(len(s) for s in sets)
         if task.similarity:
@@ -115,7 +115,7 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
         unknown = sorted(set(corpus.tasks) - {task.name for task, *_ in raw})
         if unknown:
             raise RecipeError(
-                f"corpus {corpus.file!r} counts for the task {unknown[0]!r}, which the data does not have"
+                f"corpus {corpus.file!r} names the task {unknown[0]!r}, which the data does not have; correct its tasks"
             )
 
     reserved: dict[str, None] = {}
@@ -171,7 +171,7 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
     for task, labels, rows, names, held, report in plans:
         kept = [i for i in range(len(rows)) if i not in held and not any(p in reserved for p in _parts(rows[i]))]
         if not kept:
-            raise DatasetError(f"task {task.name!r}: every train text is also held out or reported on; add other rows")
+            raise DatasetError(f"task {task.name!r}: all train texts are held out or reported on too; add other rows")
         train = _split([rows[i] for i in kept], [names[i] for i in kept], labels, index, task)
         slice_ = _split([rows[i] for i in sorted(held)], [names[i] for i in sorted(held)], labels, index, task)
         reported = None if report is None else _split(report.texts, report.labels, labels, index, task)
@@ -190,10 +190,10 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
 
 
 def _check_grades(task: TaskRecipe, sets: Sequence[Dataset]) -> tuple[str, ...]:
-    """Return no labels, for a similarity task whose labels are numbers of pairs; `DatasetError` when they are not."""
+    """Check that a similarity task has pairs with grades, and return its labels, none; `DatasetError` if not."""
     for data in sets:
         if data.kind != "pair":
-            raise DatasetError(f"task {task.name!r} grades similarity; {data.path} must have pairs of texts")
+            raise DatasetError(f"task {task.name!r} has graded pairs; the rows of {data.path} must be pairs of texts")
         for record, label in enumerate(data.labels):
             try:
                 valid = 0 <= float(label) <= task.similarity
@@ -211,8 +211,8 @@ def _hold_out_sentences(rows: Sequence[str], order: Integers, wanted: int) -> tu
     """Hold out whole sentences of a file whose rows are phrases of one another, as those of SST-2 are.
 
     Returns:
-        The numbers of the first `wanted` rows in `order` that are no phrase of another row, and those of their
-        phrases of four words or more, which may be neither trained on nor held out.
+        The numbers of the first `wanted` rows in `order` that are not a phrase of another row, and those of their
+        phrases of four or more words, which must be neither trained on nor held out.
     """
     words = [text.split() for text in rows]
     inner: set[tuple[str, ...]] = set()
@@ -226,9 +226,9 @@ def _hold_out_sentences(rows: Sequence[str], order: Integers, wanted: int) -> tu
 
 
 def _altered(texts: Sequence[str], times: int, rng: np.random.Generator) -> Iterator[str]:
-    """Yield `times` altered copies of every text: some words left out or replaced by other words of the texts.
+    """Yield `times` altered copies of every text: some words are left out, or replaced by other words of the texts.
 
-    The copies have no label: the teacher says what they mean (after Tang et al. 2019).
+    The copies have no label: the teacher labels them (after Tang et al. 2019).
     """
     if not times:
         return
@@ -247,7 +247,7 @@ def _corpus_lines(data: Path, corpus: CorpusRecipe) -> tuple[list[str], str]:
     """Return the lines of a corpus that are not blank, and the sha256 of its file."""
     path = data / "corpus" / f"{corpus.file}.txt"
     if not path.is_file():
-        raise DatasetError(f"the recipe's corpus {path} does not exist; give --data a folder that has it")
+        raise DatasetError(f"the recipe's corpus {path} does not exist; add it to the data folder")
     try:
         return [line for line in path.read_text("utf-8").split("\n") if line.strip()], sha256_file(path)
     except UnicodeDecodeError as error:
@@ -274,5 +274,5 @@ def _split(
     number = {label: i for i, label in enumerate(labels)}
     unknown = next((name for name in names if name not in number), None)
     if unknown is not None:
-        raise DatasetError(f"task {task.name!r}: the report file has the label {unknown!r}, which no train row has")
+        raise DatasetError(f"task {task.name!r}: the report file has the label {unknown!r}, the train files do not")
     return Split(rows=rows, labels=np.array([number[name] for name in names], np.int64))

@@ -1,4 +1,4 @@
-"""What a killed training run goes on from: files in its work folder, renamed into place, checked when read."""
+"""The state that an interrupted training run resumes from: files of its work folder, written atomically."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ def save_state(path: Path, value: dict[str, Any]) -> None:
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
         partial.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {reason(error)}; free space or give another --work") from error
+        raise StorageError(f"cannot write {path}: {reason(error)}; free space or choose another work folder") from error
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote, to the CPU; nothing is unpickled but tensors and plain values.
+    """Read what `save_state` wrote, to the CPU. Only tensors and plain values are unpickled.
 
     Raises:
-        TrainingError: the file is damaged.
+        TrainingError: the file is corrupt.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch errors; all mean the same to the caller
-        raise TrainingError(f"{path} is damaged ({reason(error, 80)}); delete it to do its phase again") from error
+        raise TrainingError(f"{path} is corrupt ({reason(error, 80)}); delete it to repeat its phase") from error
     return state
 
 
 def load_json(path: Path, default: Any) -> Any:
-    """Read a JSON file of the work folder, or return `default` when there is none; `TrainingError` when damaged."""
+    """Read a JSON file of the work folder, or return `default` if there is none. `TrainingError` if it is corrupt."""
     try:
         return read_json(path) if path.exists() else default
     except ValueError as error:
-        raise TrainingError(f"{path} is damaged; delete {path.parent} to start again") from error
+        raise TrainingError(f"{path} is corrupt; delete {path.parent} to start again") from error

@@ -52,7 +52,7 @@ class Student(nn.Module):
     def start_from(self, token_vectors: Array) -> None:
         """Start the embedding from a vector per token, `(vocabulary, hidden)`, in its leading directions if narrower.
 
-        A teacher may have more rows than its tokenizer has tokens, for alignment, or fewer, for added tokens.
+        A teacher can have more rows than its tokenizer has tokens (alignment), or fewer (added tokens).
         """
         centred = torch.from_numpy(np.asarray(token_vectors, np.float32))
         centred = centred - centred.mean(0)
@@ -70,7 +70,7 @@ class Student(nn.Module):
         """Return the field of `ids`, padded at the end with id 0."""
         config = self.config
         mask = (ids != 0).unsqueeze(-1).float()
-        # a batch of ten thousand tokens has some three thousand different ones: only those are projected
+        # a batch of ten thousand tokens has about three thousand distinct ones: only those are projected
         different, place = torch.unique(ids, return_inverse=True)
         blocks = self.window(self.embedding(different)).float()[place].split(config.width, dim=-1)
         y = self.window_bias.expand(*ids.shape, -1)

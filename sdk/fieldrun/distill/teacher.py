@@ -2,7 +2,7 @@
 
 The raw field of a text is the concatenation, over the chosen layers, of the mean of that layer's hidden states over
 the non-padding tokens (as in AN1 by Anima Core). It is written row by row into a memory-mapped `.npy` file, so that
-a killed extraction goes on where it stopped.
+an interrupted extraction can be resumed.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ _ROWS_PER_SYNC = 4096
 
 
 def teacher_hashes(folder: Path) -> dict[str, str]:
-    """Return the sha256 of the teacher's config, weights and tokenizer; `TrainingError` when one is missing."""
+    """Return the sha256 of the teacher's config, weights and tokenizer; `TrainingError` if one is missing."""
     missing = [name for name in _MODEL_FILES if not (folder / name).is_file()]
     if missing:
-        raise TrainingError(f"teacher folder {folder} lacks {', '.join(missing)}; {_next_step(folder, missing)}")
+        raise TrainingError(f"the teacher folder {folder} lacks {', '.join(missing)}; {_next_step(folder, missing)}")
     return {name: sha256_file(folder / name) for name in _MODEL_FILES}
 
 
 def _next_step(folder: Path, missing: Sequence[str]) -> str:
-    """Say how to get the missing files out of a folder that nearly has them."""
+    """Say how to make the missing files."""
     inner = folder / "0_Transformer"
     if all((inner / name).is_file() for name in _MODEL_FILES):
         return f"give {inner}, the encoder inside it"
@@ -63,10 +63,10 @@ def _next_step(folder: Path, missing: Sequence[str]) -> str:
 
 
 def teacher_shape(folder: Path) -> tuple[int, int, int]:
-    """Return the number of hidden layers, the hidden size and the most tokens that the encoder in `folder` takes.
+    """Return the number of hidden layers, the hidden size and the largest number of tokens of the encoder in `folder`.
 
     Raises:
-        TrainingError: `config.json` does not describe an encoder that the installed transformers knows.
+        TrainingError: the installed transformers does not know the encoder that `config.json` describes.
     """
     from transformers import AutoConfig
 
@@ -76,7 +76,7 @@ def teacher_shape(folder: Path) -> tuple[int, int, int]:
         return int(config.num_hidden_layers), int(config.hidden_size), int(tokens or 1 << 20)
     except Exception as error:  # transformers raises many kinds; all mean the same to the caller
         raise TrainingError(
-            f"{folder / 'config.json'} is not of an encoder that can teach: {reason(error)}; use a BERT-like one"
+            f"{folder / 'config.json'} does not describe a supported encoder: {reason(error)}; use a BERT-like one"
         ) from error
 
 
@@ -86,9 +86,9 @@ def default_layers(hidden_layers: int, count: int = 7) -> tuple[int, ...]:
 
 
 def load_teacher(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
-    """Load the frozen encoder of `folder` (no network, no pickle, no code of the folder's) in `dtype`.
+    """Load the frozen encoder of `folder` in `dtype`, on the GPU if there is one, else on the CPU.
 
-    It is on the GPU if there is one, else on the CPU. Raises `TrainingError` when it cannot be loaded.
+    Nothing is downloaded, unpickled or executed from the folder. Raises `TrainingError` if it cannot be loaded.
     """
     from transformers import AutoModel
     from transformers.utils import logging
@@ -107,7 +107,7 @@ def load_teacher(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Load `tokenizer.json` of `folder` without padding and truncation; `TrainingError` when it is not a tokenizer."""
+    """Load `tokenizer.json` of `folder` without padding and truncation; `TrainingError` if it is not one."""
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # tokenizers raises plain Exception
@@ -118,7 +118,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[array[int]]:
-    """Return the token ids of every text as 32-bit integers, some thousand texts at a time to stay small."""
+    """Return the token ids of every text as 32-bit integers; some thousand texts at a time, to save memory."""
     ids: list[array[int]] = []
     for start in range(0, len(texts), _TEXTS_PER_CALL):
         encodings = tokenizer.encode_batch_fast(list(texts[start : start + _TEXTS_PER_CALL]))
@@ -127,11 +127,11 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[array[int]]:
 
 
 def token_vectors(folder: Path, vocab_size: int) -> npt.NDArray[np.float32]:
-    """Return what the teacher in `folder` makes of every token alone, `(vocab_size, hidden) float32`.
+    """Return the teacher's vector of every single token, `(vocab_size, hidden) float32`.
 
-    The mean of the last layer over [CLS], the token and [SEP], as static embeddings are distilled (model2vec, MinishLab
-    2024): it says more of a token's meaning than the teacher's own input embedding. Tokens that the teacher has no
-    embedding of are zero.
+    It is the mean of the last layer over [CLS], the token and [SEP], as static embeddings are distilled (model2vec,
+    MinishLab 2024), and says more about a token's meaning than the teacher's input embedding. Tokens without an input
+    embedding are zero.
     """
     frame = load_tokenizer(folder).encode("").ids
     teacher: Any = load_teacher(folder, torch.float32)
@@ -148,7 +148,7 @@ def token_vectors(folder: Path, vocab_size: int) -> npt.NDArray[np.float32]:
 
 
 def texts_digest(texts: Sequence[str]) -> str:
-    """Return the sha256 of `texts` in their order, by which a raw field knows what it was read of."""
+    """Return the sha256 of `texts` in their order, which identifies the texts of a raw field."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
@@ -171,27 +171,29 @@ def extract_raw_field(
     Args:
         texts: the texts, in the order of the rows. A text without any token has a raw field of zeros.
         folder: the teacher, a Hugging Face encoder folder with `tokenizer.json` and `model.safetensors`.
-        out: a `.npy` file; `<out>.json` beside it records what it holds and how far it is.
-        layers: hidden-state indices, 0 = embeddings; seven spread evenly when None.
+        out: a `.npy` file; `<out>.json` beside it records its contents and the number of finished rows.
+        layers: hidden-state indices, 0 = embeddings; seven spread evenly by default.
         max_tokens: longer texts are cut, special tokens included.
         tokens_per_batch: padded tokens per forward pass.
         dtype: `float32` or `bfloat16`, the teacher's arithmetic. Rows are stored as float16.
-        progress: called with (rows done, rows in all).
+        progress: called with (rows done, rows in total).
 
     Returns:
         `(len(texts), len(layers) * hidden) float16`, read-only.
 
     Raises:
-        TrainingError: the teacher cannot be loaded, or `out` holds the raw field of something else.
-        OSError: the disk has no room for `out`.
+        TrainingError: the teacher cannot be loaded, or `out` is the raw field of other texts or another teacher.
+        OSError: `out` does not fit on the disk.
     """
     hashes = teacher_hashes(folder)
     depth, hidden, longest = teacher_shape(folder)
     chosen = tuple(layers) if layers is not None else default_layers(depth)
     if not chosen or any(not 0 <= layer <= depth for layer in chosen):
-        raise TrainingError(f"layers {list(chosen)} are not within 0..{depth}, the hidden states of {folder}")
+        raise TrainingError(
+            f"layers {list(chosen)} are not within 0..{depth}, the hidden states of {folder}; correct teacher.layers"
+        )
     if max_tokens > longest:
-        raise TrainingError(f"the teacher in {folder} takes {longest} tokens; set teacher.max_tokens to that or less")
+        raise TrainingError(f"the teacher in {folder} takes at most {longest} tokens; lower teacher.max_tokens")
     identity = {
         "texts_sha256": texts_digest(texts),
         "teacher": hashes,
@@ -207,7 +209,7 @@ def extract_raw_field(
 
 
 class _RawFile:
-    """The `.npy` file and its state: what it holds and how many rows, shortest text first, are done."""
+    """The `.npy` file and its state: its contents, and how many rows, shortest text first, are finished."""
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path, self.identity, self.done = path, identity, 0
@@ -217,28 +219,28 @@ class _RawFile:
             state = load_json(self._state, {})
             self.done = int(state.pop("done", 0))
             if state != identity:
-                raise TrainingError(f"{path} holds the raw field of other texts or another teacher; delete it")
+                raise TrainingError(f"{path} is the raw field of other texts or another teacher; delete it")
             try:
                 self.rows = np.lib.format.open_memmap(path, mode="r+")
             except ValueError as error:
-                raise TrainingError(f"{path} is damaged; delete it to extract it again") from error
+                raise TrainingError(f"{path} is corrupt; delete it to extract it again") from error
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         self._state.unlink(missing_ok=True)
         self.rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-        if hasattr(os, "posix_fallocate"):  # a full disk is an error here and not a SIGBUS at some later row
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here and not a SIGBUS at a later row
             with path.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         self.save(0)
 
     def save(self, done: int) -> None:
-        """Put the rows and then their number on disk."""
+        """Write the rows and then their number to disk."""
         self.rows.flush()
         write_json(self._state, {**self.identity, "done": done})
         self.done = done
 
     def read(self) -> npt.NDArray[np.float16]:
-        """Close for writing and map for reading."""
+        """Close the file for writing and map it for reading."""
         del self.rows
         rows: npt.NDArray[np.float16] = np.load(self.path, mmap_mode="r")
         return rows
@@ -279,7 +281,9 @@ def _fill(
             pooled = torch.cat([torch.bmm(weight, states[layer].float()).squeeze(1) for layer in layers], dim=1)
             stored = pooled.half().cpu()
         if not bool(torch.isfinite(stored).all()):
-            raise TrainingError(f"a hidden state of the teacher in {folder} does not fit float16; leave out that layer")
+            raise TrainingError(
+                f"a hidden state of the teacher in {folder} is too large for float16; leave out its layer"
+            )
         file.rows[members] = stored.numpy()
         start = stop
         if start - file.done >= _ROWS_PER_SYNC or start == len(order):

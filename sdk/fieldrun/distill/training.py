@@ -42,7 +42,7 @@ def arithmetic(dtype: str) -> str:
 
 
 def _epoch_rows(pool: TextPool, repeats: Mapping[str, int]) -> Array:
-    """Return the texts of an epoch: every transfer text once, a single task's train texts as often as it repeats."""
+    """Return the texts of an epoch: every transfer text once, train texts of single tasks as often as they repeat."""
     singles = [task for task in pool.tasks if task.kind == "single"]
     again = [np.tile(task.train.rows, repeats.get(task.name, 1) - 1) for task in singles]
     return np.concatenate([np.arange(pool.n_transfer), *again]).astype(np.int64)
@@ -60,7 +60,7 @@ def _batches(rng: np.random.Generator, lengths: Array, rows: Array, batch: int) 
 
 
 class _Targets:
-    """What the student learns per text: the field, the soft labels of every single task, and labels where known."""
+    """The targets of each text: the field, the soft labels of every single task, and the labels that are known."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class _Targets:
         return loss
 
     def draw_pairs(self, rng: np.random.Generator) -> list[tuple[TaskData, Array]]:
-        """Return the rows of every pair and similarity task that come with a batch: task, numbers of train rows."""
+        """Return the train rows of every pair and similarity task that are added to a batch."""
         drawn = zip(self.pairs, self.shares, strict=True)
         return [(task, rng.integers(0, len(task.train), share)) for task, share in drawn if share]
 
@@ -137,25 +137,25 @@ def train_student(
     repeats: Mapping[str, int] | None = None,
     rows: Array | None = None,
 ) -> list[dict[str, float]]:
-    """Train `student` and `heads` in place on the transfer texts; return the loss curve.
+    """Train `student` and `heads` in place on the transfer texts and return the loss curve.
 
-    A state file in `work` is written every `recipe.checkpoint_steps` steps and after the last one; a later call with
-    the same arguments goes on from it and ends with the same weights and curve as an uninterrupted one.
+    A state file in `work` is written every `recipe.checkpoint_steps` steps and after the last one. A later call with
+    the same arguments resumes from it and ends with the same weights and curve as an uninterrupted one.
 
     Args:
-        student: with its first weights.
-        heads: one linear head per task, first weights the compressor's.
-        pool: texts below `pool.n_transfer` are trained on.
+        student: the network with its initial weights.
+        heads: one linear head per task, with the weights of the compressor's heads.
+        pool: the texts; those below `pool.n_transfer` are trained on.
         sequences: token ids of all texts, special tokens included.
         compressed: the field of all texts and the teacher's heads.
         recipe: epochs, batch and loss weights.
         native: corpus name -> tasks whose soft labels count fully on it.
         seed: of the batches and of dropout.
-        work: folder of the state file.
-        progress: called with (steps done, steps in all).
-        repeats: task -> how often its train texts come in an epoch, once when None, for tasks with few rows; of a pair
-            or similarity task, how much more often one of its pairs is drawn than one of another.
-        rows: the texts of an epoch, in place of all of them, for short trials.
+        work: the folder of the state file.
+        progress: called with (steps done, steps in total).
+        repeats: task -> how often its train texts occur in an epoch, once by default. Of a pair or similarity task: how
+            much more often one of its pairs is drawn than one of another.
+        rows: the texts of an epoch, for short trials; all of them by default.
 
     Raises:
         TrainingError: the loss is not finite, or the state file belongs to another run.
@@ -170,11 +170,7 @@ def train_student(
     rest = [p for n, p in student.named_parameters() if n not in ("embedding.weight", "ngram.weight")]
     head_parameters = list(heads.parameters())
     rest += head_parameters
-    # Adam moves a row that is rarely seen by some thirty times its rate, whatever the gradient's size: tables go slower
-    groups = [
-        {"params": tables, "weight_decay": 0.0, "share": recipe.table_rate},
-        {"params": rest, "weight_decay": recipe.weight_decay, "share": 1.0},
-    ]
+    groups = [{"params": tables, "weight_decay": 0.0}, {"params": rest, "weight_decay": recipe.weight_decay}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
     clipped = [*student.parameters(), *head_parameters]
 
@@ -203,14 +199,14 @@ def train_student(
             torch.manual_seed(seed * 1_000_003 + step)  # dropout of a step is the same after a resume
             rate = min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / total))
             for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * max(rate, 1e-3) * float(group["share"])
+                group["lr"] = recipe.learning_rate * max(rate, 1e-3)
             pairs = targets.draw_pairs(np.random.default_rng([seed, epoch, step]))
             texts = np.concatenate([task.train.rows[pick].reshape(-1) for task, pick in pairs] or [rows[:0]])
             loss = targets.loss(fields(rows), heads, rows)
             if len(texts):
                 parts = torch.split(fields(texts), [2 * len(pick) for _, pick in pairs])
-                # a mean over all pairs, not over tasks: a few thousand pairs that weigh as much as a hundred thousand
-                # texts are learnt by heart, and a head fitted on them does not hold for others
+                # A mean over all pairs, not over tasks: a few thousand pairs that weigh as much as a hundred thousand
+                # texts are memorised, and a head that was fitted on them does not generalise.
                 losses = (len(p[1]) * targets.pair_loss(f, heads, *p) for f, p in zip(parts, pairs, strict=True))
                 loss = loss + recipe.pairs * sum_of(losses) / (len(texts) // 2)
             if not torch.isfinite(loss):
@@ -235,7 +231,7 @@ def train_student(
 
 
 class _State:
-    """The state file of a training run: weights, optimizer, step and curve, renamed into place."""
+    """The state file of a training run, written atomically: weights, optimizer, step and curve."""
 
     def __init__(
         self, path: Path, student: Student, heads: TaskHeads, optimizer: torch.optim.Optimizer, run: dict[str, int]
@@ -260,7 +256,7 @@ class _State:
             return 0, [], []
         state = load_state(self.path)
         if state["run"] != self.run:
-            raise TrainingError(f"{self.path} belongs to another run; use a new --work folder")
+            raise TrainingError(f"{self.path} belongs to another run; choose another work folder")
         self.student.load_state_dict(state["student"])
         self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,4 +1,4 @@
-"""Which board this is: Jetson modules with their system release and power mode, and Raspberry Pis.
+"""The board: Jetson modules with their system release and power mode, and Raspberry Pis.
 
 The parsers take text and return what it says; `board` reads the files. The formats are public: the device tree's
 bindings (`arm/tegra.yaml`, `arm/bcm/bcm2835.yaml` of the Linux kernel) and the Jetson Linux Developer Guide.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,10 @@ _NVPMODEL_SECONDS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Board:
-    """A board as its device tree describes it; None where that says nothing.
+    """A board as its device tree describes it; None for what the tree does not say.
 
-    `kind` is "jetson" or "raspberry-pi". `model` is the tree's own text, which on carrier boards of others can name
-    another module than is on them; `part` and the `module` it stands for come from the compatible strings.
+    `kind` is "jetson" or "raspberry-pi". `model` is the tree's own text, which on another maker's carrier board can
+    name a module that is not on it. `part`, and the `module` it stands for, come from the compatible strings.
     """
 
     kind: str | None = None
@@ -89,34 +89,30 @@ def parse_device_tree(model: str | None, compatible: str | None) -> Board:
 
 
 def jetpack_series(l4t: str | None) -> int | None:
-    """Return the first number of the JetPack that a version of Jetson Linux belongs to."""
+    """Return the major version of the JetPack that a version of Jetson Linux belongs to."""
     return _SERIES.get(int(l4t.partition(".")[0])) if l4t else None
 
 
 def parse_nvpmodel(text: str) -> dict[str, Any] | None:
-    """Return `{name, id}` of the power mode from what `nvpmodel -q` prints, None where it names none."""
+    """Return `{name, id}` of the power mode in the output of `nvpmodel -q`, None if there is no name in it."""
     found = re.search(r"NV Power Mode:[ \t]*(\S+)[ \t]*(?:\n[ \t]*(\d+)[ \t]*$)?", text, re.MULTILINE)
     return {"name": found[1], "id": int(found[2]) if found[2] else None} if found else None
 
 
 def board(packages: dict[str, str], root: Path = ROOT) -> dict[str, Any]:
-    """Return what is known of the board as JSON; `packages` are the installed Debian packages.
+    """Return what is known about the board as JSON; `packages` are the installed Debian packages.
 
-    Besides `Board`: `l4t`, `jetpack` (its package's version), `jetpack_series` and `power_mode`, for Jetson alone.
+    For a Jetson also `l4t`, `jetpack` (the version of its package), `jetpack_series` and `power_mode`.
     """
     tree = parse_device_tree(read(root / "proc/device-tree/model"), read(root / "proc/device-tree/compatible"))
-    # A container has neither device tree nor packages of the host; NVIDIA's images carry the release file.
+    # A container has neither the host's device tree nor its packages; NVIDIA's images contain the release file.
     l4t = parse_nv_tegra_release(read(root / "etc/nv_tegra_release") or "")
     if l4t is None and (core := re.match(r"\d+(?:\.\d+)+", packages.get("nvidia-l4t-core", ""))):
         l4t = core[0]
     kind = tree.kind or ("jetson" if l4t else None)
     return {
+        **asdict(tree),
         "kind": kind,
-        "model": tree.model,
-        "module": tree.module,
-        "part": tree.part,
-        "soc": tree.soc,
-        "compute_capability": tree.compute_capability,
         "l4t": l4t,
         "jetpack": packages.get("nvidia-jetpack"),
         "jetpack_series": jetpack_series(l4t),
@@ -128,16 +124,9 @@ def _power_mode() -> dict[str, Any] | None:
     command = shutil.which("nvpmodel", path="/usr/sbin:/usr/bin:/sbin:/bin")
     if command is None:
         return None
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
     try:
-        ended = subprocess.run(
-            [command, "-q"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_NVPMODEL_SECONDS,
-            check=False,
-        )
+        ended = subprocess.run([command, "-q"], timeout=_NVPMODEL_SECONDS, check=False, **options)
     except (OSError, subprocess.SubprocessError):
         return None
     return parse_nvpmodel(ended.stdout)

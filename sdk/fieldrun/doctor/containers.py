@@ -14,10 +14,10 @@ _NO_LIMIT_BYTES = 1 << 60  # cgroup v1 says "no limit" with a number near 2**63
 
 
 def container(root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return the kind of container that this process runs in, None where nothing hints at one.
+    """Return the kind of container that this process runs in, None if there is no sign of one.
 
-    Hints: the variable that Kubernetes sets, the one that podman, LXC and systemd-nspawn give to their first process,
-    the files of docker and podman, and the names of the control groups.
+    The signs are the variable that Kubernetes sets, the one that podman, LXC and systemd-nspawn set for their first
+    process, the files of docker and podman, and the names of the control groups.
     """
     if "KUBERNETES_SERVICE_HOST" in environment:
         return "kubernetes"
@@ -35,7 +35,7 @@ def container(root: Path = ROOT, environment: Mapping[str, str] = os.environ) ->
 
 
 def container_memory_mib(root: Path = ROOT) -> int | None:
-    """Return the smallest memory limit of this process's control groups in MiB, None when there is none."""
+    """Return the smallest memory limit of this process's control groups in MiB, None without one."""
     texts = [read(folder / "memory.max") for folder in _cgroups(root, "")]
     texts += [read(folder / "memory.limit_in_bytes") for folder in _cgroups(root, "memory")]
     limits = [int(text) for text in texts if text is not None and text.strip().isdigit()]
@@ -43,7 +43,7 @@ def container_memory_mib(root: Path = ROOT) -> int | None:
 
 
 def container_cpus(root: Path = ROOT) -> float | None:
-    """Return the smallest CPU quota of this process's control groups in CPUs, None when there is none."""
+    """Return the smallest CPU quota of this process's control groups in CPUs, None without one."""
     quotas = [(read(folder / "cpu.max") or "").split() for folder in _cgroups(root, "")]
     for folder in _cgroups(root, "cpu"):
         quotas.append(f"{read(folder / 'cpu.cfs_quota_us')} {read(folder / 'cpu.cfs_period_us')}".split())
@@ -52,7 +52,7 @@ def container_cpus(root: Path = ROOT) -> float | None:
 
 
 def _cgroups(root: Path, controller: str) -> list[Path]:
-    """Return the folders of a control group and its ancestors; controller "" is the one hierarchy of cgroup v2."""
+    """Return the folders of a control group and its ancestors; controller "" is cgroup v2's one hierarchy."""
     base = root / "sys/fs/cgroup" / controller
     folders = [base]
     for line in (read(root / "proc/self/cgroup") or "").splitlines():

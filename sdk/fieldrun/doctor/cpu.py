@@ -33,7 +33,7 @@ _ARM_CORES = {  # (implementer, part) of MIDR_EL1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cpu:
-    """A processor: `model` is None where the kernel does not name it; `features` are those that every core has."""
+    """A processor: `model` is None if the kernel does not name it; `features` are those that every core has."""
 
     model: str | None
     features: tuple[str, ...]
@@ -74,7 +74,7 @@ def parse_meminfo(text: str) -> dict[str, int | None]:
 
 
 def int8_instructions(features: tuple[str, ...]) -> dict[str, bool] | None:
-    """Say which instructions for int8 products a processor with `features` has; None where they are unknown.
+    """Say which instructions for int8 products a processor with `features` has; None if they are unknown.
 
     `vnni` and `amx` are x86's, `dotprod` (`asimddp`) and `i8mm` ARM's.
     """

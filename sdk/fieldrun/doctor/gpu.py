@@ -51,21 +51,19 @@ def parse_cuda_version(text: str) -> str | None:
 
 
 def has_library(name: str, root: Path = ROOT, environment: Mapping[str, str] = os.environ) -> bool:
-    """Say whether a shared library whose name matches the pattern `name` stands where the loader looks."""
+    """Say whether the loader finds a shared library whose name matches the pattern `name`."""
     asked = [Path(folder) for folder in environment.get("LD_LIBRARY_PATH", "").split(":") if folder]
-    return any(_holds(folder, name) for folder in (*asked, *(root / folder for folder in _FOLDERS)))
-
-
-def _holds(folder: Path, name: str) -> bool:
-    with contextlib.suppress(OSError, ValueError):  # a folder that cannot be looked into; a name that none can have
-        return any(folder.glob(name))
+    for folder in (*asked, *(root / folder for folder in _FOLDERS)):
+        with contextlib.suppress(OSError, ValueError):  # a folder that cannot be read; a name that is not valid
+            if any(folder.glob(name)):
+                return True
     return False
 
 
 def nvidia(packages: Mapping[str, str], root: Path = ROOT) -> dict[str, Any]:
-    """Return what there is of NVIDIA's; `packages` are the Debian packages.
+    """Return which NVIDIA hardware and software is here; `packages` are the installed Debian packages.
 
-    `gpu` and those that end in `_library` are true or false; the others are versions or None. `tensorrt_module` is
+    `gpu` and the names that end in `_library` are true or false, the others versions or None. `tensorrt_module` is
     JetPack's package of TensorRT's Python module.
     """
     return {

@@ -1,4 +1,4 @@
-"""What is read of this machine: text files, and the metadata of installed packages; nothing is imported."""
+"""Read text files and the metadata of installed packages; nothing is imported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read(path: Path) -> str | None:
 
 
 def version(*distributions: str) -> str | None:
-    """Return the version of the first of the Python `distributions` that is installed, None where none is."""
+    """Return the version of the first of `distributions` that is installed with Python, None if none is."""
     for name in distributions:
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(name)

@@ -1,4 +1,4 @@
-"""Which engines and extras are ready here, and for each that is not: what is missing and the command that brings it."""
+"""Which engines and extras are ready, what the others lack, and the command that installs it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import platform
 import re
 import shlex
 import sys
+from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -19,127 +20,174 @@ from . import installed
 __all__ = ["engines", "extras", "parse_requirements"]
 
 _ORT = ("onnxruntime", "onnxruntime-gpu")  # one import name, two distributions
-_LIBRARIES = {  # engine -> the package of its shared library, and what `nvidia` says of the library as a file
-    "tensorrt": ("tensorrt_libs", "tensorrt_library"),
-    "tensorrt-rtx": ("tensorrt_rtx_libs", "tensorrt_rtx_library"),
-}
+_LIBRARIES = {"tensorrt": "tensorrt_libs", "tensorrt-rtx": "tensorrt_rtx_libs"}  # the package of the shared library
+_TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 _RTX_REFUSED = ("8.7", "11.0")  # TensorRT-RTX 1.7 builds for 7.5, 8.0, 8.6, 8.9, 12.0 and 12.1: not for Jetson
-_LAST_ORT_OF_CUDA12 = "<1.27"  # the extra `cuda` of 1.26 brings CUDA 12, of 1.27 CUDA 13
+_LAST_ORT_OF_CUDA12 = "<1.27"  # the extra `cuda` of 1.26 installs CUDA 12, of 1.27 CUDA 13
 _CUDA13_DRIVER = 580  # docs.nvidia.com/deploy/cuda-compatibility: CUDA 13 needs 580, CUDA 12 needs 525
-Missing = tuple[str, str, str | None]
-"""Which part is missing, what is the matter with it, and the command that brings it; None where no command can."""
+_WITH_SYSTEM = "/usr/bin/python3 -m venv --system-site-packages"
+
+
+@dataclass(frozen=True, slots=True)
+class _Lack:
+    """A part that an engine lacks; `command` installs it, None where no command can."""
+
+    part: str
+    reason: str
+    command: str | None = None
+
+    def to_dict(self) -> dict[str, str | None]:
+        return {"part": self.part, "reason": self.reason, "command": self.command}
 
 
 def engines(board: dict[str, Any], nvidia: dict[str, Any], container: str | None) -> list[dict[str, Any]]:
-    """Return one `{name, engine, provider, ready, version, missing}` per engine that `fieldrun.load` takes.
+    """Return `{name, engine, provider, ready, version, missing}` for each engine that `fieldrun.load` takes.
 
-    `missing` lists every part that is not there as `{part, reason, command}`: "package", "bindings", "library",
-    "cuda-python", "device", "driver" or "compiler"; `command` is None where no command brings it.
+    `missing` lists every part that is not installed as `{part, reason, command}`: "package", "bindings", "library",
+    "cuda-python", "device", "driver" or "compiler"; `command` is None where no command installs it.
     """
-    gpu = _no_gpu(board, nvidia, container)
+    gpu = _Gpu(board, nvidia, container)
+    ort = [] if util.find_spec("onnxruntime") else [_Lack("package", "onnxruntime is not installed", _extra("ort"))]
     found = [
         _engine("native", installed.version("fieldrun"), _native()),
-        _engine("onnxruntime", installed.version(*_ORT), _onnxruntime()),
+        _engine("onnxruntime", installed.version(*_ORT), ort),
         _engine("numpy", installed.version("numpy"), []),
-        _engine("onnxruntime", installed.version(*_ORT), gpu + _no_cuda_provider(board, nvidia), "cuda"),
+        _engine("onnxruntime", installed.version(*_ORT), gpu.driver() + gpu.cuda_provider(), "cuda"),
     ]
     for name in MODULES:
-        found.append(_engine(name, nvidia[name.replace("-", "_")], gpu + _no_tensorrt(name, board, nvidia)))
+        found.append(_engine(name, nvidia[name.replace("-", "_")], gpu.driver() + gpu.tensorrt(name)))
     return found
 
 
-def _engine(name: str, version: str | None, missing: list[Missing], provider: str | None = None) -> dict[str, Any]:
+def _engine(name: str, version: str | None, missing: list[_Lack], provider: str | None = None) -> dict[str, Any]:
     return {
         "name": name if provider is None else f"{name} --provider {provider}",
         "engine": name,
         "provider": provider,
         "ready": not missing,
         "version": None if missing else version,
-        "missing": [dict(zip(("part", "reason", "command"), one, strict=True)) for one in missing],
+        "missing": [lack.to_dict() for lack in missing],
     }
 
 
-def _native() -> list[Missing]:
+def _native() -> list[_Lack]:
     runtimes = getattr(util.find_spec("fieldrun_runtimes"), "origin", None)
     if runtimes is not None and (Path(runtimes).parent / "native" / "native.so.1").is_file():
         return []
     command = "sudo apt-get install gcc libc6-dev && " + _pip(f"install --force-reinstall --no-deps {_source()}")
-    return [("compiler", "no C compiler was there when fieldrun was installed", command)]
+    return [_Lack("compiler", "there was no C compiler when fieldrun was installed", command)]
 
 
 def _pip(arguments: str) -> str:
-    """Return the command of pip for this very environment, whether it is activated or not."""
+    """Return the pip command for this very environment, whether it is activated or not."""
     return f"{shlex.quote(sys.executable or 'python3')} -m pip {arguments}"
 
 
-def _source() -> str:
-    """Return the checkout that fieldrun was installed from, as pip noted it; a name to fill in where it did not.
+def _extra(name: str) -> str:
+    return _pip(f"install 'fieldrun[{name}]'")
 
-    A wheel has nothing to compile, and no index need have fieldrun.
-    """
+
+def _source() -> str:
+    """Return the checkout that fieldrun was installed from, as pip noted it, or a name to fill in."""
     try:
         # packaging.python.org/en/latest/specifications/direct-url: where a package was installed from
         origin = json.loads(metadata.distribution("fieldrun").read_text("direct_url.json") or "{}")
-        folder = Path(unquote(urlsplit(origin["url"]).path))
-        if urlsplit(origin["url"]).scheme == "file" and (folder / "pyproject.toml").is_file():
+        url = urlsplit(origin["url"])
+        folder = Path(unquote(url.path))
+        if url.scheme == "file" and (folder / "pyproject.toml").is_file():
             return ("--editable " if origin["dir_info"].get("editable") else "") + shlex.quote(str(folder))
     except (metadata.PackageNotFoundError, OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return "CHECKOUT-OF-FIELDRUN"
 
 
-def _onnxruntime() -> list[Missing]:
-    if util.find_spec("onnxruntime") is None:
-        return [("package", "onnxruntime is not installed", _pip("install 'fieldrun[ort]'"))]
-    return []
+class _Gpu:
+    """What the GPU engines lack here."""
 
+    def __init__(self, board: dict[str, Any], nvidia: dict[str, Any], container: str | None) -> None:
+        self.board, self.nvidia, self.container = board, nvidia, container
+        self.jetson = board["kind"] == "jetson"
+        self.old_jetpack = board["jetpack_series"] is not None and board["jetpack_series"] < 7
+        driver = nvidia["driver"]
+        self.before_cuda13 = self.old_jetpack if driver is None else int(driver.partition(".")[0]) < _CUDA13_DRIVER
 
-def _no_gpu(board: dict[str, Any], nvidia: dict[str, Any], container: str | None) -> list[Missing]:
-    jetson = board["kind"] == "jetson"
-    if nvidia["driver_library"] and (nvidia["gpu"] or jetson):
-        return []
-    if container and (nvidia["gpu"] or jetson):
-        flags = "--runtime nvidia" if jetson else "--gpus all"
-        return [("driver", "the container was started without the GPU's driver", f"docker run {flags} ...")]
-    if jetson:
-        return [("driver", "libcuda.so.1 of Jetson Linux is not there", "sudo apt-get install nvidia-l4t-cuda")]
-    if not nvidia["gpu"]:
-        inside = ", or this container was not given it (docker run --gpus all ...)" if container else ""
-        return [("device", f"no NVIDIA GPU on this machine{inside}", None)]
-    ubuntu = _distribution() == "ubuntu"
-    return [
-        (
-            "driver",
-            "no NVIDIA driver",
-            "sudo ubuntu-drivers install" if ubuntu else "sudo apt-get install nvidia-driver",
-        )
-    ]
+    def driver(self) -> list[_Lack]:
+        """Say whether there is a GPU and its driver."""
+        there = self.nvidia["gpu"] or self.jetson
+        if self.nvidia["driver_library"] and there:
+            return []
+        if self.container and there:
+            flags = "--runtime nvidia" if self.jetson else "--gpus all"
+            return [_Lack("driver", "the container was started without the GPU's driver", f"docker run {flags} ...")]
+        if self.jetson:
+            reason = "libcuda.so.1 of Jetson Linux is not installed"
+            return [_Lack("driver", reason, "sudo apt-get install nvidia-l4t-cuda")]
+        if not there:
+            inside = ", or it was not given to this container (docker run --gpus all ...)" if self.container else ""
+            return [_Lack("device", f"no NVIDIA GPU on this machine{inside}")]
+        ubuntu = _distribution() == "ubuntu"
+        command = "sudo ubuntu-drivers install" if ubuntu else "sudo apt-get install nvidia-driver"
+        return [_Lack("driver", "no NVIDIA driver", command)]
 
-
-def _no_tensorrt(engine: str, board: dict[str, Any], nvidia: dict[str, Any]) -> list[Missing]:
-    if engine == "tensorrt-rtx" and board["compute_capability"] in _RTX_REFUSED:
-        reason = f"TensorRT-RTX has no code for compute capability {board['compute_capability']}: use tensorrt"
-        return [("device", reason, None)]
-    package, seen = _LIBRARIES[engine]
-    title = "TensorRT" if engine == "tensorrt" else "TensorRT-RTX"
-    version = nvidia[engine.replace("-", "_")]
-    found: list[Missing] = []
-    if _is_there(MODULES[engine]):
-        if not _is_there((package,)) and not nvidia[seen]:
-            reason = f"{title}'s Python module is there, its shared library is not"
-            found.append(("library", reason, _tensorrt_command(engine, board, nvidia)[1]))
+    def tensorrt(self, engine: str) -> list[_Lack]:
+        """Say whether TensorRT's bindings and library are there and new enough, and CUDA's bindings."""
+        capability, version = self.board["compute_capability"], self.nvidia[engine.replace("-", "_")]
+        if engine == "tensorrt-rtx" and capability in _RTX_REFUSED:
+            return [_Lack("device", f"TensorRT-RTX does not support compute capability {capability}: use tensorrt")]
+        found = []
+        if not _is_there(*MODULES[engine]):
+            found.append(_Lack("bindings", *self._install(engine)))
+        elif not _is_there(_LIBRARIES[engine]) and not self.nvidia[f"{engine.replace('-', '_')}_library"]:
+            reason = f"{_TITLES[engine]}'s Python module is installed, its shared library is not"
+            found.append(_Lack("library", reason, self._install(engine)[1]))
         elif engine == "tensorrt" and version is not None and _is_too_old(version):
-            command = "flash JetPack 6.1 or later" if board["kind"] == "jetson" else _pip("install --upgrade tensorrt")
-            found.append(
-                (
-                    "library",
-                    f"TensorRT {version} is too old: {'.'.join(map(str, OLDEST[engine]))} or later is needed",
-                    command,
-                )
-            )
-    else:
-        found.append(("bindings", *_tensorrt_command(engine, board, nvidia)))
-    return found + _no_cuda_python(engine, board, nvidia)
+            needed = ".".join(map(str, OLDEST[engine]))
+            command = "flash JetPack 6.1 or later" if self.jetson else _pip("install --upgrade tensorrt")
+            found.append(_Lack("library", f"TensorRT {version} is too old: {needed} or later is needed", command))
+        return found + self._cuda_python(engine)
+
+    def _install(self, engine: str) -> tuple[str, str]:
+        """Return why the Python module of TensorRT cannot be imported, and the command."""
+        if engine == "tensorrt-rtx":
+            return "TensorRT-RTX is not installed", _extra("tensorrt-rtx")
+        if not self.jetson:
+            return "TensorRT is not installed (pip's package fetches it from NVIDIA)", _pip("install tensorrt")
+        if self.nvidia["tensorrt_module"] is None:
+            reason = "JetPack's Python module of TensorRT is not installed; pip does not have it"
+            return reason, "sudo apt-get install python3-libnvinfer"
+        hidden = "JetPack's Python module of TensorRT is not visible"
+        if sys.prefix != sys.base_prefix:
+            return f"{hidden} in this virtual environment", f"{_WITH_SYSTEM} {sys.prefix}"
+        running = f"{sys.version_info.major}.{sys.version_info.minor}"
+        return f"{hidden} to this Python {running}, only to the system's", f"{_WITH_SYSTEM} fieldrun-gpu"
+
+    def _cuda_python(self, engine: str) -> list[_Lack]:
+        """Say whether cuda-python is there, for a CUDA that the driver supports: it contains CUDA's runtime."""
+        version = installed.version("cuda-bindings", "cuda-python")
+        command = _pip("install 'cuda-bindings>=12.8,<13'") if self.before_cuda13 else _extra(engine)
+        if version is None:
+            return [_Lack("cuda-python", "cuda-python is not installed", command)]
+        if self.before_cuda13 and int(version.partition(".")[0]) >= 13:
+            reason = f"cuda-python {version} needs a driver for CUDA 13, and this one is older"
+            return [_Lack("cuda-python", reason, command)]
+        return []
+
+    def cuda_provider(self) -> list[_Lack]:
+        """Say whether the installed ONNX Runtime has the CUDA provider, and CUDA's own libraries are there."""
+        package = f"'onnxruntime-gpu[cuda,cudnn]{_LAST_ORT_OF_CUDA12 if self.before_cuda13 else ''}'"
+        spec = util.find_spec("onnxruntime")
+        folders = getattr(spec, "submodule_search_locations", None) or ()
+        if any((Path(folder) / "capi/libonnxruntime_providers_cuda.so").is_file() for folder in folders):
+            if self.nvidia["cublas_library"]:
+                return []
+            command = "sudo apt-get install nvidia-jetpack" if self.jetson else _pip(f"install {package}")
+            return [_Lack("library", "CUDA's own libraries (cuBLAS) are not installed", command)]
+        reason = "onnxruntime is not installed" if spec is None else "this onnxruntime has no CUDA provider"
+        before = "" if spec is None else _pip("uninstall --yes onnxruntime") + " && "
+        if self.old_jetpack:
+            reason += "; pip's package for ARM is for CUDA 13, so use NVIDIA's wheel for this JetPack"
+            package = "./onnxruntime_gpu-*.whl"
+        return [_Lack("package", reason, before + _pip(f"install {package}"))]
 
 
 def _is_too_old(version: str) -> bool:
@@ -147,61 +195,8 @@ def _is_too_old(version: str) -> bool:
     return numbers is not None and (int(numbers[1]), int(numbers[2])) < OLDEST["tensorrt"]
 
 
-def _is_there(modules: tuple[str, ...]) -> bool:
+def _is_there(*modules: str) -> bool:
     return any(util.find_spec(name) is not None for name in modules)
-
-
-def _tensorrt_command(engine: str, board: dict[str, Any], nvidia: dict[str, Any]) -> tuple[str, str]:
-    """Return what to say of a module that cannot be found, and the command."""
-    if engine == "tensorrt-rtx":
-        return "TensorRT-RTX is not installed", _pip("install 'fieldrun[tensorrt-rtx]'")
-    if board["kind"] != "jetson":
-        return "TensorRT is not installed (pip's package fetches it from NVIDIA)", _pip("install tensorrt")
-    if nvidia["tensorrt_module"] is None:
-        reason = "JetPack's Python module of TensorRT is not installed; it is no package of pip's"
-        return reason, "sudo apt-get install python3-libnvinfer"
-    if sys.prefix != sys.base_prefix:
-        reason = "JetPack's Python module of TensorRT is not visible in this virtual environment"
-        return reason, f"/usr/bin/python3 -m venv --system-site-packages {sys.prefix}"
-    running = f"{sys.version_info.major}.{sys.version_info.minor}"
-    reason = f"JetPack's Python module of TensorRT is not visible to this Python {running}, only to the system's"
-    return reason, "/usr/bin/python3 -m venv --system-site-packages fieldrun-gpu"
-
-
-def _no_cuda_python(engine: str, board: dict[str, Any], nvidia: dict[str, Any]) -> list[Missing]:
-    """Say whether cuda-python is there and of a CUDA that the driver knows: it has CUDA's runtime linked in."""
-    version = installed.version("cuda-bindings", "cuda-python")
-    old = _is_before_cuda13(board, nvidia)
-    command = _pip("install 'cuda-bindings>=12.8,<13'" if old else f"install 'fieldrun[{engine}]'")
-    if version is None:
-        return [("cuda-python", "cuda-python is not installed", command)]
-    if old and int(version.partition(".")[0]) >= 13:
-        return [("cuda-python", f"cuda-python {version} needs a driver of CUDA 13, and this one is older", command)]
-    return []
-
-
-def _is_before_cuda13(board: dict[str, Any], nvidia: dict[str, Any]) -> bool:
-    if nvidia["driver"] is not None:
-        return int(nvidia["driver"].partition(".")[0]) < _CUDA13_DRIVER
-    return board["jetpack_series"] is not None and board["jetpack_series"] < 7
-
-
-def _no_cuda_provider(board: dict[str, Any], nvidia: dict[str, Any]) -> list[Missing]:
-    old = _is_before_cuda13(board, nvidia)
-    package = f"'onnxruntime-gpu[cuda,cudnn]{_LAST_ORT_OF_CUDA12 if old else ''}'"
-    spec = util.find_spec("onnxruntime")
-    folders = getattr(spec, "submodule_search_locations", None) or ()
-    if any((Path(folder) / "capi/libonnxruntime_providers_cuda.so").is_file() for folder in folders):
-        if nvidia["cublas_library"]:
-            return []
-        command = "sudo apt-get install nvidia-jetpack" if board["kind"] == "jetson" else _pip(f"install {package}")
-        return [("library", "CUDA's own libraries (cuBLAS) are not there", command)]
-    reason = "onnxruntime is not installed" if spec is None else "this onnxruntime has no CUDA provider"
-    before = "" if spec is None else _pip("uninstall --yes onnxruntime") + " && "
-    if board["jetpack_series"] is not None and board["jetpack_series"] < 7:
-        reason += "; pip's own for ARM is for CUDA 13, so take NVIDIA's wheel for this JetPack"
-        return [("package", reason, before + _pip("install ./onnxruntime_gpu-*.whl"))]
-    return [("package", reason, before + _pip(f"install {package}"))]
 
 
 def _distribution() -> str | None:
@@ -232,7 +227,7 @@ def parse_requirements(requirements: list[str], extra: str, distribution: str = 
 
 
 def extras() -> list[dict[str, Any]]:
-    """Return one `{name, ready, packages, command}` per extra; `packages` maps each package to its version or None."""
+    """Return `{name, ready, packages, command}` for each extra; `packages` maps each package to its version or None."""
     try:
         about = metadata.metadata("fieldrun")
     except metadata.PackageNotFoundError:
@@ -243,6 +238,5 @@ def extras() -> list[dict[str, Any]]:
         if "onnxruntime" in packages:
             packages["onnxruntime"] = installed.version(*_ORT)
         ready = all(packages.values())
-        command = None if ready else _pip(f"install 'fieldrun[{name}]'")
-        found.append({"name": name, "ready": ready, "packages": packages, "command": command})
+        found.append({"name": name, "ready": ready, "packages": packages, "command": None if ready else _extra(name)})
     return found

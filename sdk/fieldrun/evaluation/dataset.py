@@ -14,9 +14,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import DatasetError
+from .rows import Labels, Texts, check_labels, split_texts
 
 __all__ = ["Dataset", "read_tsv"]
 
@@ -36,13 +37,21 @@ class Dataset:
     sha256: str | None = None
     """Of the bytes that were read; None when the data did not come from a file."""
 
+    @classmethod
+    def of(cls, texts: Texts, labels: Labels) -> Dataset:
+        """Return `texts`, or pairs of texts, with their labels as strings; raises as `fieldrun.fit_head` does."""
+        kind, sides = split_texts(texts)
+        checked = check_labels(labels, len(sides[0]))
+        rows: Any = tuple(zip(*sides, strict=True)) if kind == "pair" else tuple(sides[0])
+        return cls(path=Path("texts"), kind=kind, texts=rows, labels=tuple(checked))
+
     def __len__(self) -> int:
         """Return the number of records."""
         return len(self.labels)
 
     def where(self, record: int) -> str:
-        """Return the place of record `record` for messages: file and 1-based line."""
-        return f"{self.path}, line {record + 2}"
+        """Return the place of record `record` for messages: file and 1-based line, or the 0-based record."""
+        return f"{self.path}, record {record}" if self.sha256 is None else f"{self.path}, line {record + 2}"
 
 
 def read_tsv(path: str | Path) -> Dataset:

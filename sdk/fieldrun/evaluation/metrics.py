@@ -28,7 +28,7 @@ def accuracy(truth: Sequence[Hashable], predicted: Sequence[Hashable]) -> float:
     """Return the fraction of predictions that equal the truth, in [0, 1].
 
     Raises:
-        UsageError: the two have different lengths, or none.
+        UsageError: the two have different lengths, or are empty.
     """
     _check(truth, predicted)
     return sum(t == p for t, p in zip(truth, predicted, strict=True)) / len(truth)
@@ -37,11 +37,11 @@ def accuracy(truth: Sequence[Hashable], predicted: Sequence[Hashable]) -> float:
 def macro_f1(truth: Sequence[Hashable], predicted: Sequence[Hashable]) -> float:
     """Return the unweighted mean of the labels' F1 = 2 tp / (2 tp + fp + fn), in [0, 1].
 
-    The mean is over the labels that occur in `truth` or in `predicted`: one that occurs in neither has no F1 and does
-    not count; one that is never hit counts as 0. It is scikit-learn's `f1_score(average="macro", zero_division=0)`.
+    The mean is over the labels that occur in `truth` or in `predicted`; a label that is never predicted correctly
+    counts as 0. It equals scikit-learn's `f1_score(average="macro", zero_division=0)`.
 
     Raises:
-        UsageError: the two have different lengths, or none.
+        UsageError: the two have different lengths, or are empty.
     """
     _check(truth, predicted)
     labels = tuple(dict.fromkeys((*truth, *predicted)))
@@ -54,8 +54,8 @@ def macro_f1(truth: Sequence[Hashable], predicted: Sequence[Hashable]) -> float:
 def mean_difference(tasks: Sequence[npt.NDArray[np.float64]]) -> tuple[float, float, float]:
     """Return the mean over tasks of row-wise differences, and its 95 % interval: (mean, low, high).
 
-    Each array holds one task's differences, a number a row; every task counts the same. The interval is +- 1.96
-    standard errors and covers the drawing of these rows.
+    Each array holds one task's differences, one for each row; every task has the same weight. The interval is +- 1.96
+    standard errors, for the sampling of the rows.
 
     Raises:
         UsageError: there is no task, or a task has no rows.
@@ -71,7 +71,7 @@ def wilson_interval(k: int, n: int) -> tuple[float, float]:
     """Return the 95 % score interval of the proportion `k / n` as (low, high), both in [0, 1].
 
     Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927): the proportions
-    whose distance from k / n is at most 1.96 of their own standard errors.
+    that are at most 1.96 of their standard errors away from k / n.
 
     Raises:
         UsageError: `n` is not positive, or `k` is not in 0..n.
@@ -81,7 +81,7 @@ def wilson_interval(k: int, n: int) -> tuple[float, float]:
     share, z2 = k / n, _Z95 * _Z95
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # At k = 0 and k = n one end is the proportion itself; rounding must not push it past.
+    # at k = 0 and k = n one end is the proportion itself; rounding must not move it
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
@@ -111,7 +111,7 @@ def expected_calibration_error(confidences: npt.ArrayLike, hits: npt.ArrayLike, 
 
     `confidences (n,)` are the probabilities of the predicted labels, `hits (n,)` whether each was right. Bin k holds
     the confidences in (k / bins, (k + 1) / bins], the first one 0 too. Guo et al., "On calibration of modern neural
-    networks", ICML 2017, equation 3, with its 15 bins. It leans upwards by some points for a few hundred rows.
+    networks", ICML 2017, equation 3. With a few hundred rows it is some points too large.
 
     Raises:
         UsageError: different lengths, no rows, a confidence outside [0, 1], or `bins` below 1.

@@ -1,15 +1,20 @@
-"""Texts as callers hand them over: any list of strings, or of pairs of strings, checked."""
+"""Texts and labels as callers pass them: any list of strings or of pairs of strings, and a label for each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from ..errors import FieldrunError, InputTextError
+from ..errors import FieldrunError, InputTextError, LabelError, TextTooLong
 
-__all__ = ["as_list", "check_texts", "split_pairs"]
+__all__ = ["Labels", "Texts", "as_list", "check_labels", "check_texts", "run_located", "split_pairs", "split_texts"]
+
+Texts = Iterable[str] | Iterable[Sequence[str]]
+Labels = Iterable[str | int | np.generic]
+
+T = TypeVar("T")
 
 
 def as_list(values: object, what: str, error: type[FieldrunError] = InputTextError) -> list[Any]:
@@ -64,11 +69,52 @@ def split_pairs(pairs: object) -> tuple[list[str], list[str]]:
     """
     listed = as_list(pairs, "pairs")
     for i, pair in enumerate(listed):
-        if not is_pair(pair):
+        if not isinstance(pair, list | tuple | np.ndarray) or len(pair) != 2:
             raise InputTextError(f"item {i} is not a pair; give a list of pairs: [(text_a, text_b), ...]")
     return check_texts([a for a, _ in listed], "first text"), check_texts([b for _, b in listed], "second text")
 
 
-def is_pair(item: object) -> bool:
-    """Return whether `item` is a list, tuple or array of two things."""
-    return isinstance(item, list | tuple | np.ndarray) and len(item) == 2
+def split_texts(texts: object) -> tuple[Literal["single", "pair"], Sequence[list[str]]]:
+    """Return the kind of `texts` and their sides: the texts, or the first and the second of each pair."""
+    listed = as_list(texts, "texts")
+    if listed and isinstance(listed[0], list | tuple | np.ndarray):
+        return "pair", split_pairs(listed)
+    return "single", [check_texts(listed)]
+
+
+def check_labels(labels: object, n: int) -> list[str]:
+    """Return `n` labels as strings.
+
+    Raises:
+        LabelError: `labels` is not a list of `n`, or one is not a string, int or bool, or is blank.
+    """
+    checked = as_list(labels, "labels", LabelError)
+    if len(checked) != n:
+        raise LabelError(f"{n} texts and {len(checked)} labels; give one label for each text")
+    for i, label in enumerate(checked):
+        if not isinstance(label, str | int | np.integer | np.bool_):
+            raise LabelError(f"label {i} is {type(label).__name__}, not a string, int or bool; write str(label)")
+        if not str(label).strip():
+            raise LabelError(f"label {i} is empty; give text {i} a label or leave it out")
+    return [str(label) for label in checked]
+
+
+def run_located(
+    run: Callable[[Sequence[Any]], T], rows: Sequence[Any], place: Callable[[int], str], *, start: int = 0
+) -> T:
+    """Return `run(rows)`; when a text is refused, the error starts with the place of its row, counted from `start`.
+
+    Raises:
+        InputTextError, TextTooLong: as `run` does.
+    """
+    try:
+        return run(rows)
+    except (InputTextError, TextTooLong):
+        for i, row in enumerate(rows, start):
+            try:
+                run([row])
+            except (InputTextError, TextTooLong) as error:
+                said = str(error)
+                at = said.replace("text 0", place(i), 1) if said.startswith("text 0 ") else f"{place(i)}: {said}"
+                raise type(error)(at) from error
+        raise

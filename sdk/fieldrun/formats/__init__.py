@@ -1,4 +1,4 @@
-"""What lies on disk: bundles, checkpoints, their tensors, hashes and cards."""
+"""The files on disk: bundles, checkpoints, their tensors, hashes and model cards."""
 
 from __future__ import annotations
 

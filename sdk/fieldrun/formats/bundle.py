@@ -13,12 +13,13 @@
 | `CARD.md` | what the model is, in words |
 | `heads.safetensors` | weight and bias of heads that were attached after the export; only with such heads |
 
-Nothing is used before its hash is checked.
+No file is used before its hash is checked.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -57,12 +58,17 @@ REFERENCE_BUNDLE = Path(__file__).parents[1] / "data" / "reference"
 
 
 def resolve_bundle(path: str | Path) -> Path:
-    """Return the folder of a bundle; `"reference"` is the one inside the package.
+    """Return the folder of a bundle; the string `"reference"` is the shipped one, whatever the current folder has.
+
+    Warns:
+        UserWarning: the current folder has a bundle of the name too; `"./reference"` is that one.
 
     Raises:
         BundleError: there is no folder at `path`.
     """
-    if str(path) == "reference" and not is_folder(Path(path)):
+    if path == "reference":
+        if Path("reference", MANIFEST).is_file():
+            warnings.warn("'reference' is the shipped bundle; write ./reference for the folder here", stacklevel=2)
         return REFERENCE_BUNDLE
     folder = Path(path)
     if not is_folder(folder):
@@ -71,7 +77,7 @@ def resolve_bundle(path: str | Path) -> Path:
 
 
 def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest's JSON object with `sha256`, the hash of its other keys as sorted JSON without spaces."""
+    """Return a manifest's JSON object with `sha256`, the hash of the other keys as sorted JSON without spaces."""
     rest = {key: value for key, value in manifest.items() if key != "sha256"}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"), default=list)
     return rest | {"sha256": sha256_bytes(text.encode("utf-8"))}
@@ -94,7 +100,7 @@ class Bucket:
 class TaskSpec:
     """One task: its labels, and where its logits start in the output of the graph of its kind.
 
-    A task that was attached after the export is in no graph: its head is in `heads.safetensors`, and `start` is 0.
+    A task that was attached after the export is not in a graph: its head is in `heads.safetensors`, and `start` is 0.
     """
 
     name: str
@@ -139,7 +145,7 @@ class _Framed:
         """Return token ids as a graph of `length` tokens takes them, `(batch, left + length + right) int32`.
 
         They start after the left margin; the rest is padding. Rows that `sequences` does not fill are copies of its
-        first. No sequence is longer than `length`.
+        first one. No sequence may be longer than `length`.
         """
         left, right = self.margins
         ids = np.full((batch, left + length + right), self.pad_id, np.int32)
@@ -232,7 +238,7 @@ class TensorrtGraphs:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> TensorrtGraphs:
-        """Read the manifest's `tensorrt`; `TypeError`, `AttributeError` or `BundleError` for what is none."""
+        """Read the manifest's `tensorrt`. `TypeError`, `AttributeError` or `BundleError` if it is not valid."""
         value = dict(value)
         value["buckets"] = tuple(from_mapping(Bucket, b, "manifest.tensorrt", BundleError) for b in value["buckets"])
         value["pair_graphs"] = {int(batch): str(graph) for batch, graph in value["pair_graphs"].items()}
@@ -242,7 +248,7 @@ class TensorrtGraphs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What `manifest.json` says, in the order of its keys; `tensorrt` is left out where there are no such graphs."""
+    """What `manifest.json` says, in the order of its keys; `tensorrt` is left out if there are no such graphs."""
 
     schema: int
     name: str
@@ -272,7 +278,7 @@ class Manifest:
             raise BundleError(f"buckets must be every batch with every length once, 1 among the batches, not {shapes}")
         exported = [task for task in self.tasks if not task.attached]
         if set(self.pair_graphs) != (set(batches) if any(task.kind == "pair" for task in exported) else set()):
-            raise BundleError(f"pair graphs are for the batches {sorted(self.pair_graphs)}, buckets for {batches}")
+            raise BundleError(f"pair graphs have the batches {sorted(self.pair_graphs)}, buckets {batches}")
         if not isinstance(self.recipe, Mapping) or not isinstance(self.recipe.get("name"), str):
             raise BundleError("the manifest's recipe must be an object with a name")
         if not 0 < self.golden_tolerance < 1:
@@ -282,11 +288,13 @@ class Manifest:
         if self.tensorrt is not None:
             same = [(bucket.batch, bucket.length) for bucket in self.tensorrt.buckets]
             if sorted(same) != shapes or set(self.tensorrt.pair_graphs) != set(self.pair_graphs):
-                raise BundleError("the TensorRT graphs are for other buckets than the manifest's")
+                raise BundleError("the TensorRT graphs do not have the buckets of the manifest")
             named |= set(self.tensorrt.names())
         named |= {HEADS_FILE} if len(exported) < len(self.tasks) else set()
         if set(self.files) != named:
-            raise BundleError(f"the manifest lists other files than it uses: {sorted(set(self.files) ^ named)}")
+            raise BundleError(
+                f"the manifest's list of files does not match its graphs: {sorted(set(self.files) ^ named)}"
+            )
         if len({task.name for task in self.tasks}) != len(self.tasks):
             raise BundleError("two tasks have the same name")
         for kind in ("single", "pair"):
@@ -297,14 +305,14 @@ class Manifest:
                 stop += len(task.labels)
 
     def task(self, name: object) -> TaskSpec:
-        """Return the task `name`; `UnknownName` lists those there are."""
+        """Return the task `name`. `UnknownName` lists the known ones."""
         for task in self.tasks:
             if task.name == name:
                 return task
         raise UnknownName("task", name, [task.name for task in self.tasks])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object that `read` reads back."""
+        """Return the JSON object that `read` reads."""
         value = asdict(self)
         value["pair_graphs"] = {str(batch): graph for batch, graph in self.pair_graphs.items()}
         if self.tensorrt is None:
@@ -319,9 +327,9 @@ class Manifest:
         """Read and check `manifest.json` at `path`.
 
         Raises:
-            SchemaTooNew: written by a newer fieldrun.
-            IntegrityError: it is not what the export wrote.
-            BundleError: missing, not JSON, unknown or missing keys, or a value that makes no sense.
+            SchemaTooNew: it was written by a newer fieldrun.
+            IntegrityError: it was changed after the export.
+            BundleError: it is missing or not JSON, a key is unknown or missing, or a value is not valid.
         """
         keys = [name for name in cls.__slots__ if name != "tensorrt"]
         value = read_schema(path, SCHEMA, (*keys, "sha256"), BundleError, optional=("tensorrt",))
@@ -357,8 +365,8 @@ class Bundle:
         """Open the bundle at `path` (or `"reference"`) and check every file's size and sha256.
 
         Raises:
-            BundleError: no bundle there, or its manifest makes no sense.
-            SchemaTooNew: written by a newer fieldrun.
+            BundleError: there is no bundle, or its manifest is not valid.
+            SchemaTooNew: it was written by a newer fieldrun.
             IntegrityError: a file is missing, truncated or changed.
         """
         folder = resolve_bundle(path)
@@ -367,7 +375,7 @@ class Bundle:
         return bundle
 
     def exported(self) -> Bundle:
-        """Return the bundle as the export wrote it: what its graphs answer, without the heads attached since."""
+        """Return the bundle as the export wrote it, without the heads that were attached later."""
         tasks = tuple(task for task in self.manifest.tasks if not task.attached)
         files = {name: entry for name, entry in self.manifest.files.items() if name != HEADS_FILE}
         return replace(self, manifest=replace(self.manifest, tasks=tasks, files=files))
@@ -375,3 +383,21 @@ class Bundle:
     def total_bytes(self) -> int:
         """Return the size of the whole bundle, manifest included."""
         return sum(entry.bytes for entry in self.manifest.files.values()) + (self.path / MANIFEST).stat().st_size
+
+    def about(self) -> dict[str, Any]:
+        """Return what the bundle is, as JSON: what `fieldrun info` prints."""
+        manifest = self.manifest
+        return {
+            "path": str(self.path),
+            "name": manifest.name,
+            "bytes": self.total_bytes(),
+            "parameters": manifest.network.parameters,
+            "recipe": manifest.recipe["name"],
+            "buckets": [{"batch": bucket.batch, "length": bucket.length} for bucket in manifest.buckets],
+            "tasks": {task.name: {"kind": task.kind, "labels": len(task.labels)} for task in manifest.tasks},
+            "hashes": {name: entry.sha256 for name, entry in manifest.files.items()},
+            "licence": manifest.licence,
+            "settings": dict(manifest.recipe),
+            "provenance": dict(manifest.provenance),
+            "fieldrun": manifest.fieldrun,
+        }

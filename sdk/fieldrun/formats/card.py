@@ -1,4 +1,4 @@
-"""The model card: what a checkpoint or bundle is, rendered from what it records about itself."""
+"""The model card of a checkpoint or bundle, rendered from its record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def render_card(
     recipe: str | None = None,
     weights_bytes: int | None = None,
 ) -> str:
-    """Return the Markdown card of a student, as a bundle made with `recipe` when given.
+    """Return the Markdown card of a student; with `recipe`, that of a bundle made with it.
 
     `student` is its shape as a JSON object. Accuracies are those of the trained checkpoint in float32, from its
     training record.
@@ -64,7 +64,7 @@ def render_card(
 
 
 def _told(render: Callable[[Mapping[str, Any]], list[str]], facts: Mapping[str, Any]) -> list[str]:
-    """Return what `render` makes of `facts`, which a user's own checkpoint may lack or keep in another shape."""
+    """Return `render(facts)`, or a note for a checkpoint that lacks the facts or has them in another form."""
     try:
         return render(facts)
     except (AttributeError, KeyError, TypeError, ValueError):

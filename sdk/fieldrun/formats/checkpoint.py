@@ -8,15 +8,17 @@
 | `CARD.md` | the model card, rendered from the record |
 | `training.json` | the training record: recipe, curves, results, seconds, machine |
 | `heads/<task>.json`, `heads/<task>.safetensors` | one head |
-| `usage.safetensors` | how often the training text used every token and n-gram bucket; only where it was counted |
+| `usage.safetensors` | how often the training text used every token and n-gram bucket; optional |
 
-Nothing is read before its hash is checked, and nothing is unpickled.
+No file is read before its hash is checked, and nothing is unpickled.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ _KEYS = {"schema", "name", "student", "heads", "licence", "provenance", "files"}
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CheckpointFiles:
-    """What the files of a checkpoint hold, as plain values.
+    """The contents of a checkpoint's files, as plain values.
 
     `student` is the shape, `StudentConfig.to_dict()`; `heads` has, for each task, `name`, `kind`, `labels`,
     `temperature`, `about` and the tensors `weight` and `bias`. `tensors` are as stored.
@@ -62,15 +64,28 @@ class CheckpointFiles:
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
-    """Return the folder of a checkpoint; `"reference"` is the one in the repository.
+    """Return the folder of a checkpoint; the string `"reference"` is the shipped one, whatever the current folder has.
+
+    The shipped checkpoint is part of a clone of fieldrun, and of the wheel `fieldrun-reference` that is built from it.
+
+    Warns:
+        UserWarning: the current folder has a checkpoint of the name too; `"./reference"` is that one.
 
     Raises:
-        CheckpointError: there is no folder at `path`.
+        CheckpointError: there is no folder at `path`, or the shipped checkpoint is not installed.
     """
-    if str(path) == "reference" and not is_folder(Path(path)):
-        if is_folder(REFERENCE_CHECKPOINT):
-            return REFERENCE_CHECKPOINT
-        raise CheckpointError("the reference checkpoint is in the repository, not the wheel; clone it or give a path")
+    if path == "reference":
+        if Path("reference", "student.json").is_file():
+            warnings.warn("'reference' is the shipped checkpoint; write ./reference for the folder here", stacklevel=2)
+        found = util.find_spec("fieldrun_reference")
+        wheel = Path(found.origin).parent if found is not None and found.origin else None
+        for folder in (REFERENCE_CHECKPOINT, *([wheel / "checkpoint"] if wheel else [])):
+            if is_folder(folder):
+                return folder
+        raise CheckpointError(
+            "the reference checkpoint is not installed; in a clone of fieldrun run 'make wheels', then "
+            "'pip install dist/fieldrun_reference-*.whl'"
+        )
     folder = Path(path)
     if not is_folder(folder):
         raise CheckpointError(f"no checkpoint at {folder}: give a folder with student.json, made by 'fieldrun distill'")
@@ -81,8 +96,8 @@ def read_checkpoint(path: str | Path) -> CheckpointFiles:
     """Read the checkpoint folder at `path` (or `"reference"`), every file once its hash is checked.
 
     Raises:
-        CheckpointError: a file is missing, damaged, or has another hash.
-        SchemaTooNew: it was written by a newer fieldrun.
+        CheckpointError: a file is missing or corrupt.
+        SchemaTooNew: the checkpoint was written by a newer fieldrun.
     """
     folder = resolve_checkpoint(path)
     try:
@@ -105,7 +120,7 @@ def _read(folder: Path) -> CheckpointFiles:
     wanted |= {f"heads/{name}.{suffix}" for name in heads for suffix in ("json", "safetensors")}
     wanted |= {_USAGE} & set(files)
     if set(files) != wanted:
-        raise CheckpointError(f"student.json lists other files than a checkpoint has: {sorted(set(files) ^ wanted)}")
+        raise CheckpointError(f"the files in student.json are not those of a checkpoint: {sorted(set(files) ^ wanted)}")
     check_files(folder, files, CheckpointError)
     return CheckpointFiles(
         name=str(about["name"]),
@@ -124,7 +139,7 @@ def write_checkpoint(path: Path, files: CheckpointFiles, card: str) -> None:
     """Write `files` and the model card to the new folder `path`, whole or not at all.
 
     Raises:
-        OutputExists, StorageError: `path` is taken or cannot be written.
+        OutputExists, StorageError: `path` exists or cannot be written.
     """
     with new_folder(path) as folder:
         (folder / "heads").mkdir()

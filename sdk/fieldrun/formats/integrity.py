@@ -26,10 +26,10 @@ class FileEntry:
 
     @classmethod
     def from_dict(cls, name: str, value: Any, error: type[FieldrunError]) -> FileEntry:
-        """Read the entry of file `name`; refuses names that leave the folder."""
+        """Read the entry of file `name`. Names that leave the folder are refused."""
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or str(pure) != name:
-            raise error(f"the file name {name!r} leaves its folder; do not use this artifact")
+            raise error(f"the file name {name!r} points outside its folder; do not use this copy")
         if (
             not isinstance(value, Mapping)
             or set(value) != {"bytes", "sha256"}
@@ -52,14 +52,12 @@ def read_schema(
 
     Raises:
         SchemaTooNew: its schema is newer than `schema`.
-        FieldrunError: of the kind `error`; it is missing, not JSON, of an older schema, or has unknown or missing keys.
+        FieldrunError: as `error`; it is missing or not JSON, its schema is older, or keys are unknown or missing.
     """
     try:
         value = read_json(path)
     except FileNotFoundError as cause:
-        raise error(
-            f"{path.parent} has no {path.name}; it is not a {_kind(path)}, or a copy that is not complete"
-        ) from cause
+        raise error(f"{path.parent} has no {path.name}; it is not a {_kind(path)}, or an incomplete copy") from cause
     except (OSError, ValueError) as cause:
         raise error(f"{path.parent}: {cause}; restore the file") from cause
     if not isinstance(value, dict) or not isinstance(value.get("schema"), int):
@@ -81,7 +79,7 @@ def read_schema(
 
 
 def check_files(folder: Path, files: Mapping[str, FileEntry], error: type[FieldrunError]) -> None:
-    """Check that every file exists inside `folder` with its size and sha256; `error` names the first that does not."""
+    """Check that every file is in `folder` with its size and sha256; `error` names the first that is not."""
     root = folder.resolve()
     for name, entry in files.items():
         try:
@@ -95,12 +93,12 @@ def _check_file(folder: Path, root: Path, name: str, entry: FileEntry, error: ty
     if not path.is_file():
         raise error(f"{folder} lacks {name}; copy it again")
     if not path.resolve().is_relative_to(root):
-        raise error(f"{folder}: {name} is a link out of the folder; copy the file itself")
+        raise error(f"{folder}: {name} is a link to a file outside the folder; copy the file itself")
     size = path.stat().st_size
     if size != entry.bytes:
         raise error(f"{folder}: {name} has {size} bytes, the manifest says {entry.bytes}; copy it again")
     if sha256_file(path) != entry.sha256:
-        raise error(f"{folder}: {name} has another sha256 than the manifest says; copy it again")
+        raise error(f"{folder}: the sha256 of {name} does not match the manifest; copy it again")
 
 
 def _kind(path: Path) -> str:

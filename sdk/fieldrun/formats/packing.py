@@ -1,12 +1,10 @@
-"""Packed tensors: matrices that are stored as something smaller, and opened when a bundle is loaded.
+"""Packed tensors: int8 matrices with few different values, stored as codes and expanded when a bundle is loaded.
 
-Most are int8 matrices that take few different values, as codes into a codebook.
-
-A matrix `NAME (rows, width) int8` may stand in a bundle's weights in consecutive parts, numbered from 0, each either
+A matrix `NAME (rows, width) int8` can be stored in consecutive parts, numbered from 0, each either
 
 | Tensor | Shape, type | Holds |
 |---|---|---|
-| `NAME.rows.<i>` | `(rows_i, width) int8` | the part as it is |
+| `NAME.rows.<i>` | `(rows_i, width) int8` | the numbers themselves |
 | `NAME.codes.<i>` | `(rows_i, bytes) uint8` | a code for every d neighbouring numbers of a row |
 | `NAME.codebook.<i>` | `(K, d) int8` | the numbers that a code stands for |
 | `NAME.codes.<i>.rarely`, `NAME.codebook.<i>.rarely` | as above | the other rows of a part that is split |
@@ -16,10 +14,10 @@ A matrix `NAME (rows, width) int8` may stand in a bundle's weights in consecutiv
 A float matrix may be a tensor mixture (arXiv 2605.25344): `NAME.mixt.<k>`, float16, for k below N, stands for the mean
 over k of I_(2^k) (x) T_k (x) I_(2^(N-1-k)), with (x) the Kronecker product.
 
-A dense `<layer>.weight` stands transposed, a row for each output. A code has ceil(log2 K) bits; a row's codes, their
-number rounded up to a multiple of 8, stand in its bytes from the lowest bit on. What is packed is opened to the very
-numbers that were exported: by most engines whole when a bundle is loaded, by the native engine a row of the table when
-a text first needs it. From then on all are as fast as without packing.
+A dense `<layer>.weight` is stored transposed, a row for each output. A code has ceil(log2 K) bits; the codes of a row,
+their number rounded up to a multiple of 8, fill its bytes from the lowest bit on. Expanding gives exactly the numbers
+that were exported. Most engines expand whole matrices when a bundle is loaded, the native engine a row of the table
+when a text first needs it; from then on all are as fast as without packing.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ __all__ = [
     "unpack_codes",
 ]
 
-_UNIT = {1: 8, 2: 8, 3: 12, 4: 8, 5: 10, 6: 12, 7: 14, 8: 8}  # bits that are looked up together, whole codes
+_UNIT = {1: 8, 2: 8, 3: 12, 4: 8, 5: 10, 6: 12, 7: 14, 8: 8}  # bits of whole codes that are looked up together
 _MOST_BRANCHES = 4
 _ROWS = 32768  # packed or expanded at once
 
@@ -70,10 +68,10 @@ def pack_codes(codes: Array, bits: int) -> Array:
 def unpack_codes(packed: Array, codebook: Array, width: int) -> Array:
     """Return the matrix `(rows, width) int8` of `packed (rows, bytes) uint8` and `codebook (K, d) int8`.
 
-    Some codes at once are looked up in a table of all their combinations, so that it takes tens of milliseconds.
+    Several codes are looked up at once, in a table of all their combinations, so that it takes tens of milliseconds.
 
     Raises:
-        ValueError: the bytes of a row are not those of `width` numbers, or a code is beyond the codebook.
+        ValueError: a row does not have the bytes of `width` numbers, or a code is not in the codebook.
     """
     entries, each = codebook.shape
     bits = code_bits(entries)
@@ -90,14 +88,14 @@ def unpack_codes(packed: Array, codebook: Array, width: int) -> Array:
     for start in range(0, len(packed), _ROWS):
         values = _units(packed[start : start + _ROWS].reshape(-1, groups, bits), bits, unit)
         if not known.all() and not known[values].all():
-            raise ValueError(f"a code is beyond the codebook of {entries} entries")
+            raise ValueError(f"a code is not in the codebook of {entries} entries")
         rows = looked_up[values].view(np.int8).reshape(len(values), -1)
         out[start : start + _ROWS] = rows[:, :width]
     return out
 
 
 def _units(groups: Array, bits: int, unit: int) -> Array:
-    """Return the numbers of `unit` bits that stand in `groups (rows, groups, bits) uint8`, `(rows, groups, units)`."""
+    """Return the numbers of `unit` bits in `groups (rows, groups, bits) uint8`, as `(rows, groups, units)`."""
     if unit == 8:
         return groups
     count = 8 * bits // unit
@@ -113,7 +111,7 @@ def _units(groups: Array, bits: int, unit: int) -> Array:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Coded:
-    """Rows as they are stored: `codes (rows, bytes) uint8` into `codebook (K, d) int8`."""
+    """Stored rows: `codes (rows, bytes) uint8` into `codebook (K, d) int8`."""
 
     codes: Array
     codebook: Array
@@ -121,9 +119,9 @@ class Coded:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Part:
-    """`rows` consecutive rows of a matrix: `plain` as they are, or `coded`.
+    """`rows` consecutive rows of a matrix: `plain` numbers, or `coded`.
 
-    In a split part `often (rows,) bool` chooses the rows that `coded` has, in their order; `rarely` has the others.
+    In a split part `often (rows,) bool` marks the rows in `coded`, in their order; `rarely` has the others.
     """
 
     rows: int
@@ -133,7 +131,7 @@ class Part:
     rarely: Coded | None = None
 
     def open_into(self, out: Array) -> None:
-        """Write the rows into `out (rows, width) int8`; `ValueError` when a code or the size is wrong."""
+        """Write the rows into `out (rows, width) int8`. `ValueError` if a code or the size is wrong."""
         width = out.shape[1]
         if self.plain is not None:
             out[:] = self.plain
@@ -146,18 +144,18 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PackedMatrix:
-    """An int8 matrix `(rows, width)` that is still packed."""
+    """A packed int8 matrix `(rows, width)`."""
 
     width: int
     parts: Sequence[Part]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The shape of the opened matrix."""
+        """The shape of the expanded matrix."""
         return sum(part.rows for part in self.parts), self.width
 
     def open(self) -> Array:
-        """Return the matrix `(rows, width) int8`; `ValueError` when a code is beyond its codebook."""
+        """Return the matrix `(rows, width) int8`. `ValueError` if a code is not in its codebook."""
         out, start = np.empty(self.shape, np.int8), 0
         for part in self.parts:
             part.open_into(out[start : start + part.rows])
@@ -166,14 +164,14 @@ class PackedMatrix:
 
 
 def packed_names(tensors: Mapping[str, Array]) -> tuple[str, ...]:
-    """Return the names of the matrices that `tensors` holds in packed form."""
+    """Return the names of the packed matrices in `tensors`."""
     names = [name.removesuffix(".width") for name in tensors if name.endswith(".width")]
     kinds = ("codes", "rows", "mixt")
     return tuple(name for name in names if any(f"{name}.{kind}.0" in tensors for kind in kinds))
 
 
 def take_packed(name: str, tensors: dict[str, Array]) -> PackedMatrix:
-    """Take the parts of the packed matrix `name` out of `tensors`, without opening them.
+    """Take the parts of the packed matrix `name` out of `tensors`, without expanding them.
 
     Raises:
         ValueError: a part is missing or does not fit.

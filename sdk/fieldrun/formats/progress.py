@@ -1,4 +1,4 @@
-"""How long work tells how far it is: a function that is called with (phase, done, total)."""
+"""Progress of long work: a function that is called with (phase, done, total)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TypeAlias
 __all__ = ["Progress", "silent"]
 
 Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called with a phase's name, the steps that are done, and how many there are."""
+"""Called with the name of the phase, the steps done, and the steps in total."""
 
 
 def silent(phase: str, done: int, total: int) -> None:
-    """Say nothing."""
+    """Show nothing."""
     del phase, done, total

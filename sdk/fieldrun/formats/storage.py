@@ -1,7 +1,7 @@
 """Write files whole or not at all, and hash them.
 
-Everything fieldrun writes is written beside its place, flushed to disk, and renamed. What only
-writing needs is imported by the functions that write: the runtime reads, and its start-up is counted.
+Everything is written beside its place, flushed to disk, and renamed. Modules that only writing needs are imported by
+the functions that write, so that loading a bundle is fast.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def sha256_file(path: Path) -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether `path` is a folder that can be seen; False, and no error, for a name that the system refuses."""
+    """Return whether `path` is a folder; False, and no error, for a name that the system refuses."""
     return os.path.isdir(path)
 
 
@@ -72,7 +72,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse the JSON file at `path`; `ValueError` with the file's name when it is not JSON."""
+    """Parse the JSON file at `path`; `ValueError` with the file's name if it is not JSON."""
     try:
         return json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -81,14 +81,13 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield a folder beside `path` that becomes `path` when the block ends, and vanishes when it fails.
+    """Yield a folder beside `path` that is renamed to `path` at the end of the block, or deleted if the block fails.
 
-    What a killed process left beside `path` is deleted first; a folder that a living process writes is locked. With
-    `replace` a folder that is at `path` changes places with the new one, in one step where the file system can, and is
-    deleted.
+    Folders that killed processes left beside `path` are deleted first; the folder of a running process is locked. With
+    `replace`, a folder at `path` is exchanged with the new one, atomically if the file system can, and deleted.
 
     Raises:
-        OutputExists: `path` exists, and is not to be replaced.
+        OutputExists: `path` exists, and `replace` is not set.
         StorageError: the parent is missing or not writable, or the disk is full.
     """
     import shutil
@@ -148,7 +147,7 @@ def _publish(partial: Path, path: Path, replace: bool) -> None:
     if not path.exists():
         os.rename(partial, path)
     elif not replace:
-        raise OutputExists(f"{path} was made by another process meanwhile; choose another folder")
+        raise OutputExists(f"another process has just made {path}; choose another folder")
     elif not _exchange(partial, path):
         aside = partial.with_name(partial.name.replace(".partial-", ".replaced-"))
         os.rename(path, aside)
@@ -170,7 +169,7 @@ def _publish(partial: Path, path: Path, replace: bool) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two folders change their names in one step (`renameat2`); False where the system or its disk cannot."""
+    """Exchange two folders atomically (`renameat2`); return False if the system or the file system cannot."""
     import ctypes
 
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE

@@ -1,8 +1,8 @@
 """Read and write safetensors files with NumPy alone.
 
 A bundle's weights are one safetensors file. ONNX Runtime maps it as the graphs' external data, the NumPy engine maps
-it through `read_tensors`; both see the same bytes. The format is public: an 8-byte little-endian header length, a JSON
-header `{name: {dtype, shape, data_offsets}}`, then the buffers without holes.
+it through `read_tensors`; both use the same bytes. The format is public: an 8-byte little-endian header length, a JSON
+header `{name: {dtype, shape, data_offsets}}`, then the buffers without gaps.
 """
 
 from __future__ import annotations
@@ -85,22 +85,22 @@ def _entries(path: Path) -> tuple[dict[str, tuple[np.dtype[Any], tuple[int, ...]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path.name}: tensor {name!r} has an unknown dtype, shape or offset") from error
         if not start <= stop <= data_bytes or stop - start != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{path.name} is truncated or damaged: tensor {name!r} does not fit in the file")
+            raise ValueError(f"{path.name} is truncated or corrupt: tensor {name!r} does not fit in the file")
         entries[name] = (dtype, shape, start, stop)
     position = 0
     for name, (_, _, start, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if start != position:
-            raise ValueError(f"{path.name} is damaged: tensor {name!r} overlaps another or leaves a hole")
+            raise ValueError(f"{path.name} is corrupt: tensor {name!r} overlaps another or leaves a gap")
         position = stop
     if position != data_bytes:
-        raise ValueError(f"{path.name} is damaged: {data_bytes - position} bytes at its end belong to no tensor")
+        raise ValueError(f"{path.name} is corrupt: {data_bytes - position} bytes at its end belong to no tensor")
     return entries, data_start
 
 
 def read_tensors(path: Path) -> dict[str, Array]:
     """Map the safetensors file at `path`; return its tensors as read-only arrays that share the mapping.
 
-    Only bfloat16 tensors, which foreign files have, are copied: they become float32.
+    Only bfloat16 tensors, which foreign files may have, are copied: they become float32.
 
     Raises:
         ValueError: the file is not a safetensors file, is truncated, or has overlapping tensors; the message names it.
@@ -128,12 +128,11 @@ def data_offsets(path: Path) -> dict[str, tuple[int, int]]:
 def write_tensors(tensors: Mapping[str, Array]) -> bytes:
     """Return `tensors` as the bytes of a safetensors file.
 
-    The largest alignment goes first: tensors whose size is a multiple of `ALIGNMENT` are written before the others, so
-    that without holes every large buffer is aligned; the others follow by the size of their elements. Same tensors,
-    same bytes, whatever the order of the mapping.
+    Tensors whose size is a multiple of `ALIGNMENT` come first, so that every large buffer is aligned without gaps; the
+    others follow by the size of their elements. The bytes do not depend on the order of the mapping.
 
     Raises:
-        ValueError: a dtype that the format or fieldrun does not have.
+        ValueError: a dtype that the format or fieldrun does not support.
     """
     header: dict[str, Any] = {}
     parts: list[bytes] = []
@@ -142,7 +141,7 @@ def write_tensors(tensors: Mapping[str, Array]) -> bytes:
         array = np.asarray(tensors[name], order="C")
         little = array.dtype.newbyteorder("<") if array.dtype.itemsize > 1 else array.dtype
         if little not in _NAMES:
-            raise ValueError(f"tensor {name!r} has dtype {array.dtype}; a safetensors file here holds {list(_DTYPES)}")
+            raise ValueError(f"tensor {name!r} has dtype {array.dtype}; the supported ones are {list(_DTYPES)}")
         data = array.astype(little, copy=False).tobytes()
         header[name] = {
             "dtype": _NAMES[little],

@@ -4,7 +4,7 @@ With `x (n, inputs)`, `y (n,)` and `c` classes it minimises, over `W (inputs, c)
 
     J(W, b) = mean_i( logsumexp(z_i) - z_i[y_i] ) + strength / 2 * |W|^2        z_i = x_i W + b
 
-The bias is free, so J has one minimum in W, and in b up to a constant that no probability sees. The method is L-BFGS
+The bias is free, so J has one minimum in W, and in b up to a constant that changes no probability. The method is L-BFGS
 (Nocedal and Wright, "Numerical Optimization", algorithm 7.4) in the eigenbasis of the inputs' covariance: a rotation
 changes neither J nor |W|, directions without variance drop out, and the Hessian is nearly diagonal there, so that its
 diagonal as a first guess leaves few steps to do.
@@ -60,7 +60,7 @@ class Basis:
 
     def restore(self, theta: Array) -> tuple[Array, Array]:
         """Return weight `(inputs, c)` and bias `(c,)`, float64, of a solution `theta (rank + 1, c)` in this basis."""
-        weight = self.axes @ (theta[:-1] - theta[:-1].mean(1, keepdims=True))  # no probability sees a common part
+        weight = self.axes @ (theta[:-1] - theta[:-1].mean(1, keepdims=True))  # a common part changes no probability
         bias = theta[-1] - self.mean @ weight
         return weight, bias - bias.mean()
 
@@ -106,8 +106,8 @@ def solve(
 ) -> Array:
     """Return the `theta (rank + 1, classes) float64` that minimises J, from `start` or zero.
 
-    It ends when the estimated distance of J from its minimum, g^T D g / 2 with `D` the inverse of the Hessian's
-    diagonal, is below `tolerance` (J is in nats), or when rounding leaves no smaller J.
+    It stops when the estimated distance of J from its minimum, g^T D g / 2 with `D` the inverse of the Hessian's
+    diagonal, is below `tolerance` (J is in nats), or when rounding allows no smaller J.
     """
     theta = np.zeros((z.shape[1], classes)) if start is None else start.copy()
     value, gradient, spread = objective(z, y, theta, strength)

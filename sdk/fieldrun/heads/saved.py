@@ -1,8 +1,8 @@
-"""Heads that were attached to a bundle after its export: how they are read, and how a bundle is saved with them.
+"""Heads that were attached to a bundle after its export: reading them, and saving a bundle with them.
 
-They are no part of the graphs. Their weight and bias stand in `heads.safetensors` as `<task>.weight` and `<task>.bias`,
-their labels and temperature in the manifest's tasks, what their training measured in its `provenance["heads"]`, and
-their answers to the golden texts in `golden.json`, worked out from the fields that the export measured there.
+They are not part of the graphs. `heads.safetensors` has their `<task>.weight` and `<task>.bias`, the manifest's tasks
+their labels and temperatures, its `provenance["heads"]` the results of their training, and `golden.json` their answers
+to the golden texts, computed from the fields that the export measured.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def read_heads(bundle: Bundle) -> dict[str, Head]:
     """Return the heads that were attached to `bundle`, by name; none for a bundle as exported.
 
     Raises:
-        BundleError: `heads.safetensors` does not hold the heads that the manifest names.
+        BundleError: `heads.safetensors` does not have the heads that the manifest names.
     """
     tasks = [task for task in bundle.manifest.tasks if task.attached]
     if not tasks:
@@ -42,7 +42,7 @@ def read_heads(bundle: Bundle) -> dict[str, Head]:
     try:
         tensors = read_tensors(bundle.path / HEADS_FILE)
         if set(tensors) != {f"{task.name}.{part}" for task in tasks for part in ("weight", "bias")}:
-            raise ValueError("it has other tensors than the manifest's heads need")
+            raise ValueError("its tensors are not those of the manifest's heads")
         heads = {task.name: _head(task, tensors, about) for task in tasks}
         for head in heads.values():
             head.validate(bundle.manifest.network.field_dim)
@@ -70,12 +70,12 @@ def head_scores(head: Head, a: Array, b: Array | None = None) -> Array:
 
 
 def save_bundle(bundle: Bundle, heads: Mapping[str, Head], path: Path, *, overwrite: bool = False) -> None:
-    """Write `bundle` with `heads` in place of those attached so far, whole or not at all.
+    """Write `bundle` with `heads` instead of those attached so far; an error leaves nothing behind.
 
     Raises:
-        OutputExists: `path` exists and `overwrite` is not set, is no bundle, or is inside the installed package.
+        OutputExists: `path` exists and `overwrite` is not set, is not a bundle, or is inside the installed package.
         BundleError, IntegrityError: `bundle` has changed on disk since it was loaded.
-        StorageError: the place cannot be written.
+        StorageError: the folder cannot be written.
     """
     if str(path) == "reference" or path.resolve().is_relative_to(_PACKAGE):
         raise OutputExists(f"{path} is the bundle that comes with fieldrun; save to a folder of your own")
@@ -88,7 +88,6 @@ def save_bundle(bundle: Bundle, heads: Mapping[str, Head], path: Path, *, overwr
                 shutil.copyfile(bundle.path / name, folder / name)
             except FileNotFoundError as error:
                 raise IntegrityError(f"{bundle.path} lacks {name} now; copy the bundle again") from error
-        # the golden texts and the card hold the heads that were attached before, too
         check_files(folder, exported.manifest.files, IntegrityError)
         _write_golden(folder, bundle, heads)
         _write_card(folder, heads)

@@ -1,15 +1,18 @@
-"""A bundle as a class that maps batches of columns: what Ray Data, and engines like it, run on many machines.
+"""A bundle as a class that labels batches of columns, for Ray Data and engines like it.
 
     import ray
-    from fieldrun_runtimes.labeller import Labeller
+    from fieldrun.ray import Labeller
 
     texts = ray.data.read_parquet("texts.parquet")
     texts.map_batches(
-        Labeller, fn_constructor_kwargs={"bundle": "reference", "tasks": ["sst2"]}, batch_size=1024, concurrency=4
+        Labeller,
+        fn_constructor_kwargs={"bundle": "reference", "tasks": ["sst2"]},
+        batch_size=1024,
+        compute=ray.data.ActorPoolStrategy(size=4),
     ).write_parquet("labelled")
 
-Ray makes one `Labeller` an actor, so that a bundle is opened once a process and not once a batch. Nothing here imports
-Ray: a batch is a dict of NumPy arrays, so the same class serves `pandas` frames by column and any other engine.
+Ray makes each `Labeller` an actor, so that a bundle is opened once in each process. Nothing here imports Ray: a batch
+is a dict of NumPy arrays.
 """
 
 from __future__ import annotations
@@ -32,13 +35,14 @@ class Labeller:
     """Adds to a batch, for each task, the columns `TASK` (the best label) and `TASK_score` (its probability, float32).
 
     Args:
-        bundle: a bundle folder that every machine can read, or "reference".
-        tasks: the tasks to answer; single texts only.
-        column: the name of the texts' column.
+        bundle: a bundle folder that every machine can read, or `"reference"`.
+        tasks: the tasks to answer, of single texts.
+        column: the name of the column of texts.
         engine, threads, overflow: as `fieldrun.load`.
 
     Raises:
-        UnknownName, UsageError: a task does not exist, or takes pairs.
+        UnknownName: the bundle has no such task.
+        UsageError: a task takes pairs, or no task is given.
     """
 
     def __init__(
@@ -56,15 +60,15 @@ class Labeller:
         self._labels = {task: np.array(self._model.labels(task), object) for task in tasks}
         pairs = [task for task in tasks if self._model.kind(task) == "pair"]
         if pairs or not tasks:
-            raise UsageError(f"a Labeller answers single tasks, not {', '.join(pairs) or 'none'}")
+            raise UsageError(f"a Labeller answers tasks of single texts, not {', '.join(pairs) or 'none'}")
 
     def __call__(self, batch: Mapping[str, Column]) -> dict[str, Column]:
-        """Return `batch` with the new columns, in the same order of rows; an empty batch stays one.
+        """Return `batch` with the new columns, its rows in the same order; a batch may be empty.
 
         Raises:
             UnknownName: the batch has no such column.
             UsageError: it already has a column of a task's name.
-            InputTextError: a text is empty or no text; Ray stops and shows it, or drops the batch if told to.
+            InputTextError: a text is blank or is not a string; Ray stops and shows it, or drops the batch if told to.
         """
         if self._column not in batch:
             raise UnknownName("column", self._column, [str(name) for name in batch])
@@ -72,16 +76,13 @@ class Labeller:
         if taken:
             raise UsageError(f"the batch already has the column {taken[0]!r}; rename or drop it")
         texts = batch[self._column].tolist()
-        found = dict(batch)
-        if not texts:
-            none = {task: np.zeros(0, object) for task in self._labels}
-            return found | none | {f"{task}_score": np.zeros(0, np.float32) for task in self._labels}
+        added: dict[str, Column] = {}
         try:
-            encoding = self._model.forward(texts)
+            encoding = self._model.forward(texts) if texts else None
         except InputTextError as error:
             raise InputTextError(f"column {self._column!r}: {error}") from error
         for task, labels in self._labels.items():
-            scores = self._model.scores_of(encoding, task)
-            best = scores.argmax(1)
-            found |= {task: labels[best], f"{task}_score": scores[np.arange(len(best)), best]}
-        return found
+            empty = np.zeros((0, len(labels)), np.float32)
+            scores = empty if encoding is None else self._model.scores_of(encoding, task)
+            added |= {task: labels[scores.argmax(1)], f"{task}_score": scores.max(1)}
+        return {**batch, **added}

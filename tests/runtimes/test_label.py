@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 import fieldrun
-from fieldrun.cli import bulk, main
-from fieldrun.errors import DatasetError, EngineError, InputTextError, OutputExists
+from fieldrun.errors import DatasetError, EngineError, InputTextError, OutputExists, UsageError
+from fieldrun_runtimes import label as module
 from tests.toy import PAIR_TASK, TASKS, WORDS
+
+
+COMMAND = [sys.executable, "-m", "fieldrun", "label", "--task", "mood", "--engine", "numpy", "--workers", "2"]
 
 
 class _HerePool:
@@ -58,9 +60,9 @@ class _HerePool:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> type[_HerePool]:
-    monkeypatch.setattr(bulk, "ProcessPoolExecutor", _HerePool)
-    monkeypatch.setattr(bulk, "_BATCH_BYTES", 100)
-    monkeypatch.setattr(bulk, "_NOTE_S", -1.0)
+    monkeypatch.setattr(module, "ProcessPoolExecutor", _HerePool)
+    monkeypatch.setattr(module, "_BATCH_BYTES", 100)
+    monkeypatch.setattr(module, "_NOTE_S", -1.0)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(_HerePool, "fail_at", None)
     return _HerePool
@@ -76,16 +78,16 @@ def _objects(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("ascii").splitlines()]
 
 
-def _label(bundle: Path, sources: list[Path], output: Path, **settings: Any) -> bulk.Labelled:
-    chosen: dict[str, Any] = {"workers": 2, "runtime": ("numpy", 1, "truncate"), "tasks": ["mood"], **settings}
-    return bulk.label_files(str(bundle), chosen.pop("tasks"), sources, output, **chosen)
+def _label(bundle: Path, sources: list[Path], output: Path, **settings: Any) -> fieldrun.LabelReport:
+    chosen: dict[str, Any] = {"workers": 2, "engine": "numpy", "tasks": ["mood"], **settings}
+    return fieldrun.label(sources, output, bundle=bundle, **chosen)
 
 
 def test_the_order_is_the_inputs(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:
     one, two = tmp_path / "one.txt", tmp_path / "two.txt"
     texts = _file(one, 30) + _file(two, 25, "\r\n")
     seen: list[tuple[str, int, int]] = []
-    done = _label(toy_bundle, [one, two], tmp_path / "out", progress=lambda *step: seen.append(step), tasks=["all"])
+    done = _label(toy_bundle, [one, two], tmp_path / "out", progress=lambda *step: seen.append(step), tasks=())
     found = _objects(tmp_path / "out")
     assert [row["text"] for row in found[:: len(TASKS)]] == texts
     assert done.lines == 55
@@ -101,7 +103,7 @@ def test_few_batches_are_on_their_way(toy_bundle: Path, tmp_path: Path, here: ty
     _file(tmp_path / "in", 200)
     _label(toy_bundle, [tmp_path / "in"], tmp_path / "out")
     assert here.submitted > 20
-    assert here.most_waiting == 2 * bulk._AHEAD
+    assert here.most_waiting == 2 * module._AHEAD
 
 
 @pytest.mark.parametrize("fail_at", [1, 4, 6])
@@ -112,7 +114,7 @@ def test_an_ended_run_goes_on(
     texts = _file(tmp_path / "one", 31) + _file(tmp_path / "two", 20)
     sources, output = [tmp_path / "one", tmp_path / "two"], tmp_path / "out"
     here.fail_at = fail_at
-    with pytest.raises(EngineError, match="run the same command"):
+    with pytest.raises(EngineError, match="run the same command to continue"):
         _label(toy_bundle, sources, output)
     assert not output.exists()
     with (tmp_path / "out.partial").open("ab") as partial:
@@ -127,21 +129,30 @@ def test_an_ended_run_goes_on(
 def test_other_input_or_settings_are_not_mixed(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     texts = _file(source, 60)
-    here.fail_at = 5
-    with pytest.raises(EngineError):
-        _label(toy_bundle, [source], output)
-    here.fail_at = None
-    with pytest.raises(OutputExists, match="other files, tasks or another bundle"):
-        _label(toy_bundle, [source], output, tasks=["intent"])
     whole = source.read_bytes()
+
+    def interrupted() -> None:
+        here.fail_at = 5
+        with pytest.raises(EngineError):
+            _label(toy_bundle, [source], output, force=True)
+        here.fail_at = None
+
+    interrupted()
+    with pytest.raises(OutputExists, match="belongs to other files, tasks or another bundle; add --force"):
+        _label(toy_bundle, [source], output, tasks=["intent"])
     source.write_bytes(b"x" + whole[1:])
-    with pytest.raises(OutputExists, match="has changed where it was already labelled"):
+    with pytest.raises(OutputExists, match="has changed since it was partly labelled; add --force"):
         _label(toy_bundle, [source], output)
+    assert _label(toy_bundle, [source], output, force=True).resumed_at == 0
     source.write_bytes(whole)
-    assert _label(toy_bundle, [source], output, restart=True).resumed_at == 0
-    assert [row["text"] for row in _objects(output)] == texts
-    with pytest.raises(OutputExists, match="exists"):
+    with pytest.raises(OutputExists, match="exists; choose another name or add --force"):
         _label(toy_bundle, [source], output)
+    interrupted()
+    assert _label(toy_bundle, [source], output, force=True).resumed_at > 0, "the same command continues"
+    assert [row["text"] for row in _objects(output)] == texts
+    interrupted()
+    assert _label(toy_bundle, [source], output, tasks=["intent"], force=True).resumed_at == 0
+    assert {row["task"] for row in _objects(output)} == {"intent"}
 
 
 def test_a_bad_line_is_named_and_can_be_mended(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:
@@ -158,48 +169,33 @@ def test_a_bad_line_is_named_and_can_be_mended(toy_bundle: Path, tmp_path: Path,
 
 def test_broken_notes_and_files(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
+    with pytest.raises(UsageError, match="at least one file and one worker"):
+        _label(toy_bundle, [], output)
     with pytest.raises(DatasetError, match="cannot read"):
         _label(toy_bundle, [source], output)
     source.write_bytes(b"")
-    with pytest.raises(InputTextError, match="no line"):
+    with pytest.raises(InputTextError, match="the files are empty"):
         _label(toy_bundle, [source], output)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
     _file(source, 3)
     (tmp_path / "out.partial").write_bytes(b"x")
-    with pytest.raises(OutputExists, match="no note"):
+    with pytest.raises(OutputExists, match=r"has no out\.resume beside it"):
         _label(toy_bundle, [source], output)
     (tmp_path / "out.resume").write_bytes(b"{")
-    with pytest.raises(OutputExists, match="cannot be read"):
+    with pytest.raises(OutputExists, match=r"out\.resume is corrupt"):
         _label(toy_bundle, [source], output)
-    assert _label(toy_bundle, [source], output, restart=True).lines == 3
+    assert _label(toy_bundle, [source], output, force=True).lines == 3
+    (tmp_path / "out.partial").write_bytes(b"x")
+    assert _label(toy_bundle, [source], output, force=True).lines == 3
 
 
 def test_pairs_are_two_texts_a_line(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:
     (tmp_path / "in").write_bytes(b"it is wet\train\ngood\tbad")
-    _label(toy_bundle, [tmp_path / "in"], tmp_path / "out", tasks=[PAIR_TASK], top=1)
+    report = _label(toy_bundle, [tmp_path / "in"], tmp_path / "out", tasks=[PAIR_TASK], top=1)
     found = _objects(tmp_path / "out")
     assert [row["text"] for row in found] == [["it is wet", "rain"], ["good", "bad"]]
     assert all(len(row["scores"]) == 1 for row in found)
-
-
-def _call(*arguments: str | Path, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == code, (result.stdout, result.stderr)
-    return result
-
-
-def test_the_command_says_what_it_did(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:
-    _file(tmp_path / "in", 5)
-    run = ("run", toy_bundle, "--task", "mood", "--engine", "numpy")
-    found = json.loads(_call(*run, "--from", tmp_path / "in", "-o", tmp_path / "a", "--json").stdout)
-    assert (found["lines"], found["resumed_at"]) == (5, 0)
-    assert "5 lines" in _call(*run, "--from", tmp_path / "in", "-o", tmp_path / "b", "--workers", "2").stdout
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert "--from FILE -o OUT" in _call(*run, "--from", tmp_path / "in", code=2).stderr
-    assert "--from FILE -o OUT" in _call(*run, "--workers", "2", "a text", code=2).stderr
-
-
-_PROGRAM = "import sys\nif __name__ == '__main__':\n    from fieldrun.cli import main\n    main(sys.argv[1:])\n"
+    assert json.loads(json.dumps(report.to_dict()))["lines"] == 2
 
 
 @pytest.fixture
@@ -208,10 +204,7 @@ def waiting(toy_bundle: Path, tmp_path: Path) -> Iterator[tuple[list[str], subpr
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     _file(tmp_path / "in", 40)
-    program = tmp_path / "program.py"
-    program.write_text(_PROGRAM, "utf-8")
-    command = [sys.executable, str(program), "run", str(toy_bundle), "--task", "mood", "--engine", "numpy"]
-    command += ["--from", str(tmp_path / "in"), "--from", str(pipe), "-o", str(tmp_path / "out"), "--workers", "2"]
+    command = [*COMMAND, str(tmp_path / "in"), str(pipe), "-b", str(toy_bundle), "-o", str(tmp_path / "out")]
     with subprocess.Popen(
         command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     ) as run:
@@ -249,15 +242,15 @@ def test_a_run_that_ended_meanwhile_is_not_written_over(
 ) -> None:
     """Another run makes the output after this one has looked for it, before this one owns it."""
     _file(tmp_path / "in", 5)
-    look = bulk._check_free
+    look = module._check_free
     looked: list[Path] = []
 
-    def check(output: Path) -> None:
-        look(output)
+    def check(output: Path, force: bool) -> None:
+        look(output, force)
         looked.append(output)
         output.write_text("of the other run", "utf-8")
 
-    monkeypatch.setattr(bulk, "_check_free", check)
+    monkeypatch.setattr(module, "_check_free", check)
     with pytest.raises(OutputExists, match="exists; choose another name"):
         _label(toy_bundle, [tmp_path / "in"], tmp_path / "out")
     assert len(looked) == 1
@@ -269,10 +262,7 @@ def test_a_run_that_ended_meanwhile_is_not_written_over(
 def test_a_killed_process_loses_and_doubles_nothing(toy_bundle: Path, tmp_path: Path) -> None:
     source, output = tmp_path / "in", tmp_path / "out"
     texts = _file(source, 20_000)
-    program = tmp_path / "program.py"
-    program.write_text(_PROGRAM, "utf-8")
-    command = [sys.executable, str(program), "run", str(toy_bundle), "--task", "mood", "--engine", "numpy"]
-    command += ["--from", str(source), "-o", str(output), "--workers", "2"]
+    command = [*COMMAND, str(source), "-b", str(toy_bundle), "-o", str(output)]
     with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as run:
         note = tmp_path / "out.resume"
         while run.poll() is None and not note.exists():

@@ -1,0 +1,111 @@
+"""Labelled files in, a bundle with one more task out: `fieldrun fit`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fieldrun.errors import DatasetError, InputTextError, NameTaken, OutputExists, TextTooLong
+from fieldrun.evaluation.dataset import Dataset, read_tsv
+from fieldrun.evaluation.evaluate import Evaluation, evaluate
+from fieldrun.formats.progress import Progress, silent
+from fieldrun.heads.fit import HeadTrainer
+from fieldrun.heads.head import Head
+
+from .model import load
+
+__all__ = ["FitReport", "fit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitReport:
+    """What `fit` did: the new bundle, its new head (`head.about` has the cross-validation), and how good it is.
+
+    `n` rows were learnt from, of which `cut` texts were too long and lost `dropped` tokens. `dev` is the new task's
+    evaluation on the dev file, None without one.
+    """
+
+    path: Path
+    head: Head
+    n: int
+    cut: int
+    dropped: int
+    dev: Evaluation | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON; the weights of the head are in the bundle."""
+        about = {key: self.head.about[key] for key in ("n", "labels", "strength", "cv")}
+        dev = None if self.dev is None else self.dev.to_dict()
+        return {"path": str(self.path), "task": self.head.name, **about, "temperature": self.head.temperature} | {
+            "dev": dev,
+            "dropped": self.dropped,
+        }
+
+
+def fit(
+    files: Sequence[str | Path],
+    out: str | Path,
+    *,
+    name: str,
+    bundle: str | Path = "reference",
+    dev: str | Path | None = None,
+    force: bool = False,
+    engine: str = "auto",
+    provider: str | None = None,
+    threads: int = 1,
+    overflow: str = "truncate",
+    progress: Progress = silent,
+) -> FitReport:
+    """Train a head on labelled files and write `bundle` with it to the folder `out`, in seconds and without torch.
+
+    `fieldrun.fit_head` does the same with texts and labels in memory, for a loaded model.
+
+    Args:
+        files: TSV files with the header `text<TAB>label`, or `text_a<TAB>text_b<TAB>label` for pairs; together they are
+            one training set.
+        out: the bundle folder to write.
+        name: of the new task: letters, digits, `-` and `_`.
+        bundle: a bundle folder, or `"reference"`.
+        dev: a TSV file to evaluate the new task on.
+        force: replace the bundle at `out`, and a fitted task of the same name.
+        engine, provider, threads, overflow: as for `fieldrun.load`.
+        progress: called with (phase, done, total).
+
+    Raises:
+        OutputExists, NameTaken: `out` or the task exists.
+        DatasetError: a file cannot be read, or not all have texts or all pairs.
+        LabelError, InputTextError, TextTooLong: as of `fieldrun.fit_head`; the message names the file.
+    """
+    out = Path(out)
+    if os.path.lexists(out) and not force:
+        raise OutputExists(f"{out} exists; choose another folder or add --force")
+    datasets = [read_tsv(path) for path in files]
+    _check_kinds(datasets)
+    held_out = None if dev is None else read_tsv(dev)
+    with load(bundle, engine=engine, provider=provider, threads=threads, overflow=overflow) as model:
+        if name in model.tasks and not (force and name in model.attached):
+            how = "add --force to replace it" if name in model.attached else "choose another name"
+            raise NameTaken(f"{bundle} has a task {name!r} already; {how}")
+        trainer = HeadTrainer(model, name=name, progress=progress)
+        for dataset in datasets:
+            try:
+                trainer.add(dataset.texts, dataset.labels)
+            except (InputTextError, TextTooLong) as error:
+                raise type(error)(f"{dataset.path}: {error}") from error
+        head = trainer.fit()
+        model.attach(head, replace=force)
+        found = None if held_out is None else evaluate(model, held_out, name, progress=progress)
+        model.save(out, overwrite=force)
+    return FitReport(path=out, head=head, n=len(trainer), cut=trainer.cut, dropped=trainer.dropped, dev=found)
+
+
+def _check_kinds(datasets: Sequence[Dataset]) -> None:
+    kinds = {"single": "single texts", "pair": "pairs"}
+    for dataset in datasets[1:]:
+        if dataset.kind != datasets[0].kind:
+            here, there = kinds[dataset.kind], kinds[datasets[0].kind]
+            message = f"this file has {here}, {datasets[0].path} has {there}; train them as two tasks"
+            raise DatasetError(f"{dataset.path}, line 1: {message}")
