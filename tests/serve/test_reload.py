@@ -152,6 +152,7 @@ def test_a_bundle_must_load_at_the_start(damaged: Path, wrong: Path) -> None:
         app(damaged)
     with pytest.raises(BundleError, match="does not give the answers that its export measured"):
         app(wrong)
+    assert ask(app(wrong, engine="null"), "/field", {"text": "good"}).status == 200, "nothing to verify"
 
 
 async def _lifespan(application: Application, during: Any) -> None:
