@@ -14,7 +14,7 @@ import fieldrun
 from fieldrun.errors import FieldrunError, ParityError
 from fieldrun.evaluation.dataset import read_tsv
 from fieldrun.evaluation.evaluate import evaluate
-from fieldrun_benchmarks.harness.latency import interleave
+from fieldrun_benchmarks.harness.timer import time_texts
 from fieldrun_benchmarks.harness.workload import SAMPLES
 
 __all__ = ["main"]
@@ -87,8 +87,8 @@ def _speed(model: fieldrun.FieldModel, texts: list[str]) -> None:
         "the tokenizer alone": lambda text: tokenizer.encode_batch_fast([text])[0].ids,
         "text in, label out": lambda text: model.predict([text], "banking77"),
     }
-    measured = interleave(subjects, texts, repeats=2)
-    alone, whole = (measured[name].p50_us for name in subjects)
+    timed = time_texts(subjects, texts, repeats=2)
+    alone, whole = (timed[name].p50_us for name in subjects)
     tokens = sum(model.forward(texts).tokens) / len(texts)
     click.echo(
         f"   speed: text in to label out {whole:.0f} us (p50, one text at a time, one thread, {tokens:.0f} tokens); "

@@ -96,6 +96,10 @@ _HOMES = {
     "fieldrun_runtimes.tensorrt.cache": "EngineCache",
     "fieldrun_runtimes.verify": "VerifyReport verify",
 }
+_GIVEN = {
+    "bench": ("system", "fieldrun.doctor", "examine"),
+    "compress": ("timer", "fieldrun_benchmarks.harness.timer", "text_to_labels_us"),
+}
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
@@ -108,8 +112,8 @@ def __getattr__(name: str) -> Any:
     try:
         module = importlib.import_module(home)
         value = module if home == f"fieldrun.{name}" else getattr(module, name)  # the packages that can be called
-        if name == "compress":
-            value = _with_timer(value)
+        if name in _GIVEN:
+            value = _given(value, *_GIVEN[name])
     except ModuleNotFoundError as error:
         from .errors import MissingDependency
 
@@ -125,10 +129,10 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def _with_timer(function: Any) -> Any:
-    """Return `function` with the timer of the benchmarks, which the exporters must not import."""
+def _given(function: Any, argument: str, home: str, name: str) -> Any:
+    """Return `function` with an argument from a package that its own package must not import."""
+    import importlib
     from functools import partial, update_wrapper
 
-    from fieldrun_benchmarks.harness.timer import text_to_labels_us
-
-    return update_wrapper(partial(function, timer=text_to_labels_us), function)
+    value = getattr(importlib.import_module(home), name)
+    return update_wrapper(partial(function, **{argument: value}), function)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fieldrun.errors import EngineError
@@ -42,6 +44,12 @@ class Counting:
 
     def close(self) -> None:
         pass
+
+
+def peer_of(folder: Path, task: str) -> Callable[[Sequence[str]], list[str]]:
+    """What `peer.json` of a planted peer names."""
+    labels = json.loads((folder / f"head-{task}.json").read_text("utf-8"))["labels"]
+    return lambda texts: [labels["good" in text] for text in texts]
 
 
 class Printing(Counting):

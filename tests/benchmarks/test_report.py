@@ -25,6 +25,7 @@ from fieldrun.formats.storage import read_json, write_json
 from fieldrun_benchmarks.harness import bench
 from fieldrun_benchmarks.harness.record import append_record, conditions, new_record
 from fieldrun_benchmarks.harness.subject import parse_subject
+from fieldrun_benchmarks.report import render
 from fieldrun_benchmarks.report.diff import diff, newcombe
 from fieldrun_benchmarks.report.facts import not_measured
 from fieldrun_benchmarks.report.metrics import machine_of, metrics
@@ -95,6 +96,26 @@ def test_the_claim_has_latency_machine_and_accuracy(record: dict[str, Any]) -> N
     assert f"{p50:.1f} us" in text
     assert record["conditions"]["processor"] in text
     assert "75.0 % right on length (n = 200)" in text
+
+
+def test_the_claim_carries_its_warnings(record: dict[str, Any]) -> None:
+    record["warnings"] = []
+    assert claim(record).endswith("(n = 200).")
+    record["warnings"] = [{"about": "machine", "text": "it was throttled 2 times"}]
+    assert claim(record).endswith("(n = 200). Warning: machine: it was throttled 2 times.")
+    record["warnings"] *= 3
+    assert claim(record).endswith("throttled 2 times (and 2 more).")
+
+
+def test_a_percentile_is_one_number_everywhere(record: dict[str, Any]) -> None:
+    record["subjects"]["first"]["single_stream"]["percentiles"]["p99"] = {"value_us": 263.0, "upper_us": 6712.0}
+    assert "99 % within 263 us" in claim(record)
+    tables = {table.head: table.rows for section in sections(record) for table in section.tables}
+    glance = next(dict(zip(head, rows[0], strict=True)) for head, rows in tables.items() if "99 % within" in head)
+    latency = next(dict(zip(head, rows[0], strict=True)) for head, rows in tables.items() if "queries" in head)
+    assert (glance["99 % within"], latency["99 %"], latency["99 %, upper bound"]) == ("263 us", "263 us", "6,712 us")
+    (metric,) = (one for one in metrics(record) if (one.subject, one.metric) == ("first", "single_stream_p99"))
+    assert (metric.value, metric.high) == (263.0, 6712.0)
 
 
 def test_missing_values_are_told_and_never_zero(record: dict[str, Any]) -> None:
@@ -247,7 +268,9 @@ def test_accuracy_and_size_are_compared_too(record: dict[str, Any]) -> None:
     low, high = found["accuracy_length"].ci95 or (0, 0)
     assert low < -0.25 < high < 0
     assert found["artifact"].change == 1.2
-    assert "-25.0 points" in diff(record, new).to_markdown()
+    text = diff(record, new).to_markdown()
+    assert "| regression | first | accuracy_length | 75.0 % | 50.0 % | -25.0 points | -3" in text
+    assert "| regression | first | artifact | 1.0 kB | 1.2 kB | 1.200 times |  |" in text
 
 
 def test_a_new_failure_is_a_regression(record: dict[str, Any]) -> None:
@@ -326,6 +349,42 @@ def test_other_machines_have_no_regressions_of_time(record: dict[str, Any]) -> N
         diff(record, record | {"subjects": {"third": {}}})
 
 
+@needs_plots
+def test_the_functions_behind_the_commands(
+    record: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {key: value for key, value in record.items() if key not in ("schema", "kind", "command", "conditions")}
+    seen: list[Any] = []
+
+    def planted(*arguments: Any, **_: Any) -> dict[str, Any]:
+        seen.extend(arguments)
+        return dict(values)
+
+    monkeypatch.setattr(bench, "measure", planted)
+    rows = tmp_path / "rows.tsv"
+    rows.write_text("text\tlabel\na\tshort\nb\tlong\n", "utf-8")
+    found = bench.bench(["null"], workload=[rows], data={"length": rows}, repeats=3, loadgen=False, report=tmp_path)
+    (spec,), sent, settings, labelled = seen
+    assert (spec.kind, sorted(sent.texts), settings.repeats, len(labelled["length"])) == ("null", ["a", "b"], 3, 2)
+    assert "loadgen" not in settings.scenarios
+    assert found.path is not None
+    assert found.page == tmp_path / "report.html"
+    assert found.failures == {}
+    assert found.claim.startswith("first")
+    assert {metric.subject for metric in found.metrics} == {"first", "<b>second</b>"}
+    assert found.to_dict()["command"] == (
+        f"fieldrun bench null --workload={rows} --data=length={rows} --repeats=3 --no-loadgen --report={tmp_path}"
+    )
+
+    made = render.report([found.path], tmp_path / "a.md")
+    assert (made.records, made.diff, made.path) == (1, None, tmp_path / "a.md")
+    assert (tmp_path / "a.md").read_text("utf-8") == made.text
+    compared = render.report([found.path, found.path], diff=True)
+    assert compared.diff is not None
+    assert compared.diff.regressions == ()
+    assert compared.to_dict()["regressions"] == 0
+
+
 def _call(*arguments: str | Path, code: int = 0) -> Result:
     result = CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
     assert result.exit_code == code, (result.stdout, result.stderr)
@@ -381,7 +440,7 @@ def test_bench_keeps_its_record_beside_the_report(
     values["ratios"] = []
     assert "error: null: null: it hung" in _call("bench", "null", "--report", out, code=1).stderr
     assert len(list(out.glob("bench-*.json"))) == 2
-    assert "same name" in _call("bench", "null", "null", "--interleave", code=2).stderr
+    assert "same name" in _call("bench", "null", "null", code=2).stderr
     assert "TASK=FILE" in _call("bench", "null", "--data", "x", code=2).stderr
     (tmp_path / "empty.txt").touch()
     assert "has no texts" in _call("bench", "null", "--workload", tmp_path / "empty.txt", code=4).stderr

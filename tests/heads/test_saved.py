@@ -269,7 +269,7 @@ def test_damaged_heads_are_refused(toy_bundle: Path, tmp_path: Path) -> None:
         fieldrun.load(out, engine="numpy")
     for data, message in [
         (b"nothing", "not a safetensors file"),
-        (write_tensors({"mine.weight": weight}), "other tensors"),
+        (write_tensors({"mine.weight": weight}), "its tensors are not those"),
         (write_tensors({"mine.weight": weight[:5], "mine.bias": bias}), "has shape"),
         (write_tensors({"mine.weight": weight * np.float32(np.nan), "mine.bias": bias}), "NaN"),
     ]:

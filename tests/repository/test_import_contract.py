@@ -236,6 +236,7 @@ def test_every_row_is_a_folder_or_a_module_that_exists(folder: str) -> None:
         ("fieldrun_runtimes.model", "import fieldrun"),
         ("fieldrun_benchmarks.harness.record", "import fieldrun"),
         ("fieldrun_benchmarks.harness.record", "def f():\n    import studies"),
+        ("fieldrun_benchmarks.harness.bench", "def f():\n    from ..subjects.null import NullSubject"),
     ],
 )
 def test_a_bad_import_is_caught(module: str, source: str) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fieldrun.errors import DatasetError, ExportError, UnknownName
+from fieldrun.errors import ExportError, UnknownName
 from fieldrun.formats.storage import read_json, write_json
-from fieldrun_benchmarks.subjects.subject import packages_of, parse_subject, program_of
+from fieldrun_benchmarks.harness.subject import open_subject, packages_of, parse_subject, program_of
 from studies.peers import isolated as isolated_peers
-from studies.peers.isolated import ISOLATED, PeerSubject, main, prepare_isolated
+from studies.peers.isolated import ISOLATED, main, prepare_isolated
 from studies.peers.models import LinearHead
 
 
@@ -42,6 +42,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             assert sorted(path.name for path in Path(env["PYTHONPATH"]).iterdir()) == [
                 "fieldrun",
                 "fieldrun_benchmarks",
+                "studies",
             ]
             write_json(Path(command[4]) / "peer.json", {"made_with": {"fasttext": "0.9.3"}})
         return SimpleNamespace(returncode=0, stdout="", stderr="")
@@ -80,6 +81,13 @@ def test_what_cannot_be_installed_is_quoted(
     assert not (tmp_path / "fasttext").exists()
 
 
+def described(folder: Path, key: str) -> None:
+    """Write the `peer.json` that `prepare_isolated` writes, for this interpreter."""
+    peer = ISOLATED[key]
+    about = {"answer": "studies.peers.isolated:answer", "program": peer.program, "needs": peer.needs}
+    write_json(folder / "peer.json", {**about, "python": sys.executable})
+
+
 class _FastText:
     """What fasttext has of a module, remembering the lines it learns from."""
 
@@ -107,22 +115,14 @@ def test_fasttext_answers_with_the_labels_of_the_file(
     main(["fasttext", str(folder), f"mood={train['mood']}"])
     assert _FastText.lines == ["__label__1 good film", "__label__0 bad film"]
     assert read_json(folder / "peer.json") == {"made_with": {"fasttext": "1", "numpy": "1"}}
+    described(folder, "fasttext")
     spec = parse_subject(f"peer:{folder}")
-    subject = PeerSubject(spec)
+    subject = open_subject(spec)
     assert subject.tasks() == {"mood": ["no", "yes"]}
     assert subject.run(["good", "poor"]) == subject.predict(["good", "poor"], "mood") == ["yes", "no"]
-    assert subject.tokens(["a"]) is None
-    assert subject.stages("a") == {}
-    for name in ("head-other.json", "other.bin"):
-        (folder / name).touch()
-    assert set(subject.about()["artifact"]["sha256"]) == {"mood.bin", "head-mood.json"}
     assert "/mood.bin" in (program_of(spec) or "")
     compile(program_of(spec) or "", "program", "exec")
     assert packages_of(spec) == ("fasttext",)
-    with pytest.raises(UnknownName, match="task 'other'"):
-        subject.predict(["good"], "other")
-    with pytest.raises(UnknownName, match="task 'sst2'"):
-        PeerSubject(parse_subject(f"peer:{folder}#sst2"))
 
 
 def test_wordllama_answers_with_its_heads(
@@ -148,18 +148,7 @@ def test_wordllama_answers_with_its_heads(
     folder = tmp_path / "wordllama"
     folder.mkdir()
     ISOLATED["wordllama"].build(folder, train)
-    write_json(folder / "peer.json", {"python": sys.executable})
-    subject = PeerSubject(parse_subject(f"peer:{folder}"))
-    assert subject.run(["good", "poor"]) == ["yes", "no"]
-    assert subject.about()["made_with"] is None
-    compile(program_of(parse_subject(f"peer:{folder}")) or "", "program", "exec")
-    (folder / "head-mood.json").unlink()
-    with pytest.raises(DatasetError, match="has no heads"):
-        PeerSubject(parse_subject(f"peer:{folder}"))
-
-
-def test_an_unknown_folder_is_no_peer(tmp_path: Path) -> None:
-    write_json(tmp_path / "peer.json", {})
-    write_json(tmp_path / "head-mood.json", {"labels": []})
-    with pytest.raises(UnknownName, match="fasttext, gte-small-fp32"):
-        PeerSubject(parse_subject(f"peer:{tmp_path}"))
+    described(folder, "wordllama")
+    spec = parse_subject(f"peer:{folder}")
+    assert open_subject(spec).run(["good", "poor"]) == ["yes", "no"]
+    compile(program_of(spec) or "", "program", "exec")

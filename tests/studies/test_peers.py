@@ -18,10 +18,9 @@ from click.testing import CliRunner, Result
 from fieldrun.errors import DatasetError, FieldrunError, MissingDependency
 from fieldrun.evaluation.dataset import Dataset, read_tsv
 from fieldrun.formats.storage import read_json, write_json
-from fieldrun_benchmarks.harness import bench
+from fieldrun_benchmarks.harness import bench, measurements
 from fieldrun_benchmarks.harness.record import write_record
 from fieldrun_benchmarks.report.render import read_records, to_markdown
-from studies.peers import isolated as isolated_peers
 from studies.peers import measure as peers
 from studies.peers import models as peer_models
 from studies.peers.models import PEERS, LinearHead, PeerSpec, fit_head, need, prepare_peer
@@ -77,15 +76,14 @@ def test_what_is_no_encoder_is_refused(tmp_path: Path) -> None:
 def arguments(tmp_path: Path, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Fake peers, the toy bundle, and workers in this process."""
     fakes = {key: _fake(key) for key in FAKES}
-    for module in (peers, isolated_peers, peer_models):
+    for module in (peers, peer_models):
         monkeypatch.setattr(module, "PEERS", fakes)
-    for module in (peers, isolated_peers):
-        monkeypatch.setattr(module, "ISOLATED", {})
+    monkeypatch.setattr(peers, "ISOLATED", {})
     monkeypatch.setattr(peers, "_REPORT", dict.fromkeys(TASKS, "dev.tsv"))
     monkeypatch.setattr(peers, "_SETTINGS", replace(peers._SETTINGS, slice_calls=20, short_s=0.03, cold_runs=1))
     monkeypatch.setattr(peer_models, "fit_head", _no_head)
     monkeypatch.setattr(bench, "WorkerProcess", HereProcess)
-    monkeypatch.setattr(bench, "cold_starts", lambda programs, **_: dict.fromkeys(programs, _Cold()))
+    monkeypatch.setattr(measurements, "cold_starts", lambda programs, **_: dict.fromkeys(programs, _Cold()))
     data, encoder = tmp_path / "data", tmp_path / "encoder"
     for task, labels in TASKS.items():
         rows = [(f"a {word} film {i}", label) for i, word in enumerate(WORDS[:6]) for label in labels]
@@ -165,7 +163,7 @@ def test_a_peer_that_fails_is_told_after_the_record_is_written(
 
     monkeypatch.setattr(bench, "WorkerProcess", Failing)
     result = _call([*arguments, "-o", str(tmp_path / "peers.json")], 1)
-    assert "mend it, or leave a peer out with --without" in str(result.exception)
+    assert "leave this one out with --without" in str(result.exception)
     record = read_peers(tmp_path / "peers.json")
     assert len(record["workloads"]) == len(TASKS)
     for workload in record["workloads"].values():
@@ -208,7 +206,7 @@ def test_a_record_of_the_older_loop_is_not_mistaken(tmp_path: Path) -> None:
     write_record(path, "peers", "measured in one process", {"workloads": {"a/dev": {"latency": {}, "accuracy": {}}}})
     with pytest.raises(FieldrunError, match="measure again"):
         read_peers(path)
-    with pytest.raises(FieldrunError, match="not whole"):
+    with pytest.raises(FieldrunError, match="is incomplete"):
         read_records([path])
 
 

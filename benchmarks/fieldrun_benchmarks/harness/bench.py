@@ -6,8 +6,10 @@ measured is replaced by the reason, and the bench continues.
 
 from __future__ import annotations
 
+import os
+import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,8 +86,7 @@ def bench(
     threads: int = 1,
     seed: int = 0,
     report: Path | None = None,
-    command: str | None = None,
-    system: Mapping[str, Any] | None = None,
+    system: Callable[..., Mapping[str, Any]] | None = None,
     progress: Progress = silent,
 ) -> BenchReport:
     """Measure latency, throughput, cold start, memory, energy and accuracy of subjects, each in its own process.
@@ -106,8 +107,7 @@ def bench(
         threads: CPU threads of the engine.
         seed: of the order of texts and of arrivals.
         report: a folder for a new record and `report.html`; records are never replaced.
-        command: how to repeat the bench, for the record.
-        system: what is known about the machine, for the record (`fieldrun.doctor`).
+        system: `fieldrun.doctor.examine`, for the facts of the machine in the record; `fieldrun.bench` passes it.
         progress: told how far the bench is.
 
     A subject that fails is named in the record and in `failures`, and is not an error.
@@ -136,9 +136,23 @@ def bench(
     )
     rows = {task: _rows(found) for task, found in (sample_files() if data is None else data).items()}
     before = conditions()
-    values = measure(specs, sent, settings, rows, progress=progress) | {"system": system, "conditions": before}
-    command = command or f"fieldrun bench {' '.join(spec.name for spec in specs)}"
-    record = new_record("bench", command, values)
+    values = measure(specs, sent, settings, rows, progress=progress)
+    values |= {"system": system(commands=False) if system else None, "conditions": before}
+    options = {
+        "quick": quick,
+        "workload": () if isinstance(workload, Workload) else workload,
+        "limit": limit,
+        "data": [f"{task}={rows[task].path}" for task in data or ()],
+        "repeats": repeats,
+        "seconds": seconds,
+        "timeout": timeout_s,
+        "no-loadgen": not loadgen,
+        "engine": None if engine == "auto" else engine,
+        "threads": None if threads == 1 else threads,
+        "seed": seed,
+        "report": report,
+    }
+    record = new_record("bench", _command([spec.name for spec in specs], options), values)
     path, shown = None, None
     if report is not None:
         path, shown = append_record(report, record), report / "report.html"
@@ -152,6 +166,15 @@ def bench(
         path=path,
         page=shown,
     )
+
+
+def _command(names: Sequence[str], options: Mapping[str, Any]) -> str:
+    """Return the command that repeats a bench, with paths from the current folder on."""
+    words = ["fieldrun", "bench", *names]
+    for name, value in options.items():
+        for one in value if isinstance(value, list | tuple) else [value]:
+            words += [f"--{name}" if one is True else f"--{name}={one}"] if one else []
+    return shlex.join(words).replace(str(Path.cwd()) + os.sep, "")
 
 
 def _rows(data: Dataset | Path) -> Dataset:

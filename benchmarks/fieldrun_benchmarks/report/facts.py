@@ -53,9 +53,9 @@ def _artifacts(record: Record) -> Section:
     for name, subject in alive(record).items():
         about = subject["about"]
         artifact = about.get("artifact", {})
-        for key in ("name", "recipe", "bytes", "parameters", "licence"):
+        for key, unit in (("name", ""), ("recipe", ""), ("bytes", "bytes"), ("parameters", "count"), ("licence", "")):
             if key in artifact:
-                rows.append((f"{name}, {key}", shown(artifact[key], "count", str(artifact[key]))))
+                rows.append((f"{name}, {'size' if unit == 'bytes' else key}", shown(artifact[key], unit)))
         rows += [(f"{name}, sha256 of {file}", value) for file, value in artifact.get("sha256", {}).items()]
         if "engine" in about:
             rows.append(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .table import Record, alive, find
+from .values import shown
 
 __all__ = ["Metric", "machine_of", "metrics", "metrics_of"]
 
@@ -29,6 +30,11 @@ class Metric:
     value: float | None
     low: float | None
     high: float | None
+
+    @property
+    def text(self) -> str:
+        """The value with its unit, or "not measured"."""
+        return shown(self.value, self.unit)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figure as JSON."""

@@ -140,7 +140,7 @@ def main(sources: Sequence[Path], lines: int, task: str, bundle: str, repeats: i
         size = write_lines(sources, lines, texts)
 
         def command(workers: int) -> list[str]:
-            return ["run", bundle, "--task", task, "--from", str(texts), "-o", str(out), "--workers", str(workers)]
+            return ["label", str(texts), "-b", bundle, "--task", task, "-o", str(out), "--workers", str(workers)]
 
         for repeat in range(repeats):
             for workers in _WORKERS:

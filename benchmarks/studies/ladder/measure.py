@@ -25,8 +25,8 @@ from fieldrun.evaluation.dataset import Dataset, read_tsv
 from fieldrun.formats.bundle import Bundle
 from fieldrun.formats.storage import read_json, write_bytes
 from fieldrun_benchmarks.harness.cold_start import cold_starts
-from fieldrun_benchmarks.harness.latency import summary, time_in_turns
 from fieldrun_benchmarks.harness.record import write_record
+from fieldrun_benchmarks.harness.timer import time_texts
 from fieldrun_exporters.recipe import load_recipe
 
 from ..paired import counted, difference
@@ -159,27 +159,23 @@ def _train_texts(data: Path) -> list[str] | None:
 
 
 def _latency(paths: Mapping[str, Path], sets: Mapping[str, Dataset], rounds: int) -> dict[str, dict[str, Any]]:
-    """Return, per workload and bundle, latency and the median ratio to the int8 bundle over the rounds.
+    """Return, per workload and bundle, latency and the ratio to the int8 bundle.
 
-    `first_to_int8`, of the first workload, is that of a model's very first pass over the texts: the native engine opens
-    a packed row when a text first needs it.
+    `first_to_int8`, of the first workload, is the ratio in the first pass over the texts: the native engine unpacks a
+    row of a table when a text first needs it.
     """
     models = {name: fieldrun.load(path, engine="native") for name, path in paths.items()}
+    subjects = {name: _labeller(model) for name, model in models.items()}
     result: dict[str, dict[str, Any]] = {}
     for task in _SPEED_TASKS:
         texts = [str(text) for text in sets[task].texts]
-        subjects = {name: _labeller(model) for name, model in models.items()}
-        first = None if result else time_in_turns(subjects, texts, rounds=1, warm_up=0, apart=True)
-        timed = time_in_turns(subjects, texts, rounds=rounds, apart=True)
-        base = np.median(timed["int8"], axis=1)
-        result[task] = {
-            name: summary(micros).to_dict() | {"to_int8": round(float(np.median(np.median(micros, axis=1) / base)), 3)}
-            for name, micros in timed.items()
-        }
-        if first is not None:
-            for name, micros in first.items():
-                ratio = float(np.median(micros) / np.median(first["int8"]))
-                result[task][name]["first_to_int8"] = round(ratio, 3)
+        first = None if result else time_texts(subjects, texts, repeats=1, warm_up=0)
+        timed = time_texts(subjects, texts, repeats=rounds)
+        result[task] = {name: timed[name].to_dict() for name in subjects}
+        for name, found in result[task].items():
+            found["to_int8"] = round(timed.ratio(name, "int8")["median"], 3)
+            if first is not None:
+                found["first_to_int8"] = round(first[name].p50_us / first["int8"].p50_us, 3)
     for model in models.values():
         model.close()
     return result

@@ -5,9 +5,9 @@
     python -m studies.peers.measure --compare benchmarks/records/peers.json benchmarks/records/peers-again.json
     fieldrun report benchmarks/records/peers.json -o peers.html
 
-The peers are made in WORK unless it has them (`peer_models`, `isolated_peers`; `pip install 'fieldrun[bench,peers]'`);
-`--prepare` makes them and stops. What is timed is text in, label out: fieldrun answers all of its single tasks, or one
-where the name says so, a peer one.
+The peers are made in WORK unless it has them (`models`, `isolated`; `pip install 'fieldrun[bench,peers]'`); `--prepare`
+makes them and stops. The time is that from a text to its label: fieldrun answers all of its single tasks, or one where
+the name says so, and a peer answers one.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from fieldrun.evaluation.dataset import Dataset, read_tsv
 from fieldrun_benchmarks.harness.bench import measure
 from fieldrun_benchmarks.harness.record import conditions, write_record
 from fieldrun_benchmarks.harness.settings import Settings
+from fieldrun_benchmarks.harness.subject import SubjectSpec, parse_subject
 from fieldrun_benchmarks.harness.workload import read_workload
-from fieldrun_benchmarks.subjects.subject import SubjectSpec, parse_subject
 
 from .isolated import ISOLATED, prepare_isolated
 from .models import PEERS, prepare_peer
@@ -56,9 +56,13 @@ _SETTINGS = Settings(
     "--seconds", type=click.FloatRange(min=0.01), default=_SETTINGS.seconds, show_default=True, help="Of one repeat."
 )
 @click.option("--without", multiple=True, metavar="PEER", help="Leave this peer out; may be repeated.")
-@click.option("--prepare", is_flag=True, help="Only make the peers and their heads.")
+@click.option("--prepare", is_flag=True, help="Make the peers and their heads, and stop.")
 @click.option(
-    "--compare", nargs=2, type=click.Path(path_type=Path), metavar="RECORD RECORD", help="Only compare two records."
+    "--compare",
+    nargs=2,
+    type=click.Path(path_type=Path),
+    metavar="RECORD RECORD",
+    help="Compare two records.",
 )
 def main(
     data: Path | None,
@@ -72,7 +76,7 @@ def main(
     prepare: bool,
     compare: tuple[Path, Path] | None,
 ) -> None:
-    """Write the record behind the tables of peers, or say how far two such records agree."""
+    """Measure fieldrun beside its peers, or say how far two such records agree."""
     if compare:
         click.echo(reproduced(*(read_peers(path) for path in compare)))
         return
@@ -106,7 +110,7 @@ def main(
     write_record(output, "peers", command, values)
     failed = failures(values)
     if failed:
-        raise FieldrunError(f"{'; '.join(failed)}; {output} has the rest; mend it, or leave a peer out with --without")
+        raise FieldrunError(f"{'; '.join(failed)}; {output} has the other subjects; leave this one out with --without")
 
 
 def _prepared(data: Path, sources: Mapping[str, Path], work: Path, without: tuple[str, ...]) -> dict[str, Path]:

@@ -7,8 +7,8 @@
 | `gte-small-int8`, `minilm-l6-int8` | the same, then `quantize_dynamic`: int8 per channel, MatMul and Gemm | same |
 
 Each has a linear head per task, fitted by scikit-learn on at most `HEAD_ROWS` rows of the task's train file, its
-penalty chosen on a fifth of them; in use a head is one NumPy product. A work folder that was filled elsewhere serves
-as it is: measuring then needs neither torch, transformers nor scikit-learn.
+penalty chosen on a fifth of them; in use a head is one NumPy product. Once the peers are made, measuring them needs
+neither torch, transformers nor scikit-learn.
 """
 
 from __future__ import annotations
@@ -30,22 +30,34 @@ from fieldrun.evaluation.dataset import Dataset
 from fieldrun.formats.storage import new_folder, read_json, sha256_file, write_json
 
 __all__ = [
-    "HEAD_ROWS",
+    "HEAD_PROGRAM",
     "PEERS",
-    "Encoder",
+    "Answer",
     "LinearHead",
     "PeerSpec",
+    "answer",
     "fit_head",
+    "head_rows",
     "need",
     "prepare_peer",
     "read_head",
+    "read_json_or_nothing",
     "write_head",
 ]
 
 Floats = npt.NDArray[np.float32]
 Vectors = Callable[[Sequence[str]], Floats]
+Answer = Callable[[Sequence[str]], list[str]]
 
 HEAD_ROWS = 5000
+HEAD_PROGRAM = """
+import json
+import numpy as np
+head = json.load(open({folder!r} + "/head-{task}.json"))
+head["labels"][int((x @ np.array(head["weight"]) + head["bias"]).argmax())]
+"""
+"""The end of a peer's program: from the vector `x` to a label."""
+
 _PENALTIES = (1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C
 _MAX_TOKENS = 512
 _EXTRAS = {"model2vec.distill": "model2vec[distill]", "sklearn.linear_model": "scikit-learn"}
@@ -94,7 +106,7 @@ class PeerSpec:
     program: str
 
 
-class Encoder:
+class _Encoder:
     """An encoder's ONNX graph on one thread of ONNX Runtime: mean over the tokens, L2 norm, one text at a time."""
 
     def __init__(self, folder: Path) -> None:
@@ -131,27 +143,44 @@ def prepare_peer(key: str, source: Path, work: Path, train: Mapping[str, Dataset
     spec, folder, weights = PEERS[key], work / key, source / "model.safetensors"
     if not weights.is_file() or not (source / "tokenizer.json").is_file():
         raise DatasetError(f"{source} has no model.safetensors and tokenizer.json; give an encoder's folder")
-    wanted = {"source_sha256": sha256_file(weights), "settings": spec.settings}
-    if _read(folder / "peer.json").get("key") != wanted:
+    wanted = {"source_sha256": sha256_file(weights), "settings": spec.settings, "schema": 2}
+    if read_json_or_nothing(folder / "peer.json").get("key") != wanted:
         say(f"making {spec.name}")
         with new_folder(folder, replace=folder.exists()) as partial:
             spec.build(source, partial)
-            made_with = {name: _version(name) for name in spec.made_with}
-            write_json(partial / "peer.json", {"key": wanted, "made_with": made_with})
+            about = {
+                "key": wanted,
+                "answer": "studies.peers.models:answer",
+                "program": spec.program + HEAD_PROGRAM,
+                "needs": spec.needs,
+                "made_with": {name: _version(name) for name in spec.made_with},
+            }
+            write_json(partial / "peer.json", about)
     vectors: Vectors | None = None
     for task, data in train.items():
         path = folder / f"head-{task}.json"
         key_of_head = {"train_sha256": data.sha256, "rows": HEAD_ROWS}
-        if _read(path).get("key") == key_of_head:
+        if read_json_or_nothing(path).get("key") == key_of_head:
             continue
         if data.kind != "single":
             raise DatasetError(f"{data.path} holds pairs; the peers are measured on single texts")
         say(f"fitting {key}'s head of {task}")
         vectors = vectors or spec.start(folder)
-        rows = np.random.default_rng(0).permutation(len(data))[:HEAD_ROWS].tolist()
-        head = fit_head(vectors([str(data.texts[i]) for i in rows]), [data.labels[i] for i in rows])
-        write_head(path, head, key=key_of_head)
+        texts, labels = head_rows(data)
+        write_head(path, fit_head(vectors(texts), labels), key=key_of_head)
     return folder
+
+
+def answer(folder: Path, task: str) -> Answer:
+    """Return the function from texts to labels of the peer that was made in `folder`."""
+    vectors, head = PEERS[folder.name].start(folder), read_head(folder / f"head-{task}.json")
+    return lambda texts: head(vectors(texts))
+
+
+def head_rows(data: Dataset) -> tuple[list[str], list[str]]:
+    """Return the texts and labels that a head is fitted on, in random order."""
+    rows = np.random.default_rng(0).permutation(len(data))[:HEAD_ROWS].tolist()
+    return [str(data.texts[i]) for i in rows], [data.labels[i] for i in rows]
 
 
 def write_head(path: Path, head: LinearHead, **more: Any) -> None:
@@ -204,14 +233,14 @@ def _build_fp32(source: Path, folder: Path) -> None:
     def forward(self: Any, ids: Any, mask: Any) -> Any:
         return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
 
-    model = type("HiddenStates", (torch.nn.Module,), {"forward": forward})()  # a class of Any's has no static base
+    model = type("HiddenStates", (torch.nn.Module,), {"forward": forward})()  # no static base class
     model.encoder = encoder
     model.eval()
     axes = {0: "batch", 1: "length"}
     target = folder / "model.onnx"
     ids = torch.arange(1000, 1014).reshape(2, 7)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is deprecated; the newer exporter needs one more package
+        warnings.simplefilter("ignore")  # this exporter is deprecated; the newer one needs another package
         torch.onnx.export(
             model,
             (ids, torch.ones_like(ids)),
@@ -271,7 +300,7 @@ def _encoder(name: str, source: str, *, int8: bool) -> PeerSpec:
         name=name,
         source=source,
         build=_build_int8 if int8 else _build_fp32,
-        start=Encoder,
+        start=_Encoder,
         settings=f"{_EXPORTED}{_QUANTIZED if int8 else ''}mean over tokens, L2 norm",
         made_with=("onnx", "onnxruntime", "torch", "transformers"),
         needs=("numpy", "onnxruntime", "tokenizers"),
@@ -300,7 +329,8 @@ x = StaticModel.from_pretrained({folder!r}).encode(["a gripping film"])
 }
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json_or_nothing(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, or an empty one where it cannot be read."""
     try:
         value = read_json(path)
     except (OSError, ValueError):

@@ -93,7 +93,7 @@ def main(data: Path, work: Path, max_size: str, drawing: Path | None, output: Pa
         files = write_rows(data, work, _ROWS, _SEED)
         found, kept = work / "found", work / "work"
         labelled = [word for task, path in files.items() for word in ("--data", f"{task}={path}")]
-        command = ["search", "reference", "--max-size", max_size, *labelled, "--work", str(kept), "-o", str(found)]
+        command = ["compress", "reference", "--max-size", max_size, *labelled, "--work", str(kept), "-o", str(found)]
         before = run(command, kill_when=lambda: _noted(kept) >= _KILL_AT)
         if found.exists():
             raise FieldrunError(f"{found} exists after the kill; it must not before the search is done")

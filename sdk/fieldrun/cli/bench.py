@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import sys
 from pathlib import Path
 
 import click
@@ -12,7 +9,7 @@ import click
 from fieldrun.errors import FieldrunError
 
 from .inputs import labelled_rows
-from .options import examples, json_option
+from .options import data_option, engine_option, examples, json_option, seed_option, threads_option
 from .output import note, put, put_json, put_table, warn
 from .progress import progress
 
@@ -41,15 +38,13 @@ __all__ = ["bench"]
     help="Texts to send: a TSV file with a header, or one text per line; may be repeated.  [default: shipped samples]",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Send at most so many texts, drawn at random.")
-@click.option(
-    "--data", multiple=True, metavar="TASK=FILE", help="Labelled rows to measure accuracy on; may be repeated."
-)
-@click.option("--engine", default="auto", show_default=True, help="Engine of bundles whose name has no @ENGINE.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of the engine.")
+@data_option("The bench measures accuracy on them.  [default: shipped samples]")
+@engine_option
+@threads_option
 @click.option("--repeats", type=click.IntRange(min=2), help="Repeats of single stream.  [default: 5]")
 @click.option("--seconds", type=click.FloatRange(min=0.01), help="Seconds of one repeat.  [default: 26; quick: 1.2]")
 @click.option("--timeout", type=click.FloatRange(min=0.1), help="Seconds after which a subject counts as hung.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the order of texts and of arrivals.")
+@seed_option
 @click.option("--no-loadgen", is_flag=True, help="Do not repeat the scenarios with MLPerf LoadGen.")
 @json_option
 @click.pass_context
@@ -80,14 +75,12 @@ def bench(
     With --report, the record and report.html are written to the folder; an older record is never replaced. With --json,
     the record is printed. The exit code is 1 when a subject failed.
     """
-    from fieldrun.doctor import examine
-    from fieldrun_benchmarks.harness import bench as harness
-    from fieldrun_benchmarks.report.values import shown
+    import fieldrun
 
     del interleave
     rows = labelled_rows(data) if data else None
     with progress() as step:
-        found = harness.bench(
+        found = fieldrun.bench(
             subjects or ("reference",),
             workload=texts,
             limit=limit,
@@ -101,15 +94,13 @@ def bench(
             threads=threads,
             seed=seed,
             report=report,
-            command=shlex.join(["fieldrun", *(word.replace(str(Path.cwd()) + os.sep, "") for word in sys.argv[1:])]),
-            system=examine(commands=False),
             progress=step,
         )
     if as_json:
         put_json(found.to_dict())
     else:
         put(found.claim)
-        put_table([(one.subject, one.metric, shown(one.value, one.unit)) for one in found.metrics])
+        put_table([(one.subject, one.metric, one.text) for one in found.metrics])
         if found.page is not None:
             put(f"{found.page}; the record: {found.path}")
     for entry in found.record["warnings"]:

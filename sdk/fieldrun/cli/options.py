@@ -19,6 +19,7 @@ __all__ = [
     "calibration_option",
     "check_output",
     "data_option",
+    "engine_option",
     "engine_options",
     "examples",
     "force_option",
@@ -28,6 +29,7 @@ __all__ = [
     "runtime_options",
     "seed_option",
     "task_option",
+    "threads_option",
     "work_option",
 ]
 
@@ -138,10 +140,19 @@ def runtime_options(function: F) -> F:
 
 def engine_options(function: F) -> F:
     """Add `--engine`, `--provider` and `--threads`."""
-    function = click.option(
-        "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of the engine."
+    provider = click.option("--provider", help="The provider of onnxruntime: cpu, cuda or cuda-graph.")
+    return engine_option(provider(threads_option(function)))
+
+
+def threads_option(function: F) -> F:
+    """Add `--threads`."""
+    return click.option(
+        "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="The CPU threads of the engine."
     )(function)
-    function = click.option("--provider", help="The provider of onnxruntime: cpu, cuda or cuda-graph.")(function)
+
+
+def engine_option(function: F) -> F:
+    """Add `--engine`."""
     return click.option(
         "--engine",
         default="auto",

@@ -8,7 +8,7 @@ import click
 
 from fieldrun.errors import FieldrunError
 
-from .options import check_output, examples, force_option, json_option
+from .options import check_output, examples, force_option, json_option, output_option
 from .output import put, put_json, warn
 
 __all__ = ["report"]
@@ -21,7 +21,7 @@ __all__ = ["report"]
     ),
 )
 @click.argument("records", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RECORD...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The report: .html, .md, .csv or .json.")
+@output_option("report, a .html, .md, .csv or .json file", required=False)
 @click.option("--diff", is_flag=True, help="Compare two records: OLD NEW.")
 @force_option
 @json_option
@@ -34,11 +34,11 @@ def report(
     The ending of --output chooses HTML, Markdown, CSV or JSON. With --diff, show how the second record differs from the
     first, with 95 % intervals; the exit code is 1 when a subject became slower, larger or less accurate, or failed.
     """
-    from fieldrun_benchmarks.report import render
+    import fieldrun
 
     if output is not None:
         check_output(output, force=force)
-    made = render.report(records, output, diff=diff)
+    made = fieldrun.report(records, output, diff=diff)
     if as_json:
         put_json(made.to_dict())
     elif made.path is None:
