@@ -1,6 +1,6 @@
-"""The graph builder: nodes, constants, and weights that stand in one safetensors file beside the graphs.
+"""The graph builder: nodes, constants, and weights that are stored once, in a safetensors file beside the graphs.
 
-Only standard operators of opset 17. int8 matrices are explicit QuantizeLinear / DequantizeLinear pairs.
+Only standard operators of opset 17. int8 products are explicit QuantizeLinear / DequantizeLinear pairs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TYPES = {
 
 
 class Stored(Protocol):
-    """What a graph is built from: tensors, how they are stored, and what each layer is computed in."""
+    """What a graph is built from: tensors, how they are stored, and the type that each layer is computed in."""
 
     @property
     def tensors(self) -> Mapping[str, Array]:
@@ -39,7 +39,7 @@ class Stored(Protocol):
         ...
 
     def precision(self, part: str) -> str:
-        """Return what `part`, a layer or `"table"`, is computed in: fp32, fp16, int8 or int8-weights."""
+        """Return the type that `part`, a layer or `"table"`, is computed in: fp32, fp16, int8 or int8-weights."""
         ...
 
     def stored(self) -> dict[str, Array]:
@@ -61,12 +61,19 @@ class GraphBuilder:
         return name
 
     def constant(self, name: str, value: Array) -> str:
-        """Add a constant that stands in the graph's own file."""
+        """Add a constant to the graph's own file, or refer to the weights file where that has a tensor of this name."""
+        if name in self.stored:
+            return self.weight(name)
         self.initializers[name] = numpy_helper.from_array(value, name)
         return name
 
+    def shape(self, x: str, name: str, *sizes: int) -> str:
+        """Return `x` in the shape `sizes`."""
+        shape = f"shape.{'x'.join(map(str, sizes))}"
+        return self.op("Reshape", [x, self.constant(shape, np.array(sizes, np.int64))], name)
+
     def weight(self, name: str) -> str:
-        """Refer to a tensor of the weights file, as it is stored."""
+        """Refer to a tensor of the weights file."""
         tensor, (offset, length) = self.stored[name], self.offsets[name]
         proto = TensorProto(name=name, data_type=_TYPES[tensor.dtype], dims=tensor.shape)
         proto.data_location = TensorProto.EXTERNAL
@@ -82,97 +89,81 @@ class GraphBuilder:
         return self.op("Cast", [self.weight(name)], f"{name}.floats", to=TensorProto.FLOAT)
 
     def palette(self, name: str) -> str:
-        """The int8 matrix `name (inputs, outputs)` from its codes: constants, so that an engine makes it once.
+        """The int8 matrix `name (inputs, outputs)` from its codes: constants, which an engine computes once."""
+        rows = self.decoded(name, self.weight(f"{name}.codes.0"), len(self.stored[f"{name}.codes.0"]))
+        return self.op("Transpose", [rows], name, perm=[1, 0])
 
-        The bytes of a row are cut into bits, these put together to codes, and each code looked up.
+    def decoded(self, name: str, codes: str, rows: int) -> str:
+        """The int8 rows `(rows, width)` of the palette `name` for `codes (rows, bytes) uint8`.
+
+        Few and small steps: ONNX Runtime keeps the result of every one in memory while it opens a graph.
         """
-        codes, codebook = self.stored[f"{name}.codes.0"], self.stored[f"{name}.codebook.0"]
-        rows, bits, width = len(codes), code_bits(len(codebook)), int(self.stored[f"{name}.width"][0])
-        wide = self.op("Cast", [self.weight(f"{name}.codes.0")], f"{name}.bytes", to=TensorProto.INT32)
-        shape = self.constant(f"{name}.bytes.shape", np.array([rows, codes.shape[1], 1], np.int64))
-        each = self.op("Reshape", [wide, shape], f"{name}.each")
-        each = self.op(
-            "Div", [each, self.constant(f"{name}.powers", 2 ** np.arange(8, dtype=np.int32))], f"{name}.shifted"
-        )
-        each = self.op("Mod", [each, self.constant(f"{name}.two", np.array(2, np.int32))], f"{name}.bits")
-        shape = self.constant(f"{name}.bits.shape", np.array([rows, codes.shape[1] * 8 // bits, bits], np.int64))
-        each = self.op(
-            "Mul",
-            [
-                self.op("Reshape", [each, shape], f"{name}.digits"),
-                self.constant(f"{name}.weights", 2 ** np.arange(bits, dtype=np.int32)),
-            ],
-            f"{name}.terms",
-        )
-        index = self.op(
-            "ReduceSum", [each, self.constant(f"{name}.axis", np.array([2], np.int64))], f"{name}.codes", keepdims=0
-        )
-        values = self.op("Gather", [self.weight(f"{name}.codebook.0"), index], f"{name}.values", axis=0)
-        shape = self.constant(f"{name}.values.shape", np.array([rows, -1], np.int64))
-        values = self.op("Reshape", [values, shape], f"{name}.rows")
-        ends = [
-            self.constant(f"{name}.{end}", np.array([n], np.int64))
-            for end, n in (("from", 0), ("to", width), ("along", 1))
-        ]
-        return self.op("Transpose", [self.op("Slice", [values, *ends], f"{name}.cut")], name, perm=[1, 0])
+        bits, width = code_bits(len(self.stored[f"{name}.codebook.0"])), int(self.stored[f"{name}.width"][0])
+        whole = 8 % bits == 0  # codes in a byte; else 8 codes in as many bytes as a code has bits
+        value = self.op("Cast", [codes], f"{name}.bytes", to=TensorProto.INT32)
+        value = self.shape(value, f"{name}.groups", rows, -1, 1 if whole else bits)
+        starts = bits * np.arange(8 // bits if whole else 8, dtype=np.int32)
+        if not whole:
+            first, after = (np.minimum(starts // 8 + k, bits - 1) for k in (0, 1))
+            low = self.op("Gather", [value, self.constant(f"first.{bits}", first)], f"{name}.low", axis=2)
+            high = self.op("Gather", [value, self.constant(f"after.{bits}", after)], f"{name}.after", axis=2)
+            high = self.op("Mul", [high, self.constant("byte", np.array(256, np.int32))], f"{name}.high")
+            value = self.op("Add", [low, high], f"{name}.both")
+        if bits < 8:
+            places = self.constant(f"places.{bits}", 2 ** (starts % 8))
+            value = self.op("Div", [value, places], f"{name}.shifted")
+            size = self.constant(f"size.{bits}", np.array(2**bits, np.int32))
+            value = self.op("Mod", [value, size], f"{name}.codes")
+        value = self.op("Gather", [self.weight(f"{name}.codebook.0"), value], f"{name}.values", axis=0)
+        value = self.shape(value, f"{name}.rows", rows, -1)
+        ends = [self.constant(f"cut.{n}", np.array([n], np.int64)) for n in (0, width, 1)]
+        return self.op("Slice", [value, *ends], f"{name}.cut")
 
-    def mixture(self, name: str) -> str:
-        """The float matrix `name (inputs, outputs)` from its operators: constants, as those of `palette`.
+    def matrix(self, layer: str) -> str:
+        """The weight of `layer` as it is stored, decoded if it is a palette."""
+        name = f"{layer}.weight"
+        return self.weight(name) if name in self.stored else self.palette(name)
 
-        The Kronecker product with identities is a product of broadcast tensors.
+    def quantized(self, layer: str, x: str) -> str:
+        """The input `x` of an int8 layer after its Q/DQ pair.
+
+        The scale is a scalar: TensorRT and ONNX Runtime both want per-tensor scales without a shape.
         """
-        count = sum(key.startswith(f"{name}.mixt.") for key in self.stored)
-        outputs, inputs = self.deployed.tensors[name].shape[::-1]
-        branches = []
-        for k in range(count):
-            stored, outer, inner = f"{name}.mixt.{k}", 2**k, 2 ** (count - 1 - k)
-            rows, columns = self.stored[stored].shape
-            ones = np.eye(outer)[:, None, None, :, None, None] * np.eye(inner)[None, None, :, None, None, :]
-            shape = self.constant(f"{stored}.modes", np.array([1, rows, 1, 1, columns, 1], np.int64))
-            operator = self.op("Reshape", [self.floats(stored), shape], f"{stored}.operator")
-            spread = self.op(
-                "Mul",
-                [operator, self.constant(f"{stored}.ones", (ones / count).astype(np.float32))],
-                f"{stored}.spread",
-            )
-            shape = self.constant(f"{stored}.shape", np.array([outputs, inputs], np.int64))
-            branches.append(self.op("Reshape", [spread, shape], f"{stored}.dense"))
-        return self.op("Transpose", [self.op("Sum", branches, f"{name}.sum")], name, perm=[1, 0])
+        scale = self.constant(f"{layer}.x_scale", self.deployed.tensors[f"{layer}.input_scale"][0].reshape(()))
+        zero = self.constant(f"{layer}.x_zero", np.array(0, np.int8))
+        quantized = self.op("QuantizeLinear", [x, scale, zero], f"{layer}.q")
+        return self.op("DequantizeLinear", [quantized, scale, zero], f"{layer}.dq")
+
+    def dequantized(self, layer: str, weight: str) -> str:
+        """The int8 `weight` of a layer after a DequantizeLinear with a scale for each output."""
+        outputs = self.deployed.tensors[f"{layer}.weight"].shape[1]
+        zeros = self.constant(f"{layer}.w_zero", np.zeros(outputs, np.int8))
+        inputs = [weight, self.weight(f"{layer}.weight_scale"), zeros]
+        return self.op("DequantizeLinear", inputs, f"{layer}.w", axis=1)
 
     def dense(self, layer: str, x: str, *, relu: bool = False) -> str:
         """`x @ weight + bias` of `x (rows, inputs)`, quantized where the layer is int8.
 
-        Nothing may stand between a Q and its DQ: ONNX Runtime on x86 turns the pair into uint8, or else the layer
-        into float.
+        Nothing may come between a Q and its DQ: ONNX Runtime on x86 would turn the pair into uint8, or the layer into
+        float.
         """
-        tensors, name = self.deployed.tensors, f"{layer}.weight"
-        if name in self.stored:
-            weight = self.weight(name)
-        else:
-            weight = self.mixture(name) if f"{name}.mixt.0" in self.stored else self.palette(name)
-        bias = f"{layer}.bias" in tensors
-        if self.deployed.precision(layer) == "int8":
-            # a scalar: TensorRT and ONNX Runtime both want per-tensor scales without a shape
-            scale = self.constant(f"{layer}.x_scale", tensors[f"{layer}.input_scale"][0].reshape(()))
-            zero = self.constant(f"{layer}.x_zero", np.array(0, np.int8))
-            zeros = self.constant(f"{layer}.w_zero", np.zeros(tensors[f"{layer}.weight"].shape[1], np.int8))
-            quantized = self.op("QuantizeLinear", [x, scale, zero], f"{layer}.q")
-            x = self.op("DequantizeLinear", [quantized, scale, zero], f"{layer}.dq")
-            scales = self.weight(f"{layer}.weight_scale")
-            weight = self.op("DequantizeLinear", [weight, scales, zeros], f"{layer}.w", axis=1)
-            total = self.op("MatMul", [x, weight], f"{layer}.product")
+        tensors, weight = self.deployed.tensors, self.matrix(layer)
+        bias, kind = f"{layer}.bias" in tensors, self.deployed.precision(layer)
+        if kind == "int8":
+            both = [self.quantized(layer, x), self.dequantized(layer, weight)]
+            total = self.op("MatMul", both, f"{layer}.product")
             # product - (-bias): ONNX Runtime turns MatMul + Add into a float Gemm before it looks for Q/DQ pairs.
             # A MatMul that only a ReLU reads stays in float too, so a layer without a bias gets one of zeros.
             outputs = tensors[f"{layer}.weight"].shape[1]
             negative = -tensors[f"{layer}.bias"] if bias else np.zeros(outputs, np.float32)
             total = self.op("Sub", [total, self.constant(f"{layer}.negative_bias", negative)], f"{layer}.sum")
         else:
-            if self.deployed.precision(layer) == "int8-weights":
-                # Constants that ONNX Runtime folds when it opens the graph. Of a DequantizeLinear before a product it
+            if kind == "int8-weights":
+                # Constants that ONNX Runtime folds when it opens the graph. From a DequantizeLinear before a product it
                 # makes MatMulNBits, which rounds the input to int8 as well.
                 weight = self.op("Cast", [weight], f"{layer}.w_steps", to=TensorProto.FLOAT)
                 weight = self.op("Mul", [weight, self.floats(f"{layer}.weight_scale")], f"{layer}.w")
-            elif self.deployed.precision(layer) == "fp16":
+            elif kind == "fp16":
                 weight = self.op("Cast", [weight], f"{layer}.w", to=TensorProto.FLOAT)
             inputs = [x, weight, *([self.weight(f"{layer}.bias")] if bias else [])]
             total = self.op("Gemm", inputs, f"{layer}.sum")
@@ -185,7 +176,7 @@ class GraphBuilder:
         name: str,
         metadata: Mapping[str, str],
     ) -> onnx.ModelProto:
-        """Return the model of all that was added."""
+        """Return the model of everything that was added."""
         graph = helper.make_graph(self.nodes, name, list(inputs), list(outputs), list(self.initializers.values()))
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=_IR_VERSION)
         model.producer_name = "fieldrun"
@@ -194,7 +185,7 @@ class GraphBuilder:
 
 
 def op_histogram(path: Path) -> dict[str, int]:
-    """Return how often each operator occurs in the ONNX file at `path`, its external data left alone."""
+    """Return how often each operator occurs in the ONNX file at `path`; its external data is not read."""
     model = onnx.load(str(path), load_external_data=False)
     counts: dict[str, int] = {}
     for node in model.graph.node:

@@ -1,4 +1,4 @@
-"""Calibration: real text through the deployed form in float32, to see how large the input of every layer gets."""
+"""Calibration texts: which are learnt from and which prove, their token ids, and percentiles of what layers take."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
-from fieldrun.errors import CheckpointError, ExportError, InputTextError
+from fieldrun.errors import CheckpointError, InputTextError
 from fieldrun.formats.storage import sha256_bytes
 from fieldrun.formats.tensors import Array
-from fieldrun.heads.head import pair_features
 
-from .student.deployed import Deployed
-from .student.simulate import outputs
-
-__all__ = ["SHIPPED_TEXT", "CalibrationText", "choose_texts", "input_ranges", "tokenize"]
+__all__ = ["SHIPPED_TEXT", "CalibrationText", "Largest", "choose_texts", "tokenize"]
 
 _ENOUGH = 64
 SHIPPED_TEXT = Path(__file__).parent / "data" / "calibration.txt"
@@ -29,7 +25,7 @@ class _Tokenized(Protocol):
 
 
 def choose_texts(texts: Sequence[str] | None, count: int) -> list[str]:
-    """Return at most `count` different texts of `texts`, spread evenly; of the shipped sample when None.
+    """Return at most `count` different texts of `texts`, evenly spread; of the shipped sample when None.
 
     Raises:
         InputTextError: not a list of strings, or fewer than 16 different texts.
@@ -46,22 +42,25 @@ def choose_texts(texts: Sequence[str] | None, count: int) -> list[str]:
             raise InputTextError(f"calibration text {i} holds a lone surrogate; decode it as UTF-8 first")
     different = [text for text in dict.fromkeys(text.strip() for text in texts) if text]
     if len(different) < 16:
-        raise InputTextError(f"calibration has {len(different)} different texts; give at least 16 like those to come")
+        raise InputTextError(
+            f"calibration has {len(different)} different texts; give at least 16 texts like those you will run"
+        )
     step = max(1.0, len(different) / count)
     return [different[int(i * step)] for i in range(min(count, len(different)))]
 
 
 class CalibrationText:
-    """The texts of an export: some to calibrate on, some held back to prove on, and all others for passes that learn.
+    """The texts of an export: some to calibrate on, some held back for the proof, and the rest for passes that learn.
 
-    Every fourth of the chosen texts, the shortest first, is held back and no pass sees it. Of fewer than 64 texts none
-    is: they are proven on, too, and `held_back` is False.
+    Of the chosen texts every fourth, sorted by length, is held back, and no pass sees it. With fewer than 64 texts
+    nothing is held back: the proof uses the calibration texts, and `held_back` is False.
     """
 
     def __init__(self, texts: Sequence[str] | None, count: int) -> None:
+        self.given = texts is not None
         listed = isinstance(texts, Iterable) and not isinstance(texts, str | bytes)
-        self._given = list(texts) if texts is not None and listed else texts  # read twice, and checked below
-        self.chosen = choose_texts(self._given, count)
+        self._texts = list(texts) if texts is not None and listed else texts  # read twice, and checked below
+        self.chosen = choose_texts(self._texts, count)
         self.held_back = len(self.chosen) >= _ENOUGH
         self._hidden = set(sorted(self.chosen, key=len)[::4]) if self.held_back else set()
         self.proof = [text for text in self.chosen if text in self._hidden] if self.held_back else self.chosen
@@ -69,7 +68,7 @@ class CalibrationText:
 
     def learning(self, count: int) -> list[str]:
         """Return at most `count` texts that are not held back."""
-        return self._seen(choose_texts(self._given, count))
+        return self._seen(choose_texts(self._texts, count))
 
     def facts(self) -> dict[str, Any]:
         """Return what a bundle's report says of the texts, as JSON."""
@@ -84,14 +83,14 @@ class CalibrationText:
         return [text for text in texts if text not in self._hidden]
 
 
-def tokenize(checkpoint: _Tokenized, texts: Sequence[str], max_length: int) -> list[list[int]]:
+def tokenize(model: _Tokenized, texts: Sequence[str], max_length: int) -> list[list[int]]:
     """Return the token ids of `texts`, special tokens included, cut to `max_length`.
 
     Raises:
-        CheckpointError: the checkpoint's tokenizer cannot be used.
+        CheckpointError: the model's tokenizer cannot be used.
     """
     try:
-        tokenizer = Tokenizer.from_str(checkpoint.tokenizer.decode("utf-8"))
+        tokenizer = Tokenizer.from_str(model.tokenizer.decode("utf-8"))
     except Exception as error:  # tokenizers raises plain Exception
         raise CheckpointError(f"tokenizer.json cannot be used: {error}; restore it") from error
     tokenizer.no_padding()
@@ -99,25 +98,27 @@ def tokenize(checkpoint: _Tokenized, texts: Sequence[str], max_length: int) -> l
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
 
 
-def input_ranges(deployed: Deployed, sequences: Sequence[Sequence[int]], percentile: float) -> dict[str, float]:
-    """Return the `percentile` of the absolute input of every layer of the float `deployed` over `sequences`.
+class Largest:
+    """A percentile of up to `most` numbers, of which only the largest are kept; linear between ranks, as NumPy's."""
 
-    `mean` is that of the half of the pooled vector that is the mean over the tokens.
+    def __init__(self, most: int, percentile: float) -> None:
+        self._share = percentile / 100
+        self._keep = most - int((most - 1) * self._share)
+        self._kept = np.zeros(0, np.float32)
+        self._count = 0
 
-    Raises:
-        ExportError: fewer than 16 sequences.
-    """
-    if len(sequences) < 16:
-        raise ExportError(f"calibration needs at least 16 texts, not {len(sequences)}")
-    seen: dict[str, list[Array]] = {}
-    net = deployed.network
-    found = outputs(deployed, sequences, lambda name, x: seen.setdefault(name, []).append(np.abs(x)))
-    field = found[:, : net.field_dim]
-    seen["pairs"] = [np.abs(pair_features(field, np.roll(field, 1, axis=0)))]
-    if net.mean:
-        half = net.mixer_width or net.width
-        seen["mean"] = [part[:, :half] for part in seen["hidden" if net.hidden else "output"]]
-    return {
-        name: float(np.percentile(np.concatenate([part.ravel() for part in parts]), percentile))
-        for name, parts in seen.items()
-    }
+    def add(self, values: Array) -> None:
+        """Take more of the numbers."""
+        self._count += values.size
+        both = np.concatenate([self._kept, values.ravel()])
+        if len(both) > self._keep:
+            both = np.partition(both, len(both) - self._keep)[len(both) - self._keep :]
+        self._kept = both
+
+    def value(self) -> float:
+        """Return the percentile of all numbers taken."""
+        rank = (self._count - 1) * self._share
+        ordered = np.sort(self._kept).astype(np.float64)
+        first = len(ordered) - (self._count - int(rank))  # where the number below the percentile stands
+        above = ordered[min(first + 1, len(ordered) - 1)]
+        return float(ordered[first] + (above - ordered[first]) * (rank - int(rank)))

@@ -1,105 +1,112 @@
-"""Golden replies: texts with the field and scores that the export measured, for the device to replay.
+"""Golden replies: texts with the fields and scores that the export measured, which a device repeats to check itself.
 
 A static int8 layer rounds its input. Where an activation lies on a rounding boundary, the last bit of a sum decides,
-and another processor may round the other way; such a text says nothing about the bundle. So golden texts are drawn from
-those whose field is the same with ONNX Runtime's optimiser on (fused integer kernels) and off (the graph as written).
+and another processor may round the other way. How ONNX Runtime's answers differ with its optimiser on (fused integer
+kernels) and off (the graph as written) shows which texts that concerns.
+
+- A student has one or two such layers. Texts whose field changes are left out, and the tolerance is fixed.
+- In a deep int8 network every device has other such texts, and each moves nearly as far as int8 itself moves it. No
+  text is left out, and the tolerance follows from the change that was measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fieldrun.errors import ExportError
-from fieldrun.formats.bundle import Bucket, GraphNetwork, Network, TaskSpec
+from fieldrun.formats.bundle import TYPICAL_QUANTILE, Bucket, GraphNetwork, Network, TaskSpec
 from fieldrun.formats.tensors import Array, shortest
 from fieldrun.heads.head import softmax
 
 from .parity import open_session, run_bucket
 
-__all__ = ["golden_fields", "golden_replies"]
+__all__ = ["Golden", "golden_replies"]
 
 _COUNT = 32
-_STABLE = 5e-6  # half of the tolerance that a device gets: rounding of sums, not of an int8 input
+_LEAST = 8
+_STABLE = 0.5  # of the fixed tolerance: rounding of sums, not of an int8 input
+_SPARE = 4  # times the change measured here: another processor's rounding is another draw of the same kind
+_FLOOR = 1e-5  # what a bundle of sums in float32 gets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Golden:
+    """What `golden.json` holds, the tolerance for repeating it, and what was measured for that."""
+
+    replies: Mapping[str, Any]
+    tolerance: float
+    proof: Mapping[str, Any] = field(default_factory=dict)
 
 
 def golden_replies(
     folder: Path,
-    network: Network,
+    network: Network | GraphNetwork,
     buckets: Sequence[Bucket],
     pairs: Mapping[int, str],
     tasks: Sequence[TaskSpec],
     texts: Sequence[str],
     sequences: Sequence[Sequence[int]],
-) -> dict[str, Any]:
-    """Return the JSON of `golden.json`: texts, their ids, fields, and scores per task.
+    *,
+    tolerance: float | None,
+    bucket_gap: float,
+) -> Golden:
+    """Return texts with their ids, fields and scores per task, measured in the batch-1 buckets.
 
-    A pair task is asked about every golden text and the next one. Fields are measured in the batch-1 buckets.
+    A pair task is asked about every golden text and the next one.
+
+    Args:
+        folder: where the graphs are.
+        network: how ids are framed.
+        buckets: all of them.
+        pairs: batch -> file name of the pair graphs.
+        tasks: where each task's logits are.
+        texts: to choose from.
+        sequences: their token ids.
+        tolerance: the fixed one, for which unstable texts are left out; measured when None.
+        bucket_gap: how far a text's fields in two buckets may be apart: part of a measured tolerance.
 
     Raises:
-        ExportError: too few texts fit the buckets whole and have a stable field.
+        ExportError: too few texts fit the buckets whole and have a stable field, or rounding alone changes a field by
+            1 or more.
     """
     singles = sorted((b for b in buckets if b.batch == 1), key=lambda b: b.length)
     whole = [i for i, ids in enumerate(sequences) if len(ids) < singles[-1].length]
-    candidates = _spread(whole, 4 * _COUNT)
+    candidates = _spread(whole, _COUNT if tolerance is None else 4 * _COUNT)
     kept = [sequences[i] for i in candidates]
-    fields, logits = _run(folder, network, singles, kept, optimise=True)
-    plain, _ = _run(folder, network, singles, kept, optimise=False)
-    stable = [k for k in range(len(kept)) if np.abs(fields[k] - plain[k]).max() <= _STABLE]
-    if len(stable) < 8:
-        raise ExportError(f"only {len(stable)} of {len(kept)} texts have a stable field; give more and shorter texts")
-    rows = _spread(stable, _COUNT)
-    chosen, fields, logits = [candidates[k] for k in rows], fields[rows], logits[rows]
-    scores = {t.name: _scores(logits, t) for t in tasks if t.kind == "single"}
-    if pairs:
-        session = open_session(folder / pairs[1])
-        after = np.roll(fields, -1, axis=0)
-        pair_logits = np.concatenate(
-            [session.run(["logits"], {"a": fields[k : k + 1], "b": after[k : k + 1]})[0] for k in range(len(chosen))]
-        )
-        scores |= {t.name: _scores(pair_logits, t) for t in tasks if t.kind == "pair"}
-    return {
-        "texts": [texts[i] for i in chosen],
-        "ids": [list(sequences[i]) for i in chosen],
+    if len(kept) < _LEAST:
+        raise ExportError(f"only {len(kept)} texts fit the buckets whole; give more and shorter texts")
+    fields, logits = _run(folder, network, singles, kept, "all")
+    change = np.abs(fields - _run(folder, network, singles, kept, "none")[0]).max(1)
+    rows = list(range(len(kept)))
+    if tolerance is not None:
+        stable = [k for k in rows if change[k] <= _STABLE * tolerance]
+        if len(stable) < _LEAST:
+            raise ExportError(
+                f"only {len(stable)} of {len(kept)} texts have a stable field; give more and shorter texts"
+            )
+        rows = _spread(stable, _COUNT)
+    fields, logits = fields[rows], logits[rows]
+    replies: dict[str, Any] = {
+        "texts": [texts[candidates[k]] for k in rows],
+        "ids": [list(kept[k]) for k in rows],
         "fields": [[shortest(x) for x in row] for row in fields],
-        "scores": scores,
+        "scores": _scores(folder, pairs, tasks, fields, logits),
     }
-
-
-def golden_fields(
-    folder: Path,
-    network: GraphNetwork,
-    buckets: Sequence[Bucket],
-    texts: Sequence[str],
-    sequences: Sequence[Sequence[int]],
-) -> tuple[dict[str, Any], Array]:
-    """Return the JSON of `golden.json` of a bundle without tasks, and what rounding alone changes in each of its texts.
-
-    In a deep int8 network some texts lie on a rounding boundary, others on another device, and a text that is rounded
-    the other way moves nearly as far as int8 itself moves it; the rest agree to the last bits of a sum. So no text is
-    left out, and what another device may differ by is measured: for each text `(n,) float32` the largest difference of
-    its field with ONNX Runtime's optimiser on and off.
-
-    Raises:
-        ExportError: fewer than 8 texts fit the buckets whole.
-    """
-    singles = sorted((b for b in buckets if b.batch == 1), key=lambda b: b.length)
-    whole = [i for i, ids in enumerate(sequences) if len(ids) < singles[-1].length]
-    if len(whole) < 8:
-        raise ExportError(f"only {len(whole)} texts fit the buckets whole; give more and shorter texts")
-    chosen = _spread(whole, _COUNT)
-    kept = [sequences[i] for i in chosen]
-    fields, _ = _run(folder, network, singles, kept, optimise=True)
-    plain, _ = _run(folder, network, singles, kept, optimise=False)
-    return {
-        "texts": [texts[i] for i in chosen],
-        "ids": [list(ids) for ids in kept],
-        "fields": [[shortest(x) for x in row] for row in fields],
-        "scores": {},
-    }, np.abs(fields - plain).max(1)
+    if tolerance is not None:
+        return Golden(replies=replies, tolerance=tolerance)
+    largest, quartile = max(float(change.max()), bucket_gap), float(np.quantile(change, TYPICAL_QUANTILE))
+    tolerance = max(_FLOOR, _SPARE * largest)
+    if not tolerance < 1:
+        raise ExportError(f"rounding alone changes fields by {largest:.3g}; keep more parts in fp32")
+    replies["typical_tolerance"] = typical = min(max(_FLOOR, _SPARE * quartile), tolerance)
+    rounding = {"max_abs": largest, "golden_tolerance": tolerance}
+    rounding |= {"quartile_abs": quartile, "typical_tolerance": typical}
+    return Golden(replies=replies, tolerance=tolerance, proof={"rounding": rounding})
 
 
 def _spread(items: Sequence[int], count: int) -> list[int]:
@@ -114,10 +121,9 @@ def _run(
     network: Network | GraphNetwork,
     singles: Sequence[Bucket],
     sequences: Sequence[Sequence[int]],
-    *,
-    optimise: bool,
+    optimise: str,
 ) -> tuple[Array, Array]:
-    """Return field and logits of `sequences`, each from the smallest batch-1 bucket that it fits in."""
+    """Return fields and logits of `sequences`, each from the smallest batch-1 bucket that it fits in."""
     fields: dict[int, Array] = {}
     logits: dict[int, Array] = {}
     shorter = 0
@@ -133,6 +139,17 @@ def _run(
     return np.stack([fields[k] for k in order]), np.stack([logits[k] for k in order])
 
 
-def _scores(logits: Array, task: TaskSpec) -> list[list[float]]:
-    part = logits[:, task.start : task.start + len(task.labels)]
-    return [[shortest(x) for x in row] for row in softmax(part, task.temperature)]
+def _scores(
+    folder: Path, pairs: Mapping[int, str], tasks: Sequence[TaskSpec], fields: Array, logits: Array
+) -> dict[str, list[list[float]]]:
+    """Return the scores of every task: of the single tasks from `logits`, of the pair tasks from the pair graph."""
+    by_kind = {"single": logits}
+    if pairs:
+        session, after = open_session(folder / pairs[1]), np.roll(fields, -1, axis=0)
+        rows = [{"a": fields[k : k + 1], "b": after[k : k + 1]} for k in range(len(fields))]
+        by_kind["pair"] = np.concatenate([session.run(["logits"], row)[0] for row in rows])
+    found = {}
+    for task in sorted(tasks, key=lambda task: task.kind, reverse=True):
+        part = by_kind[task.kind][:, task.start : task.start + len(task.labels)]
+        found[task.name] = [[shortest(x) for x in row] for row in softmax(part, task.temperature)]
+    return found

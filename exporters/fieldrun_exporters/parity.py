@@ -1,10 +1,10 @@
-"""Parity: every graph, run by ONNX Runtime on real text, against the NumPy reference and against the other buckets."""
+"""Parity: every graph, run by ONNX Runtime on real text, against the NumPy reference and the other buckets."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,44 @@ from fieldrun.errors import ExportError, MissingDependency, ParityError
 from fieldrun.formats.bundle import Bucket, GraphNetwork, Network
 from fieldrun.formats.packing import expand
 from fieldrun.formats.tensors import Array, read_tensors
-from fieldrun.heads.head import Head, head_logits, pair_features
+from fieldrun.heads.head import Head
+from fieldrun.student.oracle import head_logits, pair_features
 
 from .recipe import Parity
 
-__all__ = ["BucketParity", "check_pairs", "check_parity", "field_errors", "open_session", "run_bucket"]
+__all__ = [
+    "BucketParity",
+    "Expected",
+    "check_pairs",
+    "check_parity",
+    "field_errors",
+    "import_onnxruntime",
+    "one_line",
+    "open_session",
+    "run_bucket",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Expected:
+    """What the reference gives for the texts of the proof.
+
+    `sequences` are their token ids, `fields` are `(n, dim) float32`, and `logits` `(n, labels) float32` of all single
+    tasks side by side; `spans` has the first column of each task and the one after its last.
+    """
+
+    sequences: Sequence[Sequence[int]]
+    fields: Array
+    logits: Array
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    pair_heads: Sequence[Head] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BucketParity:
-    """One bucket against the reference: cosine and largest absolute difference of the field, and the logits'.
+    """One bucket compared with the reference: cosine and largest absolute difference of the fields and the logits.
 
-    `bucket_gap` is the largest difference of a text's field from the one it has in the first bucket that fits it.
+    `bucket_gap` is the largest difference between a text's field here and in the first bucket that it fits in.
     """
 
     batch: int
@@ -43,44 +69,62 @@ class BucketParity:
         return asdict(self)
 
 
-def open_session(graph: Path, *, optimise: bool = True, optimised: Path | None = None, literal: bool = False) -> Any:
-    """Return an ONNX Runtime CPU session of `graph`, one thread; writes the optimised graph to `optimised` if given.
+def import_onnxruntime() -> Any:
+    """Import onnxruntime with its telemetry off; `MissingDependency` if it is not installed."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependency("onnxruntime", "ort") from error
+    return onnxruntime
 
-    With `optimise` off, the graph runs as it is written, node by node. `literal` computes Q/DQ pairs in float, as they
-    are defined, and dequantizes constants once: what a graph in TensorRT's spelling means.
+
+def one_line(error: Exception) -> str:
+    """Return the message of another library's `error` on one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def open_session(
+    graph: Path | bytes, *, optimise: str = "all", optimised: Path | None = None, literal: bool = False
+) -> Any:
+    """Return an ONNX Runtime session of `graph` on one CPU thread.
+
+    Args:
+        graph: the file, or the serialised model.
+        optimise: `"all"`; `"basic"`, which keeps to ONNX's own operators; or `"none"`, node by node as written.
+        optimised: where to write the optimised graph.
+        literal: compute Q/DQ pairs in float, as the standard defines them, and dequantize constants once. This is what
+            a graph in TensorRT's spelling means.
 
     Raises:
         MissingDependency: onnxruntime is not installed.
-        ExportError: it does not open the graph.
+        ExportError: it cannot open the graph.
     """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise MissingDependency("onnxruntime", "ort") from error
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    if not optimise:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    levels = {"all": "ORT_ENABLE_ALL", "basic": "ORT_ENABLE_BASIC", "none": "ORT_DISABLE_ALL"}
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, levels[optimise])
     if literal:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
+    source = graph if isinstance(graph, bytes) else str(graph)
     try:
-        session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own kinds are not importable by name
-        said = " ".join(str(error).split())[:300]
+        name = "the graph" if isinstance(graph, bytes) else graph.name
         raise ExportError(
-            f"onnxruntime {ort.__version__} cannot open {graph.name} of this export: {said}; try another version of it"
+            f"onnxruntime {ort.__version__} cannot open {name}: {one_line(error)}; try another version of it"
         ) from error
-    if not any(each.name == "table" for each in session.get_inputs()):
+    if isinstance(graph, bytes) or not any(each.name == "table" for each in session.get_inputs()):
         return session
     return _WithTable(session, expand(read_tensors(graph.parent / "weights.safetensors"))["table"])
 
 
 class _WithTable:
-    """A session of a graph whose table is packed, which is handed over with every run."""
+    """A session of a graph that takes its table, which is stored packed, as an input."""
 
     def __init__(self, session: Any, table: Array) -> None:
         self._session, self._table = session, table
@@ -93,7 +137,7 @@ class _WithTable:
 def run_bucket(
     session: Any, network: Network | GraphNetwork, bucket: Bucket, sequences: Sequence[Sequence[int]]
 ) -> tuple[Array, Array]:
-    """Run `sequences` through one bucket, filling the last batch with copies; return field and logits, one row each."""
+    """Run `sequences` through one bucket, the last batch filled with copies; return fields and logits, a row each."""
     outputs = []
     for start in range(0, len(sequences), bucket.batch):
         part = sequences[start : start + bucket.batch]
@@ -107,29 +151,23 @@ def check_parity(
     folder: Path,
     network: Network | GraphNetwork,
     buckets: Sequence[Bucket],
-    sequences: Sequence[Sequence[int]],
-    expected: Array,
-    expected_logits: Array,
-    spans: Mapping[str, tuple[int, int]],
+    expected: Expected,
     gate: Parity,
     *,
     literal: bool = False,
 ) -> tuple[list[BucketParity], Array]:
-    """Measure every bucket and refuse what the gate does not allow.
+    """Measure every bucket, and refuse what the gate does not allow.
 
     Args:
         folder: where the graphs are.
         network: the deployed student, or what only its graphs describe.
         buckets: all of them; every text runs through every bucket that it fits in.
-        sequences: token ids of real text, special tokens included.
-        expected: the reference's field of every sequence, `(n, dim)`.
-        expected_logits: the reference's logits of every sequence, `(n, labels)`.
-        spans: task -> first and last logit, for the agreement of the best label.
-        gate: the tolerances.
-        literal: the graphs are TensorRT's (`open_session`).
+        expected: what the reference gives.
+        gate: the limits.
+        literal: the graphs are in TensorRT's spelling (`open_session`).
 
     Returns:
-        What was measured, and the field of every sequence from the first bucket that fits it, `(n, dim)`.
+        The measurements, and the field of every text from the first bucket that it fits in, `(n, dim)`.
 
     Raises:
         ParityError: names the bucket, the measure, its value and its limit.
@@ -137,51 +175,49 @@ def check_parity(
     first: dict[int, Array] = {}
     results = []
     for bucket in buckets:
-        chosen = [i for i, ids in enumerate(sequences) if len(ids) <= bucket.length]
+        chosen = [i for i, ids in enumerate(expected.sequences) if len(ids) <= bucket.length]
         if not chosen:
             raise ParityError(f"no calibration text fits the bucket of {bucket.length} tokens; give shorter texts")
         session = open_session(folder / bucket.graph, literal=literal)
-        field, logits = run_bucket(session, network, bucket, [sequences[i] for i in chosen])
-        gap = max(float(np.abs(row - first.setdefault(i, row)).max()) for i, row in zip(chosen, field, strict=True))
-        want, want_logits = expected[chosen], expected_logits[chosen]
-        cosine = (field * want).sum(1) / (np.linalg.norm(field, axis=1) * np.linalg.norm(want, axis=1))
-        agreement = [logits[:, a:b].argmax(1) == want_logits[:, a:b].argmax(1) for a, b in spans.values()]
+        fields, logits = run_bucket(session, network, bucket, [expected.sequences[i] for i in chosen])
+        gap = max(float(np.abs(row - first.setdefault(i, row)).max()) for i, row in zip(chosen, fields, strict=True))
+        want, want_logits = expected.fields[chosen], expected.logits[chosen]
+        cosine = (fields * want).sum(1) / (np.linalg.norm(fields, axis=1) * np.linalg.norm(want, axis=1))
+        agreement = [logits[:, a:b].argmax(1) == want_logits[:, a:b].argmax(1) for a, b in expected.spans.values()]
         result = BucketParity(
             batch=bucket.batch,
             length=bucket.length,
             texts=len(chosen),
             mean_cosine=float(cosine.mean()),
             min_cosine=float(cosine.min()),
-            max_abs=float(np.abs(field - want).max()),
+            max_abs=float(np.abs(fields - want).max()),
             max_abs_logits=float(np.abs(logits - want_logits).max(initial=0)),
             bucket_gap=gap,
             top1_agreement=float(np.mean(agreement)) if agreement else 1.0,
         )
         _gate(result, gate)
         results.append(result)
-    return results, np.stack([first[i] for i in range(len(sequences))])
+    return results, np.stack([first[i] for i in range(len(expected.sequences))])
 
 
 def check_pairs(
     folder: Path,
     graphs: Mapping[int, str],
     fields: Array,
-    expected: Array,
-    heads: Sequence[Head],
+    expected: Expected,
     gate: Parity,
     *,
     literal: bool = False,
 ) -> list[dict[str, float]]:
-    """Measure every pair graph, each text with the next one, as `check_parity` does the others.
+    """Measure every pair graph, each text paired with the next one, as `check_parity` does the others.
 
     Args:
         folder: where the graphs are.
         graphs: batch -> file name.
-        fields: what the other graphs made of the texts, `(n, dim)`: a device feeds these to the pair graph.
-        expected: the reference's field of every text, `(n, dim)`.
-        heads: the pair heads, in the order of the graph's logits.
-        gate: the tolerances.
-        literal: the graphs are TensorRT's (`open_session`).
+        fields: what the other graphs give for the texts, `(n, dim)`: a device feeds these to the pair graph.
+        expected: what the reference gives.
+        gate: the limits.
+        literal: the graphs are in TensorRT's spelling (`open_session`).
 
     Returns:
         Per graph its batch, `max_abs_logits`, and the share of pairs and tasks with the same best label.
@@ -190,46 +226,46 @@ def check_pairs(
         ParityError: fewer best labels agree than the gate asks for.
     """
     a, b = fields, np.roll(fields, -1, axis=0)
-    wanted = pair_features(expected, np.roll(expected, -1, axis=0))
-    want = [head_logits(head, wanted) for head in heads]
+    wanted = pair_features(expected.fields, np.roll(expected.fields, -1, axis=0))
+    want = [head_logits(head.weight, head.bias, wanted) for head in expected.pair_heads]
     results = []
     for batch, graph in sorted(graphs.items()):
         session = open_session(folder / graph, literal=literal)
         rows = [np.arange(start, start + batch) % len(a) for start in range(0, len(a), batch)]
         parts = [session.run(["logits"], {"a": a[r], "b": b[r]})[0] for r in rows]
         logits = np.concatenate(parts)[: len(a)]
-        columns = np.split(logits, np.cumsum([len(head.labels) for head in heads])[:-1], axis=1)
+        columns = np.split(logits, np.cumsum([len(head.labels) for head in expected.pair_heads])[:-1], axis=1)
         agreement = float(np.mean([x.argmax(1) == y.argmax(1) for x, y in zip(columns, want, strict=True)]))
         largest = float(np.abs(logits - np.concatenate(want, axis=1)).max())
         if not agreement >= gate.min_top1:
-            raise ParityError(
-                f"pair graph of batch {batch}: min_top1 is {agreement:.3g}, the recipe's limit is {gate.min_top1:.3g}; "
-                "nothing was written. Calibrate on text like yours, or keep more parts in fp32"
-            )
+            raise ParityError(_beyond(f"pair graph of batch {batch}", "min_top1", agreement, gate.min_top1))
         results.append({"batch": float(batch), "max_abs_logits": largest, "top1_agreement": agreement})
     return results
 
 
 def _gate(result: BucketParity, gate: Parity) -> None:
-    where = f"bucket {result.batch} x {result.length}"
     checks = (
-        ("min_cosine", result.min_cosine, gate.min_cosine, result.min_cosine >= gate.min_cosine),
-        ("max_abs", result.max_abs, gate.max_abs, result.max_abs <= gate.max_abs),
-        ("min_top1", result.top1_agreement, gate.min_top1, result.top1_agreement >= gate.min_top1),
-        ("max_bucket_gap", result.bucket_gap, gate.max_bucket_gap, result.bucket_gap <= gate.max_bucket_gap),
+        ("min_cosine", result.min_cosine, result.min_cosine >= gate.min_cosine),
+        ("max_abs", result.max_abs, result.max_abs <= gate.max_abs),
+        ("min_top1", result.top1_agreement, result.top1_agreement >= gate.min_top1),
+        ("max_bucket_gap", result.bucket_gap, result.bucket_gap <= gate.max_bucket_gap),
     )
-    for name, value, limit, passed in checks:
+    for name, value, passed in checks:
         if not passed:  # NaN does not pass either
-            raise ParityError(
-                f"{where}: {name} is {value:.8g}, the recipe's limit is {limit:.8g}; nothing was written. "
-                "Calibrate on text like yours, or keep more parts in fp32"
-            )
+            raise ParityError(_beyond(f"bucket {result.batch} x {result.length}", name, value, getattr(gate, name)))
+
+
+def _beyond(where: str, measure: str, value: float, limit: float) -> str:
+    return (
+        f"{where}: {measure} is {value:.8g}, the recipe's limit is {limit:.8g}; nothing was written. "
+        "Calibrate on text like yours, or keep more parts in fp32"
+    )
 
 
 def field_errors(expected: Array, found: Array) -> dict[str, float]:
-    """Return how far fields `(n, dim)` are from those expected: cosine (mean, 1st percentile, least) and ranks.
+    """Return how near `found (n, dim)` is to `expected`: cosine (mean, 1st percentile, least) and rank agreement.
 
-    Rank agreement is the share of texts whose nearest other text, by the fields' cosine, is the same one.
+    `rank_agreement` is the share of texts whose nearest other text, by the cosine of their fields, is the same one.
     """
     a, b = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (expected, found))
     cosine = (a * b).sum(1)

@@ -1,7 +1,6 @@
 """Recipes: how to export for one target, as TOML files.
 
-A shipped recipe is named by its file (`recipes/<name>.toml`); a user's own recipe is named by its path. Every key is
-known, or the recipe is refused.
+A shipped recipe is named by its file (`recipes/<name>.toml`), your own by its path. An unknown key is refused.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ __all__ = [
 
 SCHEMA = 1
 _RECIPES = Path(__file__).parent / "recipes"
-_PASSES = ("prune-vocabulary", "fold", "lowrank", "mixt", "int8", "fp16", "palettize", "recover")
-_OF_PRECISION = ("mixt", "int8", "fp16", "palettize")
+_PASSES = ("prune-vocabulary", "fold", "lowrank", "int8", "fp16", "palettize", "recover")
+_OF_PRECISION = ("int8", "fp16", "palettize")
 SITES = ("width", "mixer", "hidden")
-"""What a student has."""
+"""Where the pass `lowrank` removes features of a student."""
 COMPONENTS = ("qk", "ov", "mlp")
-"""What an encoder has (`fieldrun_exporters.encoder.lowrank`)."""
+"""What the pass `lowrank` makes smaller in an encoder (`fieldrun_exporters.encoder.lowrank`)."""
 LEAST_TEXTS = 256
-"""Fewer say too little of a feature."""
+"""With fewer texts the worth of a feature cannot be told."""
 _LEARNING_TEXTS = 4000
-_MOST = {"batches": 4096, "lengths": 1 << 16}  # texts, tokens: a graph of more is a slip, and would fill the memory
+_MOST = {"batches": 4096, "lengths": 1 << 16}  # texts, tokens; a larger graph would fill the memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +63,7 @@ class Buckets:
                 raise RecipeError(f"buckets.{name} must be at most {_MOST[name]:,} each, not {_shown(max(value))}")
             object.__setattr__(self, name, tuple(sorted(set(value))))
         if self.batches[0] != 1:
-            raise RecipeError("buckets.batches must contain 1: a single text must not pay for a batch")
+            raise RecipeError("buckets.batches must contain 1, so that a single text does not pay for a batch")
         if self.lengths[0] < 3:
             raise RecipeError("buckets.lengths must be at least 3: two special tokens and one of the text")
 
@@ -79,16 +78,15 @@ class Calibration:
     def __post_init__(self) -> None:
         if not isinstance(self.percentile, int | float) or not 90 <= self.percentile <= 100:
             raise RecipeError(f"calibration.percentile must be within 90..100, not {self.percentile!r}")
-        if not isinstance(self.texts, int) or self.texts < 16:
-            raise RecipeError(f"calibration.texts must be at least 16, not {self.texts!r}")
+        _check_whole("calibration.texts", self.texts, 16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parity:
-    """The gate, on real text against the NumPy reference.
+    """The parity limits, on real text against the NumPy reference.
 
-    `min_cosine` and `max_abs` are of the field, `min_top1` is the share of texts and tasks with the same best label,
-    and `max_bucket_gap` the largest difference between a text's fields in two buckets.
+    `min_cosine` and `max_abs` limit the fields, `min_top1` the share of texts and tasks with the same best label, and
+    `max_bucket_gap` the largest difference between a text's fields in two buckets.
     """
 
     min_cosine: float
@@ -105,11 +103,11 @@ class Parity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LowRank:
-    """How many features are kept, all of them when None; a recipe is for a student or for an encoder.
+    """How many features are kept, all of them when None. A recipe is for a student or for an encoder.
 
-    Of a student's `SITES` a number of features, or a share of their worth within 0..1; `texts` is how many calibration
-    texts at most tell what a feature is worth. Of an encoder's `COMPONENTS` a share of the inner size within 0..1, in
-    every layer alike; all texts of the recipe's `[calibration]` tell it.
+    For each of a student's `SITES`: a number of features, or a share of their worth within 0..1, measured on at most
+    `texts` calibration texts. For each of an encoder's `COMPONENTS`: a share of the inner size within 0..1, the same in
+    every layer, measured on all texts of the recipe's `[calibration]`.
     """
 
     width: int | float | None = None
@@ -126,33 +124,32 @@ class LowRank:
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
             if value is not None and not whole and not (isinstance(value, float) and 0 < value < 1):
                 raise RecipeError(
-                    f"lowrank.{name} must be a number of features from 1 on, or a share of their worth within 0..1 as "
-                    f"in 0.99; not {value!r}"
+                    f"lowrank.{name} must be a number of features, 1 or more, or a share of their worth within 0..1 "
+                    f"such as 0.99; not {value!r}"
                 )
         for name in COMPONENTS:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, float) and 0 < value < 1):
                 raise RecipeError(
-                    f"lowrank.{name} must be the share of the inner size that is kept, within 0..1 as in 0.8, not "
+                    f"lowrank.{name} must be the share of the inner size that is kept, within 0..1 such as 0.8; not "
                     f"{value!r}"
                 )
-        if not isinstance(self.texts, int) or self.texts < LEAST_TEXTS:
-            raise RecipeError(f"lowrank.texts must be at least {LEAST_TEXTS}, not {self.texts!r}")
+        _check_whole("lowrank.texts", self.texts, LEAST_TEXTS)
         of_encoder = [name for name in self.wanted if name in COMPONENTS]
         of_student = [name for name in self.wanted if name in SITES] + ["texts"] * (self.texts != _LEARNING_TEXTS)
         if of_encoder and of_student:
             raise RecipeError(
-                f"lowrank.{of_student[0]} is of a student and lowrank.{of_encoder[0]} of an encoder, which learns from "
+                f"lowrank.{of_student[0]} is for a student and lowrank.{of_encoder[0]} for an encoder, which uses "
                 "calibration.texts; keep the keys of one"
             )
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """The sites or components that are made smaller."""
+        """The sites or components to make smaller."""
         return tuple(name for name in (*SITES, *COMPONENTS) if getattr(self, name) is not None)
 
     def to_dict(self) -> dict[str, int | float | None]:
-        """Return the keys of what it is for, a student or an encoder."""
+        """Return the keys for a student, or for an encoder."""
         if set(self.wanted) <= set(SITES):
             return {name: getattr(self, name) for name in (*SITES, "texts")}
         return {name: getattr(self, name) for name in COMPONENTS}
@@ -160,15 +157,15 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prune:
-    """What a domain's text has to show of a piece: `min_count` uses. `ngram_buckets` of the table, chosen when None."""
+    """Which word pieces are kept: those that the domain's texts use `min_count` times. `ngram_buckets` None: chosen."""
 
     min_count: int = 1
     ngram_buckets: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("min_count", self.min_count), ("ngram_buckets", self.ngram_buckets)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise RecipeError(f"prune.{name} must be an integer from 1 on, not {value!r}")
+        _check_whole("prune.min_count", self.min_count, 1)
+        if self.ngram_buckets is not None:
+            _check_whole("prune.ngram_buckets", self.ngram_buckets, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,19 +180,17 @@ class Recover:
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch", 2), ("texts", 512), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise RecipeError(f"recover.{name} must be an integer of at least {least}, not {value!r}")
+            _check_whole(f"recover.{name}", getattr(self, name), least)
         if not isinstance(self.learning_rate, int | float) or not 0 < self.learning_rate <= 100:
             raise RecipeError(f"recover.learning_rate must be within 0..100, not {self.learning_rate!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensorrt:
-    """Graphs in TensorRT's spelling, beside the others, for every bucket.
+    """Graphs in TensorRT's spelling for every bucket, beside the others.
 
-    `golden_tolerance` is what a GPU may differ from the golden fields and scores; the same graphs on a CPU may use half
-    of it.
+    `golden_tolerance` is how far a GPU may be from the golden fields and scores; half of it is allowed for the same
+    graphs on a CPU.
     """
 
     golden_tolerance: float
@@ -235,20 +230,20 @@ class Recipe:
         if on_the_form[:1] != ("fold",):
             raise RecipeError(
                 "passes must be distinct and begin with 'fold', which makes the form that graphs are built from; "
-                "'prune-vocabulary' alone stands before it"
+                "only 'prune-vocabulary' may come before it"
             )
         if self.prune != Prune() and "prune-vocabulary" not in self.passes:
             raise RecipeError("[prune] and passes conflict: list the pass 'prune-vocabulary', or leave [prune] out")
         wanted = self.precision.wants(self.precision.rules)
         if "recover" in self.passes and self.passes[-1] != "recover":
-            raise RecipeError("the pass 'recover' comes last: it tunes what the others left")
-        if "recover" in self.passes and not {"lowrank", "mixt", "palettize"} & set(self.passes):
+            raise RecipeError("the pass 'recover' comes last, because it tunes the result of the others")
+        if "recover" in self.passes and not {"lowrank", "palettize"} & set(self.passes):
             raise RecipeError(
-                "the pass 'recover' tunes codebooks, mixtures and the layers that 'lowrank' made smaller: list "
-                "'palettize', 'mixt' or 'lowrank' before it, or leave it out"
+                "the pass 'recover' tunes codebooks and the layers that 'lowrank' made smaller: list 'palettize' or "
+                "'lowrank' before it, or leave it out"
             )
         if "lowrank" in self.passes and on_the_form[1] != "lowrank":
-            raise RecipeError("the pass 'lowrank' comes right after 'fold': the others work on what it leaves")
+            raise RecipeError("the pass 'lowrank' comes right after 'fold', because the others work on its result")
         if ("lowrank" in self.passes) != bool(self.lowrank.wanted):
             raise RecipeError(
                 "[lowrank] and passes conflict: list the pass 'lowrank' exactly when [lowrank] says how many features "
@@ -259,14 +254,15 @@ class Recipe:
                 raise RecipeError(
                     f"precision and passes conflict: list the pass {name!r} exactly when a part's precision needs it"
                 )
-        if self.tensorrt is not None and {"palettize", "mixt"} & set(self.passes):
+        if self.tensorrt is not None and "palettize" in self.passes:
             raise RecipeError(
-                "a palette or a mixture has no TensorRT spelling; use fp32, fp16, int8 or int8-weights for every part"
+                "[tensorrt] and palettes conflict: TensorRT has no layer for palettes; use fp32, fp16, int8 or "
+                "int8-weights for every part"
             )
 
     @property
     def prunes(self) -> bool:
-        """Whether the checkpoint's vocabulary is pruned before all else."""
+        """Whether the checkpoint's vocabulary is pruned first."""
         return self.passes[:1] == ("prune-vocabulary",)
 
     def to_dict(self) -> dict[str, Any]:
@@ -281,10 +277,26 @@ class Recipe:
         return {"name": self.name, "passes": self.passes, "precision": dict(self.precision.rules), **sections}
 
 
+def _check_whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise RecipeError(f"{name} must be an integer of at least {least}, not {_shown(value)}")
+
+
 def _shown(value: object) -> str:
-    """Return `value` for a message; a number of hundreds of digits is cut."""
+    """Return `value` for a message, cut if it is long."""
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:30]}... ({len(text)} characters)"
+
+
+_SECTIONS: Mapping[str, type] = {
+    "buckets": Buckets,
+    "calibration": Calibration,
+    "parity": Parity,
+    "recover": Recover,
+    "lowrank": LowRank,
+    "prune": Prune,
+    "tensorrt": Tensorrt,
+}
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -297,7 +309,7 @@ def load_recipe(recipe: str | Path) -> Recipe:
 
     Raises:
         UnknownName: neither a shipped name nor an existing `.toml` file.
-        RecipeError: not TOML, an unknown or missing key, a value that makes no sense.
+        RecipeError: not TOML, an unknown or missing key, or an invalid value.
     """
     path = Path(recipe)
     if path.suffix != ".toml":
@@ -312,18 +324,9 @@ def load_recipe(recipe: str | Path) -> Recipe:
     if not isinstance(rules, Mapping):
         raise RecipeError(f"{path}: [precision] must be an object, not {type(rules).__name__}")
     value["precision"] = Precision(rules)
-    sections: Mapping[str, type] = {
-        "buckets": Buckets,
-        "calibration": Calibration,
-        "parity": Parity,
-        "recover": Recover,
-        "lowrank": LowRank,
-        "prune": Prune,
-    }
-    for section, cls in sections.items():
-        value[section] = from_mapping(cls, value.get(section, {}), f"{path}: [{section}]", RecipeError)
-    if "tensorrt" in value:
-        value["tensorrt"] = from_mapping(Tensorrt, value["tensorrt"], f"{path}: [tensorrt]", RecipeError)
+    for section, cls in _SECTIONS.items():
+        if section != "tensorrt" or section in value:
+            value[section] = from_mapping(cls, value.get(section, {}), f"{path}: [{section}]", RecipeError)
     value.setdefault("name", path.stem)
     result: Recipe = from_mapping(Recipe, value, str(path), RecipeError)
     return result

@@ -1,81 +1,140 @@
-"""Write a bundle of an encoder or a foreign graph: graphs -> parity -> golden fields -> manifest, as for a student.
+"""Write a bundle: weights -> graphs -> parity -> golden replies -> manifest, whole or not at all.
 
-Such a bundle has no tasks of its own; heads are fitted on its fields and attached. A field that fails its gate writes
-nothing.
+A student, an imported encoder and a foreign graph are three kinds of `Source`; there is one writer for all of them. An
+imported model has no tasks of its own: heads are fitted on its fields and attached.
 """
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import onnx
 
 from fieldrun._version import __version__
-from fieldrun.errors import ExportError, RecipeError
-from fieldrun.formats.bundle import MANIFEST, SCHEMA, TYPICAL_QUANTILE, Bucket, GraphNetwork, Manifest
+from fieldrun.errors import ExportError
+from fieldrun.formats.bundle import (
+    MANIFEST,
+    SCHEMA,
+    Bucket,
+    GraphNetwork,
+    Manifest,
+    Network,
+    TaskSpec,
+    TensorrtGraphs,
+)
 from fieldrun.formats.integrity import entry_of
 from fieldrun.formats.progress import Progress
 from fieldrun.formats.storage import new_folder, sha256_bytes, write_bytes, write_json
-from fieldrun.formats.tensors import Array, data_offsets
+from fieldrun.formats.tensors import data_offsets
 
 from .builder import WEIGHTS_FILE, op_histogram
-from .calibrate import CalibrationText
-from .golden import golden_fields
-from .parity import BucketParity, check_parity, field_errors, open_session
-from .recipe import Recipe
+from .calibrate import CalibrationText, tokenize
+from .golden import golden_replies
+from .parity import BucketParity, Expected, check_pairs, check_parity, field_errors, one_line, open_session
+from .recipe import Parity, Recipe
 from .student.passes import PassReport
 
-__all__ = ["GraphSource", "WrittenGraph", "check_lengths", "write_graph_bundle"]
+__all__ = ["Offsets", "Source", "Written", "write_bundle"]
 
-_SPARE = 4  # times what rounding changed here: another processor's rounding is another draw of the same kind
-_FLOOR = 1e-5  # what a bundle of sums in float32 gets
+Offsets = Mapping[str, tuple[int, int]]
+"""Byte offset and length of every tensor in the weights file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GraphSource(ABC):
-    """What a graph bundle is made from: an encoder or a foreign graph, its passes done."""
+class Source(ABC):
+    """A model after its passes, and what its graphs are compared with."""
 
     name: str
     tokenizer: bytes
     licence: str
     provenance: Mapping[str, Any]
-    network: GraphNetwork
+    network: Network | GraphNetwork
     passes: Sequence[PassReport]
-    parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """What a pass alone does to the fields of the proof, by `field_errors`, where that was measured."""
+    expected: Expected
+    integer_products: int
+    """How many products of every field graph must run as int8."""
+    tasks: tuple[TaskSpec, ...] = ()
+    proof: Mapping[str, Any] = field(default_factory=dict)
+    """`parts`: what each part or pass alone does to the fields, by `field_errors`; `accuracy` where it was measured."""
+    warnings: tuple[str, ...] = ()
+    golden_tolerance: float | None = None
+    """How far a device may be from the golden replies; measured when None (`fieldrun_exporters.golden`)."""
+    imported: Mapping[str, Any] = field(default_factory=dict)
+    """What `report.json` says of the import."""
+    described: Sequence[tuple[str, str]] = ()
+    """What the card says of an imported network: rows of a name and a value."""
 
     @abstractmethod
     def weights(self) -> bytes:
         """Return the safetensors file that all graphs share."""
 
     @abstractmethod
-    def graph(
-        self, offsets: Mapping[str, tuple[int, int]], bucket: Bucket, metadata: Mapping[str, str]
-    ) -> onnx.ModelProto:
-        """Return the graph ids -> output of one bucket; `offsets` is of the weights file."""
+    def graphs(
+        self,
+        offsets: Offsets,
+        buckets: Sequence[Bucket],
+        pairs: Mapping[int, str],
+        metadata: Mapping[str, str],
+        *,
+        tensorrt: bool = False,
+    ) -> Iterator[tuple[str, onnx.ModelProto]]:
+        """Yield file name and graph of every bucket, ids -> field and logits, and of `pairs`, batch -> file name."""
 
-    @abstractmethod
-    def integer_products(self) -> int:
-        """Return how many products of every graph must run as int8."""
+    def card(self, plan: Recipe, weights_bytes: int) -> str:
+        """Return `CARD.md`."""
+        rows = [
+            ("parameters", f"{self.network.parameters:,}"),
+            ("field", f"{self.network.field_dim}-d"),
+            *self.described,
+            ("licence of the weights", self.licence),
+            ("weights file", f"{weights_bytes:,} bytes"),
+        ]
+        return _CARD.format(
+            name=self.name,
+            recipe=plan.name,
+            dim=self.network.field_dim,
+            rows="\n".join(f"| {name} | {value} |" for name, value in rows),
+        )
 
-    @abstractmethod
-    def describe(self) -> list[tuple[str, str]]:
-        """Return what the card says of the network: rows of a name and a value."""
+    def prove(
+        self, folder: Path, graphs: TensorrtGraphs | None, golden: Mapping[str, Any], gate: Parity
+    ) -> Mapping[str, Any]:
+        """Check what else there is to check of the graphs in `folder`; return what `report.json` says of it.
 
-    @abstractmethod
-    def facts(self) -> Mapping[str, Any]:
-        """Return what `report.json` says of the import."""
+        Raises:
+            ParityError: a graph is beyond a limit.
+        """
+        del folder, graphs, golden, gate
+        return {}
+
+
+_CARD = """# {name}
+
+An imported model, made into a bundle with the recipe `{recipe}`. It maps text to a {dim}-d field; \
+it has no tasks until a head is fitted and attached.
+
+| | |
+|---|---|
+{rows}
+
+What the import changed is in `report.json`: the fields of real text against the model as it came, per
+bucket. sha256 of every file that was imported is in the provenance of the manifest.
+
+## Limits
+
+Those of the imported model, which were not examined here.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WrittenGraph:
+class Written:
     """What was written and measured."""
 
     bytes: int
@@ -84,88 +143,80 @@ class WrittenGraph:
     proof: Mapping[str, Any]
 
 
-def check_lengths(plan: Recipe, longest: int, what: str) -> None:
-    """Refuse a recipe with a bucket of more than `longest` tokens, which `what` cannot take; `RecipeError`."""
-    if plan.buckets.lengths[-1] > longest:
-        raise RecipeError(
-            f"the recipe has a bucket of {plan.buckets.lengths[-1]} tokens, {what} takes {longest}; "
-            "copy the recipe and shorten buckets.lengths"
-        )
-
-
-def write_graph_bundle(
-    out: Path,
-    source: GraphSource,
-    plan: Recipe,
-    texts: CalibrationText,
-    sequences: Sequence[Sequence[int]],
-    expected: Array,
-    progress: Progress,
-) -> WrittenGraph:
+def write_bundle(out: Path, source: Source, plan: Recipe, texts: CalibrationText, progress: Progress) -> Written:
     """Write the bundle folder `out`, whole or not at all.
 
     Args:
         out: must not exist.
         source: what is exported.
         plan: the recipe.
-        texts: those it was calibrated on, and those that prove it.
-        sequences: token ids of the latter.
-        expected: the reference's field of every sequence, `(n, dim) float32`.
+        texts: those that were calibrated on, and those of the proof.
         progress: called with (phase, done, total).
 
     Raises:
         ParityError, ExportError: a graph differs from the reference, or a pass did not do what it says.
         OutputExists, StorageError: `out` is taken or cannot be written.
     """
-    network = source.network
-    buckets = [
-        Bucket(batch=batch, length=length, graph=f"b{batch}-l{length}.onnx")
-        for batch in plan.buckets.batches
-        for length in plan.buckets.lengths
-    ]
+    batches, lengths = plan.buckets.batches, plan.buckets.lengths
+    buckets = [Bucket(batch=b, length=n, graph=f"b{b}-l{n}.onnx") for b in batches for n in lengths]
+    pairs = {b: f"pair-b{b}.onnx" for b in batches if any(task.kind == "pair" for task in source.tasks)}
     with new_folder(out) as folder:
         weights = source.weights()
         write_bytes(folder / WEIGHTS_FILE, weights)
         write_bytes(folder / "tokenizer.json", source.tokenizer)
-        write_bytes(folder / "CARD.md", _card(source, plan, len(weights)).encode("utf-8"))
+        write_bytes(folder / "CARD.md", source.card(plan, len(weights)).encode("utf-8"))
+        about = {task.name: {"kind": task.kind, "start": task.start, "labels": task.labels} for task in source.tasks}
         metadata = {
             "fieldrun.schema": str(SCHEMA),
             "fieldrun.name": source.name,
             "fieldrun.recipe": plan.name,
             "fieldrun.weights_sha256": sha256_bytes(weights),
-            "fieldrun.tasks": "{}",
+            "fieldrun.tasks": json.dumps(about),
             "fieldrun.licence": source.licence,
         }
-        offsets = data_offsets(folder / WEIGHTS_FILE)
-        for done, bucket in enumerate(buckets):
-            progress("graphs", done, len(buckets))
-            _save(folder / bucket.graph, source.graph(offsets, bucket, metadata))
-        progress("graphs", len(buckets), len(buckets))
-        operators = _operators(folder, buckets, source.integer_products())
-        progress("parity", 0, len(buckets))
-        no_logits = expected[:, :0]
-        parity, fields = check_parity(folder, network, buckets, sequences, expected, no_logits, {}, plan.parity)
-        progress("parity", len(buckets), len(buckets))
-        golden, rounding = golden_fields(folder, network, buckets, texts.proof, sequences)
-        gap = max(float(rounding.max()), *(bucket.bucket_gap for bucket in parity))
-        tolerance = max(_FLOOR, _SPARE * gap)
-        quartile = float(np.quantile(rounding, TYPICAL_QUANTILE))
-        typical = min(max(_FLOOR, _SPARE * quartile), tolerance)
-        golden["typical_tolerance"] = typical
-        if not tolerance < 1:
-            raise ExportError(f"rounding alone changes fields by {gap:.3g}; keep more parts in fp32")
-        write_json(folder / "golden.json", golden)
-        proof: dict[str, Any] = {"parts": source.parts} if source.parts else {}
-        proof |= {"field": field_errors(expected, fields), "rounding": {"max_abs": gap, "golden_tolerance": tolerance}}
-        proof["rounding"] |= {"quartile_abs": quartile, "typical_tolerance": typical}
+        offsets, total = data_offsets(folder / WEIGHTS_FILE), len(buckets) + len(pairs)
+        for done, (name, model) in enumerate(source.graphs(offsets, buckets, pairs, metadata)):
+            progress("graphs", done, total)
+            _save(folder / name, model)
+        progress("graphs", total, total)
+        operators = _operators(folder, buckets, source.integer_products)
+        engines = None if plan.tensorrt is None else _tensorrt(buckets, pairs, plan.tensorrt.golden_tolerance)
+        if engines is not None:
+            for name, model in source.graphs(offsets, engines.buckets, engines.pair_graphs, metadata, tensorrt=True):
+                _save(folder / name, model)
+            operators["tensorrt"] = op_histogram(folder / engines.buckets[0].graph)
+
+        progress("parity", 0, 1)
+        parity, fields = check_parity(folder, source.network, buckets, source.expected, plan.parity)
+        pair_parity = check_pairs(folder, pairs, fields, source.expected, plan.parity)
+        progress("parity", 1, 1)
+        chosen = texts.proof if source.golden_tolerance is None else texts.chosen
+        golden = golden_replies(
+            folder,
+            source.network,
+            buckets,
+            pairs,
+            source.tasks,
+            chosen,
+            tokenize(source, chosen, lengths[-1]),
+            tolerance=source.golden_tolerance,
+            bucket_gap=max(bucket.bucket_gap for bucket in parity),
+        )
+        write_json(folder / "golden.json", golden.replies)
+        progress("prove", 0, 1)
+        more = source.prove(folder, engines, golden.replies, plan.parity)
+        progress("prove", 1, 1)
+        proof = {**source.proof, "field": field_errors(source.expected.fields, fields), **golden.proof}
         write_json(
             folder / "report.json",
             {
                 "recipe": plan.to_dict(),
-                "import": dict(source.facts()),
+                **({"import": source.imported} if source.imported else {}),
                 "passes": [p.to_dict() for p in source.passes],
+                "warnings": list(source.warnings),
                 "parity": [p.to_dict() for p in parity],
-                "pair_parity": [],
+                "pair_parity": pair_parity,
+                **more,
                 "operators": operators,
                 "proof": proof,
                 "calibration": texts.facts(),
@@ -178,18 +229,19 @@ def write_graph_bundle(
             name=source.name,
             fieldrun=__version__,
             recipe=plan.to_dict(),
-            network=network,
+            network=source.network,
             buckets=tuple(buckets),
-            pair_graphs={},
-            tasks=(),
-            golden_tolerance=tolerance,
+            pair_graphs=pairs,
+            tasks=source.tasks,
+            golden_tolerance=golden.tolerance,
             licence=source.licence,
             provenance=source.provenance,
             files={name: entry_of(folder / name) for name in names},
+            tensorrt=engines,
         )
         write_json(folder / MANIFEST, manifest.to_dict())
-        total = sum(entry.bytes for entry in manifest.files.values()) + (folder / MANIFEST).stat().st_size
-    return WrittenGraph(bytes=total, parity=tuple(parity), operators=operators, proof=proof)
+        size = sum(entry.bytes for entry in manifest.files.values()) + (folder / MANIFEST).stat().st_size
+    return Written(bytes=size, parity=tuple(parity), operators=operators, proof=proof)
 
 
 def _save(path: Path, model: onnx.ModelProto) -> None:
@@ -197,18 +249,27 @@ def _save(path: Path, model: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"{path.name} is not valid ONNX: {' '.join(str(error).split())}") from error
+        raise ExportError(f"{path.name} is not valid ONNX: {one_line(error)}") from error
+
+
+def _tensorrt(buckets: Sequence[Bucket], pairs: Mapping[int, str], tolerance: float) -> TensorrtGraphs:
+    """Return what the manifest says of the graphs in TensorRT's spelling."""
+    return TensorrtGraphs(
+        buckets=tuple(Bucket(batch=b.batch, length=b.length, graph=f"trt-{b.graph}") for b in buckets),
+        pair_graphs={batch: f"trt-{name}" for batch, name in pairs.items()},
+        golden_tolerance=float(tolerance),
+    )
 
 
 def _operators(folder: Path, buckets: Sequence[Bucket], integer: int) -> dict[str, dict[str, int]]:
     """Return the first graph's operators before and after ONNX Runtime's optimiser.
 
-    Every batch-1 graph and one of each other batch is optimised: a product that is to be int8 and fell out of it is
-    refused by name of its graph, and is seen nowhere else.
+    An int8 product that ONNX Runtime runs in float is refused. Where there are such products, every batch-1 graph is
+    optimised and checked, and one of each other batch.
     """
     found: dict[str, dict[str, int]] = {"graph": op_histogram(folder / buckets[0].graph)}
     checked: set[int] = set()
-    for bucket in buckets:
+    for bucket in buckets if integer else buckets[:1]:
         if bucket.batch > 1 and bucket.batch in checked:
             continue
         checked.add(bucket.batch)
@@ -220,35 +281,7 @@ def _operators(folder: Path, buckets: Sequence[Bucket], integer: int) -> dict[st
         products = sum(operators.get(op, 0) for op in ("MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger"))
         if products != integer:
             raise ExportError(
-                f"{integer} products are int8, but ONNX Runtime runs {products} of {bucket.graph} as int8: {operators}"
+                f"{integer} products must be int8, but ONNX Runtime runs {products} of {bucket.graph} as int8: "
+                f"{operators}"
             )
     return found
-
-
-def _card(source: GraphSource, plan: Recipe, weights_bytes: int) -> str:
-    rows = [
-        ("parameters", f"{source.network.parameters:,}"),
-        ("field", f"{source.network.field_dim}-d"),
-        *source.describe(),
-        ("licence of the weights", source.licence),
-        ("weights file", f"{weights_bytes:,} bytes"),
-    ]
-    lines = [
-        f"# {source.name}",
-        "",
-        f"An imported model, made into a bundle with the recipe `{plan.name}`. It maps text to a "
-        f"{source.network.field_dim}-d field; it has no tasks until a head is fitted and attached.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in rows),
-        "",
-        "What the import changed is in `report.json`: the fields of real text against the model as it came, per",
-        "bucket. sha256 of every file that was imported is in the provenance of the manifest.",
-        "",
-        "## Limits",
-        "",
-        "Those of the imported model, which were not examined here.",
-        "",
-    ]
-    return "\n".join(lines)

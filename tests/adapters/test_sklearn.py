@@ -31,9 +31,13 @@ TEXTS = [f"{a} {b} {WORDS[i]}" for side in (GOOD, BAD) for i, a in enumerate(sid
 LABELS = ["up"] * 9 + ["down"] * 9
 
 
-@estimator_checks.parametrize_with_checks([FieldClassifier()])  # type: ignore[untyped-decorator]
-def test_the_classifier_passes_every_check_on_fields(estimator: Any, check: Any) -> None:
-    check(estimator)
+CHECKS = dict(enumerate(estimator_checks.estimator_checks_generator(FieldClassifier())))
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda i: str(CHECKS[i][1].func.__name__))
+def test_the_classifier_passes_every_check_on_fields(check: int) -> None:
+    estimator, run = CHECKS[check]
+    run(estimator)
 
 
 @pytest.mark.parametrize(

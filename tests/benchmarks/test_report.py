@@ -440,7 +440,7 @@ def test_bench_keeps_its_record_beside_the_report(
     values["ratios"] = []
     assert "error: null: null: it hung" in _call("bench", "null", "--report", out, code=1).stderr
     assert len(list(out.glob("bench-*.json"))) == 2
-    assert "same name" in _call("bench", "null", "null", "--interleave", code=2).stderr
+    assert "same name" in _call("bench", "null", "null", code=2).stderr
     assert "TASK=FILE" in _call("bench", "null", "--data", "x", code=2).stderr
     (tmp_path / "empty.txt").touch()
     assert "has no texts" in _call("bench", "null", "--workload", tmp_path / "empty.txt", code=4).stderr

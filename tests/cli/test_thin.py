@@ -1,4 +1,4 @@
-"""Every command is a thin shell: it parses, calls a public function, and prints. And the options mean one thing each."""
+"""Every command is a thin shell: it parses, calls a public function, and prints. Options mean one thing each."""
 
 from __future__ import annotations
 
@@ -90,5 +90,5 @@ def test_help_texts_are_sentences() -> None:
         for command, parameter in commands.items():
             if isinstance(parameter, click.Option):
                 text = (parameter.help or "").partition("  [default")[0].rstrip()
-                assert text[:1].isupper() or text.startswith((".npy")), f"{command} {name}: {text!r}"
+                assert text[:1].isupper() or text.startswith(".npy"), f"{command} {name}: {text!r}"
                 assert text.endswith("."), f"{command} {name}: {text!r}"

@@ -179,10 +179,10 @@ def test_the_state_of_another_run_is_refused(
         replace(plan, tasks=(replace(TASKS[0], tune_rows=40), *TASKS[1:])),
     )
     for other in others:
-        with pytest.raises(TrainingError, match=r"out\.state belongs to another run; use a new --work folder"):
+        with pytest.raises(TrainingError, match=r"out\.state belongs to another run; choose another work folder"):
             finetune_teacher(pool, teacher, out, other, "float32")
     (tmp_path / "out.state").write_bytes(b"PK nonsense")
-    with pytest.raises(TrainingError, match=r"out\.state is damaged"):
+    with pytest.raises(TrainingError, match=r"out\.state is corrupt"):
         finetune_teacher(pool, teacher, out, plan, "float32")
     assert not out.exists()
 
@@ -192,7 +192,7 @@ def test_freezing_every_layer_is_refused(
     pool: TextPool, plan: DistillRecipe, teacher: Path, tmp_path: Path, layers: int
 ) -> None:
     settings = replace(plan, finetune=replace(PLAN, frozen_layers=layers))
-    with pytest.raises(TrainingError, match=r"has 4 layers; set finetune\.frozen_layers to less"):
+    with pytest.raises(TrainingError, match=r"has 4 layers; lower finetune\.frozen_layers"):
         finetune_teacher(pool, teacher, tmp_path / "out", settings, "float32")
     assert list(tmp_path.iterdir()) == []
 

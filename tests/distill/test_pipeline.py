@@ -313,7 +313,7 @@ def test_a_tokenizer_of_another_kind_is_refused(
     folder = tmp_path / "teacher"
     shutil.copytree(teacher, folder)
     change_tokenizer(folder, change)
-    with pytest.raises(TrainingError, match=r"must have \[PAD\] as id 0 and add \[CLS\] and \[SEP\]; use a WordPiece"):
+    with pytest.raises(TrainingError, match=r"must have \[PAD\] as id 0 and add \[CLS\] and \[SEP\]; use an encoder"):
         distill(recipe, data, folder, tmp_path / "out")
 
 

@@ -62,7 +62,7 @@ def test_what_is_held_out_or_reported_is_never_trained_on(
         (data / "corpus" / "talk.txt").write_text("\n".join(["  ", *lines]), "utf-8")
         try:
             pool = build_pool(recipe, data)
-        except DatasetError:  # every train text is also held out or reported on
+        except DatasetError:  # all train texts are held out or reported on too
             assume(False)
     assert len(set(pool.texts)) == len(pool.texts)
     one, two = pool.tasks
@@ -255,16 +255,16 @@ TWENTY = [(f"text {i}", "xy"[i % 2]) for i in range(20)]
 @pytest.mark.parametrize(
     ("files", "changes", "message"),
     [
-        ({}, {}, "has no task: put your rows into"),
+        ({}, {}, "has no task; add"),
         ({"a": TWENTY[:19]}, {}, "19 rows and 2 labels; it needs 20 rows and 2 labels"),
         ({"a": [(text, "x") for text, _ in TWENTY]}, {}, "20 rows and 1 labels; it needs"),
         ({"my task": TWENTY}, {}, "my task cannot name a task; rename it"),
-        ({"a": TWENTY, "a:test": [("t", "z")]}, {}, "report file has the label 'z', which no train row has"),
-        ({"a": TWENTY, "a:test": [("t", "u", "x")]}, {}, "mixes files of single texts and of pairs"),
-        ({"a": TWENTY, "a:test": TWENTY}, {}, "every train text is also held out or reported on"),
-        ({"a": TWENTY}, {"tasks": (TaskRecipe(name="a", similarity=5),)}, "a/train.tsv must have pairs of texts"),
+        ({"a": TWENTY, "a:test": [("t", "z")]}, {}, "report file has the label 'z', the train files do not"),
+        ({"a": TWENTY, "a:test": [("t", "u", "x")]}, {}, "has files of single texts and of pairs"),
+        ({"a": TWENTY, "a:test": TWENTY}, {}, "all train texts are held out or reported on too"),
+        ({"a": TWENTY}, {"tasks": (TaskRecipe(name="a", similarity=5),)}, "a/train.tsv must be pairs of texts"),
         ({"a": TWENTY}, {"tasks": (TaskRecipe(name="b"),)}, "b/train.tsv does not exist"),
-        ({"a": TWENTY}, {"corpus": (CorpusRecipe(file="talk", rows=3),)}, "talk.txt does not exist; give --data"),
+        ({"a": TWENTY}, {"corpus": (CorpusRecipe(file="talk", rows=3),)}, "talk.txt does not exist; add it"),
     ],
 )
 def test_data_that_cannot_be_trained_on(
@@ -286,5 +286,5 @@ def test_a_corpus_that_cannot_be_used(data: Path, tmp_path: Path) -> None:
     for message, error in wrong.items():
         with pytest.raises(error, match=message):
             build_pool(quick(corpus=(CorpusRecipe(file="talk", rows=3),)), tmp_path / "data")
-    with pytest.raises(RecipeError, match="counts for the task 'moods', which the data does not have"):
+    with pytest.raises(RecipeError, match="names the task 'moods', which the data does not have"):
         build_pool(quick(corpus=(CorpusRecipe(file="talk", rows=3, tasks=("moods",)),)), data)

@@ -160,10 +160,10 @@ def test_damaged_files_are_named(teacher: Path, tmp_path: Path) -> None:
     extract_raw_field(TEXTS, teacher, out)
     with out.open("r+b") as file:
         file.truncate(100)
-    with pytest.raises(TrainingError, match=r"raw\.npy is damaged; delete it"):
+    with pytest.raises(TrainingError, match=r"raw\.npy is corrupt; delete it"):
         extract_raw_field(TEXTS, teacher, out)
     out.with_suffix(".npy.json").write_text("{", "utf-8")
-    with pytest.raises(TrainingError, match=r"raw\.npy\.json is damaged"):
+    with pytest.raises(TrainingError, match=r"raw\.npy\.json is corrupt"):
         extract_raw_field(TEXTS, teacher, out)
 
 
@@ -174,7 +174,7 @@ def test_hidden_states_too_large_for_float16(teacher: Path, tmp_path: Path, monk
         return model
 
     monkeypatch.setattr(module, "load_teacher", loud)
-    with pytest.raises(TrainingError, match="does not fit float16"):
+    with pytest.raises(TrainingError, match="is too large for float16"):
         extract_raw_field(TEXTS, teacher, tmp_path / "raw.npy")
 
 
@@ -183,7 +183,7 @@ def test_hidden_states_too_large_for_float16(teacher: Path, tmp_path: Path, monk
     [
         ({"layers": (5,)}, r"layers \[5\] are not within 0\.\.4"),
         ({"layers": ()}, "are not within"),
-        ({"max_tokens": 129}, "takes 128 tokens; set teacher.max_tokens"),
+        ({"max_tokens": 129}, "takes at most 128 tokens; lower teacher.max_tokens"),
     ],
 )
 def test_settings_that_the_teacher_does_not_have(
@@ -217,8 +217,8 @@ def test_missing_files_say_where_to_get_them(teacher: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", b"{", "is not of an encoder"),
-        ("config.json", b'{"model_type": "nobody-knows"}', "is not of an encoder"),
+        ("config.json", b"{", "does not describe a supported encoder"),
+        ("config.json", b'{"model_type": "nobody-knows"}', "does not describe a supported encoder"),
         ("model.safetensors", b"\x08\0\0\0", "cannot load the teacher"),
         ("tokenizer.json", b"{}", "is not a tokenizer"),
     ],

@@ -49,7 +49,7 @@ def train(
     pool: TextPool, sequences: Any, work: Path, progress: Any = None, **changes: Any
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     student, heads, compressed = fresh(pool)
-    recipe = TrainingRecipe(**{**{f: getattr(RECIPE, f) for f in RECIPE.__dataclass_fields__}, **changes})
+    recipe = replace(RECIPE, **changes)
     curve = train_student(student, heads, pool, sequences, compressed, recipe, NATIVE, 5, work, progress)
     assert not student.training
     weights = {f"head.{name}": w for name, w in heads.state_dict().items()}
@@ -145,10 +145,10 @@ def test_a_loss_that_is_not_finite_stops_training(pool: TextPool, sequences: Any
 
 def test_the_state_of_another_run_is_refused(pool: TextPool, sequences: Any, tmp_path: Path) -> None:
     train(pool, sequences, tmp_path, epochs=1)
-    with pytest.raises(TrainingError, match="belongs to another run; use a new --work folder"):
+    with pytest.raises(TrainingError, match="belongs to another run; choose another work folder"):
         train(pool, sequences, tmp_path, epochs=2)
     (tmp_path / "student.state").write_bytes(b"PK nonsense")
-    with pytest.raises(TrainingError, match=r"student\.state is damaged"):
+    with pytest.raises(TrainingError, match=r"student\.state is corrupt"):
         train(pool, sequences, tmp_path, epochs=1)
 
 
@@ -162,7 +162,7 @@ def test_a_full_disk_keeps_the_old_state(tmp_path: Path, monkeypatch: pytest.Mon
         raise error
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(StorageError, match=r"cannot write .*x\.state.*free space or give another --work"):
+    with pytest.raises(StorageError, match=r"cannot write .*x\.state.*free space or choose another work folder"):
         save_state(path, {"step": 2})
     assert load_state(path) == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.state"]

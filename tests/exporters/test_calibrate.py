@@ -14,8 +14,9 @@ from fieldrun.errors import CheckpointError, ExportError, InputTextError
 from fieldrun.formats.tensors import Array
 from fieldrun.student.oracle import forward
 from fieldrun.student.windows import pad_ids
-from fieldrun_exporters.calibrate import SHIPPED_TEXT, CalibrationText, choose_texts, input_ranges, tokenize
+from fieldrun_exporters.calibrate import SHIPPED_TEXT, CalibrationText, Largest, choose_texts, tokenize
 from fieldrun_exporters.student.passes.fold import fold
+from fieldrun_exporters.student.simulate import input_ranges
 from tests.toy import toy_checkpoint
 
 TOY = toy_checkpoint()
@@ -114,3 +115,15 @@ def test_ranges_of_a_student_without_some_layers() -> None:
         assert set(ranges) == layers
         if not toy.config.hidden:
             assert ranges["output"] >= ranges.get("mean", 0), "the output takes mean and maximum together"
+
+
+@given(
+    st.lists(st.floats(0, 100, width=32), min_size=1, max_size=40),
+    st.floats(90, 100),
+    st.integers(0, 30),
+)
+def test_the_largest_numbers_give_numpys_percentile(values: list[float], percentile: float, spare: int) -> None:
+    largest = Largest(len(values) + spare, percentile)
+    for start in range(0, len(values), 7):
+        largest.add(np.array(values[start : start + 7], np.float32))
+    assert largest.value() == pytest.approx(np.percentile(np.array(values, np.float32), percentile), rel=1e-5, abs=1e-5)

@@ -27,9 +27,10 @@ from fieldrun.errors import (
     StorageError,
     UnknownName,
 )
-from fieldrun.heads.head import head_logits
-from fieldrun_exporters import export as module
-from fieldrun_exporters import parity
+from fieldrun.formats.tensors import Array
+from fieldrun.student.oracle import head_logits
+from fieldrun_exporters import parity, writer
+from fieldrun_exporters.student import source as module
 from fieldrun_exporters.student.deployed import Deployed
 from fieldrun_exporters.student.graph import field_graph
 from fieldrun_exporters.student.passes import PassReport
@@ -77,10 +78,13 @@ def test_a_wrong_graph_is_not_written(refused: Callable[..., str], monkeypatch: 
 def test_wrong_logits_and_wrong_pair_logits_are_not_written(
     refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "head_logits", lambda head, x: -head_logits(head, x))
+    def negative(weight: Array, bias: Array, x: Array) -> Array:
+        return -head_logits(weight, bias, x)
+
+    monkeypatch.setattr(module, "head_logits", negative)
     assert "min_top1" in refused(ParityError)
     monkeypatch.undo()
-    monkeypatch.setattr(parity, "head_logits", lambda head, x: -head_logits(head, x))
+    monkeypatch.setattr(parity, "head_logits", negative)
     assert "pair graph of batch 1: min_top1" in refused(ParityError)
 
 
@@ -92,14 +96,14 @@ def test_a_graph_that_is_not_onnx_is_not_written(refused: Callable[..., str], mo
 def test_a_pass_that_does_nothing_is_not_written(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = PassReport(name="int8", bytes_before=1, bytes_after=1)
     monkeypatch.setattr(module, "int8", lambda deployed, precision, ranges: (deployed, nothing))
-    assert "the passes left it otherwise" in refused(ExportError)
+    assert "wants 'table' in int8, but the passes left it in fp32" in refused(ExportError)
 
 
 def test_a_layer_that_falls_out_of_int8_is_not_written(
     refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "op_histogram", lambda path: {"MatMul": 4})
-    assert "3 layers are int8, but ONNX Runtime runs 0" in refused(ExportError)
+    monkeypatch.setattr(writer, "op_histogram", lambda path: {"MatMul": 4})
+    assert "3 products must be int8, but ONNX Runtime runs 0" in refused(ExportError)
 
 
 def test_wrong_inputs_write_nothing(refused: Callable[..., str], texts: list[str], tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_an_unknown_recipe_lists_the_known_ones(name: str) -> None:
         (
             '["fold"]',
             '["fold", "prune"]',
-            "unknown pass 'prune'; known: prune-vocabulary, fold, lowrank, mixt, int8, fp16, palettize, recover",
+            "unknown pass 'prune'; known: prune-vocabulary, fold, lowrank, int8, fp16, palettize, recover",
         ),
         ('["fold"]', '["int8"]', "begin with 'fold'"),
         ('["fold"]', '["fold", "fold"]', "distinct"),
@@ -109,7 +109,7 @@ def test_an_unknown_recipe_lists_the_known_ones(name: str) -> None:
         ("lengths = [16]", "lengths = [16.5]", "list of positive integers"),
         ("lengths = [16]", "lengths = [8, 99999999999999999999]", "lengths must be at most 65,536 each, not 9{20}"),
         ("batches = [1]", "batches = [1, 5000]", "batches must be at most 4,096 each, not 5000"),
-        ('["fold"]', '["fold", "recover"]', "list 'palettize', 'mixt' or 'lowrank' before it"),
+        ('["fold"]', '["fold", "recover"]', "list 'palettize' or 'lowrank' before it"),
         ("[buckets]", "buckets = 3\n[other]", "must be an object"),
     ],
 )

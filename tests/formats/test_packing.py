@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fieldrun.errors import BundleError
 from fieldrun.formats.packing import code_bits, expand, pack_codes, packed_names, unpack_codes
 from fieldrun.formats.tensors import Array
 
@@ -103,6 +104,12 @@ def test_parts_that_do_not_fit_are_named(change: dict[str, Array | None], messag
     stored = {name: tensor for name, tensor in (packed_table() | change).items() if tensor is not None}
     with pytest.raises(ValueError, match=message):
         expand(stored)
+
+
+def test_a_tensor_mixture_is_refused() -> None:
+    mixture: dict[str, Array] = {"hidden.weight.mixt.0": np.zeros((4, 8), np.float16)}
+    with pytest.raises(BundleError, match=r"'hidden\.weight' is stored as a tensor mixture, .* export the checkpoint"):
+        expand(packed_table() | mixture)
 
 
 @given(rows=st.integers(1, 40), seed=st.integers(0, 99))

@@ -1,7 +1,7 @@
 """What a user gets: the built wheels in an environment that has the base dependencies and nothing else.
 
-It has Python 3.10, our oldest, where the machine has one. The tests run in the order of this file: the last ones add ONNX
-Runtime to the environment.
+It has Python 3.10, our oldest, where the machine has one. The tests run in the order of this file: the last ones add
+ONNX Runtime to the environment.
 """
 
 from __future__ import annotations
@@ -120,9 +120,10 @@ def bare(wheels: Path, repository: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def _install(programs: Path, repository: Path, *what: str | Path) -> None:
-    command = [programs / "python", "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
+    options = ["--quiet", "--no-compile", "--disable-pip-version-check"]
     constraints = repository / ".ci" / "constraints.txt"
-    subprocess.run([*command, "--constraint", constraints, *what], check=True, capture_output=True)
+    pip: list[str | Path] = [programs / "python", "-m", "pip", "install", *options, "--constraint", constraints]
+    subprocess.run([*pip, *what], check=True, capture_output=True)
 
 
 def test_wheel_has_the_reference_bundle_and_no_checkpoint(wheel: Path) -> None:

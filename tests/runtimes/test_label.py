@@ -22,7 +22,6 @@ from fieldrun.errors import DatasetError, EngineError, InputTextError, OutputExi
 from fieldrun_runtimes import label as module
 from tests.toy import PAIR_TASK, TASKS, WORDS
 
-
 COMMAND = [sys.executable, "-m", "fieldrun", "label", "--task", "mood", "--engine", "numpy", "--workers", "2"]
 
 

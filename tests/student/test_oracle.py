@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldrun.formats.tensors import Array
-from fieldrun.heads.head import head_logits, pair_features, softmax
+from fieldrun.heads import head as heads
 from fieldrun.heads.trained import Checkpoint
-from fieldrun.student.oracle import forward
-from fieldrun.student.windows import pad_ids, shift
+from fieldrun.student import oracle, windows
+from fieldrun.student.oracle import forward, pad_ids
 from tests.toy import toy_checkpoint
 
 NO_MIXER = {"mixer_kernel": 0, "mixer_width": 0}
@@ -133,27 +133,30 @@ def test_record_sees_every_dense_input_without_padding(name: str) -> None:
     assert {name: x.shape for name, x in seen.items()} == expected
 
 
-def test_pad_ids() -> None:
-    assert pad_ids([[1, 2], [3]]).tolist() == [[1, 2], [3, 0]]
-    assert pad_ids([[1]], 3).tolist() == [[1, 0, 0]]
-    assert pad_ids([[1]]).dtype == np.int64
+@pytest.mark.parametrize("module", [oracle, windows])
+def test_pad_ids(module: Any) -> None:
+    assert module.pad_ids([[1, 2], [3]]).tolist() == [[1, 2], [3, 0]]
+    assert module.pad_ids([[1]], 3).tolist() == [[1, 0, 0]]
+    assert module.pad_ids([[1]]).dtype == np.int64
 
 
+@pytest.mark.parametrize("module", [oracle, windows])
 @given(length=st.integers(1, 6), offset=st.integers(-8, 8))
-def test_shift(length: int, offset: int) -> None:
+def test_shift(module: Any, length: int, offset: int) -> None:
     x = np.arange(1, 2 * length + 1).reshape(2, length)
     for b in range(2):
         row = [x[b, t + offset] if 0 <= t + offset < length else 0 for t in range(length)]
-        assert shift(x, offset)[b].tolist() == row
+        assert module.shift(x, offset)[b].tolist() == row
 
 
+@pytest.mark.parametrize("module", [oracle, heads])
 @given(
-    st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=6),
-    st.floats(0.0625, 16, width=32),
+    logits=st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=6),
+    temperature=st.floats(0.0625, 16, width=32),
 )
-def test_softmax_is_a_distribution_that_keeps_the_order(logits: list[float], temperature: float) -> None:
+def test_softmax_is_a_distribution_that_keeps_the_order(module: Any, logits: list[float], temperature: float) -> None:
     x = np.array([logits], np.float32)
-    scores = softmax(x, temperature)
+    scores = module.softmax(x, temperature)
     assert scores.dtype == np.float32
     assert scores.min() >= 0
     np.testing.assert_allclose(scores.sum(-1), 1, rtol=0, atol=1e-5)
@@ -163,9 +166,14 @@ def test_softmax_is_a_distribution_that_keeps_the_order(logits: list[float], tem
     np.testing.assert_allclose(scores[0], np.array(weights) / sum(weights), rtol=0, atol=2e-3)
 
 
-def test_pair_features_and_head_logits() -> None:
+@pytest.mark.parametrize("module", [oracle, heads])
+def test_pair_features(module: Any) -> None:
     a, b = np.array([[1.0, -2.0]]), np.array([[3.0, 4.0]])
-    assert pair_features(a, b).tolist() == [[1, -2, 3, 4, 2, 6, 3, -8]]
+    assert module.pair_features(a, b).tolist() == [[1, -2, 3, 4, 2, 6, 3, -8]]
+
+
+def test_head_logits() -> None:
     pair = next(head for head in CHECKPOINTS["whole"].heads if head.kind == "pair")
     x = np.ones((3, pair.weight.shape[0]), np.float32)
-    np.testing.assert_allclose(head_logits(pair, x)[2], pair.weight.sum(0) + pair.bias, rtol=0, atol=1e-4)
+    for found in (oracle.head_logits(pair.weight, pair.bias, x), heads.head_logits(pair, x)):
+        np.testing.assert_allclose(found[2], pair.weight.sum(0) + pair.bias, rtol=0, atol=1e-4)

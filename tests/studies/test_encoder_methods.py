@@ -16,7 +16,7 @@ from fieldrun.formats.tensors import Array
 from fieldrun.heads.fit import fit_fields
 from fieldrun.heads.head import Head
 from fieldrun_benchmarks.harness.record import read_record
-from fieldrun_exporters.encoder.model import load_encoder
+from fieldrun_exporters.encoder.importing import load_encoder
 from studies.columns import markdown
 from studies.encoder_methods import measure as encoder_methods
 from studies.encoder_methods import tasks as encoder_tasks

@@ -26,7 +26,7 @@ SEQUENCES = toy_sequences(ENCODER, 150)
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_torch_gives_the_fields_of_numpy(pooling: str, normalize: bool) -> None:
     encoder = replace(ENCODER, config=replace(ENCODER.config, pooling=pooling, normalize=normalize))
-    small, _ = lowrank(encoder, accumulate(encoder, SEQUENCES), 0.4)
+    small, _ = lowrank(encoder, accumulate(encoder, SEQUENCES), {"qk": 0.4, "ov": 0.4, "mlp": 0.4})
     for each in (encoder, small):  # inner sizes that differ are read from the tensors
         np.testing.assert_allclose(fields(each, SEQUENCES), forward(each, pad_ids(SEQUENCES)), atol=2e-5)
 

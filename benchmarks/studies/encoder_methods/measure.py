@@ -23,12 +23,14 @@ import torch
 from fieldrun.errors import ExportError, UnknownName
 from fieldrun_benchmarks.harness.record import write_record
 from fieldrun_exporters.encoder.activations import Moments, accumulate
-from fieldrun_exporters.encoder.lowrank import METHODS, block_parameters, lowrank
-from fieldrun_exporters.encoder.model import Encoder, load_encoder
+from fieldrun_exporters.encoder.importing import load_encoder
+from fieldrun_exporters.encoder.model import Encoder
 
 from ..stages import Stages, named, tell
 from ..suite import data_option, output_option
 from .cluster import ORDERS, Clustering, cluster, reorder, tune
+from .controls import METHODS, lowrank
+from .errors import block_parameters
 from .mixt import drop_blocks, mixt, recover, recover_dropped
 from .network import pooled_states
 from .regression import Regression

@@ -23,9 +23,10 @@ import numpy as np
 from fieldrun.errors import ExportError
 from fieldrun.formats.progress import Progress, silent
 from fieldrun.formats.tensors import Array
-from fieldrun_exporters.encoder.activations import Moments, map_errors
+from fieldrun_exporters.encoder.activations import Moments
 from fieldrun_exporters.encoder.model import MAPS, Encoder
 
+from .errors import map_errors
 from .network import need_torch
 from .regression import Regression, regress
 

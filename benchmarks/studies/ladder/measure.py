@@ -73,13 +73,11 @@ LADDER: dict[str, Rung] = {
     "palette16:20%+palette256x8": _tables("palette16:20%+palette256x8"),
     "lowrank 7/8": Rung(rules={"tables": "int8", **_DENSE}, lowrank={"width": 112, "mixer": 168, "hidden": 224}),
     "lowrank 3/4": Rung(rules={"tables": "int8", **_DENSE}, lowrank={"width": 96, "mixer": 144, "hidden": 192}),
-    "mixt2": Rung(rules={"tables": "int8", **_DENSE, "mixer": "mixt2", "hidden": "mixt2"}),
-    "mixt2 tuned": Rung(rules={"tables": "int8", **_DENSE, "mixer": "mixt2", "hidden": "mixt2"}, tuned=True),
     **{name: Rung() for name in _SHIPPED},
 }
 """The rungs, by name; those of shipped recipes are empty."""
 
-_PASSES = ("mixt", "int8", "fp16", "palettize")
+_PASSES = ("int8", "fp16", "palettize")
 _TEXTS_PER_TASK = 2500
 _SPEED_TASKS = ("sst2", "trec")
 _DOMAINS = ("banking77", "clinc150", "trec")

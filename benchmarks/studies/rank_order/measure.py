@@ -31,7 +31,6 @@ from fieldrun.formats.tensors import Array
 from fieldrun.heads.trained import Checkpoint
 from fieldrun_benchmarks.harness.record import write_record
 from fieldrun_exporters.calibrate import choose_texts, tokenize
-from fieldrun_exporters.export import task_specs
 from fieldrun_exporters.parity import field_errors
 from fieldrun_exporters.precision import Precision
 from fieldrun_exporters.student.deployed import Deployed
@@ -128,7 +127,7 @@ def _measured(
 ) -> dict[str, Any]:
     dim = folded.network.field_dim
     errors = field_errors(outputs(folded, ids)[:, :dim], outputs(form, ids)[:, :dim])
-    drop = accuracy_drop((source, folded), (source, form), task_specs(source), data, _LENGTH)
+    drop = accuracy_drop((source, folded), (source, form), data, _LENGTH)
     return {"field": errors, "mean_drop": drop["mean_drop"], "ci95": drop["ci95"]}
 
 

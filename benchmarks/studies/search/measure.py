@@ -74,7 +74,7 @@ def plot(record: dict[str, Any]) -> str:
 
 def _noted(work: Path) -> int:
     """Return how many budgets a search has noted in `work`."""
-    states = list(work.glob("search-*/state.json"))
+    states = list(work.glob("compress-*/state.json"))
     return sum(name.startswith("budget ") for name in read_json(states[0])["values"]) if states else 0
 
 
@@ -104,7 +104,7 @@ def main(data: Path, work: Path, max_size: str, drawing: Path | None, output: Pa
     except FieldrunError as error:
         raise click.ClickException(str(error)) from error
     bundles = [Bundle.load(path).manifest for path in (found / "bundle", again)]
-    report = read_json(found / "search.json")
+    report = read_json(found / "compress.json")
     values = {
         "max_size": max_size,
         "rows_a_task": _ROWS,

@@ -1,13 +1,14 @@
-"""What the dense maps of an encoder see on real text: second moments and means, which the methods work from.
+"""An encoder on many texts: its fields, and what its dense maps take as input on the way.
 
-With `x (tokens, features)` the inputs of a map, R = X'X / tokens, uncentred and accumulated in float64 (A3, arXiv
-2505.12942, section 3). Means are kept beside it, since BERT's maps have biases, and so is the covariance of the tokens
-about the mean of their own text: that is all that a softmax over the keys of a text can see of them.
+Low rank works from second moments: with `x (tokens, features)` the inputs of a map, R = X'X / tokens, uncentred, in
+float64 (A3, arXiv 2505.12942, section 3). The means are kept too, because BERT's maps have biases, and so is the
+covariance of the tokens about the mean of their own text, which is all that a softmax over the keys of a text depends
+on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +18,10 @@ from fieldrun.formats.progress import Progress
 from fieldrun.formats.tensors import Array
 from fieldrun.student.windows import pad_ids
 
+from ..calibrate import Largest
 from .model import Encoder, forward
 
-__all__ = ["Moments", "accumulate", "by_length", "map_errors"]
+__all__ = ["Moments", "accumulate", "by_length", "fields", "input_ranges", "input_squares"]
 
 _BATCH = 16
 
@@ -28,7 +30,7 @@ _BATCH = 16
 class Moments:
     """Moments of the inputs of `layer<k>.query` (shared by key and value), `.context`, `.attention`, `.up`, `.down`.
 
-    Of `layer<k>.context`, the per-head input of the value-output product, every array has a leading axis of heads.
+    `layer<k>.context` is the input of the value-output product per head: its arrays have a leading axis of heads.
     """
 
     tokens: int
@@ -46,7 +48,7 @@ class Moments:
         return centred
 
     def augmented(self, name: str) -> Array:
-        """Return R of the input with a constant 1 behind it, `(features + 1, features + 1)`: a bias is its last row."""
+        """Return R of the input with a constant 1 appended, `(features + 1, features + 1)`: a bias is its last row."""
         mean = self.mean[name][..., None]
         one = np.ones((*mean.shape[:-2], 1, 1))
         top = np.concatenate([self.second[name], mean], axis=-1)
@@ -61,15 +63,65 @@ def by_length(sequences: Sequence[Sequence[int]], batch: int) -> list[list[int]]
     return [order[start : start + batch] for start in range(0, len(order), batch)]
 
 
+def fields(
+    encoder: Encoder,
+    sequences: Sequence[Sequence[int]],
+    hook: Callable[[str, Array], None] | None = None,
+    progress: Progress | None = None,
+    phase: str = "fields",
+) -> Array:
+    """Return the fields `(n, hidden) float32` of `sequences`; `hook` as in `forward`."""
+    out, done = np.empty((len(sequences), encoder.config.hidden), np.float32), 0
+    for rows in by_length(sequences, _BATCH):
+        out[rows] = forward(encoder, pad_ids([sequences[i] for i in rows]), hook)
+        done += len(rows)
+        if progress is not None:
+            progress(phase, done, len(sequences))
+    return out
+
+
+def input_ranges(
+    encoder: Encoder, sequences: Sequence[Sequence[int]], percentile: float, progress: Progress | None = None
+) -> dict[str, float]:
+    """Return the `percentile` of every map's absolute input over `sequences`, by the maps of `DeployedEncoder`."""
+    tokens = sum(len(ids) for ids in sequences)
+    seen: dict[str, Largest] = {}
+
+    def see(name: str, x: Array) -> None:
+        if not name.endswith(".context"):
+            seen.setdefault(_deployed(name), Largest(tokens * x.shape[1], percentile)).add(np.abs(x))
+
+    fields(encoder, sequences, see, progress, "calibrate")
+    return {name: largest.value() for name, largest in seen.items()}
+
+
+def input_squares(encoder: Encoder, sequences: Sequence[Sequence[int]]) -> dict[str, Array]:
+    """Return the mean square of every input of every map, `(inputs,) float64`, by the maps of `DeployedEncoder`."""
+    totals: dict[str, Array] = {}
+
+    def see(name: str, x: Array) -> None:
+        if not name.endswith(".context"):
+            _add(totals, _deployed(name), np.square(x, dtype=np.float64).sum(0))
+
+    fields(encoder, sequences, see)
+    tokens = sum(len(ids) for ids in sequences)
+    return {name: total / tokens for name, total in totals.items()}
+
+
+def _deployed(name: str) -> str:
+    """Return the deployed map that takes the input `name`: query, key and value are one."""
+    return name.replace(".query", ".qkv")
+
+
 def accumulate(
     encoder: Encoder,
     sequences: Sequence[Sequence[int]],
     progress: Progress | None = None,
 ) -> Moments:
-    """Run `sequences` of token ids through the NumPy encoder and return the moments of every map's input.
+    """Return the moments of every map's input over `sequences` of token ids.
 
     Raises:
-        ExportError: no text has two tokens, of which nothing could be learnt.
+        ExportError: no text has two tokens or more.
     """
     if not any(len(ids) > 1 for ids in sequences):
         raise ExportError("calibration needs texts of two tokens or more; give some hundreds like those to come")
@@ -107,23 +159,6 @@ def accumulate(
         mean={name: total / tokens for name, total in mean.items()},
         within={name: total / tokens for name, total in within.items()},
     )
-
-
-def map_errors(name: str, before: Array, after: Array, moments: Moments | None) -> dict[str, float]:
-    """Return how far the weight `after` of the map `name` is from `before`, as relative root mean squares.
-
-    `weight_error` of the numbers, and with `moments` `output_error` of what the map gives on the calibration text.
-    `name` is that of the weight, `layer<k>.<map>.weight`; both are `(inputs, outputs)`.
-    """
-    step, old = np.asarray(before - after, np.float64), before.astype(np.float64)
-    size = float(np.square(old).sum())
-    errors = {"weight_error": float(np.sqrt(np.square(step).sum() / size)) if size else 0.0}
-    if moments is not None:
-        layer, own, _ = name.split(".")
-        R = moments.second[f"{layer}.{'query' if own in ('key', 'value') else own}"]
-        output = float(np.sum(old * (R @ old)))
-        errors["output_error"] = float(np.sqrt(max(float(np.sum(step * (R @ step))), 0.0) / output)) if output else 0.0
-    return errors
 
 
 def _add(totals: dict[str, Array], name: str, value: Array) -> None:

@@ -1,4 +1,4 @@
-"""An encoder in deployed form: what passes transform and its graphs are built from.
+"""An encoder in deployed form: what passes change and its graphs are built from.
 
 | Tensor | Shape, type |
 |---|---|
@@ -21,20 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from fieldrun.errors import ExportError, RecipeError
+from fieldrun.errors import ExportError
 from fieldrun.formats.packing import expand, packed_names
 from fieldrun.formats.tensors import Array
 
-from ..precision import Palette, Precision
+from ..precision import MAPS, Palette, Precision
 from ..student.passes import PassReport
 from ..student.passes.int8 import facts, quantize_columns, quantize_rows
 from ..student.passes.palettize import Clustered, cluster, palette_facts
 from .model import Encoder, EncoderConfig
 
-__all__ = ["DeployedEncoder", "check_precision", "fold_encoder", "int8_encoder", "palettize_encoder"]
-
-_MAPS = ("qkv", "attention", "up", "down")
-_KINDS = {"tables": ("fp32", "int8"), "dense": ("fp32", "int8", "int8-weights")}
+__all__ = ["DeployedEncoder", "fold_encoder", "int8_encoder", "palettize_encoder"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,11 +41,11 @@ class DeployedEncoder:
     config: EncoderConfig
     tensors: Mapping[str, Array]
     packed: Mapping[str, Array] = field(default_factory=dict)
-    """What is stored in place of the int8 matrices that are palettes (`fieldrun.formats.packing`)."""
+    """What is stored instead of the int8 matrices that are palettes (`fieldrun.formats.packing`)."""
 
     def dense(self) -> tuple[str, ...]:
         """Return the names of all maps `x @ weight + bias`, from the first to the last."""
-        return tuple(f"layer{k}.{name}" for k in range(self.config.layers) for name in _MAPS)
+        return tuple(f"layer{k}.{name}" for k in range(self.config.layers) for name in MAPS)
 
     def inner_sizes(self, layer: int) -> tuple[int, int, int]:
         """Return d_qk and d_vo, both per head, and d_ff of `layer`."""
@@ -57,7 +54,7 @@ class DeployedEncoder:
         return (width - value) // heads // 2, value // heads, inner
 
     def precision(self, part: str) -> str:
-        """Return what `part`, a map or `"table"`, is computed in: fp32, int8 or int8-weights."""
+        """Return the type that `part`, a map or `"table"`, is computed in: fp32, int8 or int8-weights."""
         if self.tensors[part if part == "table" else f"{part}.weight"].dtype != np.int8:
             return "fp32"
         return "int8" if part == "table" or f"{part}.input_scale" in self.tensors else "int8-weights"
@@ -88,7 +85,7 @@ def fold_encoder(encoder: Encoder) -> tuple[DeployedEncoder, PassReport]:
     """Return `encoder` in deployed form, all float32.
 
     Position and type embedding are added, query, key and value become one map, and the softmax scale goes into the
-    query's columns: three products and a multiplication of every score less per layer.
+    query's columns. Per layer that saves two products and the scaling of every score.
     """
     source, scale = encoder.tensors, np.float32(encoder.config.scale)
     tensors = {
@@ -96,7 +93,7 @@ def fold_encoder(encoder: Encoder) -> tuple[DeployedEncoder, PassReport]:
         "positions": source["embeddings.position"] + source["embeddings.type"],
     }
     for name, tensor in source.items():
-        if "norm." in name or name.split(".")[1] in _MAPS:
+        if "norm." in name or name.split(".")[1] in MAPS:
             tensors[name] = tensor
     for k in range(encoder.config.layers):
         for part in ("weight", "bias"):
@@ -107,30 +104,10 @@ def fold_encoder(encoder: Encoder) -> tuple[DeployedEncoder, PassReport]:
     return deployed, PassReport(name="fold", bytes_before=before, bytes_after=deployed.nbytes())
 
 
-def check_precision(precision: Precision) -> None:
-    """Refuse a recipe with a part that an encoder has not, or a type that is for students.
-
-    Raises:
-        RecipeError: names the part or the type.
-    """
-    for name in precision.rules:
-        if name not in ("default", *_KINDS, *_MAPS):
-            raise RecipeError(
-                f"precision.{name}: an encoder has no such part; it has {', '.join((*_KINDS, *_MAPS))}. "
-                "Use --recipe encoder-int8 or one made from it"
-            )
-    for kind in ("table", *_MAPS):
-        value, known = precision.of(kind), _KINDS["tables" if kind == "table" else "dense"]
-        if value not in known and Palette.of(value) is None:
-            raise RecipeError(
-                f"precision: an encoder's {kind} is one of {', '.join(known)} or palette<K>, not {value!r}"
-            )
-
-
 def int8_encoder(
     deployed: DeployedEncoder, precision: Precision, input_ranges: Mapping[str, float]
 ) -> tuple[DeployedEncoder, PassReport]:
-    """Quantize what `precision` says, statically and symmetrically, as `fieldrun_exporters.student.passes.int8` does.
+    """Quantize what `precision` says, in the same way as `fieldrun_exporters.student.passes.int8`.
 
     Args:
         deployed: the encoder in float32.
@@ -172,13 +149,13 @@ def palettize_encoder(
     squares: Mapping[str, Array],
     seed: int = 0,
 ) -> tuple[DeployedEncoder, PassReport]:
-    """Put palettes in place of the parts that `precision` says, as `fieldrun_exporters.student.passes.palettize` does.
+    """Replace the parts that `precision` says by palettes, as `fieldrun_exporters.student.passes.palettize` does.
 
-    A row of the table and a column of a map have a scale of their own, or a map's columns one together where that gives
-    a nearer output. The maps' inputs stay float.
+    A row of the table and a column of a map have a scale of their own; a map's columns share one where that gives a
+    nearer output. The maps' inputs stay float.
 
     Args:
-        deployed: the encoder, what is int8 already so.
+        deployed: the encoder, with its int8 parts already quantized.
         folded: the same in float32, whose numbers are clustered.
         precision: which of `tables` and the maps become palettes.
         squares: the mean square of every input of a map, `(inputs,)`, on real text.
@@ -212,15 +189,15 @@ def palettize_encoder(
     opened = expand(result.packed)
     wrong = [name for name in opened if not np.array_equal(opened[name], tensors[name])]
     if wrong:
-        raise ExportError(f"palettize: {wrong[0]!r} is not what the packed form opens to")
+        raise ExportError(f"palettize: the packed form of {wrong[0]!r} does not give it back")
     return result, report
 
 
 def _nearest(rows: Array, palette: Palette, squares: Array, seed: int) -> Clustered:
     """Return the map `rows (outputs, inputs)` clustered with a scale for each output or one for all: the nearer.
 
-    A trained map may have a weight a hundred times as large as the others, of an input that is as large (massive
-    activations, Sun et al. 2024), and a scale for its output cannot serve both. So an error counts by its input.
+    A trained map may have a weight a hundred times as large as the others, for an input that is as large (massive
+    activations, Sun et al. 2024), and a scale for its output cannot serve both. So errors are weighted by their input.
     """
     found = [cluster(rows, palette, seed)]
     if rows.shape[1] % palette.dims == 0:

@@ -1,7 +1,7 @@
 """Build the ONNX graphs of an encoder: one per bucket, fixed shapes, all weights in one file that they share.
 
 Standard operators of opset 17. States are matrices `(batch * length, hidden)`, so that ONNX Runtime makes one node of a
-product and its bias; the mask of the padding is made of the ids, inside the graph.
+product and its bias. The padding mask is computed from the ids, inside the graph.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-
-from fieldrun.formats.packing import code_bits
-from fieldrun.formats.tensors import Array
 
 from ..builder import GraphBuilder
 from .deployed import DeployedEncoder
@@ -26,59 +23,17 @@ _MASKED = -1e30  # as in `fieldrun_exporters.encoder.model`
 class _Builder(GraphBuilder):
     deployed: DeployedEncoder
 
-    def constant(self, name: str, value: Array) -> str:
-        """An inline constant, or the weight of this name where the weights file holds it."""
-        return self.weight(name) if name in self.stored else super().constant(name, value)
-
-    def shape(self, x: str, name: str, *sizes: int) -> str:
-        """Return `x` in the shape `sizes`."""
-        text = "x".join(map(str, sizes))
-        if f"shape.{text}" not in self.initializers:
-            super().constant(f"shape.{text}", np.array(sizes, np.int64))
-        return self.op("Reshape", [x, f"shape.{text}"], name)
-
     def number(self, value: float, name: str) -> str:
         """A float32 scalar that nodes share."""
         return self.constant(name, np.array(value, np.float32))
 
-    def palette(self, name: str) -> str:
-        """The int8 matrix `name (inputs, outputs)` from its codes: constants, so that an engine makes it once."""
-        rows = self._decoded(name, self.weight(f"{name}.codes.0"), len(self.stored[f"{name}.codes.0"]))
-        return self.op("Transpose", [rows], name, perm=[1, 0])
-
-    def _decoded(self, name: str, codes: str, rows: int) -> str:
-        """The int8 rows `(rows, width)` of the palette `name` that `codes (rows, bytes) uint8` say.
-
-        As few and small steps as can be: ONNX Runtime keeps every one of them in memory while it opens a graph.
-        """
-        bits, width = code_bits(len(self.stored[f"{name}.codebook.0"])), int(self.stored[f"{name}.width"][0])
-        whole = 8 % bits == 0  # codes in a byte; else 8 codes in as many bytes as a code has bits
-        value = self.op("Cast", [codes], f"{name}.bytes", to=TensorProto.INT32)
-        value = self.shape(value, f"{name}.groups", rows, -1, 1 if whole else bits)
-        starts = bits * np.arange(8 // bits if whole else 8, dtype=np.int32)
-        if not whole:
-            first, after = (np.minimum(starts // 8 + k, bits - 1) for k in (0, 1))
-            low = self.op("Gather", [value, self.constant(f"first.{bits}", first)], f"{name}.low", axis=2)
-            high = self.op("Gather", [value, self.constant(f"after.{bits}", after)], f"{name}.after", axis=2)
-            high = self.op("Mul", [high, self.constant("byte", np.array(256, np.int32))], f"{name}.high")
-            value = self.op("Add", [low, high], f"{name}.both")
-        if bits < 8:
-            places = self.constant(f"places.{bits}", 2 ** (starts % 8))
-            value = self.op("Div", [value, places], f"{name}.shifted")
-            size = self.constant(f"size.{bits}", np.array(2**bits, np.int32))
-            value = self.op("Mod", [value, size], f"{name}.codes")
-        value = self.op("Gather", [self.weight(f"{name}.codebook.0"), value], f"{name}.values", axis=0)
-        value = self.shape(value, f"{name}.rows", rows, -1)
-        ends = [self.constant(f"cut.{n}", np.array([n], np.int64)) for n in (0, width, 1)]
-        return self.op("Slice", [value, *ends], f"{name}.cut")
-
     def words(self, batch: int, length: int) -> str:
-        """The rows `(batch, length, hidden)` of the table that the ids say; of a palette only these are decoded."""
+        """The table's rows for the ids, `(batch, length, hidden)`; of a palette only these rows are decoded."""
         if "table" in self.stored:
             words = self.op("Gather", [self.weight("table"), "ids"], "words", axis=0)
         else:
             codes = self.op("Gather", [self.weight("table.codes.0"), "ids"], "words.codes", axis=0)
-            words = self._decoded("table", codes, batch * length)
+            words = self.decoded("table", codes, batch * length)
             words = self.shape(words, "words", batch, length, self.deployed.config.hidden)
         if self.deployed.precision("table") == "fp32":
             return words

@@ -1,7 +1,7 @@
-"""Low rank inside the components of a transformer: A3 (arXiv 2505.12942), and the SVDs that it is compared with.
+"""Low rank inside the components of a transformer: A3 (arXiv 2505.12942), with exact biases.
 
-A3 shrinks the inner size of a component (d_qk and d_vo of every head, d_ff) and leaves nothing else to compute. Row
-vectors, y = x W. For two maps A (n, d) and B (m, d) whose product is what counts, the A~ B~' of rank r that is nearest
+A3 shrinks the inner size of a component (d_qk and d_vo of every head, d_ff) and adds nothing to compute. Row vectors,
+y = x W. For two maps A (n, d) and B (m, d) whose product is what counts, the A~ B~' of rank r that is nearest
 to A B' in the metrics R and C, least |R^(1/2) (A B' - A~ B~') C^(1/2)|_F, is the truncated singular value decomposition
 of R^(1/2) A B' C^(1/2) taken back by the inverse roots. Its left vectors lie in the range of R^(1/2) A, so neither
 root nor inverse of R is ever needed: with the small Gram matrices G = A'RA and H = B'CB (d, d), and U S V' the
@@ -12,22 +12,15 @@ decomposition of G^(1/2) H^(1/2),
 Biases, which the paper's models do not have, are treated exactly:
 
 - **QK.** A score is scale (x W_q + b_q) (y W_k + b_k)'. What it has of b_k, (x W_q + b_q) b_k', is the same for every
-  key y, and a softmax over the keys does not see it: b_k becomes 0 and nothing changes. With [x, 1] for x the query
-  bias is one more row of W_q, so A = [W_q; b_q] with the autocorrelation of [x, 1], and B = W_k. For the same reason
-  only differences between the keys of one text count, so C is the covariance of the tokens about their text's mean
-  (`Moments.within`). The metric is that of independent queries and keys, as in the paper.
+  key y, and a softmax over the keys does not depend on it: b_k becomes 0 and nothing changes. With [x, 1] for x the
+  query bias is one more row of W_q, so A = [W_q; b_q] with the autocorrelation of [x, 1], and B = W_k. For the same
+  reason only differences between the keys of one text count, so C is the covariance of the tokens about their text's
+  mean (`Moments.within`). The metric is that of independent queries and keys, as in the paper.
 - **OV.** The rows of a softmax sum to 1, so b_v W_o is a constant: it moves into the output's bias, b_v becomes 0.
   That bias is free and takes the mean of what is lost, so A = W_v is weighed by the covariance of P = softmax(.) X,
   and B' = W_o. (The paper prints one more factor R^(-1/2) on the right; without it the result is the optimum.)
 - **MLP.** Between up and down is a non-linearity, so hidden units are selected, the best E[x_i^2] |w_i|^2 of them, and
   the down map is fitted again to what it gave before, by least squares on the kept units and a free bias.
-
-`a3-published` is the paper's own: keys weighed by R as they come with the key bias as a row too, [P, 1] likewise, and
-no least-squares fit. The controls take every map for itself and replace its weight by two factors of rank r, which
-cost r (inputs + outputs) numbers: `svd` by the weight alone, `activation-svd` by least |X (W - W~)|_F with a free bias,
-W~ = C^(-1/2) SVD_r(C^(1/2) W), which is W V V' with the first r right singular vectors of C^(1/2) W. They may keep as
-many numbers of each map as A3 does, the last rank rounded up in their favour. Their product is stored: only its quality
-and its count of parameters are studied here.
 """
 
 from __future__ import annotations
@@ -47,23 +40,20 @@ from ..student.passes import PassReport
 from .activations import Moments
 from .model import MAPS, Encoder
 
-__all__ = ["METHODS", "best_product", "block_parameters", "inner_size", "lowrank", "product_error"]
+__all__ = ["Changed", "Component", "best_product", "inner_size", "lowrank", "product_error"]
 
-METHODS = ("svd", "activation-svd", "a3-published", "a3")
 _DAMPING = 1e-6  # of the mean variance, in the least-squares fit
-_RANK = 1e-10  # directions with less than this share of a Gram matrix's largest eigenvalue are none
+_RANK = 1e-10  # directions with a smaller share of a Gram matrix's largest eigenvalue are left out
 _BYTES = 4
 _TOKENS = 2  # for every feature; with hardly more tokens than features a fit is worse than none
+
+Changed = tuple[dict[str, Array], dict[str, Mapping[str, Any]]]
+"""New tensors, and what the report says of them."""
 
 
 def inner_size(size: int, ratio: float) -> int:
     """Return what is left of an inner size when the share `ratio` is taken away: rounded, at least 1."""
     return max(1, round((1 - ratio) * size))
-
-
-def block_parameters(encoder: Encoder) -> int:
-    """Return the numbers in the dense maps of all blocks, weights and biases."""
-    return sum(t.size for name, t in encoder.tensors.items() if name.startswith("layer") and name.split(".")[1] in MAPS)
 
 
 def best_product(A: Array, B: Array, R: Array, C: Array, rank: int) -> tuple[Array, Array]:
@@ -87,49 +77,29 @@ def product_error(A: Array, B: Array, A_new: Array, B_new: Array, R: Array, C: A
 
 
 def lowrank(
-    encoder: Encoder,
-    moments: Moments,
-    ratio: float | Mapping[str, float],
-    method: str = "a3",
-    progress: Progress | None = None,
+    encoder: Encoder, moments: Moments, ratios: Mapping[str, float], progress: Progress | None = None
 ) -> tuple[Encoder, PassReport]:
-    """Take the share `ratio` of the numbers of every dense map away; 0 changes no field.
+    """Take the share `ratios[name]` of the numbers of each of some `COMPONENTS` away, in every layer.
 
-    A ratio for each of some components (`COMPONENTS` for A3, `MAPS` for SVD) leaves the others as they are.
-
-    The report has, per map or component of two maps, parameters and bytes before and after, and two relative errors:
-    of the weight (of the product of a component), and of the output on the calibration text.
+    The report has, per component, parameters and bytes before and after, and two relative errors: of the product of its
+    two weights, and of its output on the calibration text.
 
     Raises:
-        ExportError: an unknown method or component, a ratio outside [0, 1), moments of another encoder or of too few
-            tokens, or nothing became smaller.
+        ExportError: an unknown component, a ratio outside [0, 1), moments of another encoder or of too few tokens, or
+            nothing became smaller.
     """
-    if method not in METHODS:
-        raise ExportError(f"lowrank: unknown method {method!r}; known: {', '.join(METHODS)}")
-    known = COMPONENTS if method.startswith("a3") else MAPS
-    ratios = ratio if isinstance(ratio, Mapping) else dict.fromkeys(known, ratio)
     for name, share in ratios.items():
-        if name not in known:
-            raise ExportError(f"lowrank: {method} shrinks no {name!r}; it shrinks {', '.join(known)}")
+        if name not in COMPONENTS:
+            raise ExportError(f"lowrank: unknown component {name!r}; known: {', '.join(COMPONENTS)}")
         if not 0 <= share < 1:
-            raise ExportError(f"lowrank: a ratio within 0 and 1 can be taken away, not {share!r}")
-    last, widest = f"layer{encoder.config.layers - 1}.down", encoder.inner_sizes(encoder.config.layers - 1)[2]
-    if last not in moments.mean or len(moments.mean[last]) != widest:
-        raise ExportError(f"lowrank: there are no activations of {last!r}; accumulate them with this encoder")
-    needed = _TOKENS * max(encoder.config.hidden, *(encoder.inner_sizes(k)[2] for k in range(encoder.config.layers)))
-    if moments.tokens < needed:
-        raise ExportError(
-            f"lowrank: {moments.tokens} tokens of calibration text are too few, give {needed} or more: "
-            "more texts, and a recipe that takes as many (calibration.texts)"
-        )
+            raise ExportError(f"lowrank: the ratio to take away must be within 0 and 1, not {share!r}")
+    _check_moments(encoder, moments)
     tensors = dict(encoder.tensors)
     changed: dict[str, Mapping[str, Any]] = {}
     for k in range(encoder.config.layers):
         for name, share in ratios.items():
-            if method.startswith("a3"):
-                new, facts = _Component(encoder, moments, k, share, published=method == "a3-published").made(name)
-            else:
-                new, facts = _factored(encoder, moments, f"layer{k}.{name}", share, aware=method == "activation-svd")
+            component = Component(encoder, moments, k, share)
+            new, facts = {"qk": component.qk, "ov": component.ov, "mlp": component.mlp}[name]()
             tensors |= new
             changed |= facts
         if progress is not None:
@@ -143,69 +113,58 @@ def lowrank(
     )
 
 
-class _Component:
-    """The three components of one layer under A3."""
+def _check_moments(encoder: Encoder, moments: Moments) -> None:
+    """Refuse moments of another encoder, or of too few tokens."""
+    last, widest = f"layer{encoder.config.layers - 1}.down", encoder.inner_sizes(encoder.config.layers - 1)[2]
+    if last not in moments.mean or len(moments.mean[last]) != widest:
+        raise ExportError(f"lowrank: there are no activations of {last!r}; accumulate them with this encoder")
+    needed = _TOKENS * max(encoder.config.hidden, *(encoder.inner_sizes(k)[2] for k in range(encoder.config.layers)))
+    if moments.tokens < needed:
+        raise ExportError(
+            f"lowrank: {moments.tokens} tokens of calibration text are too few, give {needed} or more: "
+            "more texts, and a recipe that takes as many (calibration.texts)"
+        )
 
-    def __init__(self, encoder: Encoder, moments: Moments, k: int, ratio: float, *, published: bool) -> None:
-        self.layer, self.heads, self.ratio, self.published = f"layer{k}", encoder.config.heads, ratio, published
-        self.moments = moments
+
+class Component:
+    """The three components of one layer under A3, with the share `ratio` of their inner size taken away."""
+
+    def __init__(self, encoder: Encoder, moments: Moments, k: int, ratio: float) -> None:
+        self.layer, self.heads, self.ratio, self.moments = f"layer{k}", encoder.config.heads, ratio, moments
         self.old = {
             f"{name}.{kind}": encoder.tensors[f"{self.layer}.{name}.{kind}"].astype(np.float64)
             for name in MAPS
             for kind in ("weight", "bias")
         }
 
-    def made(self, component: str) -> tuple[dict[str, Array], dict[str, Mapping[str, Any]]]:
-        """Return the new tensors of `component`, one of `COMPONENTS`, and what the report says of it."""
-        return {"qk": self.qk, "ov": self.ov, "mlp": self.mlp}[component]()
-
-    def qk(self) -> tuple[dict[str, Array], dict[str, Mapping[str, Any]]]:
+    def qk(self) -> Changed:
+        """Return query and key map with fewer features per head."""
         name = f"{self.layer}.query"
         R = self.moments.augmented(name)
-        query, key = self._rows("query"), self._rows("key")
-        C = R
-        if not self.published:
-            key, C = key[:, :-1], self.moments.within[name]
-        pairs, errors = self._per_head(query, key, lambda _: R, C)
+        key = self.rows("key")[:, :-1]
+        pairs, errors = self.per_head(self.rows("query"), key, lambda _: R, self.moments.within[name])
         queries, keys = (np.concatenate(side, axis=1) for side in zip(*pairs, strict=True))
-        if not self.published:
-            keys = np.concatenate([keys, np.zeros((1, keys.shape[1]))])
-        new = {
-            "query.weight": queries[:-1],
-            "query.bias": queries[-1],
-            "key.weight": keys[:-1],
-            "key.bias": keys[-1],
-        }
-        return self._made("qk", new, errors)
+        return self.made_qk(queries, np.vstack([keys, np.zeros(keys.shape[1])]), errors)
 
-    def ov(self) -> tuple[dict[str, Array], dict[str, Mapping[str, Any]]]:
+    def ov(self) -> Changed:
+        """Return value and output map with fewer features per head."""
         name = f"{self.layer}.context"
-        W_o = self.old["attention.weight"]
-        value = self._rows("value")
+        W_o, value = self.old["attention.weight"], self.rows("value")[:, :-1]
         out = np.stack([part.T for part in np.split(W_o, self.heads)])
-        identity, bias = np.eye(W_o.shape[1]), self.old["attention.bias"]
-        if self.published:
-            R = self.moments.augmented(name)
-            pairs, errors = self._per_head(value, out, lambda h: R[h], identity)
-            values, outs = (np.concatenate(side, axis=1) for side in zip(*pairs, strict=True))
-        else:
-            C, mean = self.moments.covariance(name), self.moments.mean[name]
-            bias = bias + self.old["value.bias"] @ W_o
-            value = value[:, :-1]
-            pairs, errors = self._per_head(value, out, lambda h: C[h], identity)
-            for h, (A, B) in enumerate(pairs):
-                bias = bias + (mean[h] @ value[h]) @ out[h].T - (mean[h] @ A) @ B.T
-            values, outs = (np.concatenate(side, axis=1) for side in zip(*pairs, strict=True))
-            values = np.concatenate([values, np.zeros((1, values.shape[1]))])
-        new = {
-            "value.weight": values[:-1],
-            "value.bias": values[-1],
-            "attention.weight": outs.T,
-            "attention.bias": bias,
-        }
-        return self._made("ov", new, errors)
+        C, mean = self.moments.covariance(name), self.moments.mean[name]
+        pairs, errors = self.per_head(value, out, lambda h: C[h], np.eye(W_o.shape[1]))
+        bias = self.old["attention.bias"] + self.old["value.bias"] @ W_o
+        for h, (A, B) in enumerate(pairs):
+            bias = bias + (mean[h] @ value[h]) @ out[h].T - (mean[h] @ A) @ B.T
+        values, outs = (np.concatenate(side, axis=1) for side in zip(*pairs, strict=True))
+        return self.made_ov(np.vstack([values, np.zeros(values.shape[1])]), outs, bias, errors)
 
-    def mlp(self) -> tuple[dict[str, Array], dict[str, Mapping[str, Any]]]:
+    def mlp(self) -> Changed:
+        """Return up and down map with fewer hidden units, the down map fitted again."""
+        return self.selected(refit=True)
+
+    def selected(self, *, refit: bool) -> Changed:
+        """Return the MLP with the hidden units that are worth most."""
         name = f"{self.layer}.down"
         W, bias = self.old["down.weight"], self.old["down.bias"]
         R, C, mean = self.moments.second[name], self.moments.covariance(name), self.moments.mean[name]
@@ -213,7 +172,7 @@ class _Component:
         kept = np.sort(np.argsort(-scores, kind="stable")[: inner_size(len(W), self.ratio)])
         lost = np.setdiff1d(np.arange(len(W)), kept)
         down = W[kept]
-        if not self.published and len(lost):
+        if refit and len(lost):
             # a correction of the kept rows, so that damping pulls towards what they were
             gram = C[np.ix_(kept, kept)]
             gram = gram + _DAMPING * np.trace(gram) / len(kept) * np.eye(len(kept))
@@ -234,12 +193,22 @@ class _Component:
         }
         return self._made("mlp", new, (*squares, error, size))
 
-    def _rows(self, name: str) -> Array:
+    def made_qk(self, queries: Array, keys: Array, errors: tuple[float, float, float, float]) -> Changed:
+        """Return the maps whose last row is their bias, `(hidden + 1, heads * rank)`, as tensors with their report."""
+        new = {"query.weight": queries[:-1], "query.bias": queries[-1], "key.weight": keys[:-1], "key.bias": keys[-1]}
+        return self._made("qk", new, errors)
+
+    def made_ov(self, values: Array, outs: Array, bias: Array, errors: tuple[float, float, float, float]) -> Changed:
+        """Return the value map with its bias as last row, and the output map, as tensors with their report."""
+        new = {"value.weight": values[:-1], "value.bias": values[-1]}
+        return self._made("ov", new | {"attention.weight": outs.T, "attention.bias": bias}, errors)
+
+    def rows(self, name: str) -> Array:
         """Return a map's weight with its bias as a last row, per head: `(heads, hidden + 1, d)`."""
         rows = np.concatenate([self.old[f"{name}.weight"], self.old[f"{name}.bias"][None]])
         return np.stack(np.split(rows, self.heads, axis=1))
 
-    def _per_head(
+    def per_head(
         self, left: Array, right: Array, R: Callable[[int], Array], C: Array
     ) -> tuple[list[tuple[Array, Array]], tuple[float, float, float, float]]:
         """Return the two new maps of every head; squared error and size, of the product and of the output."""
@@ -254,46 +223,10 @@ class _Component:
             pairs.append(pair)
         return pairs, (float(totals[0]), float(totals[1]), float(totals[2]), float(totals[3]))
 
-    def _made(
-        self, component: str, new: Mapping[str, Array], errors: tuple[float, float, float, float]
-    ) -> tuple[dict[str, Array], dict[str, Mapping[str, Any]]]:
+    def _made(self, component: str, new: Mapping[str, Array], errors: tuple[float, float, float, float]) -> Changed:
         tensors = {f"{self.layer}.{name}": np.ascontiguousarray(tensor, np.float32) for name, tensor in new.items()}
         before, after = sum(self.old[name].size for name in new), sum(tensor.size for tensor in tensors.values())
         return tensors, {f"{self.layer}.{component}": _facts(before, after, *errors)}
-
-
-def _factored(
-    encoder: Encoder, moments: Moments, name: str, ratio: float, *, aware: bool
-) -> tuple[dict[str, Array], dict[str, Mapping[str, Any]]]:
-    """Return the map `name` as the product of two factors of the rank that its share of numbers pays for."""
-    W = encoder.tensors[f"{name}.weight"].astype(np.float64)
-    bias = encoder.tensors[f"{name}.bias"].astype(np.float64)
-    inputs, outputs = W.shape
-    layer, own = name.split(".")
-    axis = 0 if own in ("attention", "down") else 1
-    groups = 1 if own in ("up", "down") else encoder.config.heads
-    kept = groups * inner_size(W.shape[axis] // groups, ratio) * W.shape[1 - axis]
-    seen = f"{layer}.{'query' if own in ('key', 'value') else own}"
-    C, mean = moments.covariance(seen), moments.mean[seen]
-    rank = -(-kept // (inputs + outputs))
-    new, size = W, W.size
-    if kept < W.size:
-        gram = W.T @ C @ W if aware else W.T @ W
-        axes = np.linalg.eigh(gram)[1][:, ::-1][:, :rank]
-        new, size = W @ axes @ axes.T, rank * (inputs + outputs)
-        if aware:
-            bias = bias + mean @ (W - new)
-    step = W - new
-    shift = mean @ step + encoder.tensors[f"{name}.bias"] - bias
-    errors = (
-        float(np.square(step).sum()),
-        float(np.square(W).sum()),
-        float(np.sum(step * (C @ step)) + shift @ shift),
-        float(np.sum(W * (moments.second[seen] @ W))),
-    )
-    facts = _facts(W.size + len(bias), size + len(bias), *errors)
-    tensors = {f"{name}.weight": new.astype(np.float32), f"{name}.bias": bias.astype(np.float32)}
-    return tensors, {name: facts | ({"rank": rank} if kept < W.size else {})}
 
 
 def _roots(gram: Array) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""An encoder in memory: its shape, its tensors, and its forward pass in NumPy, which graphs are compared with.
+"""An encoder: its shape, its tensors, its files, and its forward pass in NumPy, which graphs are compared with.
 
 With `x (tokens, hidden)` the sum of a token's word, position and type embedding after layer norm, every layer is
 
@@ -7,7 +7,7 @@ With `x (tokens, hidden)` the sum of a token's word, position and type embedding
 
 as in BERT (Devlin et al. 2018). The inner sizes d_qk, d_vo and d_ff are read from the tensors: they may differ from
 layer to layer, and `scale` stays that of the original head size whatever d_qk becomes. The field is the mean over the
-tokens that are no padding, or the first token's state; it is divided by its length where `normalize` is set.
+tokens without padding, or the first token's state; it is divided by its length if `normalize` is set.
 
 | Tensor | Shape |
 |---|---|
@@ -35,19 +35,18 @@ from fieldrun.formats.storage import is_folder, new_folder, write_bytes, write_j
 from fieldrun.formats.tensors import Array, check_tensors, read_tensors, write_tensors
 
 from .gelu import gelu
-from .huggingface import read_licence, read_pooling, read_settings, read_weights, source_hashes
 
-__all__ = ["ENCODER_FILE", "MAPS", "Encoder", "EncoderConfig", "forward", "load_encoder"]
+__all__ = ["ENCODER_FILE", "MAPS", "Encoder", "EncoderConfig", "forward"]
 
 ENCODER_FILE = "encoder.json"
-"""What tells the folder of an encoder checkpoint; `encoder.safetensors` and `tokenizer.json` are beside it."""
+"""The file that marks an encoder checkpoint; `encoder.safetensors` and `tokenizer.json` are beside it."""
 
 MAPS = ("query", "key", "value", "attention", "up", "down")
 """The dense maps of a layer, each with a weight and a bias."""
 
 _SCHEMA = 1
 _KEYS = {"schema", "encoder", "licence", "provenance", "files"}
-POOLINGS = ("mean", "cls")
+_POOLINGS = ("mean", "cls")
 _MASKED = np.float32(-1e30)  # finite: a row of padding alone must not become NaN
 
 
@@ -73,8 +72,8 @@ class EncoderConfig:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise CheckpointError(f"encoder.{name} must be a positive integer, not {value!r}")
-        if self.pooling not in POOLINGS:
-            raise CheckpointError(f"encoder.pooling must be one of {', '.join(POOLINGS)}, not {self.pooling!r}")
+        if self.pooling not in _POOLINGS:
+            raise CheckpointError(f"encoder.pooling must be one of {', '.join(_POOLINGS)}, not {self.pooling!r}")
         if not isinstance(self.normalize, bool):
             raise CheckpointError(f"encoder.normalize must be true or false, not {self.normalize!r}")
         for name in ("epsilon", "scale"):
@@ -202,45 +201,6 @@ class Encoder:
             files = {name: entry_of(folder / name).to_dict() for name in ("encoder.safetensors", "tokenizer.json")}
             about: dict[str, Any] = {"schema": _SCHEMA, "encoder": asdict(self.config), "licence": self.licence}
             write_json(folder / ENCODER_FILE, about | {"provenance": dict(self.provenance), "files": files})
-
-
-def load_encoder(folder: str | Path, *, pooling: str | None = None, normalize: bool | None = None) -> Encoder:
-    """Read a Hugging Face folder of the BERT family: `config.json`, safetensors weights, `tokenizer.json`.
-
-    Args:
-        folder: a local folder; nothing is downloaded.
-        pooling: `"mean"` or `"cls"`; what `1_Pooling/config.json` says when None, and the mean without that file.
-        normalize: whether the field has length 1; what `modules.json` says when None.
-
-    Raises:
-        CheckpointError: not such a folder, a setting that is not BERT's, or a wrong tensor; the message names it.
-    """
-    folder = Path(folder)
-    if not is_folder(folder):
-        raise CheckpointError(f"no folder {folder}: give a local Hugging Face folder with config.json")
-    settings = read_settings(folder)
-    said_pooling, said_normalize = read_pooling(folder)
-    try:
-        tokenizer = (folder / "tokenizer.json").read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder} has no tokenizer.json that can be read; save it with the 'tokenizers' library"
-        ) from error
-    encoder = Encoder(
-        config=EncoderConfig(
-            name=folder.resolve().name,
-            pooling=pooling or said_pooling,
-            normalize=said_normalize if normalize is None else normalize,
-            scale=float((settings["hidden"] // settings["heads"]) ** -0.5),
-            **settings,
-        ),
-        tensors=read_weights(folder, settings["layers"]),
-        tokenizer=tokenizer,
-        licence=read_licence(folder),
-        provenance={"source": {"name": folder.resolve().name, "sha256": source_hashes(folder)}},
-    )
-    encoder.validate()
-    return encoder
 
 
 def forward(encoder: Encoder, ids: Array, hook: Callable[[str, Array], None] | None = None) -> Array:

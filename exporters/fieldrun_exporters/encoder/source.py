@@ -1,10 +1,9 @@
-"""Encoder checkpoint -> passes -> what `fieldrun_exporters.writer` writes a bundle of."""
+"""Encoder checkpoint -> passes -> the source that `fieldrun_exporters.writer` writes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import onnx
 
@@ -12,16 +11,16 @@ from fieldrun.errors import ExportError, RecipeError
 from fieldrun.formats.bundle import Bucket, GraphNetwork
 from fieldrun.formats.packing import packed_names
 from fieldrun.formats.progress import Progress
-from fieldrun.formats.tensors import Array, write_tensors
+from fieldrun.formats.tensors import write_tensors
 
-from ..parity import field_errors
-from ..precision import Palette
+from ..calibrate import CalibrationText, tokenize
+from ..parity import Expected, field_errors
+from ..precision import MAPS, Palette
 from ..recipe import COMPONENTS, Recipe
 from ..student.passes import PassReport
-from ..writer import GraphSource, check_lengths
-from .activations import accumulate
-from .calibrate import fields, input_ranges, input_squares
-from .deployed import DeployedEncoder, check_precision, fold_encoder, int8_encoder, palettize_encoder
+from ..writer import Offsets, Source
+from .activations import accumulate, fields, input_ranges, input_squares
+from .deployed import DeployedEncoder, fold_encoder, int8_encoder, palettize_encoder
 from .graph import encoder_graph
 from .lowrank import inner_size, lowrank
 from .model import Encoder
@@ -30,7 +29,7 @@ __all__ = ["EncoderSource", "prepare_encoder"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EncoderSource(GraphSource):
+class EncoderSource(Source):
     """An encoder after its passes."""
 
     deployed: DeployedEncoder
@@ -39,49 +38,38 @@ class EncoderSource(GraphSource):
         """Return the safetensors file that all graphs share."""
         return write_tensors(self.deployed.stored())
 
-    def graph(
-        self, offsets: Mapping[str, tuple[int, int]], bucket: Bucket, metadata: Mapping[str, str]
-    ) -> onnx.ModelProto:
-        """Return the graph of one bucket."""
-        return encoder_graph(self.deployed, offsets, bucket.batch, bucket.length, metadata)
-
-    def integer_products(self) -> int:
-        """Return how many maps are int8 on both sides."""
-        return sum(self.deployed.precision(name) == "int8" for name in self.deployed.dense())
-
-    def describe(self) -> list[tuple[str, str]]:
-        """Return the rows of the card."""
-        c = self.deployed.config
-        pooling = {"mean": "mean over the tokens", "cls": "the first token"}[c.pooling]
-        return [
-            ("network", f"transformer encoder, {c.layers} layers of width {c.hidden}, {c.heads} heads"),
-            ("vocabulary, positions", f"{c.vocab_size:,}, {c.max_positions}"),
-            ("pooling", pooling + (", length 1" if c.normalize else "")),
-            *([("inner sizes", _sizes(self.deployed))] if "lowrank" in self.parts else []),
-        ]
-
-    def facts(self) -> Mapping[str, Any]:
-        """Return what the report says of the import."""
-        return {"kind": "encoder", "pooling": self.deployed.config.pooling}
+    def graphs(
+        self,
+        offsets: Offsets,
+        buckets: Sequence[Bucket],
+        pairs: Mapping[int, str],
+        metadata: Mapping[str, str],
+        *,
+        tensorrt: bool = False,
+    ) -> Iterator[tuple[str, onnx.ModelProto]]:
+        """Yield file name and graph of every bucket."""
+        del pairs, tensorrt
+        for bucket in buckets:
+            yield bucket.graph, encoder_graph(self.deployed, offsets, bucket.batch, bucket.length, metadata)
 
 
-def prepare_encoder(
-    encoder: Encoder,
-    plan: Recipe,
-    calibration: Sequence[Sequence[int]],
-    proof: Sequence[Sequence[int]],
-    progress: Progress,
-) -> tuple[EncoderSource, Array]:
-    """Return `encoder` after the passes of `plan`, and its fields `(n, hidden) float32` of `proof` before them.
+def prepare_encoder(encoder: Encoder, plan: Recipe, texts: CalibrationText, progress: Progress) -> EncoderSource:
+    """Return `encoder` after the passes of `plan`, with its fields before them.
 
     Raises:
-        RecipeError: a part, a type, a component or a bucket that an encoder has not.
+        RecipeError: a part, a type, a component or a bucket that an encoder cannot have.
         ExportError: a pass did not do what it says.
     """
-    check_precision(plan.precision)
-    check_lengths(plan, encoder.config.max_positions, "the encoder")
+    config, longest = encoder.config, plan.buckets.lengths[-1]
+    plan.precision.check_imported("an encoder", MAPS, palette=True)
+    if longest > config.max_positions:
+        raise RecipeError(
+            f"the recipe has a bucket of {longest} tokens, the encoder takes {config.max_positions}; copy the recipe "
+            "and shorten buckets.lengths"
+        )
     wanted = _inner_sizes(encoder, plan)
-    expected = fields(encoder, proof, progress=lambda done, total: progress("reference", done, total))
+    calibration, proof = (tokenize(encoder, part, longest) for part in (texts.calibration, texts.proof))
+    expected = fields(encoder, proof, progress=progress, phase="reference")
     deployed, report = fold_encoder(encoder)
     reports, parts, small = [report], {}, encoder
     if "lowrank" in plan.passes:
@@ -91,13 +79,8 @@ def prepare_encoder(
     folded = deployed
     if "int8" in plan.passes:
         ranges: dict[str, float] = {}
-        if any(plan.precision.of(name) == "int8" for name in ("qkv", "attention", "up", "down")):
-            ranges = input_ranges(
-                small,
-                calibration,
-                plan.calibration.percentile,
-                lambda done, total: progress("calibrate", done, total),
-            )
+        if any(plan.precision.of(name) == "int8" for name in MAPS):
+            ranges = input_ranges(small, calibration, plan.calibration.percentile, progress)
         deployed, report = int8_encoder(deployed, plan.precision, ranges)
         reports.append(report)
     if "palettize" in plan.passes:
@@ -107,26 +90,41 @@ def prepare_encoder(
         progress("palettize", 1, 1)
         reports.append(report)
     _check(deployed, plan, wanted)
-    source = EncoderSource(
-        name=encoder.config.name,
+    return EncoderSource(
+        name=config.name,
         tokenizer=encoder.tokenizer,
         licence=encoder.licence,
         provenance=encoder.provenance,
-        network=GraphNetwork(
-            vocab_size=encoder.config.vocab_size, field_dim=encoder.config.hidden, parameters=small.parameters()
-        ),
+        network=GraphNetwork(vocab_size=config.vocab_size, field_dim=config.hidden, parameters=small.parameters()),
         passes=reports,
-        parts=parts,
+        expected=Expected(sequences=proof, fields=expected, logits=expected[:, :0]),
+        integer_products=sum(deployed.precision(name) == "int8" for name in deployed.dense()),
+        proof={"parts": parts} if parts else {},
+        imported={"kind": "encoder", "pooling": config.pooling},
+        described=_described(deployed, lowrank="lowrank" in parts),
         deployed=deployed,
     )
-    return source, expected
+
+
+def _described(deployed: DeployedEncoder, *, lowrank: bool) -> list[tuple[str, str]]:
+    """Return the rows of the card. The inner sizes are those of the first layer: a recipe has one share for all."""
+    c = deployed.config
+    pooling = {"mean": "mean over the tokens", "cls": "the first token"}[c.pooling]
+    qk, vo, inner = deployed.inner_sizes(0)
+    sizes = f"{qk} of a query and a key and {vo} of a value per head, {inner} between up and down"
+    return [
+        ("network", f"transformer encoder, {c.layers} layers of width {c.hidden}, {c.heads} heads"),
+        ("vocabulary, positions", f"{c.vocab_size:,}, {c.max_positions}"),
+        ("pooling", pooling + (", length 1" if c.normalize else "")),
+        *([("inner sizes", sizes)] if lowrank else []),
+    ]
 
 
 def _inner_sizes(encoder: Encoder, plan: Recipe) -> list[tuple[int, int, int]]:
-    """Return d_qk, d_vo and d_ff that the recipe leaves of every layer; `RecipeError` where it cannot."""
+    """Return d_qk, d_vo and d_ff of every layer as the recipe wants them; `RecipeError` where that is not possible."""
     for name in plan.lowrank.wanted:
         if name not in COMPONENTS:
-            raise RecipeError(f"lowrank.{name} is of a student; an encoder has {', '.join(COMPONENTS)}")
+            raise RecipeError(f"lowrank.{name} is for a student; an encoder has {', '.join(COMPONENTS)}")
     wanted = []
     for k in range(encoder.config.layers):
         sizes = dict(zip(COMPONENTS, encoder.inner_sizes(k), strict=True))
@@ -149,15 +147,15 @@ def _smaller(
     calibration: Sequence[Sequence[int]],
     progress: Progress,
 ) -> tuple[Encoder, DeployedEncoder, PassReport]:
-    """Return `encoder` under A3, the same folded, and the report with the bytes of what is stored."""
+    """Return `encoder` after A3, the same folded, and the report with the bytes of what is stored."""
     ratios = {name: 1 - getattr(plan.lowrank, name) for name in plan.lowrank.wanted}
-    small, report = lowrank(encoder, accumulate(encoder, calibration, progress), ratios, progress=progress)
+    small, report = lowrank(encoder, accumulate(encoder, calibration, progress), ratios, progress)
     deployed, _ = fold_encoder(small)
     return small, deployed, replace(report, bytes_before=folded.nbytes(), bytes_after=deployed.nbytes())
 
 
 def _check(deployed: DeployedEncoder, plan: Recipe, sizes: Sequence[tuple[int, int, int]]) -> None:
-    """Refuse what is not as the recipe says: it is asked, not the passes."""
+    """Refuse a part or a size that is not as the recipe, not the passes, says."""
     for part in ("table", *deployed.dense()):
         wanted, found = plan.precision.of(part.split(".")[-1]), deployed.precision(part)
         if (part if part == "table" else f"{part}.weight") in packed_names(deployed.packed):
@@ -169,9 +167,3 @@ def _check(deployed: DeployedEncoder, plan: Recipe, sizes: Sequence[tuple[int, i
             raise ExportError(
                 f"the recipe wants layer {k} with the inner sizes {size}, but the passes left {deployed.inner_sizes(k)}"
             )
-
-
-def _sizes(deployed: DeployedEncoder) -> str:
-    """Return the card's words on the inner sizes, those of the first layer: a recipe has one share for all."""
-    qk, vo, inner = deployed.inner_sizes(0)
-    return f"{qk} of a query and a key and {vo} of a value per head, {inner} between up and down"

@@ -1,7 +1,7 @@
-"""One bucket's graph of a foreign model: fixed shapes, ids alone in, the pooled field out, constants folded.
+"""The graph of a foreign model for one bucket: fixed shapes, only ids in, the pooled field out, constants folded.
 
-ONNX Runtime's basic optimisations, which keep to ONNX's own operators, compute everything that the fixed shapes and the
-weights determine: what is left has no shape arithmetic.
+ONNX Runtime's basic optimisations, which keep to ONNX's own operators, compute everything that follows from the fixed
+shapes and the weights, so that no shape arithmetic is left.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from fieldrun.errors import ExportError
 from fieldrun.formats.tensors import Array
 
+from ..parity import open_session
 from .read import ForeignModel
-from .reference import import_onnxruntime
 
 __all__ = ["fixed_graph"]
 
-_PREFIX = "model."  # of every name that the foreign graph brings, so that none is ours
+_PREFIX = "model."  # of every name in the foreign graph, so that none is one of ours
 _MADE = "made."  # of every other
 
 
@@ -92,21 +92,14 @@ def _field_only(graph: onnx.GraphProto, model: ForeignModel, rank: int, dim: int
 
 
 def _simplified(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
-    ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     with TemporaryDirectory() as scratch:
         source, target = Path(scratch) / "source.onnx", Path(scratch) / "simplified.onnx"
-        options.optimized_model_filepath = str(target)
+        onnx.save(model, str(source))
         try:
-            onnx.save(model, str(source))
-            ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
-            found = onnx.load(str(target))
-        except Exception as error:  # onnxruntime's own kinds are not importable by name
-            raise ExportError(
-                f"model.onnx cannot be given the fixed shape {where}: {' '.join(str(error).split())[:300]}"
-            ) from error
+            open_session(source, optimise="basic", optimised=target)
+        except ExportError as error:
+            raise ExportError(f"model.onnx cannot be given the fixed shape {where}: {error}") from error
+        found = onnx.load(str(target))
     foreign = [node for node in found.graph.node if node.domain not in ("", "ai.onnx")]
     if foreign:
         raise ExportError(
@@ -122,9 +115,9 @@ def _simplified(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
 
 
 def _rename_made(graph: onnx.GraphProto) -> None:
-    """Give the names that ONNX Runtime made a prefix, in place.
+    """Add a prefix to the names that ONNX Runtime made, in place.
 
-    It makes the same ones when it optimises the graph again, and then fails: "Attempt to replace the existing tensor".
+    It makes the same names when it optimises the graph again, and fails: "Attempt to replace the existing tensor".
     """
     fixed = {value.name for value in (*graph.input, *graph.output)} | {""}
 

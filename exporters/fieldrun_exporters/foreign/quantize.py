@@ -1,15 +1,15 @@
-"""Static, symmetric int8 of a foreign graph: the numbers of the student's pass `int8`, in any graph.
+"""Static, symmetric int8 in a foreign graph, with the numbers of the student's pass `int8`.
 
-What becomes int8 are the products with a constant matrix, MatMul and Gemm, and the tables that have a row for every
-token. ONNX Runtime's own `quantize_static` is not used: it leaves a bias in an Add after its product, of which the
-optimiser may make a float Gemm before it looks for Q/DQ pairs, and a table in float or behind a DequantizeLinear, which
-is computed for the whole vocabulary with every call.
+Products with a constant matrix, MatMul and Gemm, and tables with a row for every token become int8. ONNX Runtime's own
+`quantize_static` is not used. It leaves a bias in an Add after its product, which the optimiser may turn into a float
+Gemm before it looks for Q/DQ pairs; and it leaves a table in float, or behind a DequantizeLinear that is computed for
+the whole vocabulary with every call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fieldrun.formats.tensors import Array
 
-from ..student.passes.int8 import quantize_columns, quantize_rows
+from ..student.passes.int8 import quantize_columns
 
-__all__ = ["Layer", "constants", "find_layers", "find_tables", "quantize_graph"]
+__all__ = ["Layer", "Product", "constants", "find_layers", "find_tables", "quantize_graph"]
 
-_LEAST = 16  # inputs and outputs of a product that is worth its two more nodes
+_LEAST = 16  # inputs and outputs of a product that is worth two more nodes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,7 +32,25 @@ class Layer:
     node: str
     input: str
     weight: Array
-    bias: Array | None = field(default=None)
+    bias: Array | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Product:
+    """A quantized layer: `weight (inputs, outputs) int8`, `scale (outputs,) float32`, and the range of its input.
+
+    `limit` is the largest absolute input to represent; the input stays float if it is None.
+    """
+
+    weight: Array
+    scale: Array
+    limit: float | None
+
+    @classmethod
+    def of(cls, layer: Layer, limit: float | None) -> Product:
+        """Return `layer` quantized, its weights with 7 bits if its input is int8 too, else with 8."""
+        weight, scale = quantize_columns(layer.weight, 127 if limit is None else 63)
+        return cls(weight=weight, scale=scale, limit=limit)
 
 
 def constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
@@ -64,7 +82,7 @@ def find_layers(graph: onnx.GraphProto) -> list[Layer]:
 
 
 def find_tables(graph: onnx.GraphProto, rows: int) -> list[str]:
-    """Return the names of the constant float32 matrices of at least `rows` rows that `graph` looks rows up in."""
+    """Return the names of the constant float32 matrices with at least `rows` rows that `graph` looks up rows in."""
     known = constants(graph)
     found: dict[str, None] = {}
     for node in graph.node:
@@ -78,7 +96,7 @@ def find_tables(graph: onnx.GraphProto, rows: int) -> list[str]:
 
 
 def _vector(tensor: onnx.TensorProto | None, size: int) -> Array | None:
-    """Return a constant as `(size,) float32` if that is what it broadcasts to, else None."""
+    """Return a constant as `(size,) float32` if it broadcasts to that, else None."""
     if tensor is None or tensor.data_type != TensorProto.FLOAT:
         return None
     values = numpy_helper.to_array(tensor)
@@ -90,18 +108,16 @@ def _vector(tensor: onnx.TensorProto | None, size: int) -> Array | None:
 def quantize_graph(
     model: onnx.ModelProto,
     layers: Sequence[Layer],
-    kinds: Sequence[str],
-    ranges: Sequence[float],
-    tables: Sequence[str],
+    products: Sequence[Product],
+    tables: Mapping[str, tuple[Array, Array]],
 ) -> onnx.ModelProto:
-    """Return `model` with `layers` in int8 and `tables` as int8 rows with a scale each.
+    """Return `model` with `layers` as int8 products and `tables` as int8 rows with a scale each.
 
     Args:
         model: a graph of fixed shape; it is not changed.
         layers: of this graph.
-        kinds: int8 or int8-weights, for each of them.
-        ranges: the largest absolute input to represent, for each of them.
-        tables: names of constant matrices.
+        products: what each of them becomes.
+        tables: name of a constant matrix -> its `(rows, width) int8` and its scales `(rows,) float32`.
     """
     out = onnx.ModelProto()
     out.CopyFrom(model)
@@ -111,35 +127,31 @@ def quantize_graph(
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    chosen = {layer.node: (layer, kind, limit) for layer, kind, limit in zip(layers, kinds, ranges, strict=True)}
+    chosen = {layer.node: (layer, product) for layer, product in zip(layers, products, strict=True)}
     scaled: dict[str, tuple[str, str]] = {}
     subtract: dict[str, Array] = {}
     for node in graph.node:
         output = node.output[0]
         if output in chosen:
-            layer, kind, limit = chosen[output]
-            bias, name = layer.bias, output
-            after = readers.get(output, [])
-            added = None
-            if kind == "int8" and bias is None and len(after) == 1 and after[0].op_type == "Add":
+            layer, product = chosen[output]
+            bias, after, added = layer.bias, readers.get(output, []), None
+            if product.limit is not None and bias is None and len(after) == 1 and after[0].op_type == "Add":
                 other = after[0].input[1] if after[0].input[0] == output else after[0].input[0]
                 added = _vector(known.get(other), layer.weight.shape[1])
             if added is not None:
                 subtract[after[0].output[0]] = added
-                new.product(layer, kind, limit, output, None)
-            else:
-                new.product(
-                    layer, kind, limit, name, np.zeros(layer.weight.shape[1], np.float32) if bias is None else bias
-                )
+            elif bias is None:
+                bias = np.zeros(layer.weight.shape[1], np.float32)
+            new.product(layer.input, product, output, bias)
         elif output in subtract:
             source = node.input[0] if node.input[0] in chosen else node.input[1]
             new.subtract(source, subtract[output], output)
         elif node.op_type == "Gather" and node.input[0] in tables:
-            if node.input[0] not in scaled:
-                rows, scale = quantize_rows(numpy_helper.to_array(known[node.input[0]]))
-                names = f"{node.input[0]}.rows", f"{node.input[0]}.scale"
-                scaled[node.input[0]] = new.constant(names[0], rows), new.constant(names[1], scale[:, None])
-            new.look_up(*scaled[node.input[0]], node.input[1], output)
+            name = node.input[0]
+            if name not in scaled:
+                rows, scale = tables[name]
+                scaled[name] = new.constant(f"{name}.rows", rows), new.constant(f"{name}.scale", scale[:, None])
+            new.look_up(*scaled[name], node.input[1], output)
         else:
             new.nodes.append(node)
     del graph.node[:]
@@ -156,44 +168,42 @@ class _Nodes:
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
-        self.initializers: Mapping[str, onnx.TensorProto] = {}
+        self.initializers: dict[str, onnx.TensorProto] = {}
 
     def constant(self, name: str, value: Array) -> str:
-        self.initializers = {**self.initializers, name: numpy_helper.from_array(value, name)}
+        self.initializers[name] = numpy_helper.from_array(value, name)
         return name
 
     def op(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
         return name
 
-    def product(self, layer: Layer, kind: str, limit: float, output: str, bias: Array | None) -> None:
+    def product(self, x: str, product: Product, output: str, bias: Array | None) -> None:
         """`x @ weight + bias`; without a bias the product itself is the output."""
-        quantized, scale = quantize_columns(layer.weight, 63 if kind == "int8" else 127)
-        weight, scales = self.constant(f"{output}.weight", quantized), self.constant(f"{output}.scale", scale)
-        if kind == "int8":
-            step = self.constant(f"{output}.x_scale", np.array(limit / 127, np.float32))
+        weight = self.constant(f"{output}.weight", product.weight)
+        scales = self.constant(f"{output}.scale", product.scale)
+        if product.limit is not None:
+            step = self.constant(f"{output}.x_scale", np.array(product.limit / 127, np.float32))
             zero = self.constant(f"{output}.x_zero", np.array(0, np.int8))
-            zeros = self.constant(f"{output}.w_zero", np.zeros(len(scale), np.int8))
-            x = self.op("QuantizeLinear", [layer.input, step, zero], f"{output}.q")
+            zeros = self.constant(f"{output}.w_zero", np.zeros(len(product.scale), np.int8))
+            x = self.op("QuantizeLinear", [x, step, zero], f"{output}.q")
             x = self.op("DequantizeLinear", [x, step, zero], f"{output}.dq")
             weight = self.op("DequantizeLinear", [weight, scales, zeros], f"{output}.w", axis=1)
         else:
-            # constants that are folded when the graph is opened; see fieldrun_exporters.student.graph
-            x = layer.input
+            # constants that are folded when the graph is opened, as in fieldrun_exporters.builder
             weight = self.op("Cast", [weight], f"{output}.steps", to=TensorProto.FLOAT)
             weight = self.op("Mul", [weight, scales], f"{output}.w")
-        if bias is None or (kind != "int8" and not bias.any()):
+        if bias is None or (product.limit is None and not bias.any()):
             self.op("MatMul", [x, weight], output)
-            return
-        self.subtract(self.op("MatMul", [x, weight], f"{output}.product"), bias, output)
+        else:
+            self.subtract(self.op("MatMul", [x, weight], f"{output}.product"), bias, output)
 
     def subtract(self, product: str, bias: Array, output: str) -> None:
-        """A bias as a difference: of an Add ONNX Runtime makes a float Gemm before it looks for Q/DQ pairs."""
+        """A bias as a difference: ONNX Runtime turns an Add into a float Gemm before it looks for Q/DQ pairs."""
         self.op("Sub", [product, self.constant(f"{output}.negative_bias", -bias)], output)
 
     def look_up(self, rows: str, scale: str, ids: str, output: str) -> None:
         """Rows of an int8 table, times their scales."""
-        values = self.op(
-            "Cast", [self.op("Gather", [rows, ids], f"{output}.steps")], f"{output}.floats", to=TensorProto.FLOAT
-        )
+        steps = self.op("Gather", [rows, ids], f"{output}.steps")
+        values = self.op("Cast", [steps], f"{output}.floats", to=TensorProto.FLOAT)
         self.op("Mul", [values, self.op("Gather", [scale, ids], f"{output}.scales")], output)

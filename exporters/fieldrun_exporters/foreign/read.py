@@ -1,13 +1,14 @@
 """Read a folder with a foreign `model.onnx` and its `tokenizer.json`, and refuse what cannot become a bundle.
 
-The graph takes token ids `(batch, length)`, perhaps with `attention_mask` and `token_type_ids`, and gives a field
-`(batch, dim)` or token states `(batch, length, dim)`, which are pooled as `1_Pooling/config.json` says, else by their
-mean over the tokens that are no padding.
+The graph takes token ids `(batch, length)`, perhaps with `attention_mask` and `token_type_ids`. It gives a field
+`(batch, dim)`, or token states `(batch, length, dim)`, which are pooled as `1_Pooling/config.json` says, else by their
+mean over the tokens without padding.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,7 @@ from fieldrun.errors import CheckpointError, ExportError
 from fieldrun.formats.storage import is_folder, read_json, sha256_file
 
 from ..encoder.huggingface import read_licence, read_pooling
+from ..parity import one_line
 
 __all__ = ["ForeignModel", "Input", "read_foreign"]
 
@@ -41,7 +43,7 @@ class Input:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ForeignModel:
-    """A foreign graph and what an export needs to know of it. `batch` and `length` are None where they are free."""
+    """A foreign graph and what an export needs to know about it. `batch` and `length` are None if they are free."""
 
     name: str
     path: Path
@@ -61,23 +63,15 @@ class ForeignModel:
     def parameters(self) -> int:
         """Return how many float weights the graph has."""
         kinds = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-        sizes = [_size(t.dims) for t in self.model.graph.initializer if t.data_type in kinds]
-        return max(1, sum(sizes))
-
-
-def _size(dims: Any) -> int:
-    count = 1
-    for n in dims:
-        count *= int(n)
-    return count
+        return max(1, sum(int(math.prod(t.dims)) for t in self.model.graph.initializer if t.data_type in kinds))
 
 
 def read_foreign(folder: Path) -> ForeignModel:
     """Read and check `folder`.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the tokenizer has ids that the graph's table has not.
-        ExportError: a graph that cannot be treated; the message names what it has and what to do.
+        CheckpointError: a file is missing or corrupt, or the tokenizer has ids beyond the graph's table.
+        ExportError: a graph that cannot be exported; names the reason and what to do.
     """
     if not is_folder(folder):
         raise CheckpointError(f"no folder {folder}; give one with model.onnx and tokenizer.json")
@@ -90,10 +84,8 @@ def read_foreign(folder: Path) -> ForeignModel:
             model = inliner.inline_local_functions(model)
     except (CheckpointError, ExportError):
         raise
-    except Exception as error:  # protobuf and onnx raise many kinds; all mean the same to the caller
-        raise CheckpointError(
-            f"{path} is not an ONNX file that can be read: {_line(error)}; export it again"
-        ) from error
+    except Exception as error:  # protobuf and onnx raise many kinds; all mean the same here
+        raise CheckpointError(f"{path} cannot be read as ONNX: {one_line(error)}; export it again") from error
     _check_nodes(model)
     inputs, batch, length = _inputs(model)
     tokenizer, vocab_size, pad_id = _tokenizer(folder)
@@ -124,10 +116,6 @@ def read_foreign(folder: Path) -> ForeignModel:
     )
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
 def _external_files(folder: Path, model: onnx.ModelProto) -> list[str]:
     names: dict[str, None] = {}
     for tensor in model.graph.initializer:
@@ -154,7 +142,7 @@ def _check_nodes(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx"):
             raise ExportError(
-                f"model.onnx has the operator {node.domain}.{node.op_type}, which is not ONNX's own; "
+                f"model.onnx has the operator {node.domain}.{node.op_type}, which is not a standard operator; "
                 "export the model before it is optimised or quantized"
             )
         if node.op_type in _CONTROL:
@@ -163,7 +151,7 @@ def _check_nodes(model: onnx.ModelProto) -> None:
             )
         if node.op_type == "DynamicQuantizeLinear":
             raise ExportError(
-                "model.onnx is quantized dynamically, so a text's field depends on its company in a batch; "
+                "model.onnx is quantized dynamically, so a text's field depends on the other texts of its batch; "
                 "give the float model"
             )
 
@@ -210,7 +198,7 @@ def _output(model: onnx.ModelProto) -> str:
 
 
 def _table_rows(model: onnx.ModelProto, ids: str) -> int | None:
-    """Return the rows of the table that the token ids index, None when that is not to be seen."""
+    """Return the number of rows of the table that the token ids index, None if it cannot be told."""
     shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     same = {ids}
     rows = []
@@ -223,7 +211,7 @@ def _table_rows(model: onnx.ModelProto, ids: str) -> int | None:
 
 
 def _tokenizer(folder: Path) -> tuple[bytes, int, int]:
-    """Return `tokenizer.json`, the size of its vocabulary, and the id of padding; without a word, 0 if it is a pad."""
+    """Return `tokenizer.json`, the size of its vocabulary, and the padding id: 0 if unstated and token 0 is a pad."""
     try:
         tokenizer = (folder / "tokenizer.json").read_bytes()
         value = json.loads(tokenizer.decode("utf-8"))
@@ -240,7 +228,7 @@ def _tokenizer(folder: Path) -> tuple[bytes, int, int]:
             f"{folder} has no tokenizer.json; copy the model's tokenizer beside model.onnx"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{folder}: tokenizer.json or config.json cannot be used ({_line(error)})") from error
+        raise CheckpointError(f"{folder}: tokenizer.json or config.json cannot be used ({one_line(error)})") from error
     if pad_id is None:
         if not any("pad" in str(token).lower() for token in first):
             raise CheckpointError(

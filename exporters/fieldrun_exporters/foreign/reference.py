@@ -1,32 +1,21 @@
-"""What a foreign graph answers as it came: in ONNX Runtime, in float32, each text alone and without padding."""
+"""What a foreign graph gives before any change: in ONNX Runtime, in float32, each text alone and without padding."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from onnx import helper
 
-from fieldrun.errors import ExportError, MissingDependency
+from fieldrun.errors import ExportError
 from fieldrun.formats.tensors import Array
 
+from ..parity import one_line, open_session
 from .read import ForeignModel
 
-__all__ = ["Reference", "import_onnxruntime"]
+__all__ = ["Reference"]
 
-_TOLERANCE = 1e-3  # over the largest number of the fields; sums in another order stay below 1e-5
-
-
-def import_onnxruntime() -> Any:
-    """Import onnxruntime with its telemetry off; `MissingDependency` when it is not installed."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependency("onnxruntime", "ort") from error
-    return onnxruntime
+_TOLERANCE = 1e-3  # of the largest number in the fields; sums in another order stay below 1e-5
 
 
 class Reference:
@@ -37,15 +26,7 @@ class Reference:
     """
 
     def __init__(self, model: ForeignModel) -> None:
-        ort = import_onnxruntime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 4
-        self._model = model
-        try:
-            self._session = ort.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own kinds are not importable by name
-            raise ExportError(f"ONNX Runtime cannot open model.onnx: {' '.join(str(error).split())[:300]}") from error
+        self._model, self._session = model, open_session(model.path)
 
     def run(self, sequences: Sequence[Sequence[int]], length: int | None = None) -> Array:
         """Return what the graph gives for `sequences` as one batch, padded to `length` or the longest.
@@ -66,11 +47,10 @@ class Reference:
         }
         try:
             found: Array = self._session.run([model.output], feeds)[0]
-        except Exception as error:  # as above
-            said = " ".join(str(error).split())[:300]
+        except Exception as error:  # onnxruntime's own kinds are not importable by name
             raise ExportError(
-                f"ONNX Runtime cannot run model.onnx on a text of {width} tokens: {said}; if the model has fewer "
-                "positions, set shorter buckets.lengths in a recipe of your own"
+                f"ONNX Runtime cannot run model.onnx on a text of {width} tokens: {one_line(error)}; if the model has "
+                "fewer positions, set shorter buckets.lengths in a recipe of your own"
             ) from error
         if found.ndim not in (2, 3) or len(found) != len(ids) or (found.ndim == 3 and found.shape[1] != width):
             raise ExportError(
@@ -78,11 +58,11 @@ class Reference:
                 "(batch, dim) or token states (batch, length, dim)"
             )
         if found.dtype.kind != "f":
-            raise ExportError(f"model.onnx gives {model.output!r} as {found.dtype}; a field is of floats")
+            raise ExportError(f"model.onnx gives {model.output!r} as {found.dtype}; a field must be floats")
         return found.astype(np.float32)
 
     def fields(self, sequences: Sequence[Sequence[int]]) -> tuple[Array, int]:
-        """Return the field of every sequence, `(n, dim) float32`, each alone, and the rank of what the graph gives."""
+        """Return the field of every sequence, `(n, dim) float32`, each alone, and the rank of the graph's output."""
         fields, rank = [], 2
         for ids in sequences:
             found = self.run([ids], self._model.length)
@@ -93,13 +73,13 @@ class Reference:
             raise ExportError("model.onnx gives NaN or infinity for the calibration text")
         return out, rank
 
-    def check_company(self, sequences: Sequence[Sequence[int]], alone: Array) -> None:
-        """Check, where shapes are free, that a text's field depends neither on a batch nor on padding.
+    def check_batches(self, sequences: Sequence[Sequence[int]], alone: Array) -> None:
+        """Check, where shapes are free, that a text's field depends neither on its batch nor on padding.
 
         `alone` are the fields of `sequences`.
 
         Raises:
-            ExportError: it does; the message has the difference.
+            ExportError: it does; names the difference.
         """
         model, limit = self._model, _TOLERANCE * float(np.abs(alone).max())
         if model.length is not None:
@@ -111,16 +91,16 @@ class Reference:
             gap = float(np.abs(together - alone[rows]).max())
             if not gap <= limit:
                 raise ExportError(
-                    f"model.onnx gives a text another field beside other texts (by up to {gap:.3g}); methods that "
-                    "depend on company, such as dynamic quantization, are refused: give the float model"
+                    f"model.onnx gives a text another field in a batch with other texts (by up to {gap:.3g}); methods "
+                    "that depend on the batch, such as dynamic quantization, are refused: give the float model"
                 )
         short = min(range(len(sequences)), key=lambda i: len(sequences[i]))
         padded = self._pool(self.run([sequences[short]], len(sequences[short]) + 5), [sequences[short]])
         gap = float(np.abs(padded[0] - alone[short]).max())
         if not gap <= limit:
             raise ExportError(
-                f"model.onnx gives a padded text another field (by up to {gap:.3g}): it does not leave out padding "
-                f"(id {model.pad_id}); export it with an attention_mask that it heeds"
+                f"model.onnx gives a padded text another field (by up to {gap:.3g}): it does not ignore padding "
+                f"(id {model.pad_id}); export it with an attention_mask that it uses"
             )
 
     def _pool(self, found: Array, sequences: Sequence[Sequence[int]]) -> Array:

@@ -1,8 +1,8 @@
-"""Foreign graph -> fixed shapes -> calibrate -> int8 -> what `fieldrun_exporters.writer` writes a bundle of."""
+"""Foreign graph -> fixed shapes -> calibrate -> int8 -> the source that `fieldrun_exporters.writer` writes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,21 +17,20 @@ from fieldrun.formats.storage import sha256_bytes
 from fieldrun.formats.tensors import Array, write_tensors
 
 from ..builder import WEIGHTS_FILE
-from ..encoder.calibrate import Largest
-from ..precision import Precision
+from ..calibrate import CalibrationText, Largest, tokenize
+from ..parity import Expected, open_session
 from ..recipe import Recipe
 from ..student.passes import PassReport
-from ..student.passes.int8 import facts, quantize_columns, quantize_rows
-from ..writer import GraphSource
+from ..student.passes.int8 import facts, quantize_rows
+from ..writer import Offsets, Source
 from .fixed import fixed_graph
-from .quantize import Layer, constants, find_layers, find_tables, quantize_graph
+from .quantize import Layer, Product, constants, find_layers, find_tables, quantize_graph
 from .read import ForeignModel
-from .reference import Reference, import_onnxruntime
+from .reference import Reference
 
 __all__ = ["ForeignSource", "prepare_foreign"]
 
 _INLINE = 1024  # bytes; a smaller constant stays in its graph
-_KINDS = {"tables": ("fp32", "int8"), "dense": ("fp32", "int8", "int8-weights")}
 _TYPES = {
     TensorProto.FLOAT,
     TensorProto.FLOAT16,
@@ -43,110 +42,98 @@ _TYPES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ForeignSource(GraphSource):
-    """A foreign graph after its passes. `graphs` are without the constants that stand in `tensors`."""
+class ForeignSource(Source):
+    """A foreign graph after its passes. The constants in `tensors` are taken out of `models`."""
 
-    graphs: Mapping[tuple[int, int], onnx.ModelProto]
+    models: Mapping[tuple[int, int], onnx.ModelProto]
+    """By batch and length."""
     tensors: Mapping[str, Array]
-    pooled: str
-    integer: int
 
     def weights(self) -> bytes:
         """Return the safetensors file that all graphs share."""
         return write_tensors(self.tensors)
 
-    def graph(
-        self, offsets: Mapping[str, tuple[int, int]], bucket: Bucket, metadata: Mapping[str, str]
-    ) -> onnx.ModelProto:
-        """Return the graph of one bucket."""
-        model = onnx.ModelProto()
-        model.CopyFrom(self.graphs[bucket.batch, bucket.length])
-        for tensor in model.graph.initializer:
-            if tensor.data_location != TensorProto.EXTERNAL:
-                continue
-            offset, length = offsets[tensor.external_data[0].value]
-            del tensor.external_data[:]
-            for key, value in (("location", WEIGHTS_FILE), ("offset", str(offset)), ("length", str(length))):
-                tensor.external_data.add(key=key, value=value)
-        model.producer_name, model.graph.name = "fieldrun", f"foreign-b{bucket.batch}-l{bucket.length}"
-        model.producer_version = ""
-        helper.set_model_props(model, dict(metadata))
-        return model
-
-    def integer_products(self) -> int:
-        """Return how many products are int8 on both sides."""
-        return self.integer
-
-    def describe(self) -> list[tuple[str, str]]:
-        """Return the rows of the card."""
-        return [("network", "a foreign ONNX graph"), ("how the field is made", self.pooled)]
-
-    def facts(self) -> Mapping[str, Any]:
-        """Return what the report says of the import."""
-        return {"kind": "onnx", "field": self.pooled, "pad_id": self.network.pad_id}
+    def graphs(
+        self,
+        offsets: Offsets,
+        buckets: Sequence[Bucket],
+        pairs: Mapping[int, str],
+        metadata: Mapping[str, str],
+        *,
+        tensorrt: bool = False,
+    ) -> Iterator[tuple[str, onnx.ModelProto]]:
+        """Yield file name and graph of every bucket."""
+        del pairs, tensorrt
+        for bucket in buckets:
+            model = onnx.ModelProto()
+            model.CopyFrom(self.models[bucket.batch, bucket.length])
+            for tensor in model.graph.initializer:
+                if tensor.data_location != TensorProto.EXTERNAL:
+                    continue
+                offset, length = offsets[tensor.external_data[0].value]
+                del tensor.external_data[:]
+                for key, value in (("location", WEIGHTS_FILE), ("offset", str(offset)), ("length", str(length))):
+                    tensor.external_data.add(key=key, value=value)
+            model.producer_name, model.graph.name = "fieldrun", f"foreign-b{bucket.batch}-l{bucket.length}"
+            model.producer_version = ""
+            helper.set_model_props(model, dict(metadata))
+            yield bucket.graph, model
 
 
-def prepare_foreign(
-    model: ForeignModel,
-    plan: Recipe,
-    calibration: Sequence[Sequence[int]],
-    proof: Sequence[Sequence[int]],
-    progress: Progress,
-) -> tuple[ForeignSource, Array]:
-    """Return `model` in the fixed shapes and the precision of `plan`, and its fields `(n, dim)` of `proof` before.
+def prepare_foreign(model: ForeignModel, plan: Recipe, texts: CalibrationText, progress: Progress) -> ForeignSource:
+    """Return `model` in the fixed shapes and the precision of `plan`, with its fields before them.
 
     Raises:
-        RecipeError: a part, a type or a bucket that the graph has not.
-        ExportError: the graph cannot be treated, or a pass did not do what it says.
+        RecipeError: a part, a type or a bucket that the graph cannot have.
+        ExportError: the graph cannot be exported, or a pass did not do what it says.
     """
     _check_plan(model, plan)
+    longest = plan.buckets.lengths[-1]
+    calibration, proof = (tokenize(model, part, longest) for part in (texts.calibration, texts.proof))
     reference = Reference(model)
     progress("reference", 0, 1)
     expected, rank = reference.fields(proof)
-    reference.check_company(proof, expected)
+    reference.check_batches(proof, expected)
     progress("reference", 1, 1)
     dim = expected.shape[1]
     shapes = [(batch, length) for batch in plan.buckets.batches for length in plan.buckets.lengths]
+    first = fixed_graph(model, rank, dim, *shapes[0])
+    before = sum(numpy_helper.to_array(t).nbytes for t in first.graph.initializer if _is_stored(t))
+    kind = plan.precision.of("qkv")  # any dense map: the maps of a foreign graph have no names
+    layers = find_layers(first.graph) if kind != "fp32" else []
+    limits: Sequence[float | None] = [None] * len(layers)
+    if kind == "int8" and layers:
+        limits = _ranges(model, plan, rank, dim, calibration, len(layers))
+    products = [Product.of(layer, limit) for layer, limit in zip(layers, limits, strict=True)]
+    names = find_tables(first.graph, model.vocab_size) if plan.precision.of("table") == "int8" else []
+    known = constants(first.graph)
+    tables = {name: quantize_rows(numpy_helper.to_array(known[name])) for name in names}
     stored = _Stored()
-    graphs: dict[tuple[int, int], onnx.ModelProto] = {}
-    layers: list[Layer] = []
-    limits: list[float] = []
-    kinds: list[str] = []
-    changed: dict[str, dict[str, Any]] = {}
-    before = 0
+    models: dict[tuple[int, int], onnx.ModelProto] = {}
     for done, shape in enumerate(shapes):
         progress("passes", done, len(shapes))
-        fixed = fixed_graph(model, rank, dim, *shape)
-        found = find_layers(fixed.graph) if "int8" in plan.passes else []
-        tables = find_tables(fixed.graph, model.vocab_size) if plan.precision.of("table") == "int8" else []
-        if not graphs:
-            before = sum(numpy_helper.to_array(t).nbytes for t in fixed.graph.initializer if _is_stored(t))
-            kind = plan.precision.of("qkv")  # any of the dense maps: a foreign graph has no names for them
-            layers, kinds = found, [kind] * len(found)
-            if "int8" in kinds:
-                limits = _ranges(model, plan, rank, dim, calibration, len(layers))
-            limits = limits or [0.0] * len(layers)
-            changed = _changes(fixed, layers, kinds, limits, tables)
+        fixed = fixed_graph(model, rank, dim, *shape) if done else first
+        found = find_layers(fixed.graph) if layers else []
         same = [np.array_equal(a.weight, b.weight) for a, b in zip(layers, found, strict=False)]
         if len(found) != len(layers) or not all(same):
             raise ExportError(f"the graph has other products in the bucket {shape} than in the first; use one length")
-        if kinds and kinds[0] != "fp32":
-            fixed = quantize_graph(fixed, found, kinds, limits, tables)
-        elif tables:
-            fixed = quantize_graph(fixed, [], [], [], tables)
+        if products or tables:
+            fixed = quantize_graph(fixed, found, products, tables)
         left = {tensor.name for tensor in fixed.graph.initializer} & set(tables)
         if left:
             raise ExportError(f"int8: the table {min(left)!r} is still a float")
-        graphs[shape] = stored.strip(fixed)
+        models[shape] = stored.strip(fixed)
     progress("passes", len(shapes), len(shapes))
     reports = [PassReport(name="fold", bytes_before=before, bytes_after=before)]
     if "int8" in plan.passes:
         after = sum(tensor.nbytes for tensor in stored.tensors.values())
+        changed = _changed(layers, products, known, tables)
         if not changed or after >= before:
             raise ExportError("int8: nothing was quantized; the graph has no product with a constant float matrix")
         reports.append(PassReport(name="int8", bytes_before=before, bytes_after=after, changed=changed))
     pooled = {2: "as the graph gives it", 3: f"{model.pooling} of the token states"}[rank]
-    source = ForeignSource(
+    pooled += ", length 1" if rank == 3 and model.normalize else ""
+    return ForeignSource(
         name=model.name,
         tokenizer=model.tokenizer,
         licence=model.licence,
@@ -155,16 +142,17 @@ def prepare_foreign(
             vocab_size=model.vocab_size, field_dim=dim, parameters=model.parameters(), pad_id=model.pad_id
         ),
         passes=reports,
-        graphs=graphs,
+        expected=Expected(sequences=proof, fields=expected, logits=expected[:, :0]),
+        integer_products=len(products) if kind == "int8" else 0,
+        imported={"kind": "onnx", "field": pooled, "pad_id": model.pad_id},
+        described=[("network", "a foreign ONNX graph"), ("how the field is made", pooled)],
+        models=models,
         tensors=stored.tensors,
-        pooled=pooled + (", length 1" if rank == 3 and model.normalize else ""),
-        integer=kinds.count("int8"),
     )
-    return source, expected
 
 
 def _check_plan(model: ForeignModel, plan: Recipe) -> None:
-    _check_parts(plan.precision)
+    plan.precision.check_imported("a foreign graph", (), palette=False)
     for name, fixed, wanted in (
         ("batches", model.batch, plan.buckets.batches),
         ("lengths", model.length, plan.buckets.lengths),
@@ -176,46 +164,27 @@ def _check_plan(model: ForeignModel, plan: Recipe) -> None:
             )
 
 
-def _check_parts(precision: Precision) -> None:
-    for name in precision.rules:
-        if name not in ("default", *_KINDS):
-            raise RecipeError(
-                f"precision.{name}: a foreign graph has no such part; it has {' and '.join(_KINDS)}. "
-                "Use --recipe encoder-int8 or one made from it"
-            )
-    for kind, known in _KINDS.items():
-        value = precision.of("qkv" if kind == "dense" else "table")
-        if value not in known:
-            raise RecipeError(f"precision.{kind} of a foreign graph is one of {', '.join(known)}, not {value!r}")
-
-
-def _changes(
-    fixed: onnx.ModelProto,
+def _changed(
     layers: Sequence[Layer],
-    kinds: Sequence[str],
-    limits: Sequence[float],
-    tables: Sequence[str],
+    products: Sequence[Product],
+    known: Mapping[str, TensorProto],
+    tables: Mapping[str, tuple[Array, Array]],
 ) -> dict[str, dict[str, Any]]:
-    known, changed = constants(fixed.graph), {}
-    for name in tables:
-        table = numpy_helper.to_array(known[name])
-        rows, scale = quantize_rows(table)
-        changed[name] = facts(table, rows, scale[:, None])
-    for layer, kind, limit in zip(layers, kinds, limits, strict=True):
-        if kind == "fp32":
-            continue
-        quantized, scale = quantize_columns(layer.weight, 63 if kind == "int8" else 127)
-        changed[layer.node] = facts(layer.weight, quantized, scale)
-        if kind == "int8":
-            changed[layer.node]["input_range"] = limit
+    """Return what the report says of every table and product."""
+    changed = {
+        name: facts(numpy_helper.to_array(known[name]), rows, scale[:, None]) for name, (rows, scale) in tables.items()
+    }
+    for layer, product in zip(layers, products, strict=True):
+        changed[layer.node] = facts(layer.weight, product.weight, product.scale)
+        if product.limit is not None:
+            changed[layer.node]["input_range"] = product.limit
     return changed
 
 
 def _ranges(
     model: ForeignModel, plan: Recipe, rank: int, dim: int, sequences: Sequence[Sequence[int]], count: int
 ) -> list[float]:
-    """Return the `percentile` of the absolute input of every product over `sequences`, those of padding left out."""
-    ort = import_onnxruntime()
+    """Return the `percentile` of the absolute input of every product over `sequences`, without padding."""
     seen: list[Largest | None] = [None] * count
     sizes: dict[int, list[int]] = {}
     for i in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):  # the longest first: it bounds the others
@@ -226,10 +195,7 @@ def _ranges(
         layers = find_layers(fixed.graph)
         names = list(dict.fromkeys(layer.input for layer in layers))
         fixed.graph.output.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in names)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 4
-        session = ort.InferenceSession(fixed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = open_session(fixed.SerializeToString())
         for i in rows:
             ids = np.full((batch, length), model.pad_id, np.int32)
             ids[:, : len(sequences[i])] = sequences[i]
@@ -248,7 +214,7 @@ def _ranges(
 
 
 def _is_stored(tensor: TensorProto) -> bool:
-    """Whether a constant goes into the weights file; a small one stays in its graph."""
+    """Whether a constant goes into the weights file; small ones stay in their graph."""
     return tensor.data_type in _TYPES and numpy_helper.to_array(tensor).nbytes >= _INLINE
 
 
@@ -260,7 +226,7 @@ class _Stored:
         self._names: dict[tuple[str, str, tuple[int, ...]], str] = {}
 
     def strip(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """Take the constants of `model` over; what is left of them is the name they are stored under."""
+        """Move the constants of `model` here; in their place it gets the name that each is stored under."""
         for tensor in model.graph.initializer:
             if not _is_stored(tensor):
                 continue

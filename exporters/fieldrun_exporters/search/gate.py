@@ -1,7 +1,7 @@
-"""The gate of a found recipe: what was measured of its student, and half as far again.
+"""The parity limits of a found recipe: what was measured of its student, and half as far again.
 
-A recipe that is exported again, on another machine or of a student that was trained on, is held to what it gave when it
-was found.
+When the recipe is exported again, on another machine or from a student that was trained further, it must keep what it
+had when it was found.
 """
 
 from __future__ import annotations
@@ -11,12 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fieldrun.formats.bundle import TaskSpec
 from fieldrun.formats.tensors import Array
-from fieldrun.heads.head import head_logits, pair_features
-from fieldrun.heads.trained import Checkpoint
-from fieldrun.student.oracle import forward
-from fieldrun.student.windows import pad_ids
+from fieldrun.heads.head import pair_features
 
 from ..recipe import Parity
 from ..student.deployed import Deployed
@@ -25,40 +21,34 @@ from ..student.simulate import dense, outputs
 __all__ = ["measured_gate"]
 
 _SPARE = 1.5
-_LEAST = 0.01  # of a cosine or a share: a gate has to be positive
+_LEAST = 0.01  # of a cosine or a share: a limit has to be positive
 
 
 def measured_gate(
-    source: Checkpoint,
-    deployed: Deployed,
-    tasks: Sequence[TaskSpec],
-    sequences: Sequence[Sequence[int]],
-    lengths: Sequence[int],
+    folded: Deployed, deployed: Deployed, sequences: Sequence[Sequence[int]], lengths: Sequence[int]
 ) -> Parity:
-    """Return the gate that lets through what is half as far from the reference again as `deployed` is.
+    """Return limits that allow half as much again as `deployed` differs from `folded`.
 
     Args:
-        source: the reference.
-        deployed: the chosen candidate, in NumPy.
-        tasks: where each task's logits are.
-        sequences: token ids of the texts that an export is proven on.
-        lengths: of the buckets: best labels are counted in each of them, as the export's parity does, and one more of
-            them may differ, a label that hangs in the balance.
+        folded: the student in float32.
+        deployed: the chosen candidate.
+        sequences: token ids of the texts of the proof.
+        lengths: of the buckets. Best labels are counted in each of them, as the export's parity does, and one more of
+            them may differ, because a label may be close to another.
     """
     dim = deployed.network.field_dim
-    found = outputs(deployed, sequences)
-    fields = found[:, :dim]
-    expected = np.concatenate([forward(source.config, source.tensors, pad_ids([ids])) for ids in sequences])
+    found, wanted = outputs(deployed, sequences), outputs(folded, sequences)
+    fields, expected = found[:, :dim], wanted[:, :dim]
     cosine = (fields * expected).sum(1) / (np.linalg.norm(fields, axis=1) * np.linalg.norm(expected, axis=1))
-    heads = {head.name: head for head in source.heads}
-    singles, pairs = ([task for task in tasks if task.kind == kind] for kind in ("single", "pair"))
-    same = [_same(found[:, dim:], head_logits(heads[task.name], expected), task) for task in singles]
+    same = _same(deployed, "single", found[:, dim:], wanted[:, dim:])
     fits = np.array([len(ids) for ids in sequences])[:, None] <= np.array(lengths)
-    shares = [_share(each) for each in fits.T for each in [np.array(same)[:, each]] if each.size]
-    if pairs:
-        ours, theirs = (pair_features(each, np.roll(each, -1, axis=0)) for each in (fields, expected))
-        logits = dense(deployed.tensors, "pairs", ours)
-        shares.append(_share(np.array([_same(logits, head_logits(heads[task.name], theirs), task) for task in pairs])))
+    shares = [_share(each) for each in (same[:, inside] for inside in fits.T) if each.size]
+    if "pairs" in deployed.dense():
+        logits = [
+            dense(form.tensors, "pairs", pair_features(each, np.roll(each, -1, axis=0)))
+            for form, each in ((deployed, fields), (folded, expected))
+        ]
+        shares.append(_share(_same(deployed, "pair", *logits)))
     return Parity(
         min_cosine=max(_LEAST, _floor(1 - _SPARE * (1 - float(cosine.min())))),
         max_abs=_ceil(_SPARE * float(np.abs(fields - expected).max())),
@@ -66,11 +56,11 @@ def measured_gate(
     )
 
 
-def _same(logits: Array, wanted: Array, task: TaskSpec) -> Array:
-    """Return whether every text's best label is the reference's, `(n,) bool`."""
-    own = logits[:, task.start : task.start + len(task.labels)]
-    same: Array = own.argmax(1) == wanted.argmax(1)
-    return same
+def _same(deployed: Deployed, kind: str, logits: Array, wanted: Array) -> Array:
+    """Return whether the best label of every task and text is the one of `wanted`, `(tasks, n) bool`."""
+    columns = [slice(t.start, t.start + len(t.labels)) for t in deployed.tasks if t.kind == kind]
+    found = [logits[:, own].argmax(1) == wanted[:, own].argmax(1) for own in columns]
+    return np.array(found, bool).reshape(len(columns), len(logits))
 
 
 def _share(same: Array) -> float:

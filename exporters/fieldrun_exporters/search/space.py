@@ -1,6 +1,6 @@
-"""What a search chooses from: every part of a student at every level, its bytes, and what it does to the fields.
+"""What `compress` chooses from: every part of a student at every level, its bytes, and what it does to the fields.
 
-A position's sum is the sum of what its blocks give, so that a candidate is judged without building it.
+A position's sum is the sum over its blocks, so that a candidate is judged without building it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..precision import Palette, Split
 from ..student.deployed import Deployed
 from ..student.passes.int8 import quantize_columns, quantize_rows
 from ..student.passes.palettize import cluster, cluster_block
-from ..student.simulate import finish, outputs, row_numbers
+from ..student.simulate import finish, row_numbers
 
 __all__ = ["DENSE_LEVELS", "TABLE_LEVELS", "Levels", "Space", "least_bytes", "unit"]
 
@@ -51,7 +51,7 @@ def unit(fields: Array) -> Array:
 
 
 def least_bytes(folded: Deployed) -> int:
-    """Return a size that no candidate goes below, without clustering anything: a bit a number, and the rows' scales."""
+    """Return a size that no candidate goes below, without clustering: a bit for each number, and the rows' scales."""
     numbers = folded.tensors["table"].size + sum(
         folded.tensors[f"{layer}.weight"].size for layer in folded.dense() if layer != "pairs"
     )
@@ -61,11 +61,11 @@ def least_bytes(folded: Deployed) -> int:
 class Space:
     """Every part at every level: its bytes, and what it gives on the calibration texts.
 
-    `target (texts, dim)` are the fields to be near, those of `folded` when None; `work` keeps what was clustered.
+    `target (texts, dim)` are the fields to come near to; `work` keeps what was clustered.
     """
 
     def __init__(
-        self, folded: Deployed, sequences: Sequence[Sequence[int]], work: Path, report: Progress, target: Array | None
+        self, folded: Deployed, sequences: Sequence[Sequence[int]], work: Path, report: Progress, target: Array
     ) -> None:
         self.folded, self.parts = folded, (*folded.blocks, *(n for n in folded.dense() if n != "pairs"))
         tables = [level for level in TABLE_LEVELS if folded.usage is not None or not Split.of(level)]
@@ -101,8 +101,6 @@ class Space:
         if self._pairs:
             self._fixed += folded.tensors["pairs.weight"].size + 4 * folded.tensors["pairs.weight"].shape[1]
         self._table_rows = len(folded.tensors["table"])
-        if target is None:
-            target = outputs(folded, sequences)[:, : folded.network.field_dim]
         self._target = unit(target[order])
 
     def _clustered(self, part: str, level: str, work: Path) -> dict[str, Array]:
@@ -148,7 +146,7 @@ class Space:
         return sums
 
     def error(self, levels: Levels) -> float:
-        """Return 1 - the mean cosine of the fields with those of the student in float32."""
+        """Return 1 - the mean cosine of the fields with the target's."""
         tensors = dict(self.folded.tensors)
         chosen = dict(zip(self.parts, levels, strict=True))
         for part, level in chosen.items():
@@ -162,7 +160,7 @@ class Space:
         return float(1 - (fields * self._target).sum(1).mean())
 
     def deployed(self, levels: Levels) -> Deployed:
-        """Return what the passes make of a candidate, from what was clustered, for NumPy; nothing is packed in it."""
+        """Return what the passes make of a candidate, from the clustered parts, for NumPy; nothing in it is packed."""
         chosen = dict(zip(self.parts, levels, strict=True))
         found = {part: self._clustered(part, self.levels[part][level], self._work) for part, level in chosen.items()}
         blocks = [found[block] for block in self.folded.blocks]
@@ -196,5 +194,5 @@ class Space:
         return list(dict.fromkeys(found))
 
     def rules(self, levels: Levels) -> dict[str, str]:
-        """Return the rules of `[precision]`; pair heads, which see fields and change none, have int8 weights."""
+        """Return the rules of `[precision]`; pair heads, which do not change fields, have int8 weights."""
         return {part: self.levels[part][level] for part, level in zip(self.parts, levels, strict=True)} | self._pairs

@@ -1,4 +1,4 @@
-"""What a search has done, kept in a folder: a killed search goes on from it."""
+"""What `compress` has done, kept in a folder, so that a run that was killed can continue."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["State", "rows_digest"]
 
 
 class State:
-    """The results of a search by name, in a folder of its own inside the work folder: nothing else there is touched.
+    """Results by name, in a folder of their own inside the work folder; nothing else there is touched.
 
     Args:
         work: the work folder; made when missing.
@@ -24,22 +24,22 @@ class State:
 
     Raises:
         StorageError: the folder cannot be made or read.
-        ExportError: what an earlier search left there is damaged.
+        ExportError: the results of an earlier run are corrupt.
     """
 
     def __init__(self, work: Path, identity: Mapping[str, Any]) -> None:
         digest = sha256_bytes(json.dumps(identity, sort_keys=True).encode("utf-8"))
-        self.work = _folder(work / f"search-{digest[:16]}")
+        self.work = _folder(work / f"compress-{digest[:16]}")
         self._path = self.work / "state.json"
         self._identity = identity
         self.values = self._kept()
 
     def folder(self, scope: str) -> Path:
-        """Return the folder of what was clustered of a shape; `StorageError` if it cannot be made."""
+        """Return the folder for the clustered parts of a shape; `StorageError` if it cannot be made."""
         return _folder(self.work / scope.strip(", ").replace(" ", "-")) if scope else self.work
 
     def do(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return what `make` gives, from the file if it is there."""
+        """Return the result `name`, from `make` if it is not there yet."""
         if name not in self.values:
             self.put(name, make())
         return self.values[name]
@@ -57,15 +57,15 @@ class State:
         except OSError as error:
             raise StorageError(f"cannot read {self._path}: {error.strerror or error}; make it readable") from error
         except ValueError as error:
-            raise self._damaged(str(error)) from error
+            raise self._corrupt(str(error)) from error
         identity = json.loads(json.dumps(self._identity))
         if not isinstance(kept, dict) or kept.get("identity") != identity or not isinstance(kept.get("values"), dict):
-            raise self._damaged("state.json is not what a search writes")
+            raise self._corrupt("state.json has other content than compress writes")
         values: dict[str, Any] = kept["values"]
         return values
 
-    def _damaged(self, why: str) -> ExportError:
-        return ExportError(f"the work folder {self.work} is damaged: {why}; delete it and search again")
+    def _corrupt(self, why: str) -> ExportError:
+        return ExportError(f"the work folder {self.work} is corrupt: {why}; delete it and start again")
 
 
 def rows_digest(data: Mapping[str, Dataset]) -> str:

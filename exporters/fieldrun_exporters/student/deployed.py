@@ -1,4 +1,4 @@
-"""The deployed form: what passes transform, graphs are built from, and the NumPy engine runs.
+"""The deployed form of a student: what passes change, graphs are built from, and the NumPy engine runs.
 
 | Tensor | Shape, type |
 |---|---|
@@ -9,10 +9,10 @@
 | `<layer>.bias` | `(outputs,) float32`; the mixer has none |
 | `<layer>.weight_scale` | `(outputs,) float32`, only with an int8 weight |
 | `<layer>.input_scale` | `(1,) float32`, only where the layer's input is int8 too |
-| `mean.gain` | `(1,) float32`: the mean over the tokens is multiplied by it, its rows of the next layer divided |
+| `mean.gain` | `(1,) float32`: the mean over the tokens is multiplied by it, its rows of the next layer are divided |
 | `score.weight` | `(width or mixer width, 1) float32`, not negative: the pooling score; only with a mean |
 
-Row j of a position is mod(window . coef[:, j], modulus_j) + base_j. The table's row of the padding id at offset 0 is so
+Row j of a position is mod(window . coef[:, j], modulus_j) + base_j. The row for the padding id at offset 0 is so
 negative that the sum at a padding position is negative too, and becomes zero without a mask. Layers: `mixer` and
 `hidden` (both optional), `output` (the field and the logits of all single tasks), `pairs` (all pair tasks).
 """
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fieldrun.formats.bundle import Network
+from fieldrun.formats.bundle import Network, TaskSpec
 from fieldrun.formats.packing import packed_names
 from fieldrun.formats.tensors import Array
 
@@ -39,19 +39,21 @@ class Deployed:
 
     network: Network
     tensors: Mapping[str, Array]
+    tasks: tuple[TaskSpec, ...] = ()
+    """Where the logits of every head are: in the output after the field, or in that of the pair graph."""
     blocks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """Every block of the table: its first row and the one after its last."""
+    """Every block of the table: its first row, and the one after its last."""
     packed: Mapping[str, Array] = field(default_factory=dict)
-    """What is stored in place of the int8 matrices that are palettes (`fieldrun.formats.packing`)."""
+    """What is stored instead of the int8 matrices that are palettes (`fieldrun.formats.packing`)."""
     usage: Array | None = None
-    """How often the training text used each of the table's rows, `(rows,) int64`; None where it was not counted."""
+    """How often the training text used each of the table's rows, `(rows,) int64`; None if that was not counted."""
 
     def dense(self) -> tuple[str, ...]:
-        """Return the names of the layers `x @ weight + bias` that there are."""
+        """Return the names of the student's layers `x @ weight + bias`."""
         return tuple(name for name in _LAYERS if f"{name}.weight" in self.tensors)
 
     def precision(self, part: str) -> str:
-        """Return what `part`, a layer or `"table"`, is computed in: fp32, fp16, int8 or int8-weights."""
+        """Return the type that `part`, a layer or `"table"`, is computed in: fp32, fp16, int8 or int8-weights."""
         dtype = self.tensors[part if part == "table" else f"{part}.weight"].dtype
         if dtype != np.int8:
             return "fp16" if dtype == np.float16 else "fp32"

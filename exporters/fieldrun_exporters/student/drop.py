@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,22 +22,30 @@ from .simulate import dense, outputs
 __all__ = ["accuracy_drop", "check_drop", "check_tasks"]
 
 
-def check_tasks(tasks: Sequence[TaskSpec], data: Mapping[str, Dataset]) -> None:
-    """Check that every labelled file fits the task that it is given for.
+class _Task(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def labels(self) -> Sequence[str]: ...
+
+
+def check_tasks(tasks: Sequence[_Task], data: Mapping[str, Dataset]) -> None:
+    """Check that the rows of `data` fit the tasks that they are given for.
 
     Raises:
         UnknownName: no such task.
-        DatasetError: single texts for a task of pairs or the other way round, or a label that the task has not.
+        DatasetError: single texts for a task of pairs, pairs for one of single texts, or a label that the task lacks.
     """
     known = {task.name: task for task in tasks}
     for name, rows in data.items():
         if name not in known:
             raise UnknownName("task", name, tuple(known))
-        if rows.kind != known[name].kind:
-            raise DatasetError(
-                f"{rows.path} holds {rows.kind} texts, and the task {name!r} takes {known[name].kind} ones"
-            )
-        wrong = next((i for i, label in enumerate(rows.labels) if label not in known[name].labels), None)
+        task = known[name]
+        if rows.kind != task.kind:
+            raise DatasetError(f"{rows.path} holds {rows.kind} texts, and the task {name!r} takes {task.kind} texts")
+        wrong = next((i for i, label in enumerate(rows.labels) if label not in task.labels), None)
         if wrong is not None:
             raise DatasetError(
                 f"{rows.where(wrong)}: the task {name!r} has no label {rows.labels[wrong]!r}; correct it"
@@ -47,59 +55,58 @@ def check_tasks(tasks: Sequence[TaskSpec], data: Mapping[str, Dataset]) -> None:
 def accuracy_drop(
     before: tuple[Checkpoint, Deployed],
     after: tuple[Checkpoint, Deployed],
-    tasks: Sequence[TaskSpec],
     data: Mapping[str, Dataset],
     max_length: int,
 ) -> dict[str, Any]:
-    """Return, per task of `data` and as their mean, what accuracy falls by, in points.
+    """Return how many points of accuracy are lost, per task of `data` and as their mean.
 
-    The 95 % interval is of the row-wise differences: mean +- 1.96 standard errors, over the rows of these files.
+    The 95 % interval is that of the row-wise differences: mean +- 1.96 standard errors over the rows of these files.
 
     Args:
         before: the checkpoint, for its tokenizer, and the student in float32.
         after: the same after the passes.
-        tasks: where each task's logits are.
         data: task -> labelled rows.
         max_length: longer texts are cut.
     """
     result: dict[str, Any] = {}
     every: list[Array] = []
-    for task in tasks:
+    for task in after[1].tasks:
         if task.name not in data:
             continue
         rows = data[task.name]
         hits = [_hits(source, form, task, rows, max_length) for source, form in (before, after)]
         lost = 100.0 * (hits[0].astype(np.float64) - hits[1])
-        mean, low, high = mean_difference([lost])
         every.append(lost)
         result[task.name] = {
             "n": len(rows),
             "fp32": round(float(hits[0].mean()), 5),
             "accuracy": round(float(hits[1].mean()), 5),
-            "drop": round(mean, 3),
-            "ci95": [round(low, 3), round(high, 3)],
+            **_rounded("drop", [lost]),
             "sha256": rows.sha256,
         }
-    mean, low, high = mean_difference(every)
-    return {"tasks": result, "mean_drop": round(mean, 3), "ci95": [round(low, 3), round(high, 3)]}
+    return {"tasks": result, **_rounded("mean_drop", every)}
+
+
+def _rounded(name: str, lost: list[Array]) -> dict[str, Any]:
+    mean, low, high = mean_difference(lost)
+    return {name: round(mean, 3), "ci95": [round(low, 3), round(high, 3)]}
 
 
 def _hits(source: Checkpoint, form: Deployed, task: TaskSpec, rows: Dataset, max_length: int) -> Array:
-    columns = slice(task.start, task.start + len(task.labels))
     dim = form.network.field_dim
     texts = [text for item in rows.texts for text in ([item] if isinstance(item, str) else item)]
     found = outputs(form, tokenize(source, texts, max_length))
-    if task.kind == "single":
-        logits = found[:, dim:][:, columns]
-    else:
-        logits = dense(form.tensors, "pairs", pair_features(found[0::2, :dim], found[1::2, :dim]))[:, columns]
+    logits = found[:, dim:]
+    if task.kind == "pair":
+        logits = dense(form.tensors, "pairs", pair_features(found[0::2, :dim], found[1::2, :dim]))
+    best = logits[:, task.start : task.start + len(task.labels)].argmax(1)
     number = {label: i for i, label in enumerate(task.labels)}
-    hits: Array = logits.argmax(1) == np.array([number[label] for label in rows.labels])
+    hits: Array = best == np.array([number[label] for label in rows.labels])
     return hits
 
 
 def check_drop(found: Mapping[str, Any], limit: float, parts: Mapping[str, Mapping[str, float]]) -> None:
-    """Refuse a mean drop above `limit` points; `ExportError` names the part that hurts the fields most."""
+    """Refuse a mean drop above `limit` points; `ExportError` names the part that changes the fields most."""
     if found["mean_drop"] <= limit:
         return
     what = f"accuracy falls by {found['mean_drop']:.2f} points, the limit is {limit:g}; nothing was written"
@@ -107,6 +114,6 @@ def check_drop(found: Mapping[str, Any], limit: float, parts: Mapping[str, Mappi
         raise ExportError(what)
     worst = min(parts, key=lambda name: parts[name]["mean_cosine"])
     raise ExportError(
-        f"{what}. {worst!r} hurts most: alone it takes the fields to a cosine of {parts[worst]['mean_cosine']:.4f}; "
+        f"{what}. {worst!r} costs most: alone it takes the fields to a cosine of {parts[worst]['mean_cosine']:.4f}; "
         "give it more bits"
     )

@@ -1,9 +1,8 @@
 """Build ONNX graphs of the deployed form: one per bucket, all weights external in one safetensors file.
 
-Only standard operators of opset 17, and as few nodes as can be: at batch 1 a node costs more than its arithmetic. A
+Only standard operators of opset 17, and as few nodes as possible: at batch 1 a node costs more than its arithmetic. A
 position's int8 rows are scaled and summed by one small matrix product; matrices have two dimensions, so that ONNX
-Runtime makes one fused node of product, bias and ReLU; field and logits are one output. int8 matrices are explicit
-QuantizeLinear / DequantizeLinear pairs.
+Runtime makes one fused node of product, bias and ReLU; field and logits are one output.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ def field_graph(
     """Return the graph ids `(batch, left + length + right) int32` -> output `(batch, dim + labels) float32`.
 
     The ids are framed as `Network.frame` says; the output is the field and, after it, the logits of all single tasks.
-    `offsets` gives every tensor's byte offset and length in `WEIGHTS_FILE`. A packed table is a second input, `table
-    (rows, width) int8`: who opens the bundle expands it (`fieldrun.formats.packing`).
+    `offsets` gives every tensor's byte offset and length in the weights file. A packed table is a second input, `table
+    (rows, width) int8`, which the engine unpacks when it loads the bundle (`fieldrun.formats.packing`).
     """
     b, net = GraphBuilder(deployed, offsets), deployed.network
     left, right = net.margins
@@ -79,7 +78,7 @@ def field_graph(
 
 
 def _mean(b: GraphBuilder, g: str, texts: str, batch: int, steps: int) -> str:
-    """Return the mean of every text's rows, weighted by their scores; `g` are all rows, `texts` those per text."""
+    """Return the mean of every text's rows, weighted by their scores; `g` are all rows, `texts` the same per text."""
     floor = b.constant("score.floor", np.array([SCORE_FLOOR], np.float32))
     gain = b.deployed.tensors["mean.gain"]
     if batch == 1:
@@ -99,16 +98,13 @@ def _mean(b: GraphBuilder, g: str, texts: str, batch: int, steps: int) -> str:
     return b.op("Div", [total, share], "mean")
 
 
-def pair_graph(
-    deployed: Deployed, offsets: Mapping[str, tuple[int, int]], batch: int, metadata: Mapping[str, str]
-) -> onnx.ModelProto:
+def pair_graph(b: GraphBuilder, dim: int, batch: int, name: str, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """Return the graph of the pair heads: a, b `(batch, dim) float32` -> logits `(batch, labels) float32`."""
-    b, dim = GraphBuilder(deployed, offsets), deployed.network.field_dim
     apart = b.op("Abs", [b.op("Sub", ["a", "b"], "a-b")], "apart")
     features = b.op("Concat", ["a", "b", apart, b.op("Mul", ["a", "b"], "product")], "features", axis=1)
     b.dense("pairs", features)
     b.nodes[-1].output[0] = "logits"
-    labels = deployed.tensors["pairs.weight"].shape[1]
-    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, dim]) for name in ("a", "b")]
+    labels = b.deployed.tensors["pairs.weight"].shape[1]
+    inputs = [helper.make_tensor_value_info(side, TensorProto.FLOAT, [batch, dim]) for side in ("a", "b")]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, labels])]
-    return b.model(inputs, outputs, f"pair-b{batch}", metadata)
+    return b.model(inputs, outputs, name, metadata)

@@ -1,7 +1,7 @@
 """The deployed form in NumPy, for measuring what a pass does to a student's answers before a graph is built.
 
-It follows the words of `deployed`, in float32, on texts of similar length together. Bundles are proven on their graphs
-(`fieldrun_exporters.parity`); this is for comparing one form with another.
+It follows the description in `deployed`, in float32, texts of similar length together. This is for comparing one form
+with another; a bundle is proven on its graphs (`fieldrun_exporters.parity`).
 """
 
 from __future__ import annotations
@@ -11,19 +11,22 @@ from dataclasses import replace
 
 import numpy as np
 
+from fieldrun.errors import ExportError
 from fieldrun.formats.bundle import Network
 from fieldrun.formats.tensors import Array
+from fieldrun.heads.head import pair_features
 from fieldrun.student.config import SCORE_FLOOR
 from fieldrun.student.windows import pad_ids
 
 from ..parity import field_errors
 from .deployed import Deployed
 
-__all__ = ["dense", "finish", "outputs", "row_numbers", "tensor_errors"]
+__all__ = ["dense", "finish", "input_ranges", "outputs", "row_numbers", "tensor_errors"]
 
 _TEXTS = 64  # simulated together
+_LEAST_TEXTS = 16
 Record = Callable[[str, Array], None]
-"""Called with a layer's name and its input `(rows, inputs) float32`, those at padding positions left out."""
+"""Called with a layer's name and its input `(rows, inputs) float32`, without padding positions."""
 
 
 def outputs(
@@ -41,7 +44,7 @@ def outputs(
 def row_numbers(deployed: Deployed, ids: Array) -> Array:
     """Return the table's rows of `ids (batch, length)`, padded at the end with id 0, `(batch, positions, J) int32`.
 
-    There are as many positions as tokens, and after them those that the mixer looks at.
+    There are as many positions as tokens, and after them those that the mixer reads.
     """
     net, tensors = deployed.network, deployed.tensors
     left, right = net.margins
@@ -62,14 +65,18 @@ def finish(
 ) -> Array:
     """Return field and logits, `(batch, dim + labels)`, of the sums `y (batch, positions, width)` of table rows.
 
-    `mask (batch, length) bool` says which positions `record` is told of; all of them when None. `halves` as in `dense`.
+    `mask (batch, length) bool` says which positions go to `record`; all of them when None. `halves` as in `dense`.
     """
-    record = record or _silent
+
+    def seen(layer: str, x: Array) -> None:
+        if record is not None:
+            record(layer, x)
+
     length = y.shape[1] - max(1, network.mixer_kernel) + 1
     g = np.maximum(y, 0)
     if network.mixer_kernel:
         g = np.concatenate([g[:, k : k + length] for k in range(network.mixer_kernel)], axis=-1)
-        record("mixer", g.reshape(-1, g.shape[-1]) if mask is None else g[mask])
+        seen("mixer", g.reshape(-1, g.shape[-1]) if mask is None else g[mask])
         g = np.maximum(dense(tensors, "mixer", g, halves), 0)
     pooled = g.max(1)
     if network.mean:
@@ -77,14 +84,10 @@ def finish(
         mean = (a * g).sum(1) / (a.sum(1) + SCORE_FLOOR) * tensors["mean.gain"]
         pooled = np.concatenate([mean, pooled], axis=-1)
     if network.hidden:
-        record("hidden", pooled)
+        seen("hidden", pooled)
         pooled = np.maximum(dense(tensors, "hidden", pooled, halves), 0)
-    record("output", pooled)
+    seen("output", pooled)
     return dense(tensors, "output", pooled, halves)
-
-
-def _silent(layer: str, x: Array) -> None:
-    del layer, x
 
 
 def _run(deployed: Deployed, ids: Array, record: Record | None, halves: bool) -> Array:
@@ -116,6 +119,30 @@ def dense(tensors: Mapping[str, Array], layer: str, x: Array, halves: bool = Fal
     return y if bias is None else y + bias
 
 
+def input_ranges(deployed: Deployed, sequences: Sequence[Sequence[int]], percentile: float) -> dict[str, float]:
+    """Return the `percentile` of the absolute input of every layer of the float `deployed` over `sequences`.
+
+    `mean` is that of the half of the pooled vector that is the mean over the tokens.
+
+    Raises:
+        ExportError: fewer than 16 sequences.
+    """
+    if len(sequences) < _LEAST_TEXTS:
+        raise ExportError(f"calibration needs at least {_LEAST_TEXTS} texts, not {len(sequences)}")
+    seen: dict[str, list[Array]] = {}
+    net = deployed.network
+    found = outputs(deployed, sequences, lambda name, x: seen.setdefault(name, []).append(np.abs(x)))
+    field = found[:, : net.field_dim]
+    seen["pairs"] = [np.abs(pair_features(field, np.roll(field, 1, axis=0)))]
+    if net.mean:
+        half = net.mixer_width or net.width
+        seen["mean"] = [part[:, :half] for part in seen["hidden" if net.hidden else "output"]]
+    return {
+        name: float(np.percentile(np.concatenate([part.ravel() for part in parts]), percentile))
+        for name, parts in seen.items()
+    }
+
+
 def tensor_errors(
     folded: Deployed, deployed: Deployed, sequences: Sequence[Sequence[int]]
 ) -> dict[str, dict[str, float]]:
@@ -127,7 +154,7 @@ def tensor_errors(
         sequences: token ids of real texts.
 
     Returns:
-        Per part, in the order of the student, `field_errors` against `folded`. Pair heads see fields and change none.
+        Per part, in the order of the student, `field_errors` against `folded`. Pair heads do not change fields.
     """
     dim = folded.network.field_dim
     expected = outputs(folded, sequences)[:, :dim]

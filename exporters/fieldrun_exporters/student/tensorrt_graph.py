@@ -1,13 +1,13 @@
-"""The TensorRT spelling of a deployed form: the same numbers as in `graph`, from the same weights file.
+"""The graphs of a student in TensorRT's spelling: the same numbers as in `graph`, from the same weights file.
 
-What the parser of TensorRT and TensorRT-RTX asks for, and ONNX Runtime on a CPU would be slow at or refuse:
+What the parsers of TensorRT and TensorRT-RTX ask for, and ONNX Runtime on a CPU would refuse or run slowly:
 
 - An int8 constant may only go into a DequantizeLinear: the table is dequantized, one scale a row, and then looked up.
 - A MatMul of integers is refused: row numbers are a product and a sum of int32.
 - Sums over rows and over tokens are float32 reductions of products: no fp16 sum, no Q/DQ pair between them.
 - A dense layer is one MatMul of matrices with two dimensions. int8: explicit, symmetric Q/DQ on both sides. fp16: a
-  product of halves, then bias and everything after it in float32. (Halves that are widened before the product, the
-  other spelling of a float32 sum, TensorRT-RTX turns into float32 weights and a float32 product.)
+  product of halves, then bias and everything after it in float32. (TensorRT-RTX turns halves that are widened before
+  the product into float32 weights and a float32 product.)
 - int8 weights with a float input are a DequantizeLinear before the MatMul.
 
 Precision is in the graph, so that no builder flag is needed (TensorRT 11 has none).
@@ -21,44 +21,40 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from fieldrun.errors import RecipeError
 from fieldrun.student.config import SCORE_FLOOR
 
 from ..builder import GraphBuilder
 from .deployed import Deployed
 
-__all__ = ["tensorrt_field_graph", "tensorrt_pair_graph"]
+__all__ = ["TensorrtBuilder", "tensorrt_field_graph"]
 
 
-class _Builder(GraphBuilder):
+class TensorrtBuilder(GraphBuilder):
+    """Builds graphs in TensorRT's spelling."""
+
     def dense(self, layer: str, x: str, *, relu: bool = False) -> str:
         """`x @ weight + bias` of `x (rows, inputs)`, as the layer's precision says."""
-        tensors, kind = self.deployed.tensors, self.deployed.precision(layer)
-        weight = self.weight(f"{layer}.weight")
+        kind, weight = self.deployed.precision(layer), self.weight(f"{layer}.weight")
         if kind in ("int8", "int8-weights"):
-            zeros = self.constant(f"{layer}.w_zero", np.zeros(tensors[f"{layer}.weight"].shape[1], np.int8))
-            inputs = [weight, self.weight(f"{layer}.weight_scale"), zeros]
-            weight = self.op("DequantizeLinear", inputs, f"{layer}.w", axis=1)
+            weight = self.dequantized(layer, weight)
         if kind == "int8":
-            scale = self.constant(f"{layer}.x_scale", tensors[f"{layer}.input_scale"][0].reshape(()))
-            zero = self.constant(f"{layer}.x_zero", np.array(0, np.int8))
-            quantized = self.op("QuantizeLinear", [x, scale, zero], f"{layer}.q")
-            x = self.op("DequantizeLinear", [quantized, scale, zero], f"{layer}.dq")
+            x = self.quantized(layer, x)
         if kind == "fp16":
             x = self.op("Cast", [x], f"{layer}.half", to=TensorProto.FLOAT16)
         total = self.op("MatMul", [x, weight], f"{layer}.product")
         if kind == "fp16":
             total = self.op("Cast", [total], f"{layer}.wide", to=TensorProto.FLOAT)
-        if f"{layer}.bias" in tensors:
+        if f"{layer}.bias" in self.deployed.tensors:
             total = self.op("Add", [total, self.weight(f"{layer}.bias")], f"{layer}.sum")
         return self.op("Relu", [total], f"{layer}.relu") if relu else total
 
     def total(self, x: str, axis: int, name: str) -> str:
-        """Sum `x` over `axis`, which goes away."""
+        """Sum `x` over `axis`, which is dropped."""
         axes = self.constant(f"axis.{axis}", np.array([axis], np.int64))
         return self.op("ReduceSum", [x, axes], name, keepdims=0)
 
     def shaped(self, x: str, name: str, *shape: int) -> str:
+        """Return `x` in `shape`."""
         return self.op("Reshape", [x, self.constant(f"{name}.shape", np.array(shape, np.int64))], name)
 
 
@@ -69,14 +65,9 @@ def tensorrt_field_graph(
 
     Input, output and arguments are those of `fieldrun_exporters.student.graph.field_graph`.
 
-    Raises:
-        RecipeError: the deployed form has palettes, which no TensorRT layer opens.
+    The deployed form has no palettes: a recipe with both is refused.
     """
-    if deployed.packed:
-        raise RecipeError(
-            "a palette or a mixture has no TensorRT spelling; use fp32, fp16, int8 or int8-weights for every part"
-        )
-    b, net = _Builder(deployed, offsets), deployed.network
+    b, net = TensorrtBuilder(deployed, offsets), deployed.network
     left, right = net.margins
     steps = length + max(1, net.mixer_kernel) - 1  # those after the text are padding, and so zeros after the ReLU
     g = b.op("Relu", [_rows(b, deployed, steps)], "h")
@@ -100,7 +91,7 @@ def tensorrt_field_graph(
     return b.model([ids], [output], f"trt-b{batch}-l{length}", metadata)
 
 
-def _rows(b: _Builder, deployed: Deployed, steps: int) -> str:
+def _rows(b: TensorrtBuilder, deployed: Deployed, steps: int) -> str:
     """Return the sum of every position's rows of the table, `(batch, steps, width) float32`."""
     net = deployed.network
     positions = np.arange(steps)[:, None] + net.margins[0] + np.array(net.shifts)
@@ -120,7 +111,7 @@ def _rows(b: _Builder, deployed: Deployed, steps: int) -> str:
     return b.total(values, 2, "y")
 
 
-def _slice(b: _Builder, x: str, start: int, length: int) -> str:
+def _slice(b: TensorrtBuilder, x: str, start: int, length: int) -> str:
     """Return the positions `start` to `start + length` of `x (batch, steps, width)`."""
     ends = [
         b.constant(f"from.{start}", np.array([start], np.int64)),
@@ -130,7 +121,7 @@ def _slice(b: _Builder, x: str, start: int, length: int) -> str:
     return b.op("Slice", [x, *ends], f"step.{start}")
 
 
-def _mean(b: _Builder, g: str, batch: int, length: int) -> str:
+def _mean(b: TensorrtBuilder, g: str, batch: int, length: int) -> str:
     """Return the mean of every text's rows `g (batch, length, width)`, weighted by their scores, `(batch, width)`."""
     score = b.shaped(b.weight("score.weight"), "score", 1, 1, -1)
     a = b.total(b.op("Mul", [g, score], "a.terms"), 2, "a.rows")
@@ -142,18 +133,3 @@ def _mean(b: _Builder, g: str, batch: int, length: int) -> str:
     if gain[0] != 1:
         share = b.op("Mul", [share, b.constant("mean.share", 1 / gain)], "a.share")
     return b.op("Div", [total, share], "mean")
-
-
-def tensorrt_pair_graph(
-    deployed: Deployed, offsets: Mapping[str, tuple[int, int]], batch: int, metadata: Mapping[str, str]
-) -> onnx.ModelProto:
-    """Return the graph of the pair heads: a, b `(batch, dim) float32` -> logits `(batch, labels) float32`."""
-    b, dim = _Builder(deployed, offsets), deployed.network.field_dim
-    apart = b.op("Abs", [b.op("Sub", ["a", "b"], "a-b")], "apart")
-    features = b.op("Concat", ["a", "b", apart, b.op("Mul", ["a", "b"], "product")], "features", axis=1)
-    b.dense("pairs", features)
-    b.nodes[-1].output[0] = "logits"
-    labels = deployed.tensors["pairs.weight"].shape[1]
-    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, dim]) for name in ("a", "b")]
-    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, labels])]
-    return b.model(inputs, outputs, f"trt-pair-b{batch}", metadata)

@@ -140,15 +140,14 @@ def runtime_options(function: F) -> F:
 
 def engine_options(function: F) -> F:
     """Add `--engine`, `--provider` and `--threads`."""
-    function = threads_option(function)
-    function = click.option("--provider", help="The provider of onnxruntime: cpu, cuda or cuda-graph.")(function)
-    return engine_option(function)
+    provider = click.option("--provider", help="The provider of onnxruntime: cpu, cuda or cuda-graph.")
+    return engine_option(provider(threads_option(function)))
 
 
 def threads_option(function: F) -> F:
     """Add `--threads`."""
     return click.option(
-        "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of the engine."
+        "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="The CPU threads of the engine."
     )(function)
 
 

@@ -21,7 +21,7 @@ __all__ = ["report"]
     ),
 )
 @click.argument("records", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RECORD...")
-@output_option("report (.html, .md, .csv or .json)", required=False)
+@output_option("report, a .html, .md, .csv or .json file", required=False)
 @click.option("--diff", is_flag=True, help="Compare two records: OLD NEW.")
 @force_option
 @json_option

@@ -11,9 +11,6 @@ A matrix `NAME (rows, width) int8` can be stored in consecutive parts, numbered 
 | `NAME.often.<i>` | `(ceil(rows_i / 8),) uint8` | a bit for each row of a split part: 1 for those of `NAME.codes.<i>` |
 | `NAME.width` | `(1,) int32` | the matrix's width |
 
-A float matrix may be a tensor mixture (arXiv 2605.25344): `NAME.mixt.<k>`, float16, for k below N, stands for the mean
-over k of I_(2^k) (x) T_k (x) I_(2^(N-1-k)), with (x) the Kronecker product.
-
 A dense `<layer>.weight` is stored transposed, a row for each output. A code has ceil(log2 K) bits; the codes of a row,
 their number rounded up to a multiple of 8, fill its bytes from the lowest bit on. Expanding gives exactly the numbers
 that were exported. Most engines expand whole matrices when a bundle is loaded, the native engine a row of the table
@@ -27,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import BundleError
 from .tensors import Array
 
 __all__ = [
@@ -35,7 +33,6 @@ __all__ = [
     "Part",
     "code_bits",
     "expand",
-    "mixture",
     "pack_codes",
     "packed_names",
     "take_packed",
@@ -43,7 +40,6 @@ __all__ = [
 ]
 
 _UNIT = {1: 8, 2: 8, 3: 12, 4: 8, 5: 10, 6: 12, 7: 14, 8: 8}  # bits of whole codes that are looked up together
-_MOST_BRANCHES = 4
 _ROWS = 32768  # packed or expanded at once
 
 
@@ -166,8 +162,7 @@ class PackedMatrix:
 def packed_names(tensors: Mapping[str, Array]) -> tuple[str, ...]:
     """Return the names of the packed matrices in `tensors`."""
     names = [name.removesuffix(".width") for name in tensors if name.endswith(".width")]
-    kinds = ("codes", "rows", "mixt")
-    return tuple(name for name in names if any(f"{name}.{kind}.0" in tensors for kind in kinds))
+    return tuple(name for name in names if f"{name}.codes.0" in tensors or f"{name}.rows.0" in tensors)
 
 
 def take_packed(name: str, tensors: dict[str, Array]) -> PackedMatrix:
@@ -190,12 +185,19 @@ def expand(tensors: Mapping[str, Array], *, but: Collection[str] = ()) -> dict[s
 
     Raises:
         ValueError: a part is missing or does not fit.
+        BundleError: a matrix is a tensor mixture, which only older versions of fieldrun write and read.
     """
+    mixture = next((name for name in tensors if ".mixt." in name), None)
+    if mixture is not None:
+        raise BundleError(
+            f"{mixture.partition('.mixt.')[0]!r} is stored as a tensor mixture, which this fieldrun cannot read; "
+            "export the checkpoint again with another precision"
+        )
     out = dict(tensors)
     for name in packed_names(tensors):
         if name in but:
             continue
-        whole = _mixed(name, out) if f"{name}.mixt.0" in out else take_packed(name, out).open()
+        whole = take_packed(name, out).open()
         out[name] = np.ascontiguousarray(whole.T) if name.endswith(".weight") else whole
     return {
         name: t.astype(np.float32) if name.endswith("scale") and t.dtype == np.float16 else t for name, t in out.items()
@@ -246,32 +248,3 @@ def _check_bytes(packed: Array, codebook: Array, width: int) -> None:
     wanted = -(-codes // 8) * code_bits(len(codebook))
     if packed.ndim != 2 or packed.shape[1] != wanted:
         raise ValueError(f"rows of {width} numbers take {wanted} bytes, not {packed.shape[1:]}")
-
-
-def _mixed(name: str, tensors: dict[str, Array]) -> Array:
-    width = _take_width(name, tensors)
-    branches: list[Array] = []
-    while (branch := tensors.pop(f"{name}.mixt.{len(branches)}", None)) is not None:
-        branches.append(branch)
-    halved = 2 ** (len(branches) - 1)
-    if len(branches) > _MOST_BRANCHES or any(
-        b.dtype != np.float16 or b.ndim != 2 or b.shape != branches[0].shape or b.shape[1] * halved != width
-        for b in branches
-    ):
-        raise ValueError(f"{name}.mixt is not a mixture of float16 operators for {width} inputs")
-    return mixture(branches)
-
-
-def mixture(branches: Sequence[Array]) -> Array:
-    """Return the matrix `(outputs, inputs)` of the operators T_k `(outputs / 2^(N-1), inputs / 2^(N-1))`.
-
-    float64 if they are, else float32.
-    """
-    count = len(branches)
-    dtype = np.result_type(branches[0].dtype, np.float32)
-    total: Array = np.zeros((), dtype)
-    for k, branch in enumerate(branches):
-        inner = np.eye(2 ** (count - 1 - k), dtype=dtype)
-        total = total + np.kron(np.eye(2**k, dtype=dtype), np.kron(branch.astype(dtype), inner))
-    mean: Array = total / dtype.type(count)
-    return mean

@@ -1,7 +1,10 @@
-"""The student in NumPy, written from the formulas of `fieldrun.student.config`: the oracle for every export.
+"""The student in NumPy, written from the formulas of `fieldrun.student.config`: the oracle that proves every export.
 
-It takes the trained form, in float32 or float64, one plain operation per line, and knows nothing of folding,
-quantization or buckets. `float64=True` gives the value that the others are measured against.
+It runs the trained form in float32 or float64, one plain operation per line, without folding, quantization or buckets.
+`float64=True` gives the value that everything else is measured against.
+
+Only proofs import this module. It has its own padding, pair features and softmax, so that a mistake in the code that
+runs on a device cannot hide in its proof.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ..formats.tensors import Array
-from ..heads.head import Head
 from .config import HASH_MULTIPLIERS, SCORE_FLOOR, StudentConfig
 
 __all__ = ["forward", "head_logits", "pad_ids", "pair_features", "shift", "softmax"]
@@ -100,9 +102,9 @@ def pair_features(a: Array, b: Array) -> Array:
     return np.concatenate([a, b, np.abs(a - b), a * b], axis=-1)
 
 
-def head_logits(head: Head, x: Array) -> Array:
-    """Return `head`'s logits `(batch, labels)` for its input `x`: fields, or `pair_features` for a pair task."""
-    return np.asarray(x @ head.weight + head.bias)
+def head_logits(weight: Array, bias: Array, x: Array) -> Array:
+    """Return a head's logits `(batch, labels)` for its input `x`: fields, or `pair_features` for a pair task."""
+    return np.asarray(x @ weight + bias)
 
 
 def softmax(logits: Array, temperature: float = 1.0) -> Array:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fieldrun_exporters.encoder.model import load_encoder
+from fieldrun_exporters.encoder.importing import load_encoder
 from tests.tiny_bert import write_bert
 
 

@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import fieldrun
 from fieldrun.errors import (
@@ -33,13 +31,15 @@ from fieldrun.formats.storage import read_json, sha256_file, write_json
 from fieldrun.formats.tensors import Array, read_tensors
 from fieldrun.student.windows import pad_ids
 from fieldrun_exporters.encoder import source as module
-from fieldrun_exporters.encoder.calibrate import Largest, fields, input_ranges
+from fieldrun_exporters.encoder.activations import fields, input_ranges
 from fieldrun_exporters.encoder.deployed import DeployedEncoder
 from fieldrun_exporters.encoder.graph import encoder_graph
-from fieldrun_exporters.encoder.model import Encoder, forward, load_encoder
+from fieldrun_exporters.encoder.importing import load_encoder
+from fieldrun_exporters.encoder.model import Encoder, forward
 from fieldrun_exporters.export import ExportReport
 from fieldrun_exporters.student.passes import PassReport
-from fieldrun_runtimes.verify import VerifyReport
+from fieldrun_runtimes.engines.onnxruntime_engine import OnnxRuntimeEngine
+from fieldrun_runtimes.verify import EngineReport
 
 Write = Callable[..., Path]
 
@@ -66,9 +66,10 @@ def test_a_float_bundle_gives_the_forward_pass_in_every_bucket(
         assert np.abs(model.field(texts) - want).max() < 1e-5
         for i in (0, 19, 40):
             assert np.abs(model.field([texts[i]]) - want[i]).max() < 1e-5
-        for bucket in model.manifest.buckets:
+        engine = OnnxRuntimeEngine(Bundle.load(exported["fp32"].path), 1)
+        for bucket in engine.buckets:
             rows = [i for i, row in enumerate(ids) if len(row) <= bucket.length][:9]
-            assert np.abs(model.replay([ids[i] for i in rows], bucket) - want[rows]).max() < 1e-5
+            assert np.abs(engine.run_bucket([ids[i] for i in rows], bucket)[0] - want[rows]).max() < 1e-5
         cosine = (want[0] @ want[1]) / np.linalg.norm(want[0]) / np.linalg.norm(want[1])
         assert model.similarity(texts[0], texts[1]).item() == pytest.approx(float(cosine), abs=1e-5)
 
@@ -97,7 +98,7 @@ def test_a_bundle_whose_every_field_moved_does_not_verify(exported: dict[str, Ex
     assert rounding["typical_tolerance"] == max(1e-5, min(4 * rounding["quartile_abs"], rounding["golden_tolerance"]))
     folder = Path(shutil.copytree(exported["int8"].path, tmp_path / "bundle"))
 
-    def change(move: Callable[[Array], None]) -> VerifyReport:
+    def change(move: Callable[[Array], None]) -> EngineReport:
         golden, manifest = read_json(exported["int8"].path / "golden.json"), read_json(folder / "manifest.json")
         fields = np.array(golden["fields"])
         move(fields)
@@ -105,7 +106,7 @@ def test_a_bundle_whose_every_field_moved_does_not_verify(exported: dict[str, Ex
         path = folder / "golden.json"
         manifest["files"]["golden.json"] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         write_json(folder / "manifest.json", seal(manifest | {"golden_tolerance": 0.3}))
-        return fieldrun.verify(folder)
+        return fieldrun.verify(folder).engines[0]
 
     def some(fields: Array) -> None:
         fields[: len(fields) // 2] += 0.1
@@ -163,18 +164,6 @@ def test_ranges_are_percentiles_of_the_inputs_of_the_maps(encoder_folder: Path, 
     for name, value in ranges.items():
         want = np.percentile(np.concatenate(seen[name.replace("qkv", "query")]), 97.0)
         assert value == pytest.approx(float(want), rel=1e-4)
-
-
-@given(
-    st.lists(st.floats(0, 100, width=32), min_size=1, max_size=40),
-    st.floats(90, 100),
-    st.integers(0, 30),
-)
-def test_the_largest_numbers_give_numpys_percentile(values: list[float], percentile: float, spare: int) -> None:
-    largest = Largest(len(values) + spare, percentile)
-    for start in range(0, len(values), 7):
-        largest.add(np.array(values[start : start + 7], np.float32))
-    assert largest.value() == pytest.approx(np.percentile(np.array(values, np.float32), percentile), rel=1e-5, abs=1e-5)
 
 
 def low_rank(encoder: Encoder) -> Encoder:
@@ -255,6 +244,7 @@ def test_what_an_encoder_cannot_be_exported_with(
     assert "the encoder takes 40" in refused(RecipeError, recipe="encoder-int8")
     fp16 = encoder_recipe("int8", precision='tables = "fp16"\ndense = "int8"', passes='["fold", "int8", "fp16"]')
     assert "an encoder has no pass 'fp16'; it has fold, lowrank, int8, palettize" in refused(RecipeError, recipe=fp16)
+    assert "[tensorrt] is for students, not for an encoder" in refused(RecipeError, recipe="tensorrt-fp32")
     assert "min_cosine" in refused(ParityError, recipe=encoder_recipe("int8", min_cosine=1.1))
 
 
@@ -277,7 +267,7 @@ def test_a_product_that_falls_out_of_int8_is_seen(refused: Callable[..., str], m
         return model
 
     monkeypatch.setattr(module, "encoder_graph", wrong)
-    assert "8 products are int8, but ONNX Runtime runs 7" in refused(ExportError)
+    assert "8 products must be int8, but ONNX Runtime runs 7" in refused(ExportError)
 
 
 def test_calibration_that_reaches_nothing(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,19 @@ import pytest
 
 import fieldrun
 from fieldrun.errors import ExportError, ParityError, RecipeError
+from fieldrun.formats.bundle import Bundle
 from fieldrun.formats.storage import read_json
 from fieldrun.formats.tensors import Array, read_tensors
 from fieldrun_exporters.calibrate import CalibrationText, tokenize
 from fieldrun_exporters.encoder import source as module
-from fieldrun_exporters.encoder.activations import accumulate
-from fieldrun_exporters.encoder.calibrate import fields, input_ranges
-from fieldrun_exporters.encoder.deployed import check_precision
-from fieldrun_exporters.encoder.lowrank import block_parameters, lowrank
+from fieldrun_exporters.encoder.activations import accumulate, fields, input_ranges
+from fieldrun_exporters.encoder.lowrank import lowrank
 from fieldrun_exporters.encoder.model import Encoder
-from fieldrun_exporters.encoder.source import prepare_encoder
 from fieldrun_exporters.export import ExportReport
-from fieldrun_exporters.recipe import load_recipe
+from fieldrun_exporters.precision import MAPS
+from fieldrun_exporters.recipe import COMPONENTS, load_recipe
 from fieldrun_exporters.student.passes import PassReport
+from fieldrun_runtimes.engines.onnxruntime_engine import OnnxRuntimeEngine
 from tests.exporters.encoder.bundled import bundled_field
 from tests.toy import WORDS
 
@@ -66,7 +65,7 @@ def expected(encoder_folder: Path, many: list[str]) -> Encoder:
     """The encoder under the study's A3, of the texts that the export may learn from."""
     encoder = Encoder.load(encoder_folder)
     learnt = tokenize(encoder, CalibrationText(many, 512).calibration, 32)
-    return lowrank(encoder, accumulate(encoder, learnt), 0.25)[0]
+    return lowrank(encoder, accumulate(encoder, learnt), dict.fromkeys(COMPONENTS, 0.25))[0]
 
 
 def test_the_bundle_holds_what_a3_makes_of_the_calibration_texts(
@@ -81,7 +80,7 @@ def test_the_bundle_holds_what_a3_makes_of_the_calibration_texts(
         for name in ("attention.weight", "attention.bias", "up.weight", "up.bias", "down.weight", "down.bias"):
             np.testing.assert_array_equal(stored[f"layer{k}.{name}"], old[f"layer{k}.{name}"])
     report, whole = exported["fp32"], exported["whole"]
-    dense = block_parameters(Encoder.load(encoder_folder)), block_parameters(expected)
+    dense = Encoder.load(encoder_folder).parameters(), expected.parameters()
     assert report.passes[1].name == "lowrank"
     assert report.passes[0].bytes_after == report.passes[1].bytes_before
     assert report.passes[1].bytes_before - report.passes[1].bytes_after == 4 * (dense[0] - dense[1])
@@ -101,9 +100,10 @@ def test_the_bundle_gives_the_fields_of_its_stored_weights(
         ids = model.token_ids(many[:40])
         want = np.array([bundled_field(stored, expected.config, row) for row in ids])
         assert np.abs(model.field(many[:40]) - want).max() < 1e-5
-        for bucket in model.manifest.buckets:
+        engine = OnnxRuntimeEngine(Bundle.load(exported["fp32"].path), 1)
+        for bucket in engine.buckets:
             rows = [i for i, row in enumerate(ids) if len(row) <= bucket.length][:9]
-            assert np.abs(model.replay([ids[i] for i in rows], bucket) - want[rows]).max() < 1e-5
+            assert np.abs(engine.run_bucket([ids[i] for i in rows], bucket)[0] - want[rows]).max() < 1e-5
     with fieldrun.load(exported["int8"].path) as model:
         found = model.field(many[:40])
     assert 1e-5 < np.abs(found - want).max() < 0.3
@@ -209,7 +209,7 @@ def test_the_recipe_of_the_docs_is_one(tmp_path: Path) -> None:
     plan = load_recipe(tmp_path / "small.toml")
     assert plan.passes == ("fold", "lowrank", "int8", "palettize")
     assert plan.lowrank.wanted == ("qk", "ov", "mlp")
-    check_precision(plan.precision)
+    plan.precision.check_imported("an encoder", MAPS, palette=True)
 
 
 @pytest.mark.parametrize(
@@ -223,9 +223,9 @@ def test_the_recipe_of_the_docs_is_one(tmp_path: Path) -> None:
         ('mlp = "half"', "within 0..1"),
         ("mlp = true", "within 0..1"),
         ("heads = 0.5", "unknown keys: heads"),
-        ("qk = 0.5\nwidth = 8", "lowrank.width is of a student and lowrank.qk of an encoder"),
-        ("qk = 0.5\ntexts = 999", "lowrank.texts is of a student"),
-        ("hidden = 8", "lowrank.hidden is of a student; an encoder has qk, ov, mlp"),
+        ("qk = 0.5\nwidth = 8", "lowrank.width is for a student and lowrank.qk for an encoder"),
+        ("qk = 0.5\ntexts = 999", "lowrank.texts is for a student"),
+        ("hidden = 8", "lowrank.hidden is for a student; an encoder has qk, ov, mlp"),
         ("qk = 0.99", "a share of 0.99 keeps all 8 of layer 0"),
         ("", "list the pass 'lowrank' exactly when"),
     ],
@@ -239,23 +239,3 @@ def test_wrong_recipes_are_one_line(
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_calibration_that_tells_too_little_is_refused(
-    encoder_folder: Path, encoder_recipe: Write, tmp_path: Path, many: list[str]
-) -> None:
-    encoder, plan = Encoder.load(encoder_folder), load_recipe(encoder_recipe("fp32", **FLOAT))
-
-    def prepare(calibration: list[list[int]], encoder: Encoder = encoder) -> None:
-        prepare_encoder(encoder, plan, calibration, [[2, 5, 3]], lambda *_: None)
-
-    with pytest.raises(ExportError, match="texts of two tokens or more"):
-        prepare([[5]] * 30)
-    with pytest.raises(ExportError, match="93 tokens of calibration text are too few, give 96 or more"):
-        prepare([[2, 5, 3]] * 31)
-    wide = dict(encoder.tensors)
-    for name in ("up.weight", "up.bias"):
-        wide[f"layer1.{name}"] = np.repeat(wide[f"layer1.{name}"], 3, axis=-1)
-    wide["layer1.down.weight"] = np.repeat(wide["layer1.down.weight"], 3, axis=0)
-    with pytest.raises(ExportError, match="too few, give 288 or more"):
-        prepare([[2, 5, 3]] * 40, replace(encoder, tensors=wide))

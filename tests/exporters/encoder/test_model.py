@@ -16,7 +16,8 @@ from transformers import BertConfig, BertModel
 from fieldrun.errors import CheckpointError
 from fieldrun.formats.tensors import Array
 from fieldrun_exporters.encoder.gelu import erf, gelu
-from fieldrun_exporters.encoder.model import Encoder, forward, load_encoder
+from fieldrun_exporters.encoder.importing import load_encoder
+from fieldrun_exporters.encoder.model import Encoder, forward
 from tests.tiny_bert import CONFIG, bert_weights, write_bert
 
 

@@ -18,8 +18,8 @@ from fieldrun.formats.bundle import Bundle
 from fieldrun.formats.storage import read_json, sha256_file
 from fieldrun.formats.tensors import Array, read_tensors
 from fieldrun_exporters.foreign import source as module
-from fieldrun_exporters.foreign.quantize import find_layers, quantize_graph
-from fieldrun_exporters.foreign.reference import import_onnxruntime
+from fieldrun_exporters.foreign.quantize import Product, find_layers, quantize_graph
+from fieldrun_exporters.parity import open_session
 from tests.toy import toy_tokenizer
 
 Write = Callable[..., Path]
@@ -253,10 +253,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "dynamic quantization": (
         {"nodes": [*states(), helper.make_node("DynamicQuantizeLinear", ["h3"], ["q", "s", "z"])]},
-        "company in a batch",
+        "the other texts of its batch",
     ),
-    "company": ({"nodes": OF_COMPANY}, "another field beside other texts"),
-    "padding": ({"nodes": OF_PADDING}, "does not leave out padding"),
+    "company": ({"nodes": OF_COMPANY}, "another field in a batch with other texts"),
+    "padding": ({"nodes": OF_PADDING}, "does not ignore padding"),
     "a field of rank 1": (
         {"nodes": [*states()[:-1], node("ReduceMean", "h3", "last_hidden_state", axes=[1, 2], keepdims=0)]},
         "must be a field",
@@ -307,7 +307,7 @@ def test_wrong_folders_are_refused(tmp_path: Path, refused: Callable[..., str], 
     (folder / "tokenizer.json").unlink()
     assert "no tokenizer.json" in refused(CheckpointError, folder)
     (folder / "model.onnx").write_bytes(b"not a protocol buffer")
-    assert "is not an ONNX file" in refused(CheckpointError, folder)
+    assert "cannot be read as ONNX" in refused(CheckpointError, folder)
 
 
 def test_data_outside_the_folder_is_not_read(tmp_path: Path, refused: Callable[..., str]) -> None:
@@ -354,11 +354,11 @@ def test_a_pass_that_does_nothing_is_seen(
 def test_a_product_that_falls_out_of_int8_is_seen(
     tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def half(fixed: onnx.ModelProto, layers: Any, kinds: Any, ranges: Any, tables: Any) -> onnx.ModelProto:
-        return quantize_graph(fixed, layers[:1], kinds[:1], ranges[:1], tables)
+    def half(fixed: onnx.ModelProto, layers: Any, products: Any, tables: Any) -> onnx.ModelProto:
+        return quantize_graph(fixed, layers[:1], products[:1], tables)
 
     monkeypatch.setattr(module, "quantize_graph", half)
-    assert "2 products are int8, but ONNX Runtime runs 1" in refused(ExportError, save(tmp_path / "f"))
+    assert "2 products must be int8, but ONNX Runtime runs 1" in refused(ExportError, save(tmp_path / "f"))
 
 
 def test_gemm_is_found_in_all_its_forms() -> None:
@@ -384,7 +384,7 @@ def test_gemm_is_found_in_all_its_forms() -> None:
     assert [layer.node for layer in layers] == ["y1", "y2", "y3"]
     assert all(np.array_equal(layer.weight, matrix.T) for layer in layers)
     x = rng.standard_normal((3, 30)).astype(np.float32)
-    found = quantize_graph(model, layers, ["int8-weights"] * 3, [0.0] * 3, [])
-    session = import_onnxruntime().InferenceSession(found.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = quantize_graph(model, layers, [Product.of(layer, None) for layer in layers], {})
+    session = open_session(found.SerializeToString())
     want = 3.5 * (x @ matrix.T) + 2 * bias + 2
     assert np.abs(session.run(None, {"x": x})[0] - want).max() < 0.02 * np.abs(want).max()

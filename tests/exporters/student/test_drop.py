@@ -21,12 +21,12 @@ from fieldrun.heads.trained import Checkpoint
 from fieldrun.student.oracle import forward
 from fieldrun.student.windows import pad_ids
 from fieldrun_exporters.calibrate import CalibrationText, choose_texts, tokenize
-from fieldrun_exporters.export import _passes
 from fieldrun_exporters.parity import field_errors
 from fieldrun_exporters.recipe import load_recipe
 from fieldrun_exporters.student.drop import check_drop
 from fieldrun_exporters.student.passes.fold import fold
 from fieldrun_exporters.student.simulate import outputs, tensor_errors
+from fieldrun_exporters.student.source import run_passes
 from tests.exporters.student.test_palettize import RECIPE, made
 from tests.exporters.student.test_passes import CHECKPOINTS, FOLDED, SHAPES
 
@@ -57,7 +57,7 @@ def test_the_numpy_form_is_what_engines_run(toy_checkpoint: Path, tmp_path: Path
     report = fieldrun.export(toy_checkpoint, tmp_path / "bundle", recipe=path)
     source = Checkpoint.load(toy_checkpoint)
     ids = tokenize(source, choose_texts(None, 512), 24)
-    _, _, deployed, _ = _passes(source, load_recipe(path), CalibrationText(None, 512), lambda *_: None)
+    _, _, deployed, _ = run_passes(source, load_recipe(path), CalibrationText(None, 512), lambda *_: None)
     with fieldrun.load(report.path, engine="numpy") as model:
         encoding = model.forward(choose_texts(None, 512)[:40])
     found = outputs(deployed, ids[:40])
@@ -151,8 +151,8 @@ def test_too_large_a_drop_writes_nothing_and_names_the_part(
     ("change", "error", "message"),
     [
         ({"max_drop": 1.0}, UsageError, "on `data`"),
-        ({"data": "mood", "max_drop": -1.0}, UsageError, "points from 0 on"),
-        ({"data": "mood", "max_drop": float("nan")}, UsageError, "points from 0 on"),
+        ({"data": "mood", "max_drop": -1.0}, UsageError, "0 or more"),
+        ({"data": "mood", "max_drop": float("nan")}, UsageError, "0 or more"),
         ({"data": "mood", "max_drop": "much"}, UsageError, "not 'much'"),
     ],
 )
@@ -169,7 +169,7 @@ def test_rows_that_do_not_fit_are_refused(toy_checkpoint: Path, tmp_path: Path, 
     out = tmp_path / "bundle"
     with pytest.raises(UnknownName, match="unknown task 'weather'"):
         fieldrun.export(toy_checkpoint, out, data={"weather": rows["mood"]})
-    with pytest.raises(DatasetError, match="holds pair texts, and the task 'mood' takes single ones"):
+    with pytest.raises(DatasetError, match="holds pair texts, and the task 'mood' takes single texts"):
         fieldrun.export(toy_checkpoint, out, data={"mood": rows["same"]})
     with pytest.raises(DatasetError, match=r"intent.tsv, line 2: the task 'mood' has no label"):
         fieldrun.export(toy_checkpoint, out, data={"mood": rows["intent"]})
@@ -193,7 +193,6 @@ def test_the_command_says_what_it_cost(toy_checkpoint: Path, tmp_path: Path, row
         ("export", ["--max-drop", "1"], "give --data TASK=FILE"),
         ("export", ["--data", "mood"], "write TASK=FILE"),
         ("export", twice, "--data names the task 'mood' twice"),
-        ("search", [*twice, "--max-drop", "1"], "--data names the task 'mood' twice"),
     ):
         result = runner.invoke(main, [command, str(toy_checkpoint), "-o", str(tmp_path / "four"), *wrong])
         assert result.exit_code == 2

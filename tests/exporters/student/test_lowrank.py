@@ -109,7 +109,7 @@ def test_ranks_above_the_full_one_are_refused(plan: dict[str, float], message: s
 def test_values_that_make_no_sense_are_refused(value: object) -> None:
     with pytest.raises(RecipeError, match=r"lowrank\.width must be a number of features"):
         LowRank(width=value)  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match=r"lowrank\.texts must be at least"):
+    with pytest.raises(RecipeError, match=r"lowrank\.texts must be an integer of at least"):
         LowRank(texts=3)
 
 

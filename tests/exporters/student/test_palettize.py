@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -166,7 +167,7 @@ def test_a_pass_that_does_nothing_is_caught(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ExportError, match="nothing was halved"):
         fp16(folded, Precision())
     monkeypatch.setattr(module, "unpack_codes", lambda packed, codebook, width: np.zeros((len(packed), width), np.int8))
-    with pytest.raises(ExportError, match="not what the packed form opens to"):
+    with pytest.raises(ExportError, match="the packed form of 'table' does not give it back"):
         palettize(folded, folded, Precision({"tables": "palette16"}))
 
 
@@ -252,8 +253,6 @@ def test_rules_go_from_the_part_to_its_kind_to_the_default() -> None:
     assert Precision({"output": "fp32", "pairs": "int8"}).of("pairs") == "int8"
     assert Precision({}).of("mixer") == "fp32"
     assert precision == Precision(precision.rules) != Precision({})
-    assert hash(precision) == hash(Precision(precision.rules))
-    assert "palette16" in repr(precision)
     assert precision.wants(("hidden", "offset0")) == {"int8", "palettize"}
 
 
@@ -265,7 +264,7 @@ def test_rules_go_from_the_part_to_its_kind_to_the_default() -> None:
         ({"offset00": "int8"}, "unknown part 'offset00'"),
         ({"tables": "int8-weights"}, "must be one of fp32, fp16, int8, int4 or palette<K>"),
         ({"default": "int8-weights"}, "precision.default must be one of"),
-        ({"hidden": "int2"}, "must be one of fp32, fp16, int8, int8-weights, int4, mixt2, mixt3, mixt4 or palette<K>"),
+        ({"hidden": "int2"}, "must be one of fp32, fp16, int8, int8-weights, int4 or palette<K>"),
         ({"tables": "palette0"}, "a palette has 2 to 256 entries"),
         ({"tables": "palette257"}, "a palette has 2 to 256 entries"),
         ({"tables": "palette16x3"}, "of 1, 2, 4, 8 numbers"),
@@ -279,7 +278,7 @@ def test_rules_go_from_the_part_to_its_kind_to_the_default() -> None:
         ({"default": "palette16:20%+palette4"}, "precision.default: only blocks of the table"),
     ],
 )
-def test_rules_that_make_no_sense_are_refused(rules: dict[str, object], message: str) -> None:
+def test_rules_that_make_no_sense_are_refused(rules: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Precision(rules)
 
@@ -290,7 +289,7 @@ def test_rules_that_make_no_sense_are_refused(rules: dict[str, object], message:
         ({"offset5": "int8"}, r"the student has no such block; it has offset-1, offset0, offset2, ngrams"),
         ({"tables": "int8", "ngrams": "fp32"}, "precision.ngrams is fp32 and precision.offset-1 int8"),
         ({"tables": "fp16", "offset0": "palette16"}, "precision.offset-1 is fp16 and precision.offset0 palette16"),
-        ({"tables": "fp16", "offset0": "fp32"}, "a table is all"),
+        ({"tables": "fp16", "offset0": "fp32"}, "either all blocks of a table are"),
     ],
 )
 def test_rules_that_do_not_fit_the_student_are_refused(rules: dict[str, str], message: str) -> None:

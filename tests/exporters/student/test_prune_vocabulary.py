@@ -151,7 +151,7 @@ def test_what_cannot_be_pruned_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ExportError, match="knows WordPiece tokenizers, and this one is 'BPE'"):
         prune_vocabulary(dataclasses.replace(TOY, tokenizer=json.dumps(other).encode()), sequences, Prune())
     for value in (0, -1, 1.5, True):
-        with pytest.raises(RecipeError, match=r"prune\.min_count must be an integer from 1 on"):
+        with pytest.raises(RecipeError, match=r"prune\.min_count must be an integer of at least 1"):
             Prune(min_count=value)  # type: ignore[arg-type]
     monkeypatch.setattr(module, "_kept", lambda *_: np.arange(TOY.config.vocab_size))
     plain = toy_checkpoint(0, ngrams=(), ngram_buckets=0)
@@ -196,7 +196,7 @@ def test_pruning_wants_the_domains_own_texts(toy_checkpoint: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"prune-vocabulary", "fold"', '"fold", "prune-vocabulary"', "'prune-vocabulary' alone stands before it"),
+        ('"prune-vocabulary", "fold"', '"fold", "prune-vocabulary"', "only 'prune-vocabulary' may come before it"),
         ('"prune-vocabulary", "fold"', '"fold"', r"\[prune\] and passes conflict"),
         ("min_count = 2", "least = 2", "unknown keys: least"),
     ],

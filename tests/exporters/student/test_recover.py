@@ -17,12 +17,10 @@ from fieldrun.student.windows import pad_ids
 from fieldrun_exporters.parity import field_errors
 from fieldrun_exporters.precision import Precision
 from fieldrun_exporters.recipe import LowRank, Recover, load_recipe
-from fieldrun_exporters.student.passes import recover as module
 from fieldrun_exporters.student.passes.int8 import int8
 from fieldrun_exporters.student.passes.lowrank import lowrank
-from fieldrun_exporters.student.passes.mixt import mixt
 from fieldrun_exporters.student.passes.palettize import palettize
-from fieldrun_exporters.student.passes.recover import recover
+from fieldrun_exporters.student.passes.recover import TorchStudent, recover
 from fieldrun_exporters.student.simulate import outputs
 from tests.exporters.student.test_drop import sequences
 from tests.exporters.student.test_palettize import RECIPE, made
@@ -45,32 +43,15 @@ def test_the_torch_form_is_the_numpy_form(index: int) -> None:
     deployed = made(index, rules if FOLDED[index].blocks.keys() >= {"ngrams"} else {"tables": "palette16x2"})
     ids = [s for s in sequences(5) if len(s) == 7] + [list(range(1, 8))]
     with torch.no_grad():
-        field = module._Network(torch, deployed).output(pad_ids(ids)).numpy()
+        field = TorchStudent(torch, deployed).output(pad_ids(ids)).numpy()
     np.testing.assert_allclose(field, outputs(deployed, ids), atol=1e-5)
-
-
-def test_the_operators_of_a_mixture_are_tuned() -> None:
-    folded = FOLDED[0]
-    deployed, _ = mixt(folded, Precision({"mixer": "mixt2", "output": "mixt2"}))
-    ids = sequences(5)[:4]
-    with torch.no_grad():
-        output = module._Network(torch, deployed).output(pad_ids(ids)).numpy()
-    np.testing.assert_allclose(output, outputs(deployed, ids), atol=1e-5)
-    result, report = recover(deployed, folded, sequences(1, 600), PLAN)
-    unseen = sequences(2, 200)
-    before, after = (np.square(outputs(form, unseen) - outputs(folded, unseen)).mean() for form in (deployed, result))
-    assert after < 0.8 * before
-    assert report.changed["field"]["recovered"] > 0.1
-    assert result.tensors["table"] is folded.tensors["table"] or np.array_equal(
-        result.tensors["table"], folded.tensors["table"]
-    )
 
 
 def test_unseen_texts_come_nearer() -> None:
     folded, deployed = FOLDED[0], made(0, RULES)
-    steps: list[tuple[int, int]] = []
+    steps: list[tuple[str, int, int]] = []
     result, report = recover(deployed, folded, sequences(1, 600), PLAN, lambda *step: steps.append(step))
-    assert steps[-1] == (60, 60)
+    assert steps[-1] == ("recover", 60, 60)
     unseen, dim = sequences(2, 200), folded.network.field_dim
     expected = outputs(folded, unseen)[:, :dim]
     before, after = (field_errors(expected, outputs(form, unseen)[:, :dim]) for form in (deployed, result))
@@ -94,7 +75,7 @@ def test_what_cannot_be_recovered_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     only_pairs = made(0, {"tables": "int8", "pairs": "palette16"})
     assert [name for name in only_pairs.packed if ".codebook." in name] == ["pairs.weight.codebook.0"]
     for nothing in (FOLDED[0], int8(FOLDED[0], int8_alone, {})[0], only_pairs):
-        with pytest.raises(ExportError, match="there is nothing to tune: no palette or mixture"):
+        with pytest.raises(ExportError, match="there is nothing to tune: no part that makes the field is a palette"):
             recover(nothing, FOLDED[0], sequences(1, 600), PLAN)
     with pytest.raises(ExportError, match="399 texts are too few; give at least 400"):
         recover(deployed, FOLDED[0], sequences(1, 399), PLAN)

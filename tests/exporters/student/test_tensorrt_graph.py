@@ -16,15 +16,12 @@ from fieldrun.formats.bundle import MANIFEST, Bundle, Manifest, seal
 from fieldrun.formats.storage import read_json
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import head_logits, pair_features
-from fieldrun.heads.trained import Checkpoint
 from fieldrun.student.oracle import forward
 from fieldrun.student.windows import pad_ids
 from fieldrun_exporters.builder import op_histogram
 from fieldrun_exporters.parity import open_session, run_bucket
-from fieldrun_exporters.student.deployed import Deployed
 from fieldrun_exporters.student.passes.fold import fold
 from fieldrun_exporters.student.simulate import dense, outputs
-from fieldrun_exporters.student.tensorrt_graph import tensorrt_field_graph
 from tests import toy
 
 RECIPE = """
@@ -153,12 +150,8 @@ def test_halves_are_rounded_as_a_gpu_does() -> None:
 def test_a_palette_has_no_spelling(toy_checkpoint: Path, tmp_path: Path) -> None:
     text = RECIPE.format(passes='["fold", "palettize"]', precision='tables = "palette16"', tolerance=0.1)
     (tmp_path / "r.toml").write_text(text, "utf-8")
-    with pytest.raises(RecipeError, match="a palette or a mixture has no TensorRT spelling"):
+    with pytest.raises(RecipeError, match=r"\[tensorrt\] and palettes conflict"):
         fieldrun.export(toy_checkpoint, tmp_path / "b", recipe=tmp_path / "r.toml")
-    folded, _ = fold(Checkpoint.load(toy_checkpoint))
-    packed = Deployed(network=folded.network, tensors=folded.tensors, packed={"table.width": np.array([1])})
-    with pytest.raises(RecipeError, match="a palette or a mixture has no TensorRT spelling"):
-        tensorrt_field_graph(packed, {}, 1, 8, {})
 
 
 def test_other_bundles_say_nothing_of_it(toy_bundle: Path) -> None:

@@ -1,7 +1,7 @@
-"""Fold what can be computed once, before any text is seen.
+"""Fold: compute at export what does not depend on the text.
 
 - `E W_o` is computed for the whole vocabulary, per window offset; the bias goes into the rows of offset 0, of which
-  every position takes exactly one. The blocks are stacked with the n-gram table: a position is one gather of J rows.
+  every position takes exactly one. The blocks are stacked on the n-gram table: a position is one gather of J rows.
 - Field and single heads are linear maps in a row, field = x D + d and logits = field H + g. They become one layer,
   [field, logits] = x [D, D H] + [d, d H + g].
 - The row of the padding id at offset 0, which only padding positions take, gets a value so negative that ReLU makes
@@ -13,13 +13,13 @@ from __future__ import annotations
 import numpy as np
 
 from fieldrun.errors import ExportError
-from fieldrun.formats.bundle import Network
+from fieldrun.formats.bundle import Network, TaskSpec
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.trained import Checkpoint
 from fieldrun.student.config import HASH_MULTIPLIERS
 
-from ...student.passes import PassReport
 from ..deployed import Deployed
+from . import PassReport
 
 __all__ = ["fold"]
 
@@ -101,7 +101,8 @@ def fold(checkpoint: Checkpoint) -> tuple[Deployed, PassReport]:
         parameters=checkpoint.parameters(),
     )
     before = sum(t.nbytes for t in weights.values()) + sum(h.weight.nbytes + h.bias.nbytes for h in checkpoint.heads)
-    deployed = Deployed(network=network, tensors=tensors, blocks=names, usage=_usage(checkpoint))
+    tasks, usage = _tasks(checkpoint), _usage(checkpoint)
+    deployed = Deployed(network=network, tensors=tensors, tasks=tasks, blocks=names, usage=usage)
     changed = {
         "table": {"rows": rows, "width": config.width, "blocks": len(blocks)},
         "output": {"columns": tensors["output.weight"].shape[1], "heads": len(singles)},
@@ -109,8 +110,24 @@ def fold(checkpoint: Checkpoint) -> tuple[Deployed, PassReport]:
     return deployed, PassReport(name="fold", bytes_before=before, bytes_after=deployed.nbytes(), changed=changed)
 
 
+def _tasks(checkpoint: Checkpoint) -> tuple[TaskSpec, ...]:
+    """Return where the logits of every head are: heads of one kind stand side by side."""
+    start, tasks = {"single": 0, "pair": 0}, []
+    for head in checkpoint.heads:
+        task = TaskSpec(
+            name=head.name,
+            kind=head.kind,
+            labels=head.labels,
+            start=start[head.kind],
+            temperature=head.temperature,
+        )
+        start[head.kind] += len(head.labels)
+        tasks.append(task)
+    return tuple(tasks)
+
+
 def _usage(checkpoint: Checkpoint) -> Array | None:
-    """Return how often each of the table's rows was used; the blocks of a window see the same tokens."""
+    """Return how often each of the table's rows was used; all blocks of a window see the same tokens."""
     if not checkpoint.usage:
         return None
     blocks = [checkpoint.usage["tokens"]] * len(checkpoint.config.offsets)

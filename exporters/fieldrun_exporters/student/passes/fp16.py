@@ -14,8 +14,8 @@ from fieldrun.errors import ExportError
 from fieldrun.formats.tensors import Array
 
 from ...precision import Precision
-from ...student.passes import PassReport
 from ..deployed import Deployed
+from . import PassReport
 from .int8 import facts
 
 __all__ = ["fp16"]

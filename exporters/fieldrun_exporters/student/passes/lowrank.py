@@ -27,9 +27,9 @@ from fieldrun.errors import ExportError, RecipeError
 from fieldrun.formats.tensors import Array
 
 from ...recipe import LEAST_TEXTS, SITES, LowRank
-from ...student.passes import PassReport
 from ..deployed import Deployed
 from ..simulate import outputs
+from . import PassReport
 
 __all__ = ["lowrank", "refit", "select"]
 

@@ -25,8 +25,8 @@ from fieldrun.formats.packing import code_bits, expand, pack_codes, unpack_codes
 from fieldrun.formats.tensors import Array
 
 from ...precision import Palette, Precision, Split, palettes
-from ...student.passes import PassReport
 from ..deployed import Deployed
+from . import PassReport
 
 __all__ = [
     "Block",
@@ -132,7 +132,7 @@ def palettize(deployed: Deployed, folded: Deployed, precision: Precision, seed: 
     opened = expand(result.stored())
     wrong = [name for name in tensors if not np.array_equal(opened[name], tensors[name])]
     if wrong:
-        raise ExportError(f"palettize: {wrong[0]!r} is not what the packed form opens to")
+        raise ExportError(f"palettize: the packed form of {wrong[0]!r} does not give it back")
     return result, PassReport(
         name="palettize", bytes_before=deployed.nbytes(), bytes_after=result.nbytes(), changed=changed
     )

@@ -28,7 +28,7 @@ from fieldrun.student.token_counts import count_usage
 from fieldrun.student.windows import buckets_of, pad_ids
 
 from ...recipe import Prune
-from ...student.passes import PassReport
+from . import PassReport
 
 __all__ = ["prune_vocabulary"]
 

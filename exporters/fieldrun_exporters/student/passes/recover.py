@@ -1,42 +1,41 @@
-"""Recover: tune codebooks, mixtures and the layers of a smaller shape, so that the fields come back.
+"""Recover: tune codebooks, and the layers of a smaller shape, so that the fields come back.
 
-Codes are left as they are, and so are int8 matrices, which have no codebook.
+Codes stay as they are, and so do int8 matrices without a codebook.
 
 Only centroids move (arXiv 2603.17917, section on centroid tuning): the gradient of an entry is the sum over the weights
 that share it. The loss is the field regression of the distillation, against the fields of the same student in float32,
-on real texts without labels. Entries are rounded to int8 steps at the end: rounded in every step, with a gradient that
-passes through, they left the fields farther than they were. A table's codebooks alone are tuned where there are any:
-what a dense palette's entries gain is less than the step that they are rounded to. The operators of a tensor mixture
-start far from the layer that they stand for and are always tuned, in float32 (arXiv 2605.25344). After `lowrank` the
-dense layers that are float32 are tuned too, weights and biases: each was fitted to its own output, none to the field.
+on real texts without labels. Entries are rounded to int8 steps at the end: rounding in every step, with a gradient that
+passes through, left the fields farther away than before. Where a table has codebooks, only these are tuned: what a
+dense palette's entries gain is less than the step that they are rounded to. After `lowrank` the dense layers that are
+float32 are tuned too, weights and biases: each was fitted to its own output, none to the field.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from fieldrun.errors import ExportError, MissingDependency
-from fieldrun.formats.packing import code_bits, expand, packed_names
+from fieldrun.formats.packing import code_bits, expand
+from fieldrun.formats.progress import Progress
 from fieldrun.formats.tensors import Array
 from fieldrun.student.config import SCORE_FLOOR
 from fieldrun.student.windows import pad_ids
 
 from ...parity import field_errors
 from ...recipe import Recover
-from ...student.passes import PassReport
 from ..deployed import Deployed
 from ..simulate import outputs, row_numbers
+from . import PassReport
 
-__all__ = ["float_layers", "recover"]
+__all__ = ["TorchStudent", "float_layers", "recover"]
 
 _LEAST_TEXTS = 400
-_OPERATOR_RATE = 0.03  # of the learning rate: steps of a codebook are 127 to its largest entry
 _LAYER_RATE = 0.01  # of the learning rate: these were fitted already
-_HELD_OUT = 256  # texts that tell what was won, and are not learnt from
+_HELD_OUT = 256  # texts that measure the gain, and are not learnt from
 
 
 def recover(
@@ -44,16 +43,16 @@ def recover(
     folded: Deployed,
     sequences: Sequence[Sequence[int]],
     plan: Recover,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Deployed, PassReport]:
-    """Return `deployed` with what can be tuned tuned, and what the fields of held-out texts gained.
+    """Return `deployed` tuned, and what the fields of held-out texts gained.
 
     Args:
-        deployed: with a palette or a mixture, or smaller than `folded` and with a float32 layer.
+        deployed: with a palette, or smaller than `folded` and with a float32 layer.
         folded: the student in float32, whose fields are the target.
-        sequences: token ids of real texts, `_LEAST_TEXTS` or more; some, drawn, are held out.
+        sequences: token ids of real texts, `_LEAST_TEXTS` or more; some of them, drawn at random, are held out.
         plan: steps, texts a step, rate, seed.
-        progress: called with (steps done, steps in all).
+        progress: called with ("recover", steps done, steps in all).
 
     Raises:
         MissingDependency: torch is not installed.
@@ -63,22 +62,21 @@ def recover(
         import torch
     except ImportError as error:
         raise MissingDependency("torch", "distill") from error
-    network = _Network(torch, deployed, smaller=deployed.network != folded.network)
+    network = TorchStudent(torch, deployed, smaller=deployed.network != folded.network)
     groups = [{"params": network.tuned_codebooks(), "share": 1.0}]
-    groups += [{"params": list(network.operators.values()), "share": _OPERATOR_RATE}]
     groups += [{"params": list(network.layers.values()), "share": _LAYER_RATE}]
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise ExportError(
-            "recover: there is nothing to tune: no palette or mixture of a part that makes the field, and no float32 "
-            "layer that 'lowrank' made smaller; give a part such a precision, or leave it out"
+            "recover: there is nothing to tune: no part that makes the field is a palette, and 'lowrank' made no "
+            "float32 layer smaller; leave the pass out, or give a part another precision"
         )
     if len(sequences) < _LEAST_TEXTS:
         raise ExportError(
             f"recover: {len(sequences)} texts are too few; give at least {_LEAST_TEXTS}, better thousands"
         )
     dim = folded.network.field_dim
-    order = np.random.default_rng(plan.seed).permutation(len(sequences))  # texts of one source stand together
+    order = np.random.default_rng(plan.seed).permutation(len(sequences))  # texts of one source may be side by side
     shuffled = [sequences[i] for i in order]
     answers = outputs(folded, shuffled)
     target = answers[:, :dim]
@@ -93,9 +91,7 @@ def recover(
     lengths = np.array([len(ids) for ids in train])
     for step in range(plan.steps):
         near = np.sort(rng.integers(0, len(train), 8 * plan.batch))
-        near = near[
-            np.argsort(lengths[near], kind="stable")
-        ]  # texts of similar length, of a random part of all lengths
+        near = near[np.argsort(lengths[near], kind="stable")]  # texts of similar length, of all lengths in turn
         start = int(rng.integers(0, len(near) - plan.batch + 1))
         rows = near[start : start + plan.batch]
         wanted = torch.from_numpy(target[rows])
@@ -103,7 +99,7 @@ def recover(
         field = output[:, :dim]
         cosine = torch.nn.functional.cosine_similarity(field, wanted)
         loss = torch.nn.functional.mse_loss(field, wanted) / spread + (1 - cosine).mean()
-        if network.tunes_output:  # which makes the logits too
+        if "output.weight" in network.layers:  # which also makes the logits
             logits = torch.from_numpy(answers[rows, dim:])
             loss = loss + torch.nn.functional.mse_loss(output[:, dim:], logits) / spread_of_logits
         rate = 0.5 * (1 + np.cos(np.pi * step / plan.steps))
@@ -113,15 +109,17 @@ def recover(
         torch.autograd.backward(loss)
         optimizer.step()
         if progress is not None:
-            progress(step + 1, plan.steps)
-    packed = dict(deployed.packed) | network.tuned()
+            progress("recover", step + 1, plan.steps)
+    packed = dict(deployed.packed) | network.rounded_codebooks()
     tensors = dict(deployed.tensors) | {name: layer.detach().numpy() for name, layer in network.layers.items()}
-    result = _opened(replace(deployed, packed=packed, tensors=tensors))
+    result = replace(deployed, packed=packed, tensors=tensors)
+    opened = expand(result.stored())
+    result = replace(result, tensors={name: opened[name] for name in deployed.tensors})
     after = field_errors(target[-_HELD_OUT:], outputs(result, held)[:, :dim])
     if not after["mean_cosine"] > before["mean_cosine"]:
         raise ExportError(
             f"recover: the fields are no nearer (cosine {before['mean_cosine']:.4f} before, {after['mean_cosine']:.4f} "
-            "after); give more texts, another recover.learning_rate, or leave it out"
+            "after); give more texts or another recover.learning_rate, or leave the pass out"
         )
     gap = 1 - before["mean_cosine"]
     changed: dict[str, Mapping[str, Any]] = {
@@ -140,24 +138,13 @@ def recover(
 
 def float_layers(deployed: Deployed) -> tuple[str, ...]:
     """Return the names of the float32 weights and biases of the layers that make field and logits."""
-    packed = packed_names(deployed.packed)
-    floats = [
-        layer
-        for layer in deployed.dense()
-        if layer != "pairs" and deployed.precision(layer) == "fp32" and f"{layer}.weight" not in packed
-    ]
+    floats = [layer for layer in deployed.dense() if layer != "pairs" and deployed.precision(layer) == "fp32"]
     names = [f"{layer}.{kind}" for layer in floats for kind in ("weight", "bias")]
     return tuple(name for name in names if name in deployed.tensors)
 
 
-def _opened(deployed: Deployed) -> Deployed:
-    """Return `deployed` with the matrices that its packed form opens to."""
-    opened = expand(deployed.stored())
-    return replace(deployed, tensors={name: opened[name] for name in deployed.tensors})
-
-
-class _Network:
-    """The deployed form in torch, with codebooks and operators as parameters; of a `smaller` one float layers too."""
+class TorchStudent:
+    """The deployed form in torch, with codebooks as parameters; of a `smaller` student the float layers too."""
 
     def __init__(self, torch: Any, deployed: Deployed, *, smaller: bool = False) -> None:
         self.torch, self.net, self.deployed = torch, deployed.network, deployed
@@ -167,11 +154,6 @@ class _Network:
             if name != "table"
         }
         self.layers = {name: self.tensors[name].requires_grad_() for name in float_layers(deployed) if smaller}
-        self.operators = {
-            name: torch.tensor(tensor.astype(np.float32), requires_grad=True)
-            for name, tensor in deployed.packed.items()
-            if ".mixt." in name and not name.startswith("pairs.")
-        }
         self.codebooks: dict[str, Any] = {}
         self.codes: dict[str, Array] = {}
         for name, tensor in deployed.packed.items():
@@ -214,36 +196,19 @@ class _Network:
         return (torch.cat(parts) * scale[:, None])[torch.from_numpy(back)]
 
     def tuned_codebooks(self) -> list[Any]:
-        """Return the parameters to tune: a table's codebooks, or where it has none those of the dense layers."""
+        """Return the parameters to tune: a table's codebooks, or if it has none, those of the dense layers."""
         tables = [book for name, book in self.codebooks.items() if name.startswith("table.")]
         return tables or [book for name, book in self.codebooks.items() if not name.startswith("pairs.")]
-
-    @property
-    def tunes_output(self) -> bool:
-        """Whether the map to field and logits changes by more than a codebook's entries."""
-        return "output.weight.mixt.0" in self.operators or "output.weight" in self.layers
 
     def _weight(self, layer: str) -> Any:
         name = f"{layer}.weight"
         book = f"{name}.codebook.0"
         weight = self.tensors[name]
-        branches = [self.operators[key] for key in sorted(self.operators) if key.startswith(f"{name}.mixt.")]
-        if branches:
-            return self._mixture(branches).T
         if book in self.codebooks:
             codes = self.torch.from_numpy(self.codes[book].astype(np.int64))
             weight = self.codebooks[book][codes].reshape(len(codes), -1)[:, : weight.shape[0]].T
         scale = self.tensors.get(f"{name}_scale")
         return weight if scale is None else weight * scale
-
-    def _mixture(self, branches: Sequence[Any]) -> Any:
-        """Return the matrix `(outputs, inputs)` of a mixture, as `fieldrun.formats.packing.mixture` does."""
-        torch, count = self.torch, len(branches)
-        parts = [
-            torch.kron(torch.eye(2**k), torch.kron(branch, torch.eye(2 ** (count - 1 - k))))
-            for k, branch in enumerate(branches)
-        ]
-        return sum(parts[1:], parts[0]) / count
 
     def _dense(self, layer: str, x: Any) -> Any:
         y = x @ self._weight(layer)
@@ -251,7 +216,7 @@ class _Network:
         return y if bias is None else y + bias
 
     def output(self, ids: Array) -> Any:
-        """Return fields and logits of `ids (batch, length)`, as `fieldrun_exporters.student.simulate` does."""
+        """Return fields and logits of `ids (batch, length)`, as `fieldrun_exporters.student.simulate.outputs`."""
         torch, net, length = self.torch, self.net, ids.shape[1]
         rows = row_numbers(self.deployed, ids)
         values = self._look_up(rows.reshape(-1)).reshape(*rows.shape, net.width)
@@ -268,17 +233,16 @@ class _Network:
             pooled = torch.relu(self._dense("hidden", pooled))
         return self._dense("output", pooled)
 
-    def tuned(self) -> dict[str, Array]:
-        """Return codebooks and operators as they are stored."""
-        books = {
+    def rounded_codebooks(self) -> dict[str, Array]:
+        """Return the codebooks as they are stored."""
+        return {
             name: np.clip(np.rint(book.detach().numpy()), -127, 127).astype(np.int8)
             for name, book in self.codebooks.items()
         }
-        return books | {name: t.detach().numpy().astype(np.float16) for name, t in self.operators.items()}
 
 
 def _numbers(packed: Array, bits: int) -> Array:
-    """Return the codes in `packed (rows, bytes) uint8`, `(rows, n) uint8`, those of the padding too."""
+    """Return the codes in `packed (rows, bytes) uint8`, `(rows, n) uint8`, with those of the padding."""
     out = np.empty((len(packed), packed.shape[1] * 8 // bits), np.uint8)
     for start in range(0, len(packed), 1 << 14):
         each = np.unpackbits(packed[start : start + (1 << 14)], axis=1, bitorder="little")
