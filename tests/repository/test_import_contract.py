@@ -45,9 +45,10 @@ TABLE = """
 | fieldrun.doctor | LOW fieldrun_runtimes | |
 | fieldrun.ray | LOW fieldrun fieldrun_runtimes numpy | |
 | fieldrun.sklearn | LOW fieldrun fieldrun_runtimes numpy sklearn | |
+| fieldrun.serve | LOW fieldrun_runtimes | uvicorn |
 | fieldrun | LOW | PARTS fieldrun.distill fieldrun.doctor |
 | fieldrun.__main__ | fieldrun.cli | |
-| fieldrun.cli | LOW fieldrun numpy click | PARTS fieldrun.distill fieldrun.doctor rich |
+| fieldrun.cli | LOW fieldrun numpy click | PARTS fieldrun.distill fieldrun.doctor fieldrun.serve rich |
 | studies | LOW PARTS fieldrun fieldrun.distill fieldrun.doctor numpy tokenizers click torch | matplotlib |
 """
 

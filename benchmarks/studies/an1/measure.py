@@ -281,15 +281,22 @@ def _student(name: str, suite: TextPool) -> tuple[dict[str, Any], Scores]:
 
 @click.command()
 @data_option
-@click.option("--teacher", "teachers", multiple=True, required=True, metavar="NAME=FOLDER", help="Once per teacher.")
+@click.option(
+    "--teacher",
+    "teachers",
+    multiple=True,
+    required=True,
+    metavar="NAME=FOLDER",
+    help="Repeatable.",
+)
 @work_option
 @output_option
 @click.option("--recipe", default="reference", show_default=True, help="Training recipe, by name or path.")
 @click.option("--student", default="reference", show_default=True, help="Bundle, by name or path.")
-@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="AN1 fields to train.")
-@click.option("--steps", type=click.IntRange(20), help="Of an AN1 field's training.  [default: the recipe's]")
-@click.option("--rows", type=click.IntRange(1), help="Train rows a task at most, drawn.  [default: all]")
-@click.option("--report-rows", type=click.IntRange(1), help="Report rows a task at most, drawn.  [default: all]")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="How many AN1 fields to train.")
+@click.option("--steps", type=click.IntRange(20), help="Training steps of an AN1 field.  [default: the recipe's]")
+@click.option("--rows", type=click.IntRange(1), help="Draw at most so many train rows a task.  [default: all]")
+@click.option("--report-rows", type=click.IntRange(1), help="Draw at most so many report rows a task.  [default: all]")
 def main(
     data: Path,
     teachers: Sequence[str],

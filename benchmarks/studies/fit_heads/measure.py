@@ -26,7 +26,7 @@ from fieldrun.heads.fit import fit_fields
 from fieldrun.heads.head import head_logits
 from fieldrun_benchmarks.harness.record import write_record
 
-from ..peers.models import need
+from ..peers.heads import need
 from ..suite import data_option, output_option
 
 __all__ = ["draw", "main"]
