@@ -47,7 +47,7 @@ MAPS = ("query", "key", "value", "attention", "up", "down")
 _SCHEMA = 1
 _KEYS = {"schema", "encoder", "licence", "provenance", "files"}
 _POOLINGS = ("mean", "cls")
-_MASKED = np.float32(-1e30)  # finite: a row of padding alone must not become NaN
+_MASKED = np.float32(-1e30)  # finite, so that a row of padding does not become NaN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +152,7 @@ class Encoder:
         """Read and check the encoder checkpoint in the folder `path`, as `save` writes it.
 
         Raises:
-            CheckpointError: a file is missing, damaged, has another hash, or a tensor is wrong.
+            CheckpointError: a file is missing or corrupt, its hash does not match, or a tensor is wrong.
             SchemaTooNew: it was written by a newer fieldrun.
         """
         folder = Path(path)
@@ -164,7 +164,9 @@ class Encoder:
                 raise CheckpointError(f"{ENCODER_FILE}: files and provenance must be objects")
             files = {n: FileEntry.from_dict(n, e, CheckpointError) for n, e in about["files"].items()}
             if set(files) != {"encoder.safetensors", "tokenizer.json"}:
-                raise CheckpointError(f"{ENCODER_FILE} lists other files than an encoder has: {sorted(files)}")
+                raise CheckpointError(
+                    f"{ENCODER_FILE} must list encoder.safetensors and tokenizer.json, not {sorted(files)}"
+                )
             config = from_mapping(EncoderConfig, about["encoder"], f"{ENCODER_FILE}: encoder")
             check_files(folder, files, CheckpointError)
             stored = read_tensors(folder / "encoder.safetensors")
@@ -185,7 +187,7 @@ class Encoder:
     def save(self, path: str | Path) -> None:
         """Write the encoder checkpoint to the new folder `path`, whole or not at all.
 
-        A tensor is stored as float16 where that loses nothing, as after an import of float16 weights.
+        A tensor is stored as float16 if that loses nothing, as after an import of float16 weights.
 
         Raises:
             CheckpointError: it is not valid.
@@ -206,8 +208,8 @@ class Encoder:
 def forward(encoder: Encoder, ids: Array, hook: Callable[[str, Array], None] | None = None) -> Array:
     """Return the fields `(batch, hidden) float32` of `ids (batch, length) int`, padded with id 0 at the end.
 
-    `hook(name, x)` is called with the float32 input of every dense map, rows of padding left out, `(tokens, features)`:
-    `layer<k>.query` (which key and value share), `layer<k>.attention`, `layer<k>.up`, `layer<k>.down`; and before
+    `hook(name, x)` is called with the float32 input of every dense map without padding, `(tokens, features)`:
+    `layer<k>.query` (also that of key and value), `layer<k>.attention`, `layer<k>.up`, `layer<k>.down`; and before
     `layer<k>.attention` with `layer<k>.context`, `(tokens, heads * hidden)`: per head softmax(.) x, the input of the
     product of value and output map (`reshape(-1, heads, hidden)`).
 

@@ -112,11 +112,7 @@ class Space:
             except ValueError:
                 path.unlink()
         if part in self.folded.blocks:
-            start, stop = self.folded.blocks[part]
-            padding = int(self.folded.tensors["rows.base"][list(self.folded.blocks).index("offset0")])
-            even = padding - start if start <= padding < stop else None
-            usage = None if self.folded.usage is None else self.folded.usage[start:stop]
-            block = cluster_block(self.folded.tensors["table"][start:stop], level, 0, even, usage)
+            block = cluster_block(self.folded, part, level)
             steps, scale, stored = block.steps, block.scale, sum(tensor.nbytes for tensor in block.stored.values())
         else:
             matrix, palette = np.ascontiguousarray(self.folded.tensors[f"{part}.weight"].T), Palette.of(level)

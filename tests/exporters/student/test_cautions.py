@@ -27,7 +27,7 @@ from tests.toy import toy_checkpoint as make_toy
         ('["fold"]', "", []),
         ('["fold", "int8"]', 'tables = "int8"\ndense = "int8-weights"', []),
         ('["fold", "fp16"]', 'default = "fp16"', ["fp16 (table, mixer, hidden, output, pairs) is slower than int8"]),
-        ('["fold", "palettize"]', 'tables = "palette16"', ["ONNX Runtime and NumPy open it whole"]),
+        ('["fold", "palettize"]', 'tables = "palette16"', ["ONNX Runtime and NumPy expand it"]),
         ('["fold", "fp16", "palettize"]', 'tables = "int4"\nmixer = "fp16"', ["fp16 (mixer)", "the table is packed"]),
     ],
 )

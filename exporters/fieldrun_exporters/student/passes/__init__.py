@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fieldrun.errors import ExportError
+
+from ...builder import Stored
+
 __all__ = ["PassReport"]
 
 
@@ -17,6 +21,14 @@ class PassReport:
     bytes_before: int
     bytes_after: int
     changed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, name: str, before: Stored, after: Stored, changed: Mapping[str, Mapping[str, Any]]) -> PassReport:
+        """Return the report of a pass; `ExportError` if it changed nothing or made nothing smaller."""
+        report = cls(name=name, bytes_before=before.nbytes(), bytes_after=after.nbytes(), changed=changed)
+        if not changed or report.bytes_after >= report.bytes_before:
+            raise ExportError(f"{name}: nothing became smaller; check what the recipe wants of this pass")
+        return report
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON."""

@@ -1,7 +1,7 @@
 """Low rank: fewer features inside the student, chosen by what reaches the output (A3, arXiv 2505.12942).
 
-A3 shrinks the inner dimension of a component and adds nothing at run time. A transformer has three of them; the student
-has the third alone, two linear maps around a non-linearity, three times over:
+A3 shrinks the inner dimension of a component and adds nothing at run time. Of its three kinds of components the student
+has one, two linear maps around a non-linearity, in three places:
 
 | Inner dimension | between | and |
 |---|---|---|
@@ -9,10 +9,10 @@ has the third alone, two linear maps around a non-linearity, three times over:
 | `mixer`, the features after it | the mixer, ReLU, mean and maximum over the text | the layer after the pool |
 | `hidden`, the features after the pool | that layer, ReLU | field and logits |
 
-Columns inside a non-linearity cannot be mixed, so they are selected: feature i is worth E[x_i^2] |w_i|^2, x its
+Columns inside a non-linearity cannot be mixed, so they are selected: feature i is worth E[x_i^2] |w_i|^2, with x its
 activations on calibration text and w_i its rows of the map that reads it (the paper's rule for MLPs). That map is then
-fitted again by least squares on what is left, held near the old one by a small ridge: a text after the pool is one row,
-and there are hundreds of features. A smaller `width` makes every row of the tables smaller.
+fitted again by least squares on the remaining features, held near the old one by a small ridge: after the pool a text
+is only one row, and there are hundreds of features. A smaller `width` makes every row of the tables smaller.
 """
 
 from __future__ import annotations
@@ -50,20 +50,16 @@ def lowrank(deployed: Deployed, sequences: Sequence[Sequence[int]], plan: LowRan
     """
     for name in plan.wanted:
         if name not in SITES:
-            raise RecipeError(f"lowrank.{name} is of an encoder; a student has {', '.join(SITES)}")
+            raise RecipeError(f"lowrank.{name} is for an encoder; a student has {', '.join(SITES)}")
     if len(sequences) < LEAST_TEXTS:
         raise ExportError(
-            f"lowrank: {len(sequences)} texts cannot tell what a feature is worth; give at least {LEAST_TEXTS}"
+            f"lowrank: {len(sequences)} texts are too few to tell what a feature is worth; give at least {LEAST_TEXTS}"
         )
     result, changed = deployed, {}
     for site in plan.wanted:
         result, facts = _shrink(result, sequences, site, getattr(plan, site))
         changed[site] = facts
-    if not changed or result.nbytes() >= deployed.nbytes():
-        raise ExportError("lowrank: nothing became smaller; check the recipe's [lowrank]")
-    return result, PassReport(
-        name="lowrank", bytes_before=deployed.nbytes(), bytes_after=result.nbytes(), changed=changed
-    )
+    return result, PassReport.of("lowrank", deployed, result, changed)
 
 
 def select(worth: Array, keep: int | float) -> Array:
@@ -106,7 +102,7 @@ def _shrink(
         raise RecipeError(f"lowrank.{site}: the student has no layer there; leave it out")
     if isinstance(keep, int) and keep >= sizes[site]:
         raise RecipeError(
-            f"lowrank.{site} keeps {keep} features, the student has {sizes[site]}; give less, or leave it out"
+            f"lowrank.{site} keeps {keep} features, the student has {sizes[site]}; give fewer, or leave it out"
         )
     after_pool = "hidden" if net.hidden else "output"
     reader = {"width": "mixer", "mixer": after_pool, "hidden": "output"}[site]
