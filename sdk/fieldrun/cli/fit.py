@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -46,10 +46,7 @@ def fit(
     output: Path,
     dev: Path | None,
     force: bool,
-    engine: str,
-    provider: str | None,
-    threads: int,
-    overflow: str,
+    runtime: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Train a head on labelled texts and write the bundle with it, in seconds and without torch.
@@ -71,10 +68,7 @@ def fit(
             bundle=bundle,
             dev=dev,
             force=force,
-            engine=engine,
-            provider=provider,
-            threads=threads,
-            overflow=overflow,
+            **runtime,
             progress=step,
         )
     note_dropped(report.dropped, report.cut, report.n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -45,10 +46,7 @@ def label(
     workers: int,
     top: int | None,
     force: bool,
-    engine: str,
-    provider: str | None,
-    threads: int,
-    overflow: str,
+    runtime: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Label every line of FILEs, in their order, with little memory.
@@ -67,10 +65,7 @@ def label(
             workers=workers,
             top=top,
             force=force,
-            engine=engine,
-            provider=provider,
-            threads=threads,
-            overflow=overflow,
+            **runtime,
             progress=step,
         )
     note_dropped(done.dropped, done.cut, done.lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -73,10 +74,7 @@ def serve(
     concurrency: int | None,
     watch: float,
     access_log: bool,
-    engine: str,
-    provider: str | None,
-    threads: int,
-    overflow: str,
+    runtime: dict[str, Any],
 ) -> None:
     """Answer HTTP requests with BUNDLE, a folder or a link to one.
 
@@ -93,10 +91,7 @@ def serve(
     )
     application = service.app(
         bundle,
-        engine=engine,
-        provider=provider,
-        threads=threads,
-        overflow=overflow,
+        **runtime,
         limits=limits,
         concurrency=concurrency,
         watch_s=watch,
