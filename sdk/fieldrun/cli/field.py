@@ -8,15 +8,7 @@ from typing import Any
 import click
 
 from .inputs import encode
-from .options import (
-    bundle_option,
-    check_output,
-    examples,
-    force_option,
-    json_option,
-    output_option,
-    runtime_options,
-)
+from .options import bundle_option, check_output, examples, force_option, json_option, output_option, runtime_options
 from .output import note_dropped, put, put_json, save_array
 
 __all__ = ["field"]

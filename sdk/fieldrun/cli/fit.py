@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import (
-    bundle_option,
-    examples,
-    force_option,
-    json_option,
-    output_option,
-    runtime_options,
-)
+from .options import bundle_option, examples, force_option, json_option, output_option, runtime_options
 from .output import note_dropped, put, put_json
 from .progress import progress
 
@@ -61,16 +54,7 @@ def fit(
     import fieldrun
 
     with progress() as step:
-        report = fieldrun.fit(
-            files,
-            output,
-            name=name,
-            bundle=bundle,
-            dev=dev,
-            force=force,
-            **runtime,
-            progress=step,
-        )
+        report = fieldrun.fit(files, output, name=name, bundle=bundle, dev=dev, force=force, **runtime, progress=step)
     note_dropped(report.dropped, report.cut, report.n)
     if as_json:
         put_json(report.to_dict())

@@ -7,15 +7,7 @@ from typing import Any
 
 import click
 
-from .options import (
-    bundle_option,
-    examples,
-    force_option,
-    json_option,
-    output_option,
-    runtime_options,
-    task_option,
-)
+from .options import bundle_option, examples, force_option, json_option, output_option, runtime_options, task_option
 from .output import note, note_dropped, put, put_json
 from .progress import progress
 
@@ -58,15 +50,7 @@ def label(
 
     with progress() as step:
         done = fieldrun.label(
-            files,
-            output,
-            tasks=tasks,
-            bundle=bundle,
-            workers=workers,
-            top=top,
-            force=force,
-            **runtime,
-            progress=step,
+            files, output, tasks=tasks, bundle=bundle, workers=workers, top=top, force=force, **runtime, progress=step
         )
     note_dropped(done.dropped, done.cut, done.lines)
     if done.resumed_at:

@@ -90,11 +90,6 @@ def serve(
         body_bytes=max_body, texts=max_texts, characters=max_characters, seconds=timeout, requests=max_requests
     )
     application = service.app(
-        bundle,
-        **runtime,
-        limits=limits,
-        concurrency=concurrency,
-        watch_s=watch,
-        access_log=access_log,
+        bundle, **runtime, limits=limits, concurrency=concurrency, watch_s=watch, access_log=access_log
     )
     service.run(application, host=host, port=port, uds=uds, fd=fd)
