@@ -66,8 +66,8 @@ def compress(
     more. Precision does not change latency: with --max-latency-us the student loses features until it is fast enough.
 
     OUTPUT gets bundle/, recipe.toml (with which 'fieldrun export' and the same --data and --calibration make the same
-    bundle), search.json with the fronts of size and of latency, and front.svg, a plot of them. After an interruption,
-    the same command continues.
+    bundle), compress.json with the fronts of size and of latency, and front.svg, a plot of them. After an
+    interruption, the same command continues.
     """
     import fieldrun
 

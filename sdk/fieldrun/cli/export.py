@@ -78,6 +78,7 @@ def export(
 
 def _put(report: ExportReport) -> None:
     put(f"{report.path}: {report.bytes / 1e6:.1f} MB, recipe {report.recipe}, within the parity limits")
+    put(f"  {report.summary()}")
     found = report.proof.get("accuracy")
     if found is not None:
         for name, task in found["tasks"].items():

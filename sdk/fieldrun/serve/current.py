@@ -100,14 +100,17 @@ def _open(path: str | Path, runtime: Runtime) -> Served:
     """Verify and load the bundle at `path`, links resolved: a link that is switched later changes nothing here."""
     folder = resolve_bundle(path).resolve()
     sha256 = _sha256(folder)
-    if runtime.engine != "null":  # which answers nothing, and is there to measure the service
-        if not verify(folder, engine=runtime.engine, provider=runtime.provider, threads=runtime.threads).passed:
-            message = "does not give the answers that its export measured"
-            raise BundleError(f"{folder} {message}; see: fieldrun verify {folder}")
+    # the engine null answers nothing: it is there to measure the service
+    if runtime.engine != "null" and not _is_proven(folder, runtime):
+        raise BundleError(f"{folder} does not give the answers that its export measured; see: fieldrun verify {folder}")
     model = load(folder, **asdict(runtime))
     if _sha256(folder) != sha256:
         raise BundleError(f"{folder} was replaced while it was loaded; it is tried again")
     return Served(model=model, runtime=runtime, sha256=sha256, loaded=time.time())
+
+
+def _is_proven(folder: Path, runtime: Runtime) -> bool:
+    return verify(folder, engine=runtime.engine, provider=runtime.provider, threads=runtime.threads).passed
 
 
 def _sha256(folder: Path) -> str:

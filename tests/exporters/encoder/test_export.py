@@ -300,7 +300,7 @@ def test_a_damaged_checkpoint_is_refused(bert_folder: Path, tmp_path: Path) -> N
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(CheckpointError, match="does not match the manifest"):
+    with pytest.raises(CheckpointError, match="does not match"):
         Encoder.load(tmp_path / "c")
     about = (tmp_path / "c" / "encoder.json").read_text()
     (tmp_path / "c" / "encoder.json").write_text(about.replace('"schema": 1', '"schema": 9'))
