@@ -31,8 +31,7 @@ def measure(bundle: str | Path, engine: str, provider: str | None = None, *, cal
     if engine.startswith("tensorrt"):
         built = fieldrun.build(bundle, target=engine).to_dict()
         del built["folder"]  # a path of this machine
-    verified = fieldrun.verify(bundle, engine=engine, provider=provider).to_dict()
-    del verified["path"]
+    (verified,) = fieldrun.verify(bundle, engine=engine, provider=provider).engines
     with fieldrun.load(bundle, engine=engine, provider=provider) as model:
         manifest = model.manifest
         buckets = []
@@ -48,6 +47,6 @@ def measure(bundle: str | Path, engine: str, provider: str | None = None, *, cal
         "recipe": manifest.recipe["name"],
         "weights_sha256": manifest.files["weights.safetensors"].sha256,
         "build": built,
-        "verify": verified,
+        "verify": verified.to_dict(),
         "buckets": buckets,
     }

@@ -1,4 +1,4 @@
-"""Runtimes: text -> tokens -> bucket -> engine -> field -> labels, with NumPy, `tokenizers` and one engine."""
+"""Runtimes: text -> token ids -> engine -> field -> labels, with NumPy, `tokenizers` and one engine."""
 
 from __future__ import annotations
 

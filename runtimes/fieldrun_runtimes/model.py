@@ -13,13 +13,12 @@ import numpy.typing as npt
 
 from fieldrun.errors import StorageError, UsageError
 from fieldrun.evaluation.rows import Texts, check_texts, split_pairs
-from fieldrun.formats.bundle import Bucket, Bundle, Manifest
+from fieldrun.formats.bundle import Bundle, Manifest
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import Head, head_logits, pair_features, softmax
 
 from .encoding import Encoding, pool_windows
-from .engines import Engine, UnpaddedEngine
-from .engines.buckets import BucketPlan
+from .engines import Engine
 from .engines.choice import choose_engine
 from .sentences import SentenceEncoder
 from .tasks import Task, Tasks
@@ -55,18 +54,17 @@ def load(
             what `fieldrun build` made on this machine of a bundle with TensorRT graphs.
         provider: what ONNX Runtime runs on: `"cpu"`, `"cuda"`, or `"cuda-graph"`, which launches a whole call at once.
             A GPU that is asked for and not there is an error.
-        threads: CPU threads of one forward pass in ONNX Runtime; the NumPy engine uses those of NumPy's BLAS, and the
-            native one a single thread for each call.
+        threads: CPU threads of one call. The native engine splits a batch over them, a single text runs on one; ONNX
+            Runtime runs each graph on them. NumPy and the GPU engines use one thread and refuse more.
         overflow: a text longer than the largest bucket is an `"error"`, is cut (`"truncate"`, the count is in
             `Encoding.dropped`), or is encoded in several windows whose fields are averaged (`"window"`).
 
     Raises:
         BundleError, IntegrityError, SchemaTooNew: the bundle is not what it says.
         UnknownName, MissingDependency, EngineError: the engine is unknown, not installed, or cannot run.
-        UsageError: `threads` is not a positive integer, or a provider for an engine that has none.
+        UsageError: `threads` is not a positive integer, or above 1 for an engine that uses one; or a provider for an
+            engine that has none.
     """
-    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-        raise UsageError(f"threads must be a positive integer, not {threads!r}")
     return FieldModel(Bundle.load(path), engine=engine, provider=provider, threads=threads, overflow=overflow)
 
 
@@ -88,9 +86,8 @@ class FieldModel(SentenceEncoder):
     ) -> None:
         self.path: Path = bundle.path
         self.manifest: Manifest = bundle.manifest
-        self._plan = BucketPlan(bundle.manifest.network, bundle.manifest.buckets)
-        tokenizer = (bundle.path / "tokenizer.json").read_bytes()
-        self._tokenize = TextTokenizer(tokenizer, self._plan.longest, overflow)
+        longest = max(bucket.length for bucket in bundle.manifest.buckets)
+        self._tokenize = TextTokenizer((bundle.path / "tokenizer.json").read_bytes(), longest, overflow)
         choice = choose_engine(bundle.exported(), engine, threads, provider)
         self.engine: str = choice.name
         self.engine_reason: str = choice.reason
@@ -111,7 +108,7 @@ class FieldModel(SentenceEncoder):
     @property
     def max_seq_length(self) -> int:
         """The tokens of the longest text that fits, special tokens included; `overflow` decides about longer ones."""
-        return self._plan.longest
+        return self._tokenize.longest
 
     def get_embedding_dimension(self) -> int:
         """Return the length of a field."""
@@ -183,10 +180,10 @@ class FieldModel(SentenceEncoder):
         if len(checked) == 1:
             ids = self._tokenize.one(checked[0])
             if ids is not None:
-                field, logits = self._engine.run(self._plan.one(ids))
+                field, logits = self._engine.run([ids])
                 return Encoding(field=field, logits=logits, tokens=np.array((len(ids),)), dropped=np.array((0,)))
         tokenized = self._tokenize(checked)
-        field, logits = self._run(tokenized.ids)
+        field, logits = self._engine.run(tokenized.ids)
         if len(tokenized.ids) > len(checked):
             weights = [len(ids) for ids in tokenized.ids]
             field = pool_windows(field, weights, tokenized.owners, len(checked))
@@ -197,20 +194,6 @@ class FieldModel(SentenceEncoder):
             tokens=np.array(tokenized.tokens, np.int64),
             dropped=np.array(tokenized.dropped, np.int64),
         )
-
-    def _run(self, sequences: Sequence[Sequence[int]]) -> tuple[Floats, Floats]:
-        """Return field and logits of token ids, in one call where the engine needs no buckets."""
-        if isinstance(self._engine, UnpaddedEngine):
-            return self._engine.run_unpadded(sequences)
-        field = logits = np.zeros((0, 0), np.float32)
-        for chunk in self._plan.chunks(sequences):
-            part, part_logits = self._engine.run(chunk.ids)
-            if not len(field):
-                field = np.empty((len(sequences), part.shape[1]), np.float32)
-                logits = np.empty((len(sequences), part_logits.shape[1]), np.float32)
-            field[chunk.rows] = part[: len(chunk.rows)]
-            logits[chunk.rows] = part_logits[: len(chunk.rows)]
-        return field, logits
 
     def scores_of(self, encoding: Encoding, task: str | None, other: Encoding | None = None) -> Floats:
         """Return the probabilities `(n, labels) float32` of `task` for texts that were encoded before.
@@ -336,38 +319,11 @@ class FieldModel(SentenceEncoder):
             raise UsageError(f"task {spec.name!r} needs whole fields; run forward without dim")
         if head is not None:
             return head_logits(head, fields[0] if other is None else pair_features(*fields))
-        return self._pair_logits(*fields)[:, spec.start : spec.start + len(spec.labels)]
+        return self._engine.run_pairs(*fields)[:, spec.start : spec.start + len(spec.labels)]
 
     def token_ids(self, texts: Iterable[str]) -> list[list[int]]:
         """Return each text's token ids, special tokens included; windows of a long text apart. Raises as `forward`."""
         return self._tokenize(check_texts(texts)).ids
-
-    def replay(self, sequences: Sequence[Sequence[int]], bucket: Bucket) -> Floats:
-        """Return the fields `(n, dim)` of token ids that fit `bucket`, run in it whatever else would fit."""
-        chunks = (sequences[i : i + bucket.batch] for i in range(0, len(sequences), bucket.batch))
-        return np.concatenate(
-            [
-                self._engine.run(self.manifest.network.frame(part, bucket.batch, bucket.length))[0][: len(part)]
-                for part in chunks
-            ]
-        )
-
-    def replay_pairs(self, a: Floats, b: Floats, batch: int) -> Floats:
-        """Return all pair tasks' logits `(n, labels)` of fields `a`, `b` `(n, dim)`, run in batches of `batch`."""
-        parts = []
-        for start in range(0, len(a), batch):
-            rows = np.minimum(np.arange(start, start + batch), len(a) - 1)
-            parts.append(self._engine.run_pairs(a[rows], b[rows])[: len(a) - start])
-        return np.concatenate(parts)
-
-    def _pair_logits(self, a: Floats, b: Floats) -> Floats:
-        parts = []
-        start = 0
-        while start < len(a):
-            batch = self._plan.batch_for(len(a) - start)
-            parts.append(self.replay_pairs(a[start : start + batch], b[start : start + batch], batch))
-            start += batch
-        return np.concatenate(parts)
 
     def close(self) -> None:
         """Release the engine; the model cannot be used afterwards. It may be closed twice."""
@@ -394,8 +350,8 @@ def _rejection(logits: Floats, temperature: float) -> Floats:
 class _Closed:
     """The engine of a closed model."""
 
-    def run(self, ids: Array) -> tuple[Array, Array]:
-        del ids
+    def run(self, sequences: Sequence[Sequence[int]]) -> tuple[Array, Array]:
+        del sequences
         raise UsageError("this model was closed; load the bundle again")
 
     def run_pairs(self, a: Array, b: Array) -> Array:

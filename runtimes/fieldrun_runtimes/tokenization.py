@@ -1,4 +1,4 @@
-"""Text to token ids: look up or tokenize checked texts, and treat those that are too long as asked."""
+"""Text to token ids: look up or tokenize checked texts, and cut or split long ones as asked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ OVERFLOWS = ("error", "truncate", "window")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokenized:
-    """Token ids ready for a bucket. `owners[i]` is the text that `ids[i]` belongs to; windows share an owner."""
+    """Token ids for an engine. `owners[i]` is the text that `ids[i]` belongs to; windows of a text share an owner.
+
+    `tokens` counts the tokens of each text, `dropped` those that were cut off.
+    """
 
     ids: list[list[int]]
     owners: list[int]
@@ -30,16 +33,19 @@ class Tokenized:
 
 
 class TextTokenizer:
-    """The bundle's tokenizer with its special tokens, and the longest length that a bucket takes.
+    """The bundle's tokenizer with its special tokens; `longest` is the most tokens that a bucket takes.
 
-    The Rust tokenizer is loaded when a text first needs it: at once, or, where a `WordTable` can be made, with the
-    first text that is not printable ASCII.
+    If the tokenizer has a `WordTable`, the Rust tokenizer is loaded with the first text that is not printable ASCII.
+
+    Raises:
+        UnknownName: `overflow` is not one of `OVERFLOWS`.
+        BundleError: the file is not a tokenizer.
     """
 
     def __init__(self, tokenizer_json: bytes, longest: int, overflow: str) -> None:
         if overflow not in OVERFLOWS:
             raise UnknownName("overflow", overflow, OVERFLOWS)
-        self._json, self._longest, self._overflow = tokenizer_json, longest, overflow
+        self._json, self.longest, self._overflow = tokenizer_json, longest, overflow
         self._words = WordTable.read(tokenizer_json)
         if self._words is None:
             first, last = _frame(self._rust)
@@ -61,9 +67,7 @@ class TextTokenizer:
         return tokenizer
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        if self._words is None:
-            return [encoding.ids for encoding in self._rust.encode_batch_fast(texts)]
-        found = [self._words.ids(text) for text in texts]
+        found = [None if self._words is None else self._words.ids(text) for text in texts]
         missing = [i for i, ids in enumerate(found) if ids is None]
         if missing:
             encodings = self._rust.encode_batch_fast([texts[i] for i in missing])
@@ -72,18 +76,18 @@ class TextTokenizer:
         return [ids for ids in found if ids is not None]
 
     def one(self, text: str) -> list[int] | None:
-        """Return the token ids of one checked text, or None when they are not an ordinary case for `__call__`."""
+        """Return the token ids of one checked text; None if it has no token or too many, which `__call__` treats."""
         ids = None if self._words is None else self._words.ids(text)
         if ids is None:
             ids = self._rust.encode_batch_fast([text])[0].ids
-        return ids if self._frame < len(ids) <= self._longest else None
+        return ids if self._frame < len(ids) <= self.longest else None
 
     def __call__(self, texts: list[str]) -> Tokenized:
         """Tokenize checked texts.
 
         Raises:
             InputTextError: a text has no token at all.
-            TextTooLong: a text does not fit the longest bucket and overflow is "error".
+            TextTooLong: a text exceeds the largest bucket and overflow is "error".
         """
         all_ids = self._ids(texts)
         tokens = [len(ids) for ids in all_ids]
@@ -91,7 +95,7 @@ class TextTokenizer:
             raise InputTextError(
                 f"text {tokens.index(min(tokens))} has no token: only control characters; leave it out"
             )
-        if max(tokens) <= self._longest:
+        if max(tokens) <= self.longest:
             return Tokenized(ids=all_ids, owners=list(range(len(texts))), tokens=tokens, dropped=[0] * len(texts))
         return self._long(all_ids, tokens)
 
@@ -99,19 +103,19 @@ class TextTokenizer:
         out: list[list[int]] = []
         owners: list[int] = []
         dropped = [0] * len(all_ids)
-        room = self._longest - self._frame
+        room = self.longest - self._frame
         for i, ids in enumerate(all_ids):
-            if len(ids) <= self._longest:
+            if len(ids) <= self.longest:
                 pieces = [ids]
             elif self._overflow == "error":
                 raise TextTooLong(
-                    f"text {i} has {len(ids)} tokens, the largest bucket takes {self._longest}; "
+                    f"text {i} has {len(ids)} tokens, the largest bucket takes {self.longest}; "
                     "use overflow='truncate' or 'window'"
                 )
             else:
                 inner = ids[len(self._first) : len(ids) - len(self._last)]
                 if self._overflow == "truncate":
-                    dropped[i] = len(ids) - self._longest
+                    dropped[i] = len(ids) - self.longest
                     inner = inner[:room]
                 pieces = [self._first + inner[k : k + room] + self._last for k in range(0, len(inner), room)]
             out += pieces
@@ -120,10 +124,10 @@ class TextTokenizer:
 
 
 def _frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Return the special tokens that `tokenizer` puts before and after a text."""
+    """Return the special tokens that `tokenizer` adds before and after a text."""
     encoding = tokenizer.encode("a")
     text = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
-    if not text:  # "a" has no token of its own: all that is left is the frame, as of an empty text
+    if not text:  # "a" has no token of its own: what is left are the special tokens, as for an empty text
         ids: list[int] = encoding.ids
         return (ids[:1], ids[1:]) if len(ids) == 2 else ([], [])
     return encoding.ids[: text[0]], encoding.ids[text[-1] + 1 :]

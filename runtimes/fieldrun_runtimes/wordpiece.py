@@ -1,10 +1,9 @@
-"""WordPiece for printable ASCII text: one look-up a word, where the Rust tokenizer takes two microseconds a token.
+"""WordPiece for printable ASCII text: one look-up per word, where the Rust tokenizer takes two microseconds per token.
 
-At batch 1 that tokenizer alone takes half as long as a whole label does now (benchmarks/records/peers.json). For most
-English text tokenizing needs no more than a dictionary: a word of BERT's uncased pre-tokenizer is a run of letters and
-digits or one punctuation mark, and a word's tokens do not depend on its neighbours. What this does not cover (other
-characters, control characters, the text of a special token, other kinds of tokenizer) the Rust tokenizer does; tests
-compare the two id by id.
+At batch 1 that tokenizer alone takes half as long as a whole label does (benchmarks/records/peers.json). Most English
+text needs only a dictionary: a word of BERT's uncased pre-tokenizer is a run of letters and digits or one punctuation
+mark, and its tokens do not depend on its neighbours. The Rust tokenizer does the rest: other characters, control
+characters, the text of a special token, other kinds of tokenizer. Tests compare the two id by id.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _UNCASED = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars"
 
 
 class WordTable(dict[str, tuple[int, ...]]):
-    """The token ids of every word; those of a word that is not in the vocabulary are worked out when asked for."""
+    """The token ids of every word; a word that is not in the vocabulary is split into pieces when asked for."""
 
     def __init__(self, vocab: Mapping[str, int], prefix: str, unknown: int, longest: int) -> None:
         super().__init__({piece: (number,) for piece, number in vocab.items() if len(piece) <= longest})
@@ -32,7 +31,7 @@ class WordTable(dict[str, tuple[int, ...]]):
 
     @classmethod
     def read(cls, tokenizer_json: bytes) -> WordTable | None:
-        """Return the table of an uncased BERT WordPiece tokenizer, None for any other or what is not a tokenizer."""
+        """Return the table of an uncased BERT WordPiece tokenizer; None for any other file."""
         try:
             value = json.loads(tokenizer_json)
             model, normalizer = value["model"], value["normalizer"]
@@ -60,14 +59,14 @@ class WordTable(dict[str, tuple[int, ...]]):
         return self._first, self._last
 
     def ids(self, text: str) -> list[int] | None:
-        """Return the ids of `text` with its special tokens, or None where only the Rust tokenizer knows."""
+        """Return the ids of `text` with its special tokens, or None if the text needs the Rust tokenizer."""
         if not text.isascii() or "[" in text or not text.isprintable():
             return None
         words = _WORDS(text.lower())
         return [*self._first, *chain.from_iterable(map(self.__getitem__, words)), *self._last]
 
     def __missing__(self, word: str) -> tuple[int, ...]:
-        """Return the longest pieces from the left, as WordPiece does; nothing is kept, so memory stays as it is."""
+        """Return the longest pieces from the left, as WordPiece does; nothing is cached, so memory does not grow."""
         n = len(word)
         if n > self._longest:
             return self._unknown
@@ -87,7 +86,7 @@ class WordTable(dict[str, tuple[int, ...]]):
 
 
 def _template(processor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the ids that a `TemplateProcessing` puts before and after one text; none without a processor."""
+    """Return the ids that a `TemplateProcessing` adds before and after one text; empty without a processor."""
     if processor is None:
         return (), ()
     if processor["type"] != "TemplateProcessing":

@@ -138,7 +138,6 @@ def _emulate(
             result = json.loads(said.splitlines()[-1])
             hashes[name] = result.pop("sha256")
             about.update({key: result.pop(key) for key in ("machine", "python", "packages")})
-            result.pop("path")
             answers[engine] = result
             click.echo(f"field {result['max_abs_field']:.1e} {'same' if _passed(result) else 'DIFFERS'}", err=True)
         return answers

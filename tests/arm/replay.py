@@ -19,7 +19,7 @@ __all__ = ["replay"]
 
 def replay(bundle: str, engine: str) -> dict[str, object]:
     """Return `verify`'s report, and of how many golden scores the label is the same."""
-    report = fieldrun.verify(bundle, engine=engine).to_dict()
+    (report,) = fieldrun.verify(bundle, engine=engine).engines
     with fieldrun.load(bundle, engine=engine) as model:
         golden = json.loads((model.path / "golden.json").read_text("utf-8"))
         texts = golden["texts"]
@@ -31,7 +31,7 @@ def replay(bundle: str, engine: str) -> dict[str, object]:
             equal, total = equal + int(same.sum()), total + len(same)
         sha256 = model.manifest.to_dict()["sha256"]
     return {
-        **report,
+        **report.to_dict(),
         "labels": total,
         "labels_equal": equal,
         "sha256": sha256,

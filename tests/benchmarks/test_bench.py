@@ -211,7 +211,7 @@ def test_one_that_hangs_in_a_scenario_is_started_again(
             asked.append(arguments.get("name", command))
             if asked[-1] == "server":
                 self.alive, self.hung = False, True
-                raise FieldrunError("it: no answer to scenario within 60 s; it was stopped")
+                raise FieldrunError("it: no answer to server within 60 s; it was stopped")
             assert self.alive
             return super().ask(command, **arguments)
 
@@ -221,7 +221,7 @@ def test_one_that_hangs_in_a_scenario_is_started_again(
     values = measure([spec], _workload(), SHORT, rows)
     one = values["subjects"]["it"]
     assert asked.count("server") == 1
-    assert "no answer to scenario" in one["server"]["unavailable"]
+    assert "no answer to server" in one["server"]["unavailable"]
     assert one["multi_stream"]["queries"] > 0
     assert one["accuracy"]["length"]["n"] == 3
     assert one["memory"]["after"]
@@ -609,7 +609,7 @@ def test_a_workload_is_real_text_with_its_lengths(tmp_path: Path) -> None:
         ("a.txt", b"", "has no texts"),
         ("a.txt", b"\xff", "UTF-8"),
         ("a.txt", None, "cannot read"),
-        ("a.tsv", b"text\tlabel\n", "no record after the header"),
+        ("a.tsv", b"text\tlabel\n", "no records after the header"),
     ],
 )
 def test_a_workload_that_cannot_be_used(tmp_path: Path, name: str, data: bytes | None, words: str) -> None:

@@ -166,9 +166,9 @@ def _program(folder: Path, text: str) -> Sensors:
 def test_tegrastats_is_asked_for_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     endless = f"echo '{TEGRASTATS[4][0]}'\nexec sleep 3600"
     assert _program(tmp_path, endless).power_w() == pytest.approx(4.542)
-    assert _program(tmp_path, "exit 1").power_w() == Unavailable("tegrastats said nothing within 2 s")
+    assert _program(tmp_path, "exit 1").power_w() == Unavailable("tegrastats printed nothing within 2 s")
     monkeypatch.setattr(sensors, "_TEGRASTATS_S", 0.05)
-    assert _program(tmp_path, "exec sleep 3600").power_w() == Unavailable("tegrastats said nothing within 0.05 s")
+    assert _program(tmp_path, "exec sleep 3600").power_w() == Unavailable("tegrastats printed nothing within 0.05 s")
 
 
 PI_FLAGS = "sys/devices/platform/soc/soc:firmware/get_throttled"

@@ -24,6 +24,7 @@ import fieldrun_benchmarks
 from fieldrun.cli import group, inputs, main, output
 from fieldrun.cli.progress import progress
 from fieldrun.errors import DatasetError, InputTextError, ParityError, StorageError
+from fieldrun_runtimes.verify import EngineReport, VerifyReport
 
 
 def call(*arguments: str | Path, stdin: bytes | None = None, code: int = 0) -> Result:
@@ -75,14 +76,58 @@ def test_a_terminal_is_told_what_is_waited_for(
 
 def test_verify_ends_with_the_code_of_a_parity_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def report(passed: bool) -> Any:
-        value = {"passed": passed, "max_abs": 0.5, "buckets": [1, 2]}
-        return lambda *_, **__: SimpleNamespace(passed=passed, to_dict=lambda: value)
+        entry = EngineReport(
+            passed=passed,
+            engine="onnxruntime",
+            engine_version="1.2.3",
+            provider="cuda",
+            threads=1,
+            texts=8,
+            buckets=2,
+            max_abs_field=0.5,
+            max_abs_scores=0.25,
+            min_cosine=0.98765,
+            agreement=0.75,
+            quartile_abs_field=0.1,
+            tolerance=1e-5,
+            typical_tolerance=None,
+            tokens_equal=True,
+            by_bucket={"1x8": 0.5, "1x16": 0.1},
+        )
+        skipped = {"tensorrt": "no driver", "numpy": "another reason", "tensorrt-rtx": "no driver"}
+        found = VerifyReport(
+            passed=passed,
+            path="b",
+            texts=8,
+            files=3,
+            max_abs_field=0.5,
+            max_abs_scores=0.25,
+            engines=(entry,),
+            skipped=skipped,
+        )
+        return lambda *_, **__: found
 
     monkeypatch.setattr(fieldrun, "verify", report(True), raising=False)
-    assert call("verify").stdout == "passed   True\nmax abs  0.5\n"
+    first, head, line, *skipped = call("verify", "--engine", "all").stdout.splitlines()
+    assert first == "b: 3 files as exported, 8 golden texts"
+    assert head.split()[:3] == ["engine", "version", "result"]
+    assert line.split() == [
+        "onnxruntime",
+        "on",
+        "cuda",
+        "1.2.3",
+        "passed",
+        "5.0e-01",
+        "2.5e-01",
+        "1e-05",
+        "0.98765",
+        "75.0%",
+        "2",
+    ]
+    assert skipped == ["skipped tensorrt, tensorrt-rtx: no driver", "skipped numpy: another reason"]
     monkeypatch.setattr(fieldrun, "verify", report(False), raising=False)
     result = call("verify", "bundle", "--json", code=ParityError.exit_code)
-    assert lines(result) == [{"passed": False, "max_abs": 0.5, "buckets": [1, 2]}]
+    assert lines(result) == [report(False)().to_dict()]
     assert "does not give its golden values" in result.stderr
 
 

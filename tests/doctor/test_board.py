@@ -24,7 +24,7 @@ from fieldrun.doctor import boards, containers, readiness
 from fieldrun.doctor.boards import Board, board, jetpack_series, parse_device_tree, parse_nvpmodel
 from fieldrun.doctor.gpu import has_library, nvidia, parse_cuda_version, parse_driver_version
 from fieldrun.doctor.installed import parse_dpkg_status
-from fieldrun_runtimes.tensorrt.releases import parse_nv_tegra_release
+from fieldrun_runtimes.tensorrt.device import parse_nv_tegra_release
 
 DEVKIT = "Engineering Reference Developer Kit"
 TREES: dict[str, tuple[str, str, dict[str, str | None]]] = {

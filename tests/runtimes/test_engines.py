@@ -1,4 +1,4 @@
-"""Every engine against the NumPy reference and against each other, alone, in company and padded to every bucket."""
+"""Every engine against the NumPy reference and against each other: alone, in company, in every bucket, on threads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fieldrun
-from fieldrun.errors import EngineError, MissingDependency, UnknownName
+from fieldrun.errors import EngineError, MissingDependency, UnknownName, UsageError
 from fieldrun.formats.bundle import Bundle
 from fieldrun.formats.storage import read_json
 from fieldrun.formats.tensors import Array
@@ -25,8 +26,9 @@ from fieldrun.heads.head import head_logits, pair_features, softmax
 from fieldrun.heads.trained import Checkpoint
 from fieldrun.student.oracle import forward
 from fieldrun.student.windows import pad_ids
-from fieldrun_runtimes.engines import ENGINES, Engine, UnpaddedEngine, native_engine, open_engine
+from fieldrun_runtimes.engines import ENGINES, native_engine, open_engine
 from fieldrun_runtimes.engines import onnxruntime_engine as ort_engine
+from fieldrun_runtimes.engines.buckets import GraphEngine
 from fieldrun_runtimes.engines.choice import choose_engine
 from tests import toy
 from tests.toy import WORDS
@@ -83,9 +85,25 @@ def test_engines_agree_on_the_int8_bundle(toy_bundle: Path) -> None:
 def test_a_padding_id_inside_a_text_cuts_nothing_off(float_bundle: Path, toy_checkpoint: Path, name: str) -> None:
     source = Checkpoint.load(toy_checkpoint)
     bundle, text = Bundle.load(float_bundle), [2, 9, 0, 17, 12, 3]
-    field, _ = open_engine(name, bundle, 1).run(bundle.manifest.network.frame([text], 1, 16))
+    field, _ = open_engine(name, bundle).run([text])
     expected = forward(source.config, source.tensors, pad_ids([text]), float64=True)
     np.testing.assert_allclose(field, expected, rtol=0, atol=1e-5)
+
+
+def answers(name: str, bundle: Bundle, sequences: list[list[int]]) -> Iterator[tuple[list[int], Array, Array]]:
+    """Texts and what an engine gives for them: alone, all together, and in every bucket, filled and with one text."""
+    engine, everyone = open_engine(name, bundle), list(range(len(sequences)))
+    for part in ([k] for k in everyone):
+        yield part, *engine.run([sequences[k] for k in part])
+    for part in (everyone, everyone[::-1]):
+        yield part, *engine.run([sequences[k] for k in part])
+    if isinstance(engine, GraphEngine):
+        for bucket in engine.buckets:
+            rows = [k for k in everyone if len(sequences[k]) <= bucket.length]
+            for start in range(len(rows)):
+                part = [rows[(start + k) % len(rows)] for k in range(bucket.batch)]
+                for some in (part, part[:1]):
+                    yield some, *engine.run_bucket([sequences[k] for k in some], bucket)
 
 
 NO_MIXER: dict[str, Any] = {"mixer_kernel": 0, "mixer_width": 0}
@@ -115,16 +133,10 @@ def test_every_length_in_every_bucket_is_the_reference(tmp_path: Path, student: 
     sequences = [RNG.integers(1, source.config.vocab_size, size=n).tolist() for n in lengths]
     expected = forward(source.config, source.tensors, pad_ids(sequences), float64=True)
     for name in REAL:
-        engine = open_engine(name, bundle, 1)
-        for bucket in bundle.manifest.buckets:
-            rows = [k for k, n in enumerate(lengths) if n <= bucket.length]
-            for start in range(len(rows)):
-                part = [rows[(start + k) % len(rows)] for k in range(bucket.batch)]
-                ids = bundle.manifest.network.frame([sequences[k] for k in part], bucket.batch, bucket.length)
-                field, logits = engine.run(ids)
-                np.testing.assert_allclose(field, expected[part], rtol=0, atol=2e-5, err_msg=f"{name} {bucket}")
-                assert field.dtype == logits.dtype == np.float32
-                assert (field.shape, logits.shape) == ((bucket.batch, 32), (bucket.batch, 6))
+        for part, field, logits in answers(name, bundle, sequences):
+            np.testing.assert_allclose(field, expected[part], rtol=0, atol=2e-5, err_msg=name)
+            assert field.dtype == logits.dtype == np.float32
+            assert (field.shape, logits.shape) == ((len(part), 32), (len(part), 6))
 
 
 @pytest.mark.parametrize("layer", ["int8", "int8-weights"])
@@ -158,13 +170,11 @@ def test_the_null_engine_answers_zeros_in_the_right_shapes(toy_bundle: Path) -> 
         np.testing.assert_array_equal(model.predict_proba([("a", "b")] * 70, "same"), np.full((70, 2), 0.5))
 
 
-@pytest.mark.parametrize("name", REAL)
 @pytest.mark.parametrize("recipe", ["fp32", "int8"])
-def test_a_field_does_not_depend_on_company_or_padding(
-    float_bundle: Path, toy_bundle: Path, name: str, recipe: str
-) -> None:
+def test_a_field_does_not_depend_on_company_or_padding(float_bundle: Path, toy_bundle: Path, recipe: str) -> None:
     bundle = Bundle.load(float_bundle if recipe == "fp32" else toy_bundle)
-    engine, frame = open_engine(name, bundle, 1), bundle.manifest.network.frame
+    engine = open_engine("onnxruntime", bundle)
+    assert isinstance(engine, GraphEngine)
     everyone = ids_of(bundle.path)
     for text in (everyone[0], everyone[3], everyone[4], everyone[11]):  # of odd and even lengths
         seen: list[Array] = []
@@ -177,7 +187,7 @@ def test_a_field_does_not_depend_on_company_or_padding(
                 for company in (others, [text], others[::-1]):
                     chosen = [company[k % len(company)] for k in range(bucket.batch)]
                     chosen[row] = text
-                    field, logits = engine.run(frame(chosen, bucket.batch, bucket.length))
+                    field, logits = engine.run_bucket(chosen, bucket)
                     within.append(np.concatenate([field[row], logits[row]]))
             for other in within[1:]:
                 np.testing.assert_array_equal(other, within[0], err_msg=f"{bucket}: not the same bits")
@@ -188,12 +198,14 @@ def test_a_field_does_not_depend_on_company_or_padding(
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_alone_and_in_a_batch_of_64(toy_bundle: Path, name: str) -> None:
-    with fieldrun.load(toy_bundle, engine=name) as model:
+@pytest.mark.parametrize("recipe", ["fp32", "int8"])
+def test_alone_and_in_a_batch_of_64(float_bundle: Path, toy_bundle: Path, name: str, recipe: str) -> None:
+    with fieldrun.load(float_bundle if recipe == "fp32" else toy_bundle, engine=name) as model:
         together = model.forward(TEXTS)
         alone = [model.forward([text]) for text in TEXTS]
-        np.testing.assert_allclose(np.concatenate([e.field for e in alone]), together.field, rtol=0, atol=1e-5)
-        np.testing.assert_allclose(np.concatenate([e.logits for e in alone]), together.logits, rtol=0, atol=1e-5)
+        within = 1e-5 if name == "onnxruntime" else 0  # the others give the same bits
+        np.testing.assert_allclose(np.concatenate([e.field for e in alone]), together.field, rtol=0, atol=within)
+        np.testing.assert_allclose(np.concatenate([e.logits for e in alone]), together.logits, rtol=0, atol=within)
         order = np.random.default_rng(0).permutation(64)
         shuffled = model.forward([TEXTS[i] for i in order])
         np.testing.assert_array_equal(shuffled.field, together.field[order])
@@ -213,11 +225,63 @@ def test_threads_sharing_a_model_give_the_serial_answers(toy_bundle: Path, name:
             np.testing.assert_array_equal(scores, pairs)
 
 
-def test_more_threads_give_the_same_answers(toy_bundle: Path) -> None:
-    with fieldrun.load(toy_bundle, engine="onnxruntime", threads=2) as model:
-        two = model.field(TEXTS)
-    with fieldrun.load(toy_bundle, engine="onnxruntime") as model:
-        np.testing.assert_allclose(two, model.field(TEXTS), rtol=0, atol=1e-5)
+@pytest.mark.parametrize("name", ["native", "onnxruntime"])
+def test_more_threads_give_the_same_answers(toy_bundle: Path, name: str) -> None:
+    texts = TEXTS * 3
+    with fieldrun.load(toy_bundle, engine=name) as model:
+        one = model.forward(texts)
+    with fieldrun.load(toy_bundle, engine=name, threads=3) as model:
+        for n in (1, 2, 47, 192):
+            found = model.forward(texts[:n])
+            within = 0 if name == "native" else 1e-5
+            np.testing.assert_allclose(found.field, one.field[:n], rtol=0, atol=within)
+            np.testing.assert_allclose(found.logits, one.logits[:n], rtol=0, atol=within)
+
+
+def test_the_native_engine_starts_threads_only_for_batches(toy_bundle: Path) -> None:
+    def ours() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("fieldrun")]
+
+    before = len(ours())
+    with fieldrun.load(toy_bundle, engine="native") as model:
+        model.forward(TEXTS)
+    with fieldrun.load(toy_bundle, engine="native", threads=3) as model:
+        model.forward(TEXTS[:1])
+        assert len(ours()) == before
+        model.forward(TEXTS)
+        assert before < len(ours()) <= before + 2
+
+
+def test_threads_that_fail_say_so(toy_bundle: Path) -> None:
+    engine = open_engine("native", Bundle.load(toy_bundle), 4)
+    for wrong in (0, 50, 99):
+        sequences = [[2, 9, 3]] * 100
+        sequences[wrong] = []
+        with pytest.raises(EngineError, match="a text has no token"):
+            engine.run(sequences)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_starts_threads_of_its_own(toy_bundle: Path) -> None:
+    program = (
+        "import os, sys, fieldrun\n"
+        "model = fieldrun.load(sys.argv[1], engine='native', threads=2)\n"
+        "texts = ['a good film', 'rain'] * 40\n"
+        "field = model.field(texts)\n"
+        "child = os.fork()\n"
+        "same = (model.field(texts) == field).all()\n"
+        "if child == 0: os._exit(0 if same else 1)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-W", "ignore", "-c", program, str(toy_bundle)]
+    subprocess.run(command, env=environment, timeout=60, check=True)
+
+
+@pytest.mark.parametrize(("name", "provider"), [("numpy", None), ("tensorrt", None), ("onnxruntime", "cuda")])
+def test_an_engine_of_one_thread_refuses_more(toy_bundle: Path, name: str, provider: str | None) -> None:
+    with pytest.raises(UsageError, match=f"threads=4: the engine '{provider or name}' uses one CPU thread; leave"):
+        fieldrun.load(toy_bundle, engine=name, provider=provider, threads=4)
 
 
 @pytest.fixture
@@ -277,35 +341,36 @@ def test_the_native_engine_gives_many_texts_what_each_gets_alone(
     toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, widest: int, lengths: list[int], seed: int
 ) -> None:
     bundle, rng = Bundle.load(toy_bundle), np.random.default_rng(seed)
-    engine, frame = open_engine("native", bundle, 1), bundle.manifest.network.frame
-    assert isinstance(engine, UnpaddedEngine)
+    engine = open_engine("native", bundle)
     vocabulary = bundle.manifest.network.vocab_size
     sequences = [rng.integers(1, vocabulary, length).tolist() for length in lengths]
-    reference = open_engine("numpy", bundle, 1).run(frame(sequences, len(sequences), 256))
+    reference = open_engine("numpy", bundle).run(sequences)
     monkeypatch.setattr(native_engine, "_WIDEST", widest)
-    together = engine.run_unpadded(sequences)
+    together = engine.run(sequences)
     for row, ids in enumerate(sequences):
-        alone = engine.run(frame([ids], 1, 256))
-        for part, whole, expected in zip(alone, together, reference, strict=True):
+        for part, whole, expected in zip(engine.run([ids]), together, reference, strict=True):
             np.testing.assert_array_equal(part[0], whole[row])
             np.testing.assert_allclose(part[0], expected[row], atol=1e-5)
 
 
 def test_the_native_engine_stays_within_its_arrays(toy_bundle: Path) -> None:
-    bundle = Bundle.load(toy_bundle)
-    engine, frame = open_engine("native", bundle, 1), bundle.manifest.network.frame
-    field, _ = engine.run(frame([[2, -5, 2**31 - 1, 10**6, 3]], 1, 8))  # no ids of this vocabulary
+    engine = open_engine("native", Bundle.load(toy_bundle))
+    field, _ = engine.run([[2, -5, 2**31 - 1, 10**6, 3]])  # no ids of this vocabulary
     assert np.isfinite(field).all()
-    with pytest.raises(EngineError, match="all padding"):
-        engine.run(frame([[0]], 1, 8))
-    with pytest.raises(EngineError, match="the largest bucket takes 256 tokens"):
-        engine.run(frame([[2, 3]], 1, 999))
-    assert isinstance(engine, UnpaddedEngine)
-    for wrong in ([[2, 9, 3], []], [[2, 9, 3], [5] * 257]):
-        with pytest.raises(EngineError, match="all padding, or longer than the largest bucket"):
-            engine.run_unpadded(wrong)
-    wide = frame([[2, 9, 3]], 1, 8).astype(np.int64)
-    np.testing.assert_array_equal(engine.run(wide)[0], engine.run(frame([[2, 9, 3]], 1, 8))[0])
+    sequences: list[list[list[int]]] = [[[0]], [[]], [[5] * 257], [[2, 9, 3], []], [[2, 9, 3], [5] * 257]]
+    for wrong in sequences:
+        with pytest.raises(EngineError, match="a text has no token, or more than the largest bucket of 256 tokens"):
+            engine.run(wrong)
+
+
+def test_what_an_engine_returns_stays_after_the_next_call(toy_bundle: Path) -> None:
+    for name in REAL:
+        engine = open_engine(name, Bundle.load(toy_bundle))
+        first = engine.run([[2, 9, 3]])
+        kept = [part.copy() for part in first]
+        engine.run([[2, 17, 3]])
+        for part, copy in zip(first, kept, strict=True):
+            np.testing.assert_array_equal(part, copy)
 
 
 def test_without_the_native_engine_auto_measures(toy_bundle: Path, no_native: None) -> None:
@@ -356,12 +421,20 @@ def test_a_session_that_is_not_what_was_asked_for(
     assert "onnxruntime cannot run here" in choice.reason
 
 
-def test_a_shape_without_a_bucket_is_refused(toy_bundle: Path) -> None:
-    engine: Engine = open_engine("onnxruntime", Bundle.load(toy_bundle), 1)
-    with pytest.raises(EngineError, match=r"no bucket for ids of shape \(3, 20\); the bundle has \[\(1, 13\)"):
-        engine.run(np.ones((3, 20), np.int32))
-    with pytest.raises(EngineError, match="no pair graph for a batch of 3"):
-        engine.run_pairs(np.ones((3, 32), "f4"), np.ones((3, 32), "f4"))
+def test_auto_on_several_threads_leaves_numpy_out(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch, no_native: None
+) -> None:
+    with fieldrun.load(toy_bundle, threads=2) as model:
+        assert (model.engine, model.engine_reason) == ("onnxruntime", "numpy runs on one thread")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="the engine 'numpy' uses one CPU thread"):
+        fieldrun.load(toy_bundle, threads=2)
+
+
+def test_a_text_beyond_every_bucket_is_refused(toy_bundle: Path) -> None:
+    for sequences in ([[5] * 257], [[5] * 257, [5]]):
+        with pytest.raises(EngineError, match="a text of 257 tokens exceeds the largest bucket of 256 tokens"):
+            open_engine("onnxruntime", Bundle.load(toy_bundle)).run(sequences)
 
 
 @pytest.mark.parametrize("name", ["torch", "", "ONNXRuntime", None])

@@ -134,7 +134,7 @@ def test_a_head_is_fitted_attached_saved_and_verified(bundle: Path, tmp_path: Pa
         model.save(tmp_path / "saved")
     report = fieldrun.verify(tmp_path / "saved")
     assert report.passed
-    assert report.max_abs_scores <= report.tolerance
+    assert report.max_abs_scores <= report.engines[0].tolerance
     with fieldrun.load(tmp_path / "saved") as model:
         assert np.array_equal(model.predict_proba(texts, "topic"), scores)
 
@@ -142,10 +142,11 @@ def test_a_head_is_fitted_attached_saved_and_verified(bundle: Path, tmp_path: Pa
 def test_every_command_takes_it(bundle: Path, tmp_path: Path) -> None:
     train = tmp_path / "train.tsv"
     train.write_text("\n".join(["text\tlabel", *("\t".join(row) for row in TRAIN)]) + "\n")
-    call("fit", bundle, train, "--name", "topic", "-o", tmp_path / "fitted")
-    assert json.loads(call("run", tmp_path / "fitted", "--task", "topic", "--json", "a good film").stdout)["label"]
+    call("fit", "-b", bundle, train, "--name", "topic", "-o", tmp_path / "fitted")
+    said = call("run", "-b", tmp_path / "fitted", "--task", "topic", "--json", "a good film").stdout
+    assert json.loads(said)["label"]
     assert "accuracy" in call("eval", tmp_path / "fitted", "--task", "topic", "--data", train).stdout
-    call("field", bundle, "a film", "rain", "-o", tmp_path / "f.npy")
+    call("field", "-b", bundle, "a film", "rain", "-o", tmp_path / "f.npy")
     assert np.load(tmp_path / "f.npy").shape == (2, 32)
     about = json.loads(call("info", bundle, "--json").stdout)
     assert about["parameters"] == Encoder.load(bundle.parent / "encoder").parameters()

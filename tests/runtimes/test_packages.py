@@ -76,7 +76,7 @@ def test_the_command_line_says_it_in_one_line(
     toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(tmp_path, monkeypatch, "tokenizers", f"raise ImportError({GLIBC!r})")
-    command = ["run", str(toy_bundle), "--engine", "numpy", "--task", "mood", "caf\u00e9"]
+    command = ["run", "-b", str(toy_bundle), "--engine", "numpy", "--task", "mood", "caf\u00e9"]
     result = CliRunner().invoke(main, command, catch_exceptions=False)
     assert (result.exit_code, result.stdout) == (9, "")
     assert len(result.stderr.splitlines()) == 1

@@ -14,8 +14,8 @@ from fieldrun.errors import BundleError
 from fieldrun.formats.bundle import Bundle
 from fieldrun.formats.packing import code_bits, expand, pack_codes
 from fieldrun.formats.tensors import Array
-from fieldrun_runtimes.engines import map_weights
 from fieldrun_runtimes.engines.native_engine import NativeEngine
+from fieldrun_runtimes.engines.weights import map_weights
 
 KINDS = ("plain", "coded", "split")
 
@@ -69,7 +69,7 @@ def test_rows_are_opened_to_the_same_numbers(
     texts = [rng.integers(1, bundle.manifest.network.vocab_size, rng.integers(1, 40)).tolist() for _ in range(9)]
     lazy, whole = (NativeEngine(bundle, 1, weights) for weights in (stored, expand(stored)))
     for _ in range(2):  # the second time nothing is opened
-        for found, wanted in zip(lazy.run_unpadded(texts), whole.run_unpadded(texts), strict=True):
+        for found, wanted in zip(lazy.run(texts), whole.run(texts), strict=True):
             np.testing.assert_array_equal(found, wanted)
 
 
@@ -80,7 +80,7 @@ def test_every_word_of_the_usual_palettes(bundle: Bundle, entries: int, run: int
     stored = packed(map_weights(bundle), 100, [("split", entries, run), ("coded", entries, run)])
     ids = list(range(1, bundle.manifest.network.vocab_size))
     texts = [ids[start : start + 50] for start in range(0, len(ids), 50)]
-    lazy, whole = (NativeEngine(bundle, 1, weights).run_unpadded(texts) for weights in (stored, expand(stored)))
+    lazy, whole = (NativeEngine(bundle, 1, weights).run(texts) for weights in (stored, expand(stored)))
     for found, wanted in zip(lazy, whole, strict=True):
         np.testing.assert_array_equal(found, wanted)
 
@@ -88,7 +88,7 @@ def test_every_word_of_the_usual_palettes(bundle: Bundle, entries: int, run: int
 def test_threads_that_open_the_same_rows(bundle: Bundle) -> None:
     stored = packed(map_weights(bundle), 100, [("split", 64, 1), ("coded", 64, 2)])
     ids = np.random.default_rng(0).integers(1, bundle.manifest.network.vocab_size, (40, 30)).tolist()
-    wanted, _ = NativeEngine(bundle, 1, expand(stored)).run_unpadded(ids)
+    wanted, _ = NativeEngine(bundle, 1, expand(stored)).run(ids)
     for _ in range(20):
         engine, together = NativeEngine(bundle, 1, stored), threading.Barrier(4)
         found: list[Array] = []
@@ -97,7 +97,7 @@ def test_threads_that_open_the_same_rows(bundle: Bundle) -> None:
             engine: NativeEngine = engine, together: threading.Barrier = together, into: list[Array] = found
         ) -> None:
             together.wait()
-            into.append(engine.run_unpadded(ids)[0])
+            into.append(engine.run(ids)[0])
 
         threads = [threading.Thread(target=work) for _ in range(4)]
         for thread in threads:
@@ -115,8 +115,8 @@ def test_rows_have_a_place_when_all_slots_are_lost(bundle: Bundle) -> None:
     (used,) = (kept for kept in engine._kept if getattr(kept, "shape", None) == (1,) and kept.dtype == np.int32)
     used[0] = len(map_weights(bundle)["table"]) - 3  # three are left
     texts = [[5, 9, 3, 77], [9, 40, 41]]
-    wanted = NativeEngine(bundle, 1, expand(stored)).run_unpadded(texts)
-    for found, expected in zip(engine.run_unpadded(texts), wanted, strict=True):
+    wanted = NativeEngine(bundle, 1, expand(stored)).run(texts)
+    for found, expected in zip(engine.run(texts), wanted, strict=True):
         np.testing.assert_array_equal(found, expected)
 
 
@@ -125,7 +125,7 @@ def test_a_code_beyond_its_codebook_is_an_error(bundle: Bundle) -> None:
     for number in range(2):
         stored[f"table.codebook.{number}"] = stored[f"table.codebook.{number}"][:9]
     with pytest.raises(BundleError, match="a code beyond its codebook; copy the bundle again"):
-        NativeEngine(bundle, 1, stored).run_unpadded([[5, 9, 3, 77]])
+        NativeEngine(bundle, 1, stored).run([[5, 9, 3, 77]])
 
 
 @pytest.mark.parametrize("name", ["table.codes.0", "table.codebook.1"])
@@ -139,7 +139,7 @@ def test_parts_that_do_not_fit_are_refused(bundle: Bundle, name: str) -> None:
 def test_a_table_of_other_rows_is_refused(bundle: Bundle) -> None:
     stored = packed(map_weights(bundle), 100, [("coded", 16, 1), ("coded", 16, 1)])
     stored["table.codes.1"] = stored["table.codes.1"][:-1]
-    with pytest.raises(BundleError, match="is not of the manifest's network"):
+    with pytest.raises(BundleError, match="does not fit the manifest's network"):
         NativeEngine(bundle, 1, stored)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 import fieldrun
-from fieldrun.errors import BundleError, UnknownName
+from fieldrun.errors import BundleError, EngineError, UnknownName, UsageError
 from fieldrun.formats.bundle import MANIFEST, seal
 from fieldrun.formats.storage import read_json, sha256_file
 
@@ -38,18 +39,73 @@ def tamper(toy_bundle: Path, tmp_path: Path) -> Callable[[Callable[[dict[str, An
 def test_what_was_exported_verifies(toy_bundle: Path, engine: str) -> None:
     report = fieldrun.verify(toy_bundle, engine=engine)
     assert report.passed
-    assert report.tokens_equal
     assert report.texts >= 8
-    assert report.engine == ("native" if engine == "auto" else engine)
     assert report.files == len(list(toy_bundle.iterdir()))
-    assert max(report.max_abs_field, report.max_abs_scores) <= report.tolerance == 1e-5
-    assert json.loads(json.dumps(report.to_dict()))["passed"] is True
+    assert report.skipped == {}
+    (found,) = report.engines
+    assert found.passed
+    assert found.tokens_equal
+    assert found.engine == ("native" if engine == "auto" else engine)
+    assert found.provider == ("cpu" if engine == "onnxruntime" else None)
+    assert max(report.max_abs_field, report.max_abs_scores) <= found.tolerance == 1e-5
+    assert found.min_cosine > 0.99999
+    assert found.agreement == 1
+    assert json.loads(json.dumps(report.to_dict()))["engines"] == [found.to_dict()]
+
+
+def test_buckets_are_named_only_where_a_graph_was_run(toy_bundle: Path) -> None:
+    (native,) = fieldrun.verify(toy_bundle, engine="native").engines
+    assert (native.buckets, native.by_bucket) == (0, {})
+    (graphs,) = fieldrun.verify(toy_bundle, engine="onnxruntime").engines
+    assert len(graphs.by_bucket) == graphs.buckets > 4
+    assert max(graphs.by_bucket.values()) <= graphs.max_abs_field
+
+
+def test_all_replays_what_is_installed_and_says_why_others_are_skipped(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fieldrun_runtimes.verify.find_gpu", lambda: "no GPU here")
+    report = fieldrun.verify(toy_bundle, engine="all", threads=2)
+    assert report.passed
+    assert [entry.engine for entry in report.engines] == ["native", "numpy", "onnxruntime"]
+    assert report.max_abs_field == max(entry.max_abs_field for entry in report.engines)
+    gpu = ("tensorrt", "tensorrt-rtx", "onnxruntime on cuda", "onnxruntime on cuda-graph")
+    assert report.skipped == dict.fromkeys(gpu, "no GPU here")
+    assert [entry.threads for entry in report.engines] == [2, 1, 2]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    report = fieldrun.verify(toy_bundle, engine="all")
+    assert [entry.engine for entry in report.engines] == ["native", "numpy"]
+    assert "fieldrun[ort]" in report.skipped["onnxruntime"]
+
+
+def test_all_passes_only_if_every_engine_does(
+    tamper: Callable[..., Path], toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tamper(change_score)
+    report = fieldrun.verify(folder, engine="all")
+    assert not report.passed
+    assert not any(entry.passed for entry in report.engines)
+    monkeypatch.setattr("fieldrun_runtimes.verify._ALL", (("tensorrt", None),))
+    with pytest.raises(EngineError, match=r"no engine can run .*toy.*: no NVIDIA driver"):
+        fieldrun.verify(toy_bundle, engine="all")
+    with pytest.raises(UsageError, match="threads must be a positive integer, not 0"):
+        fieldrun.verify(toy_bundle, threads=0)
+    with pytest.raises(UsageError, match="tries every provider"):
+        fieldrun.verify(toy_bundle, engine="all", provider="cpu")
 
 
 def test_zeros_do_not_verify(toy_bundle: Path) -> None:
     report = fieldrun.verify(toy_bundle, engine="null")
     assert not report.passed
     assert report.max_abs_field > 0.1
+    assert report.engines[0].min_cosine == 0
+
+
+def test_a_number_that_is_none_is_null_in_json(tamper: Callable[..., Path]) -> None:
+    value = fieldrun.verify(tamper(nan_field), engine="onnxruntime").to_dict()
+    assert value["max_abs_field"] is None
+    assert None in value["engines"][0]["by_bucket"].values()
+    json.dumps(value, allow_nan=False)
 
 
 def change_field(golden: dict[str, Any]) -> None:

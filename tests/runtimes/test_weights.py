@@ -17,7 +17,8 @@ import fieldrun
 from fieldrun.errors import BundleError
 from fieldrun.formats.bundle import Bundle
 from fieldrun.formats.tensors import Array
-from fieldrun_runtimes.engines import map_weights, open_engine
+from fieldrun_runtimes.engines import open_engine
+from fieldrun_runtimes.engines.weights import map_weights
 from tests.toy import WORDS
 
 
@@ -93,7 +94,9 @@ def test_weights_of_another_network_are_refused(
     weights = map_weights(integer_bundle)
     open_engine(name, integer_bundle, 1, weights)
     weights[tensor] = change(weights.get(tensor, np.zeros(0)))
-    with pytest.raises(BundleError, match=f"'{tensor}' in weights.safetensors is not of the manifest's network; copy"):
+    with pytest.raises(
+        BundleError, match=f"'{tensor}' in weights.safetensors does not fit the manifest's network; copy"
+    ):
         open_engine(name, integer_bundle, 1, weights)
 
 

@@ -157,15 +157,10 @@ def bench(
     if report is not None:
         path, shown = append_record(report, record), report / "report.html"
         write_bytes(shown, page([record]).encode("utf-8"))
-    ends = {name: one.get("failed", one.get("ended_early")) for name, one in record["subjects"].items()}
-    return BenchReport(
-        record=record,
-        claim=claim(record),
-        metrics=tuple(metrics(record)),
-        failures={name: why for name, why in ends.items() if why},
-        path=path,
-        page=shown,
-    )
+    ends = {name: one.get("failed", one.get("ended_early")) for name, one in values["subjects"].items()}
+    failures = {name: why for name, why in ends.items() if why}
+    facts: dict[str, Any] = {"claim": claim(record), "metrics": tuple(metrics(record)), "failures": failures}
+    return BenchReport(record=record, path=path, page=shown, **facts)
 
 
 def _command(names: Sequence[str], options: Mapping[str, Any]) -> str:
@@ -259,9 +254,8 @@ def _harness(workload: Workload, settings: Settings) -> dict[str, Any]:
             "loadgen": {"unavailable": _LEFT_OUT},
         }
         if "loadgen" in settings.scenarios:
-            run = {"scenario": "SingleStream", "seconds": 0.2, "expected_us": 5.0, "per_second": 0.0, "bound_ms": 0.0}
             try:
-                about = worker.ask("scenario", name="loadgen", **run)
+                about = worker.ask("scenario", name="loadgen", scenario="SingleStream", seconds=0.2, expected_us=5.0)
                 found["loadgen"] = {"p50_us": about.get("p50_us"), "calls": about.get("queries")}
             except FieldrunError as error:
                 found["loadgen"] = {"unavailable": str(error)}
@@ -285,16 +279,9 @@ def _single_stream(
     values: dict[str, Any],
     progress: Progress,
 ) -> None:
-    streams, n, whole_s = [one.stream for one in running], len(workload.texts), settings.repeats * settings.seconds
-
-    def plan() -> Iterator[tuple[int, int, int]]:
-        begin = time.perf_counter()
-        for turn in turns(settings, n):
-            progress("single stream", min(int(time.perf_counter() - begin), int(whole_s)), int(whole_s))
-            yield turn
-
+    streams, n = [one.stream for one in running], len(workload.texts)
     with Sampler(sensors) as sampler:
-        seconds = take_turns(streams, plan(), n=n, seed=settings.seed, reason=reason)
+        seconds = take_turns(streams, turns(settings, n, progress), n=n, seed=settings.seed, reason=reason)
     values["single_stream_s"] = round(seconds, 1)
     values["sensors"] = sampler.summary(sum(stream.cpu_s[1] - stream.cpu_s[0] for stream in streams))
     lengths = _lengths(running)

@@ -93,6 +93,6 @@ class Running:
 
 
 def reason(error: Exception) -> str:
-    """Return what an error says, with its kind where that is not one of ours."""
+    """Return the message of an error, with its class unless that is one of ours."""
     text = " ".join(str(error).split())
     return text if isinstance(error, FieldrunError) else f"{type(error).__name__}: {text}".rstrip(": ")

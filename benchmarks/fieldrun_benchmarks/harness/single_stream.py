@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from fieldrun.formats.progress import Progress
+
 from .percentiles import median_interval, percentiles
 from .scenario import SliceTimes
 from .settings import Settings
@@ -79,16 +81,17 @@ class Stream:
             self.cpu_s = (times.process_cpu_s, times.process_cpu_s)
 
 
-def turns(settings: Settings, n: int) -> Iterator[tuple[int, int, int]]:
+def turns(settings: Settings, n: int, progress: Progress) -> Iterator[tuple[int, int, int]]:
     """Yield `(repeat, end, most)` until every repeat has had its seconds: slices of at most `most` texts end at `end`.
 
     Each turn ends one text further than a slice is long, so that short slices see every text in time.
     """
-    turn = 0
+    turn, whole = 0, int(settings.repeats * settings.seconds)
     for repeat in range(settings.repeats):
-        end = time.perf_counter() + settings.seconds
-        first = turn
-        while turn == first or time.perf_counter() < end:
+        begin, first = time.perf_counter(), turn
+        while turn == first or time.perf_counter() < begin + settings.seconds:
+            done = int(repeat * settings.seconds + time.perf_counter() - begin)
+            progress("single stream", min(done, whole), whole)
             yield repeat, turn * (settings.slice_calls + 1) % n, settings.slice_calls
             turn += 1
 
@@ -129,7 +132,7 @@ def take_turns(
 
 
 def order_of_turn(items: Sequence[Item], turn: int, draw: random.Random) -> list[Item]:
-    """Return the order of a turn: who comes first rotates, the others are drawn."""
+    """Return the order of a turn: the first item rotates, the order of the others is drawn."""
     first = turn % len(items)
     others = [*items[:first], *items[first + 1 :]]
     draw.shuffle(others)
@@ -137,7 +140,7 @@ def order_of_turn(items: Sequence[Item], turn: int, draw: random.Random) -> list
 
 
 def single_values(slices: Sequence[Slice]) -> dict[str, Any]:
-    """Return what a record says of one subject's slices; the run may have ended before the last repeat."""
+    """Return the values of a record for one subject's slices; the run may have ended before the last repeat."""
     micros = np.concatenate([piece.micros for piece in slices])
     numbers = dict.fromkeys(piece.repeat for piece in slices)
     repeats = [[piece for piece in slices if piece.repeat == number] for number in numbers]

@@ -60,8 +60,7 @@ class WorkerProcess:
                 keeps its class. A process that hangs is killed.
         """
         self._send({"command": command, **arguments})
-        line = self._line(command)
-        answer = json.loads(line)
+        answer = json.loads(self._line(str(arguments.get("name", command))))
         if "error" not in answer:
             return answer["value"]
         kind, message = answer["error"]["type"], answer["error"]["message"]

@@ -41,7 +41,7 @@ class Workload:
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a record says of the workload: sources, seed, and the histogram of lengths in characters."""
+        """Return the workload for a record: sources, seed, and the histogram of lengths in characters."""
         lengths = [len(text) for text in self.texts]
         return {
             "sources": [source.to_dict() for source in self.sources],

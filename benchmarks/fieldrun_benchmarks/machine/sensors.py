@@ -216,7 +216,7 @@ def _tegrastats(program: str) -> Reading:
             line = os.read(stdout.fileno(), 1 << 16)
         running.kill()
     if not line:
-        return Unavailable(f"tegrastats said nothing within {_TEGRASTATS_S:g} s")
+        return Unavailable(f"tegrastats printed nothing within {_TEGRASTATS_S:g} s")
     return parse_tegrastats(line.decode("utf-8", "replace").partition("\n")[0])
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from html import escape
 from typing import Any, TypeAlias
 
@@ -17,9 +16,11 @@ from .table import Record, alive
 __all__ = [
     "INK",
     "PAPER",
+    "RULE",
+    "STYLE",
+    "VARIABLES",
     "WIDE",
     "Axes",
-    "Figure",
     "check_matplotlib",
     "colour",
     "drawn",
@@ -33,10 +34,10 @@ __all__ = [
 Axes: TypeAlias = Any  # matplotlib's, which is imported only when something is drawn
 
 # Drawn in colours that stand for the page's: each becomes a CSS variable, so that one drawing serves light and dark.
-INK, _GRID, PAPER = "#010203", "#010204", "#010205"
+INK, RULE, PAPER = "#010203", "#010204", "#010205"
 _LINES = ("#010211", "#010212", "#010213", "#010214", "#010215", "#010216")
-_VARIABLES = {INK: "ink", _GRID: "rule", PAPER: "paper"} | {colour: f"line{i}" for i, colour in enumerate(_LINES)}
-_STYLE: dict[Any, Any] = {
+VARIABLES = {INK: "ink", RULE: "rule", PAPER: "paper"} | {colour: f"line{i}" for i, colour in enumerate(_LINES)}
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fieldrun",
     "font.size": 10,
@@ -48,7 +49,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": _GRID,
+    "grid.color": RULE,
     "grid.linewidth": 0.8,
     "text.color": INK,
     "xtick.color": INK,
@@ -64,14 +65,6 @@ _MARKS = ("o", "s", "^", "D", "v", "P")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """A drawing: the SVG element and its caption; the element has a title for readers who cannot see it."""
-
-    svg: str
-    caption: str
-
-
 def check_matplotlib() -> None:
     """Raise `MissingDependency` when a page cannot be made, before anything is measured."""
     for package in ("matplotlib", "jinja2"):
@@ -81,29 +74,29 @@ def check_matplotlib() -> None:
             raise MissingDependency(package, "bench") from error
 
 
-def drawn(record: Record, draw: Callable[[Record, Axes], tuple[str, str] | None], name: str) -> Figure | None:
-    """Return what `draw` draws, with ids that begin with `name`.
+def drawn(record: Record, draw: Callable[[Record, Axes], str | None], name: str) -> tuple[str, str] | None:
+    """Return caption and SVG element of what `draw` draws, with ids that begin with `name`.
 
-    `draw` returns the caption and the text for readers who cannot see the figure, or None when it has nothing to show.
+    `draw` returns the caption, or None when it has nothing to show.
     """
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=(4.8, 3.1 + 0.13 * max(0, len(alive(record)) - _FEW)), layout="constrained")
-        said = draw(record, canvas.add_subplot())
-        if said is None:
+        caption = draw(record, canvas.add_subplot())
+        if caption is None:
             return None
         out = io.StringIO()
         canvas.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return Figure(svg=_embed(out.getvalue(), name, said[1]), caption=said[0])
+    return caption, _embed(out.getvalue(), name, caption)
 
 
 def _embed(svg: str, name: str, title: str) -> str:
     """Make an SVG file an element of a page: ids of its own, the page's colours and font, a title to read aloud."""
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)([^")]+)', rf"\1{name}-\2", svg)
-    for stand_in, variable in _VARIABLES.items():
+    for stand_in, variable in VARIABLES.items():
         svg = svg.replace(stand_in, f"var(--{variable})")
     svg = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font: \1px var(--font)", svg)
     head, _, body = svg.partition(">")
@@ -142,8 +135,9 @@ def logarithmic(axes: Axes, which: str) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def from_zero(axes: Axes, values: Sequence[float]) -> None:
-    """Let the y axis begin at 0, or make it logarithmic where the values differ too much."""
+def from_zero(axes: Axes) -> None:
+    """Let the y axis begin at 0, or make it logarithmic where the values of the lines differ too much."""
+    values = [value for line in axes.lines for value in line.get_ydata()]
     if max(values) > WIDE * min(values) > 0:
         logarithmic(axes, "y")
     else:

@@ -1,4 +1,4 @@
-"""The figures of a record, by name. Each function draws one and returns its caption and its text for the blind."""
+"""The figures of a record, by name. Each function draws one and returns its caption, or None with nothing to show."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from .canvas import (
     PAPER,
     WIDE,
     Axes,
-    Figure,
     check_matplotlib,
     colour,
     drawn,
@@ -29,12 +28,10 @@ __all__ = ["figures"]
 _FEWEST = 20  # calls of a class of lengths that is drawn
 
 
-def figures(record: Record, prefix: str) -> dict[str, Figure]:
-    """Return the record's figures by name; one that has nothing to show is left out.
+def figures(record: Record, prefix: str) -> dict[str, tuple[str, str]]:
+    """Return caption and SVG element of the record's figures, by name; one with nothing to show is left out.
 
-    Args:
-        record: of kind `bench`.
-        prefix: of every id in the SVG, so that several drawings fit in one page.
+    `prefix` begins every id in the SVG, so that several drawings fit in one page.
     """
     check_matplotlib()
     found = {name: drawn(record, draw, f"{prefix}-{name}") for name, draw in _DRAWINGS.items()}
@@ -49,63 +46,56 @@ def _values(record: Record, path: str) -> Iterator[tuple[int, str, Any]]:
             yield i, name, value
 
 
-def _ecdf(record: Record, axes: Axes) -> tuple[str, str] | None:
-    said = []
-    for i, name, single in _values(record, "single_stream"):
-        shares, micros = zip(*[point for point in single["ecdf"] if point[0] <= 0.995], strict=True)
+def _ecdf(record: Record, axes: Axes) -> str | None:
+    for i, name, points in _values(record, "single_stream/ecdf"):
+        shares, micros = zip(*[point for point in points if point[0] <= 0.995], strict=True)
         axes.plot(micros, [100 * share for share in shares], label=name, **pen(i))
-        said.append(f"{name}: half within {shown(single['p50_us'], 'us')}")
-    if not said:
+    if not axes.lines:
         return None
     axes.set(xlabel="latency of one text, us", ylabel="answered within, %", ylim=(0, 100))
     logarithmic(axes, "x")
     legend(axes)
-    return "Distribution of latency (up to 99.5 %)", f"Share of texts answered within a time. {'; '.join(said)}."
+    return "Distribution of latency (up to 99.5 %)"
 
 
-def _length(record: Record, axes: Axes) -> tuple[str, str] | None:
-    said, heights, unit = [], [], "tokens"
+def _length(record: Record, axes: Axes) -> str | None:
+    unit = ""
     for i, name, found in _values(record, "by_length"):
         rows, unit = [row for row in found["classes"] if row["calls"] >= _FEWEST], found["unit"]
-        if not rows:
-            continue
-        x, p10, p50, p90 = ([row[key] for row in rows] for key in ("mean", "p10_us", "p50_us", "p90_us"))
-        axes.plot(x, p50, label=name, **pen(i, marked=True))
-        axes.fill_between(x, p10, p90, color=colour(i), alpha=0.15, linewidth=0)
-        heights += p50
-        said.append(f"{name}: {shown(p50[0], 'us')} at {x[0]:.0f}, {shown(p50[-1], 'us')} at {x[-1]:.0f}")
-    if not said:
+        if rows:
+            x, p10, p50, p90 = ([row[key] for row in rows] for key in ("mean", "p10_us", "p50_us", "p90_us"))
+            axes.plot(x, p50, label=name, **pen(i, marked=True))
+            axes.fill_between(x, p10, p90, color=colour(i), alpha=0.15, linewidth=0)
+    if not axes.lines:
         return None
     axes.set(xlabel=f"{unit} of the text", ylabel="latency, us")
-    from_zero(axes, heights)
+    from_zero(axes)
     legend(axes)
-    return "Latency by length: median, and 10 to 90 %", f"Median latency by length in {unit}. {'; '.join(said)}."
+    return "Latency by length: median, and 10 to 90 %"
 
 
-def _stages(record: Record, axes: Axes) -> tuple[str, str] | None:
+def _stages(record: Record, axes: Axes) -> str | None:
     parts = ("tokenize", "engine", "the rest")
     rows = [(name, found) for _, name, found in _values(record, "stages") if {*parts[:2], "end_to_end"} <= set(found)]
-    said = []
-    for y, (name, stages) in enumerate(rows):
+    for y, (_, stages) in enumerate(rows):
         tokenize, engine, whole = (stages[key]["p50_us"] for key in (*parts[:2], "end_to_end"))
         edges = (0.0, tokenize, tokenize + engine, max(whole, tokenize + engine))
         for i, (left, right) in enumerate(pairwise(edges)):
             label = parts[i] if y == 0 else None
             axes.barh(y, right - left, left=left, color=colour(i), edgecolor=PAPER, height=0.5, label=label)
-        said.append(f"{name}: tokenize {tokenize:.0f}, engine {engine:.0f}, whole {whole:.0f} us")
-    if not said:
+    if not rows:
         return None
     _name_rows(axes, [name for name, _ in rows])
     axes.set(xlabel="median, us")
     axes.grid(axis="y", visible=False)
     legend(axes, 3)
-    return "Where the time of one text goes", f"{'; '.join(said)}."
+    return "Where the time of one text goes"
 
 
-def _throughput(record: Record, axes: Axes) -> tuple[str, str] | None:
+def _throughput(record: Record, axes: Axes) -> str | None:
     from matplotlib.ticker import NullLocator
 
-    said, ticks, most = [], set(), 0
+    ticks, most = set(), 0
     for i, name, rows in _values(record, "offline"):
         one = [row for row in rows if row["threads"] == 1]
         x, y, low, high = ([row[key] for row in one] for key in ("batch", "texts_per_s", "min", "max"))
@@ -115,7 +105,6 @@ def _throughput(record: Record, axes: Axes) -> tuple[str, str] | None:
         for row in (row for row in rows if row["threads"] > 1):
             star = {"color": colour(i), "marker": "*", "markersize": 10, "linestyle": "none"}
             axes.plot(row["batch"], row["texts_per_s"], label=f"{name}, {row['threads']} callers", **star)
-        said.append(f"{name}: {shown(y[0], 'texts/s')} at batch {x[0]}, {shown(y[-1], 'texts/s')} at {x[-1]}")
         ticks |= {row["batch"] for row in rows}
         most = max(most, len(rows))
     if most < 2:
@@ -125,10 +114,10 @@ def _throughput(record: Record, axes: Axes) -> tuple[str, str] | None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:,.0f}")
     legend(axes)
-    return "Throughput by batch and callers (bars: least and most of 3)", f"Texts a second by batch. {'; '.join(said)}."
+    return "Throughput by batch and callers (bars: least and most of 3)"
 
 
-def _server(record: Record, axes: Axes) -> tuple[str, str] | None:
+def _server(record: Record, axes: Axes) -> str | None:
     for i, name, server in _values(record, "server"):
         for key, look in (("p50", {}), ("p99", {"alpha": 0.6, "markerfacecolor": PAPER})):
             found = [(100 * load["load"], find(load, f"percentiles/{key}/value_us")) for load in server["loads"]]
@@ -140,58 +129,48 @@ def _server(record: Record, axes: Axes) -> tuple[str, str] | None:
     axes.set(xlabel="load, % of back-to-back calls", ylabel="latency, us")
     logarithmic(axes, "y")
     legend(axes)
-    caption = "Latency under load (dotted: the bound)"
-    return caption, "Latency of randomly arriving texts by load; the table has the figures."
+    return "Latency under load (dotted: the bound)"
 
 
-def _stability(record: Record, axes: Axes) -> tuple[str, str] | None:
-    said, heights = [], []
-    for i, name, single in _values(record, "single_stream"):
-        points = single["over_time"]
-        axes.plot([p["s"] for p in points], [p["p50_us"] for p in points], label=name, **pen(i), linewidth=1.2)
-        heights += [p["p50_us"] for p in points]
-        said.append(f"{name}: repeats vary by {shown(single['variation'] or 0, 'share')}")
-    if not said:
+def _stability(record: Record, axes: Axes) -> str | None:
+    for i, name, points in _values(record, "single_stream/over_time"):
+        axes.plot([p["s"] for p in points], [p["p50_us"] for p in points], label=name, **pen(i) | {"linewidth": 1.2})
+    if not axes.lines:
         return None
     axes.set(xlabel="seconds since the start", ylabel="median of a slice, us")
-    from_zero(axes, heights)
+    from_zero(axes)
     legend(axes)
-    return "Latency over time", f"Medians of slices over the run. {'; '.join(said)}."
+    return "Latency over time"
 
 
-def _workload(record: Record, axes: Axes) -> tuple[str, str] | None:
+def _workload(record: Record, axes: Axes) -> str | None:
     rows = record["workload"]["characters"]["histogram"]
     axes.bar(range(len(rows)), [row["texts"] for row in rows], color=colour(0), width=0.9)
     axes.set_xticks(range(len(rows)), [f"{row['low']}-{row['high'] - 1}" for row in rows], rotation=45, ha="right")
     axes.set(xlabel="characters", ylabel="texts")
     axes.grid(axis="x", visible=False)
-    top = max(rows, key=lambda row: row["texts"])
-    said = f"Histogram of lengths; most, {top['texts']}, have {top['low']} to {top['high'] - 1} characters."
-    return "Lengths of the texts", said
+    return "Lengths of the texts"
 
 
-def _pareto(record: Record, axes: Axes) -> tuple[str, str] | None:
-    said = []
+def _pareto(record: Record, axes: Axes) -> str | None:
     for i, name, accuracy in _values(record, "accuracy"):
         subject = record["subjects"][name]
         found = [entry["accuracy"] for entry in accuracy.values() if "accuracy" in entry]
         size = find(subject, "about/artifact/bytes")
-        if not found or not size:
-            continue
-        mean, p50_us, label = sum(found) / len(found), subject["single_stream"]["p50_us"], shown(size, "bytes")
-        look = {"s": 30 + 4e-6 * size, "alpha": 0.7, "color": colour(i), "marker": pen(i, marked=True)["marker"]}
-        axes.scatter(p50_us, 100 * mean, label=f"{name}, {label}", **look)
-        said.append(f"{name}: {shown(p50_us, 'us')}, {shown(mean, 'share')}, {label}")
-    if len(said) < 2:
+        if found and size:
+            look = {"s": 30 + 4e-6 * size, "alpha": 0.7, "color": colour(i), "marker": pen(i, marked=True)["marker"]}
+            mean, label = 100 * sum(found) / len(found), f"{name}, {shown(size, 'bytes')}"
+            axes.scatter(subject["single_stream"]["p50_us"], mean, label=label, **look)
+    if len(axes.collections) < 2:
         return None
     axes.set(xlabel="median latency, us", ylabel="mean accuracy of the tasks, %")
     axes.margins(0.25)
     logarithmic(axes, "x")
     legend(axes)
-    return "Accuracy, latency and size (area)", f"{'; '.join(said)}."
+    return "Accuracy, latency and size (area)"
 
 
-def _ratios(record: Record, axes: Axes) -> tuple[str, str] | None:
+def _ratios(record: Record, axes: Axes) -> str | None:
     rows = [ratio for ratio in record["ratios"] if ratio.get("ci95") and ratio["to"] == record["ratios"][0]["to"]]
     if not rows:
         return None
@@ -204,8 +183,7 @@ def _ratios(record: Record, axes: Axes) -> tuple[str, str] | None:
         logarithmic(axes, "x")
     _name_rows(axes, [ratio["of"] for ratio in rows])
     axes.set(xlabel=f"times the latency of {rows[0]['to']}")
-    said = [f"{ratio['of']}: {shown(ratio['median'], 'times')}" for ratio in rows]
-    return "Paired ratios with 95 % intervals", f"{'; '.join(said)}."
+    return "Paired ratios with 95 % intervals"
 
 
 def _name_rows(axes: Axes, names: list[str]) -> None:
@@ -213,7 +191,7 @@ def _name_rows(axes: Axes, names: list[str]) -> None:
     axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
 
 
-_DRAWINGS: dict[str, Callable[[Record, Axes], tuple[str, str] | None]] = {
+_DRAWINGS: dict[str, Callable[[Record, Axes], str | None]] = {
     "ecdf": _ecdf,
     "length": _length,
     "pareto": _pareto,

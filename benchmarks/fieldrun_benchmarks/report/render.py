@@ -104,9 +104,8 @@ def page(records: Sequence[Record], *, title: str = "fieldrun bench") -> str:
 
     parts = []
     for number, record in enumerate(records):
-        drawn = {
-            name: {"svg": Markup(f.svg), "caption": f.caption} for name, f in figures(record, f"r{number}").items()
-        }
+        found = figures(record, f"r{number}").items()
+        drawn = {name: {"svg": Markup(svg), "caption": caption} for name, (caption, svg) in found}
         about = {"claim": claim(record), "sections": sections(record), "figures": drawn}
         parts.append({**about, "record": record, "id": f"r{number}"})
     loader = PackageLoader("fieldrun_benchmarks.report", ".")

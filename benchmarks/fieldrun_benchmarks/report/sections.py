@@ -1,4 +1,4 @@
-"""What a report says about a record, as sections of tables and lines: page and Markdown are two spellings of these."""
+"""The contents of a report, as sections of tables and lines, from which the page and the Markdown are written."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ _PERFORMANCE = (
             "calls": at("calls", "count"),
         },
         rows=_stages,
-        lines=("A user waits end to end. What tokenize and engine leave of it is checks and reading the labels.",),
+        lines=("A user waits end to end. Besides tokenize and engine, it has checks and the reading of the labels.",),
         figures=("stages",),
     ),
     _Kind(
@@ -303,5 +303,5 @@ def _accuracy(record: Record) -> Section:
         found = subject["accuracy"]
         parts = {name: found} if "unavailable" in found else {f"{name}, {task}": one for task, one in found.items()}
         lines += [f"{part}: not measured, {one['unavailable']}." for part, one in parts.items() if "unavailable" in one]
-    tables = [table("Accuracy of the very artifact that was timed", _ACCURACY, _parts(record, "accuracy"))]
+    tables = [table("Accuracy of the artifact that was timed", _ACCURACY, _parts(record, "accuracy"))]
     return Section(title="Accuracy", lines=lines, tables=tables if tables[0].rows else ())

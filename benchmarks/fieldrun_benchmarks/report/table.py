@@ -62,12 +62,12 @@ def find(row: Any, path: str) -> Any:
 
 
 def at(path: str, unit: str = "", missing: str = NOT_MEASURED) -> Cell:
-    """Return the cell of the value at `path` of a row; `missing` stands where there is none."""
+    """Return the cell that shows the value at `path` of a row, or `missing`."""
     return lambda row: shown(find(row, path), unit, missing)
 
 
 def ends(path: str, unit: str, missing: str = "too few calls") -> Cell:
-    """Return the cell of the interval at `path` of a row: a pair of values, or two paths with a space between them."""
+    """Return the cell that shows the interval at `path` of a row: a pair, or two paths with a space between them."""
 
     def cell(row: Any) -> str:
         both = [find(row, one) for one in path.split()]

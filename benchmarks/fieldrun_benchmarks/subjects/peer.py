@@ -30,18 +30,18 @@ class PeerSubject(Subject):
     def __init__(self, spec: SubjectSpec) -> None:
         self._folder, self._task = Path(spec.place), _task(spec)
         self._labels: list[str] = read_json(self._folder / f"head-{self._task}.json")["labels"]
-        start = imported(_said(spec, "answer"))
+        start = imported(_entry(spec, "answer"))
         self._answer: Callable[[Sequence[str]], list[str]] = start(self._folder, self._task)
 
     @staticmethod
     def program(spec: SubjectSpec) -> str:
         """Return the program that gives one label with the library's own packages."""
-        return str(_said(spec, "program")).format(folder=spec.place, task=_task(spec))
+        return str(_entry(spec, "program")).format(folder=spec.place, task=_task(spec))
 
     @staticmethod
     def packages(spec: SubjectSpec) -> tuple[str, ...]:
         """Return the requirements that it runs with."""
-        return tuple(_said(spec, "needs"))
+        return tuple(_entry(spec, "needs"))
 
     def run(self, texts: list[str]) -> object:
         """Return the labels of its task."""
@@ -73,7 +73,7 @@ class PeerSubject(Subject):
         }
 
 
-def _said(spec: SubjectSpec, key: str) -> Any:
+def _entry(spec: SubjectSpec, key: str) -> Any:
     peer = read_peer(Path(spec.place))
     if key not in peer:
         raise UsageError(f"peer.json in {spec.place} has no {key!r}; prepare the peer again")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
-from fieldrun.errors import BundleError, EngineError, UnknownName, UsageError
-from fieldrun.formats.bundle import Bundle, GraphNetwork, Network
-from fieldrun.formats.packing import expand
-from fieldrun.formats.tensors import Array, read_tensors
+from fieldrun.errors import UnknownName, UsageError
+from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.tensors import Array
 
-__all__ = ["ENGINES", "PROVIDERS", "Engine", "UnpaddedEngine", "lookup_network", "map_weights", "open_engine"]
+__all__ = ["ENGINES", "GPU_ENGINES", "PROVIDERS", "Engine", "open_engine"]
 
 ENGINES = {
     "native": "fieldrun_runtimes.engines.native_engine:NativeEngine",
@@ -28,48 +27,42 @@ PROVIDERS = {
 }
 """What ONNX Runtime runs on."""
 
+GPU_ENGINES = ("tensorrt", "tensorrt-rtx", "cuda", "cuda-graph")
+"""The engines and providers that run on a GPU."""
+
 
 class Engine(Protocol):
     """What the model needs of an engine. Implementations are thread-safe and hold no state between calls."""
 
-    def run(self, ids: Array) -> tuple[Array, Array]:
-        """Return field `(batch, dim)` and logits of all single tasks `(batch, labels)`, float32.
+    def run(self, sequences: Sequence[Sequence[int]]) -> tuple[Array, Array]:
+        """Return field `(n, dim)` and logits of all single tasks `(n, labels)`, float32, of `n` texts' token ids.
 
-        `ids` is framed for one of the bundle's buckets (`Network.frame`), no row all padding.
+        There is at least one text; each has at least one token, and none more than the largest bucket takes.
         """
         ...
 
     def run_pairs(self, a: Array, b: Array) -> Array:
-        """Return the logits of all pair tasks `(batch, labels) float32` for two fields `(batch, dim) float32`."""
-        ...
-
-
-@runtime_checkable
-class UnpaddedEngine(Engine, Protocol):
-    """An engine that needs no buckets: it takes many texts in one call, each as long as it is."""
-
-    def run_unpadded(self, sequences: Sequence[Sequence[int]]) -> tuple[Array, Array]:
-        """Return what `run` does, for token ids without frame or padding, none longer than the largest bucket."""
+        """Return the logits of all pair tasks `(n, labels) float32` for two fields `(n, dim) float32`."""
         ...
 
 
 def open_engine(
     name: str,
     bundle: Bundle,
-    threads: int,
+    threads: int = 1,
     weights: Mapping[str, Array] | None = None,
     *,
     provider: str | None = None,
 ) -> Engine:
     """Open `bundle` with the engine `name` on `threads` CPU threads.
 
-    `weights` are the bundle's, mapped by `map_weights`; two engines that are given the same share one mapping. Without
-    them the native engine leaves a packed table as it is, and opens a row when a text first needs it.
-    `provider` is what ONNX Runtime runs on: `"cpu"`, which None means too, `"cuda"` or `"cuda-graph"`.
+    `weights` are the bundle's, as `map_weights` gives them, for two engines that share one mapping; None lets the
+    engine map what it needs. `provider` is what ONNX Runtime runs on: `"cpu"` (the same as None), `"cuda"` or
+    `"cuda-graph"`.
 
     Raises:
         UnknownName: no such engine or provider.
-        UsageError: a provider for an engine that has none.
+        UsageError: a provider for an engine other than ONNX Runtime, or several threads for an engine that uses one.
         MissingDependency: its package is not installed.
         EngineError: it cannot run here.
     """
@@ -79,32 +72,11 @@ def open_engine(
         raise UnknownName("provider", provider, list(PROVIDERS))
     if provider is not None and name != "onnxruntime":
         raise UsageError(f"the provider {provider!r} is ONNX Runtime's; use engine='onnxruntime', not {name!r}")
+    if threads > 1 and ({name, provider} & {"numpy", *GPU_ENGINES}):
+        raise UsageError(
+            f"threads={threads}: the engine {provider if provider in GPU_ENGINES else name!r} uses one CPU thread; "
+            "leave threads at 1, or use engine='native' or 'onnxruntime'"
+        )
     module, _, attribute = (ENGINES[name] if provider is None else PROVIDERS[provider]).partition(":")
-    if weights is None:
-        weights = map_weights(bundle, packed_table=name == "native")
     engine: Engine = getattr(importlib.import_module(module), attribute)(bundle, threads, weights)
     return engine
-
-
-def map_weights(bundle: Bundle, *, packed_table: bool = False) -> dict[str, Array]:
-    """Map `weights.safetensors` of `bundle` and open what is packed; `BundleError` when it is not what it says.
-
-    With `packed_table` a packed table is left in its parts, for the native engine, which opens rows as they are needed.
-    Nothing is mapped of a bundle that is nothing but graphs: the engine that runs these maps their weights itself.
-    """
-    if isinstance(bundle.manifest.network, GraphNetwork):
-        return {}
-    try:
-        return expand(read_tensors(bundle.path / "weights.safetensors"), but=("table",) if packed_table else ())
-    except ValueError as error:
-        raise BundleError(f"{bundle.path}: weights.safetensors cannot be used ({error}); copy it again") from error
-
-
-def lookup_network(bundle: Bundle, engine: str) -> Network:
-    """Return the look-up network of `bundle`; `EngineError` when it is a graph, which `engine` does not run."""
-    network = bundle.manifest.network
-    if isinstance(network, GraphNetwork):
-        raise EngineError(
-            f"{bundle.path} is an ONNX graph, which the engine {engine!r} does not run; use engine='onnxruntime'"
-        )
-    return network

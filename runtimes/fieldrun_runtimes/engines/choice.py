@@ -1,7 +1,7 @@
 """Which engine `engine="auto"` takes: the native one where it was compiled, else the faster of the other two.
 
 The native engine needs no measurement: it was the fastest in every bucket (benchmarks/records/latency.json), and to
-measure would import ONNX Runtime, which costs more time and memory than all the rest of a start.
+measure would import ONNX Runtime, which costs more time and memory than the rest of a start.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fieldrun.errors import EngineError, MissingDependency
+from fieldrun.errors import EngineError, MissingDependency, UsageError
 from fieldrun.formats.bundle import Bundle, GraphNetwork
 
-from . import Engine, map_weights, open_engine
+from . import Engine, open_engine
 from .native_engine import is_compiled
+from .weights import map_weights
 
 __all__ = ["Choice", "choose_engine"]
 
@@ -33,16 +34,18 @@ class Choice:
     reason: str
 
 
-def choose_engine(bundle: Bundle, name: str, threads: int, provider: str | None = None) -> Choice:
+def choose_engine(bundle: Bundle, name: str, threads: int = 1, provider: str | None = None) -> Choice:
     """Open the engine `name` for `bundle`; `"auto"` opens the native engine, or else the faster one of the others.
 
-    A bundle that is nothing but graphs is run by ONNX Runtime alone, and so is one with a `provider`, which is ONNX
-    Runtime's. The measurement of the others is a handful of interleaved calls at batch 1 on a text of about 24 tokens,
-    some milliseconds.
+    Only ONNX Runtime runs a bundle of graphs, and only ONNX Runtime has a `provider`. The others are compared in a few
+    interleaved calls at batch 1 on a text of about 24 tokens, which takes some milliseconds.
 
     Raises:
+        UsageError: `threads` is not a positive integer.
         UnknownName, UsageError, MissingDependency, EngineError: as `open_engine`.
     """
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise UsageError(f"threads must be a positive integer, not {threads!r}")
     if provider is not None and name == "auto":
         name = "onnxruntime"
     if name != "auto":
@@ -55,30 +58,29 @@ def choose_engine(bundle: Bundle, name: str, threads: int, provider: str | None 
     if is_compiled():
         try:
             return Choice(name="native", engine=open_engine("native", bundle, threads), reason="compiled here")
-        except EngineError:  # a library of another machine: the others still run
+        except EngineError:  # a library for another machine: the others still run
             pass
     weights = map_weights(bundle)
-    plain = open_engine("numpy", bundle, threads, weights)
     if importlib.util.find_spec("onnxruntime") is None:
+        plain = open_engine("numpy", bundle, threads, weights)
         return Choice(name="numpy", engine=plain, reason="onnxruntime is not installed")
-    length = next((b.length for b in bundle.manifest.buckets if b.batch == 1 and b.length >= _TOKENS), None)
-    if length is None:
-        length = max(b.length for b in bundle.manifest.buckets if b.batch == 1)
-    network = bundle.manifest.network
-    text = np.linspace(1, network.vocab_size - 1, min(length, _TOKENS)).astype(np.int64)
-    ids = network.frame([text.tolist()], 1, length)
-    try:
+    if threads > 1:
         compiled = open_engine("onnxruntime", bundle, threads, weights)
-        compiled.run(ids)
+        return Choice(name="onnxruntime", engine=compiled, reason="numpy runs on one thread")
+    longest = max(bucket.length for bucket in bundle.manifest.buckets)
+    ids = np.linspace(1, bundle.manifest.network.vocab_size - 1, min(longest, _TOKENS)).astype(int).tolist()
+    engines = {"numpy": open_engine("numpy", bundle, threads, weights)}
+    try:
+        engines["onnxruntime"] = open_engine("onnxruntime", bundle, threads, weights)
+        seconds: dict[str, list[float]] = {key: [] for key in engines}
+        for _ in range(1 + _CALLS):  # the first call opens a session
+            for key, engine in engines.items():
+                start = time.perf_counter()
+                engine.run([ids])
+                seconds[key].append(time.perf_counter() - start)
     except (EngineError, MissingDependency) as error:  # installed but broken: the base install must still run
-        return Choice(name="numpy", engine=plain, reason=f"onnxruntime cannot run here: {error}")
-    seconds: dict[str, list[float]] = {"numpy": [], "onnxruntime": []}
-    for _ in range(_CALLS):
-        for key, engine in (("numpy", plain), ("onnxruntime", compiled)):
-            start = time.perf_counter()
-            engine.run(ids)
-            seconds[key].append(time.perf_counter() - start)
+        return Choice(name="numpy", engine=engines["numpy"], reason=f"onnxruntime cannot run here: {error}")
     micros = {key: 1e6 * float(np.median(values[1:])) for key, values in seconds.items()}
     winner = min(micros, key=lambda key: micros[key])
     reason = f"measured here: onnxruntime {micros['onnxruntime']:.0f} us, numpy {micros['numpy']:.0f} us a text"
-    return Choice(name=winner, engine=plain if winner == "numpy" else compiled, reason=reason)
+    return Choice(name=winner, engine=engines[winner], reason=reason)

@@ -1,10 +1,10 @@
 """The native engine: one call of a small C library (`native/native.c`), compiled when fieldrun is installed.
 
-It computes what the NumPy engine does, on the same mapped weights, in float32 throughout, one text at a time and
-without padding; so a text's answer is the same bits alone, in any batch and in any bucket.
+It computes what the NumPy engine does, on the same mapped weights, in float32 throughout and without padding. A text's
+answer has the same bits alone, in any batch and on any number of threads.
 
 A packed table stays packed in its file: a row is opened when a text first needs it, into memory that the system gives
-page by page. A process that reads some thousand words holds their rows and no others, and starts at once.
+page by page. A process that has read some thousand words holds their rows and no others, and starts at once.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import os
 import threading
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,14 +29,18 @@ from fieldrun.formats.packing import Coded, PackedMatrix, code_bits, take_packed
 from fieldrun.formats.tensors import Array
 from fieldrun.student.config import SCORE_FLOOR
 
-from . import lookup_network
-from .numpy_engine import PairHeads, check_weights
+from .numpy_engine import PairHeads
+from .weights import check_weights, lookup_network, map_weights, unusable
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 __all__ = ["LIBRARY", "NativeEngine", "is_compiled", "load_library"]
 
 LIBRARY = Path(__file__).parents[1] / "native" / "native.so.1"
 """Where the installation puts the compiled library."""
 
+_SPLIT = 16  # texts that are worth a thread
 _PANEL = 16  # outputs that stand together in a packed weight, as in native.c
 _WIDEST = 2  # the widest instructions that a call may use: 0 plain, 1 AVX2, 2 AVX-512; the processor decides below it
 
@@ -92,10 +98,10 @@ def is_compiled() -> bool:
 
 @cache
 def load_library() -> Any:
-    """Load the compiled library; `EngineError` when there is none or it is of another machine."""
+    """Load the compiled library; `EngineError` when it was not compiled or is for another machine."""
     if not is_compiled():
         raise EngineError(
-            "the native engine was not compiled: no C compiler was there when fieldrun was installed; "
+            "the native engine was not compiled: no C compiler was found when fieldrun was installed; "
             "install gcc and then fieldrun again, or use engine='auto'"
         )
     try:
@@ -109,26 +115,38 @@ def load_library() -> Any:
     return library
 
 
-class NativeEngine:
-    """Runs any bundle with the compiled library; each thread that calls it has a scratch of its own."""
+class _Scratch:
+    """One thread's working memory: the addresses of the library's, and the arrays of a single text."""
 
-    def __init__(self, bundle: Bundle, threads: int, weights: Mapping[str, Array]) -> None:
+    def __init__(self, floats: int, integers: int, outputs: int) -> None:
+        self._kept = np.empty(floats, np.float32), np.empty(integers, np.uint32)
+        self.floats, self.integers = (memory.ctypes.data for memory in self._kept)
+        self.starts = array("q", (0, 0))
+        self.output = np.empty((1, outputs), np.float32)
+        self.address = self.output.ctypes.data
+
+
+class NativeEngine:
+    """Runs any student with the compiled library; each thread that calls it has a scratch of its own.
+
+    With `threads` above 1 a batch is split over that many threads, at least `_SPLIT` texts each; the answers have the
+    same bits as on one thread.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int, weights: Mapping[str, Array] | None = None) -> None:
         net = lookup_network(bundle, "native")
         self._library = load_library()
         self._call = self._library.fieldrun_run
-        del threads
+        weights = dict(map_weights(bundle, packed_table=True) if weights is None else weights)
         packed = None
         if "table" not in weights and "table.width" in weights:
-            weights = dict(weights)
             try:
                 packed = take_packed("table", weights)
             except ValueError as error:
-                raise BundleError(
-                    f"{bundle.path}: weights.safetensors cannot be used ({error}); copy it again"
-                ) from error
+                raise unusable(bundle, error) from error
         table = weights.get("table")
         shape = packed.shape if packed is not None else None if table is None else table.shape
-        check_weights(bundle, weights, shape)
+        check_weights(bundle, net, weights, shape)
         self._pairs = PairHeads(weights)
         self._kept: list[Any] = []  # what the structure points at
         self._net = _Network(
@@ -157,61 +175,74 @@ class NativeEngine:
             self._leave_packed(packed)
         self._address = ctypes.addressof(self._net)
         self._outputs, self._dim = int(self._net.output.outputs), net.field_dim
-        self._left, self._margins = net.margins[0], sum(net.margins)
         self._longest = max(bucket.length for bucket in bundle.manifest.buckets)
         self._local = threading.local()
+        self._threads = threads
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
-    def run(self, ids: Array) -> tuple[Array, Array]:
-        """Return field `(batch, dim)` and logits `(batch, labels)` of `ids`, framed as `Network.frame` says."""
-        batch, framed = ids.shape
-        if framed - self._margins > self._longest:
-            raise EngineError(f"ids of shape {ids.shape}; the largest bucket takes {self._longest} tokens")
-        if ids.dtype != np.int32 or not ids.flags.c_contiguous:
-            ids = np.ascontiguousarray(ids, np.int32)
-        if batch == 1:
-            starts = np.array((self._left, framed))
+    def run(self, sequences: Sequence[Sequence[int]]) -> tuple[Array, Array]:
+        """Return field `(n, dim)` and logits `(n, labels)` float32 of `n` texts' token ids."""
+        if len(sequences) == 1:  # Python's own array: asking NumPy for an address costs a microsecond
+            ids, scratch = array("i", sequences[0]), self._scratch()
+            scratch.starts[1] = len(ids)
+            self._run(scratch, ids.buffer_info()[0], scratch.starts.buffer_info()[0], 1, scratch.address)
+            output = scratch.output.copy()
         else:
-            starts = np.arange(self._left, (batch + 1) * framed + self._left, framed)
-            starts[-1] -= self._left  # a text ends at the next one's start, zeros left out; the last with the array
-        return self._run(ids, starts, batch)
-
-    def run_unpadded(self, sequences: Sequence[Sequence[int]]) -> tuple[Array, Array]:
-        """Return field `(n, dim)` and logits `(n, labels)` of `n` texts' token ids, each as long as it is."""
-        starts = np.zeros(len(sequences) + 1, np.int64)
-        np.cumsum([len(ids) for ids in sequences], out=starts[1:])
-        ids = np.fromiter(chain.from_iterable(sequences), np.int32, int(starts[-1]))
-        return self._run(ids, starts, len(sequences))
-
-    def run_pairs(self, a: Array, b: Array) -> Array:
-        """Return the pair tasks' logits `(batch, labels) float32` for fields `a`, `b` `(batch, dim) float32`."""
-        return self._pairs(a, b)
-
-    def _run(self, ids: Array, starts: Array, texts: int) -> tuple[Array, Array]:
-        try:
-            floats, integers = self._local.scratch
-        except AttributeError:
-            floats, integers = self._scratch()
-        output = np.empty((texts, self._outputs), np.float32)
-        # an array's `ctypes` makes an object that costs more than the look-up of its address
-        addresses = [array.__array_interface__["data"][0] for array in (ids, starts, output)]
-        failed = self._call(
-            self._address, addresses[0], addresses[1], texts, self._longest, addresses[2], floats, integers, _WIDEST
-        )
-        if failed == 1:
-            raise EngineError("a text is all padding, or longer than the largest bucket")
-        if failed:
-            raise BundleError("weights.safetensors has a code beyond its codebook; copy the bundle again")
+            output = self._run_many(sequences)
         return output[:, : self._dim], output[:, self._dim :]
 
-    def _scratch(self) -> tuple[int, int]:
-        """Make this thread's scratch and return the addresses of its floats and integers."""
-        count = ctypes.c_int64()
-        floats = np.empty(self._library.fieldrun_scratch(self._address, self._longest, ctypes.byref(count)), np.float32)
-        integers = np.empty(count.value, np.uint32)
-        self._local.kept = floats, integers
-        self._local.scratch = floats.ctypes.data, integers.ctypes.data
-        found: tuple[int, int] = self._local.scratch
+    def _run_many(self, sequences: Sequence[Sequence[int]]) -> Array:
+        n = len(sequences)
+        starts = np.zeros(n + 1, np.int64)
+        np.cumsum([len(ids) for ids in sequences], out=starts[1:])
+        ids = np.fromiter(chain.from_iterable(sequences), np.int32, int(starts[-1]))
+        output = np.empty((n, self._outputs), np.float32)
+
+        def part(first: int, last: int) -> None:
+            where, into = starts.ctypes.data + 8 * first, output.ctypes.data + output.strides[0] * first
+            self._run(self._scratch(), ids.ctypes.data, where, last - first, into)
+
+        parts = max(1, min(self._threads, n // _SPLIT))
+        share = starts[-1] * np.arange(1, parts) // parts  # the same number of tokens for each thread
+        cuts = [0, *np.searchsorted(starts, share).tolist(), n]
+        others = [self._submit(part, *cut) for cut in pairwise(cuts[1:])]
+        part(*cuts[:2])
+        for other in others:
+            other.result()
+        return output
+
+    def run_pairs(self, a: Array, b: Array) -> Array:
+        """Return the pair tasks' logits `(n, labels) float32` for fields `a`, `b` `(n, dim) float32`."""
+        return self._pairs(a, b)
+
+    def _run(self, scratch: _Scratch, ids: int, starts: int, texts: int, output: int) -> None:
+        """Call the library with the addresses of its arrays."""
+        failed = self._call(
+            self._address, ids, starts, texts, self._longest, output, scratch.floats, scratch.integers, _WIDEST
+        )
+        if failed == 1:
+            raise EngineError(f"a text has no token, or more than the largest bucket of {self._longest} tokens")
+        if failed:
+            raise BundleError("weights.safetensors has a code beyond its codebook; copy the bundle again")
+
+    def _scratch(self) -> _Scratch:
+        """Return this thread's scratch."""
+        try:
+            found: _Scratch = self._local.scratch
+        except AttributeError:
+            integers = ctypes.c_int64()
+            floats = self._library.fieldrun_scratch(self._address, self._longest, ctypes.byref(integers))
+            found = self._local.scratch = _Scratch(floats, integers.value, self._outputs)
         return found
+
+    def _submit(self, work: Callable[[int, int], None], first: int, last: int) -> Future[None]:
+        """Hand a part of a batch to another thread; the threads start with the first batch that is split."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        pool = self._pool
+        if pool is None or pool[0] != os.getpid():  # a forked process has none of its parent's threads
+            pool = self._pool = os.getpid(), ThreadPoolExecutor(self._threads - 1, "fieldrun")
+        return pool[1].submit(work, first, last)
 
     def _keep(self, array: Array, dtype: Any = None) -> int:
         """Keep `array`, contiguous and of `dtype`, and return its address."""
@@ -271,7 +302,7 @@ class NativeEngine:
             layer.weight_q = self._keep(weight)
         else:
             layer.weight = self._keep(weight, np.float32)
-        if name != "mixer":  # which has none, whatever the file holds
+        if name != "mixer":  # which has no bias, whatever the file holds
             layer.bias = self._keep(weights[f"{name}.bias"], np.float32)
         if weight.dtype == np.int8:
             scale = weights[f"{name}.weight_scale"]

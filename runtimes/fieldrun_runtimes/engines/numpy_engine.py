@@ -1,4 +1,4 @@
-"""The NumPy engine: the deployed form in NumPy alone, on the mapped int8 tables; a first-class engine on any CPU.
+"""The NumPy engine: the deployed student in NumPy alone, on the mapped tables; it runs on any CPU.
 
 It reads `weights.safetensors` as it is: rows of the table are gathered as int8 and scaled in float32. An int8 layer is
 computed exactly: its int8 input times its int8 weights are whole numbers below 2**24, which float32 sums without
@@ -7,31 +7,33 @@ rounding, so the result does not depend on the order in which a BLAS adds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fieldrun.errors import BundleError
 from fieldrun.formats.bundle import Bundle
 from fieldrun.formats.tensors import Array
+from fieldrun.heads.head import pair_features
 from fieldrun.student.config import SCORE_FLOOR
 
-from . import lookup_network
+from .weights import check_weights, lookup_network, map_weights
 
-__all__ = ["NumpyEngine", "PairHeads", "check_weights"]
+__all__ = ["NumpyEngine", "PairHeads"]
 
-_INTEGERS = (np.int32,)
-_FLOATS = (np.float32,)
-_WEIGHTS = (np.float32, np.float16, np.int8)
+_TOGETHER = 32  # texts of one length in a call, which bounds the memory
 
 
 class NumpyEngine:
-    """Runs any bundle with NumPy. `threads` is left to NumPy's BLAS; at batch 1 nothing here uses more than one."""
+    """Runs any student with NumPy on one thread. Texts of the same length run together, without padding.
 
-    def __init__(self, bundle: Bundle, threads: int, weights: Mapping[str, Array]) -> None:
+    A product of matrices has the same shape for a text alone and in company, so the answers have the same bits.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int, weights: Mapping[str, Array] | None = None) -> None:
         del threads
-        net = lookup_network(bundle, "numpy")
-        check_weights(bundle, weights, weights["table"].shape if "table" in weights else None)
+        self._net = net = lookup_network(bundle, "numpy")
+        weights = map_weights(bundle) if weights is None else weights
+        check_weights(bundle, net, weights, weights["table"].shape if "table" in weights else None)
         self._table, self._scale = weights["table"], weights["table.scale"]
         self._coef = weights["rows.coef"]
         self._modulus, self._base = weights["rows.modulus"], weights["rows.base"]
@@ -40,24 +42,44 @@ class NumpyEngine:
         self._mixer = _Dense(weights, "mixer") if net.mixer_kernel else None
         self._hidden = _Dense(weights, "hidden") if net.hidden else None
         self._output = _Dense(weights, "output")
+        self._left = net.margins[0]
         self._pairs = PairHeads(weights)
-        self._shifts, self._kernel, self._dim = net.shifts, max(1, net.mixer_kernel), net.field_dim
-        self._left, self._right = net.margins
 
-    def run(self, ids: Array) -> tuple[Array, Array]:
-        """Return field `(batch, dim)` and logits `(batch, labels)` of `ids`, framed as `Network.frame` says."""
-        batch, length = len(ids), ids.shape[1] - self._left - self._right
-        if batch == 1:  # nothing here needs the fixed shape: a single text does not pay for its padding
-            length = int(ids[0].nonzero()[0][-1]) + 1 - self._left
-        positions = length + self._kernel - 1  # those after the text are padding, and so zeros after the ReLU
-        starts = [self._left + shift for shift in self._shifts]
+    def run(self, sequences: Sequence[Sequence[int]]) -> tuple[Array, Array]:
+        """Return field `(n, dim)` and logits `(n, labels)` float32 of `n` texts' token ids."""
+        groups: dict[int, list[int]] = {}
+        for row, ids in enumerate(sequences):
+            groups.setdefault(len(ids), []).append(row)
+        order: list[int] = []
+        parts = []
+        for length, rows in groups.items():
+            for start in range(0, len(rows), _TOGETHER):
+                part = rows[start : start + _TOGETHER]
+                parts.append(self._run(self._net.frame([sequences[row] for row in part], len(part), length), length))
+                order += part
+        output = parts[0]
+        if len(parts) > 1:
+            output = np.empty((len(sequences), parts[0].shape[1]), np.float32)
+            output[order] = np.concatenate(parts)
+        return output[:, : self._net.field_dim], output[:, self._net.field_dim :]
+
+    def run_pairs(self, a: Array, b: Array) -> Array:
+        """Return the pair tasks' logits `(n, labels) float32` for fields `a`, `b` `(n, dim) float32`."""
+        return self._pairs(a, b)
+
+    def _run(self, ids: Array, length: int) -> Array:
+        """Return field and logits `(n, dim + labels)` of texts of `length` tokens, framed as `Network.frame` says."""
+        net = self._net
+        kernel = max(1, net.mixer_kernel)
+        positions = length + kernel - 1  # those after the text are padding, and so zeros after the ReLU
+        starts = [self._left + shift for shift in net.shifts]
         window = np.stack([ids[:, start : start + positions] for start in starts], axis=-1)
         rows = (window @ self._coef) % self._modulus + self._base
         values = self._table.take(rows, axis=0).astype(np.float32, copy=False)
         h = np.matmul(self._scale.take(rows)[:, :, None, :], values)
-        g = np.maximum(h, 0, out=h).reshape(batch, positions, -1)
+        g = np.maximum(h, 0, out=h).reshape(len(ids), positions, -1)
         if self._mixer is not None:
-            g = self._mixer(np.concatenate([g[:, k : k + length] for k in range(self._kernel)], axis=-1))
+            g = self._mixer(np.concatenate([g[:, k : k + length] for k in range(kernel)], axis=-1))
             np.maximum(g, 0, out=g)
         pooled = g.max(1)
         if self._score is not None:
@@ -67,87 +89,18 @@ class NumpyEngine:
         if self._hidden is not None:
             pooled = self._hidden(pooled)
             np.maximum(pooled, 0, out=pooled)
-        output = self._output(pooled)
-        return output[:, : self._dim], output[:, self._dim :]
-
-    def run_pairs(self, a: Array, b: Array) -> Array:
-        """Return the pair tasks' logits `(batch, labels) float32` for fields `a`, `b` `(batch, dim) float32`."""
-        return self._pairs(a, b)
+        return self._output(pooled)
 
 
 class PairHeads:
-    """The heads of all pair tasks, where a bundle has such tasks, on two fields."""
+    """The heads of all pair tasks, where a bundle has such tasks."""
 
     def __init__(self, weights: Mapping[str, Array]) -> None:
         self._layers = {"pairs": _Dense(weights, "pairs")} if "pairs.weight" in weights else {}
 
     def __call__(self, a: Array, b: Array) -> Array:
-        """Return the logits `(batch, labels) float32` for fields `a`, `b` `(batch, dim) float32`."""
-        return self._layers["pairs"](np.concatenate([a, b, np.abs(a - b), a * b], axis=-1))
-
-
-def check_weights(bundle: Bundle, weights: Mapping[str, Array], table: tuple[int, ...] | None) -> None:
-    """Check that `weights`, with a table of the shape `table`, are the manifest's network's; `BundleError` if not.
-
-    What is checked is what an engine reads by: shapes, types, and row numbers. The native engine reads no farther than
-    these say, so a bundle that passes cannot make it leave its arrays, whatever numbers the tables hold.
-    """
-    net = lookup_network(bundle, "numpy")
-    pooled = (net.mixer_width or net.width) * (2 if net.mean else 1)
-    labels, pairs = (
-        sum(len(task.labels) for task in bundle.manifest.tasks if task.kind == kind) for kind in ("single", "pair")
-    )
-    layers = {
-        "mixer": (net.mixer_kernel * net.width, net.mixer_width),
-        "hidden": (pooled, net.hidden),
-        "output": (net.hidden or pooled, net.field_dim + labels),
-        "pairs": (4 * net.field_dim, pairs),
-    }
-    layers = {name: shape for name, shape in layers.items() if min(shape)}
-    try:
-        if table is None:
-            raise KeyError("table")
-        blocks = (weights["rows.modulus"].size,)
-        wanted: dict[str, tuple[tuple[int, ...], tuple[type[np.generic], ...]]] = {
-            "rows.modulus": (blocks, _INTEGERS),
-            "rows.coef": ((len(net.shifts), *blocks), _INTEGERS),
-            "rows.base": (blocks, _INTEGERS),
-            "table.scale": (table[:1], _FLOATS),
-            "mean.gain": ((1,), _FLOATS),
-        }
-        for name, shape in layers.items():
-            wanted[f"{name}.weight"] = (shape, _WEIGHTS)
-            if name != "mixer":
-                wanted[f"{name}.bias"] = (shape[1:], _FLOATS)
-            if weights[f"{name}.weight"].dtype == np.int8:
-                wanted[f"{name}.weight_scale"] = (shape[1:], _FLOATS)
-            if f"{name}.input_scale" in weights:
-                wanted[f"{name}.input_scale"] = ((1,), _FLOATS)
-        if net.mean:
-            wanted["score.weight"] = ((net.mixer_width or net.width, 1), _FLOATS)
-        wrong = [n for n, (shape, kinds) in wanted.items() if not _is(weights[n], shape, kinds)]
-    except KeyError as error:
-        raise BundleError(f"{bundle.path}: weights.safetensors cannot be used ({error}); copy it again") from error
-    wrong += [name for name in ("mixer.bias",) if name in weights]
-    wrong += [name for name in ("pairs.weight",) if name in weights and "pairs" not in layers]
-    if table[1:] != (net.width,) or ("table" in weights and weights["table"].dtype.type not in _WEIGHTS):
-        wrong.append("table")
-    if not wrong:  # the values can be read
-        modulus, base = weights["rows.modulus"], weights["rows.base"].astype(np.int64)
-        steps = [name for name in wanted if name.endswith("input_scale") or name == "mean.gain"]
-        wrong += [name for name in steps if not (np.isfinite(weights[name][0]) and weights[name][0] > 0)]
-        if (modulus <= 0).any():
-            wrong.append("rows.modulus")
-        if (base < 0).any() or (base + modulus > table[0]).any():
-            wrong.append("rows.base")
-    if wrong:
-        raise BundleError(
-            f"{bundle.path}: {wrong[0]!r} in weights.safetensors is not of the manifest's network; copy it again"
-        )
-
-
-def _is(tensor: Array, shape: tuple[int, ...], kinds: tuple[type[np.generic], ...]) -> bool:
-    return tensor.shape == shape and tensor.dtype.type in kinds
+        """Return the logits `(n, labels) float32` for fields `a`, `b` `(n, dim) float32`."""
+        return self._layers["pairs"](pair_features(a, b))
 
 
 class _Dense:

@@ -1,4 +1,4 @@
-"""Packages that are imported when they are first needed: which is missing and which is broken is told apart."""
+"""Packages that are imported when first needed: a missing one and a broken one are different errors."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["importing"]
 
 @contextlib.contextmanager
 def importing(module: str, missing: MissingDependency) -> Iterator[None]:
-    """Watch over the import of `module` in the block.
+    """Translate the errors of the import of `module` in the block.
 
     Raises:
-        MissingDependency: `missing`, where the module or a package around it is not there.
-        EngineError: it is there and cannot be imported; the message has its own words.
+        MissingDependency: `missing`, if the module or its parent package is not installed.
+        EngineError: it is installed and cannot be imported; the message quotes the reason.
     """
     try:
         yield
-    except Exception as error:  # what a broken package raises is its own affair
+    except Exception as error:  # a broken package may raise anything
         if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
             raise missing from error
         words = " ".join(str(error).split()) or type(error).__name__

@@ -1,8 +1,8 @@
-/* The student's forward pass for one CPU thread: what the graphs say, in one call and without padding.
+/* The student's forward pass on one CPU thread: what the graphs compute, in one call and without padding.
  *
- * At batch 1 the graph of a look-up student is some twenty small nodes, and ONNX Runtime spends more time between them
- * than in them. Here a text is: row numbers, prefetch, int8 rows summed in float32, a product over neighbours,
- * pool, two products. Nothing is allocated: the caller gives the scratch, so a call can run on any thread.
+ * At batch 1 the graph of a look-up student has some twenty small nodes, and ONNX Runtime spends more time between them
+ * than in them. Here the steps of a text are: row numbers, prefetch, int8 rows summed in float32, a product over
+ * neighbours, pool, two products. Nothing is allocated: the caller passes the scratch, so a call can run on any thread.
  */
 
 #include <math.h>
@@ -16,17 +16,18 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-/* What run is compiled for; every sum is made in the same order in all of them, so the answers are the same bits where
- * a multiply-add is one instruction. */
+/* The instruction sets that run is compiled for. All of them add in the same order, so the answers have the same bits
+ * where a multiply-add is one instruction. */
 enum level { PLAIN, WITH_AVX2, WITH_AVX512 };
 enum { LANES = 8, PANEL = 16, BLOCK = 32, GROUP = 64, POSITIONS = 128 };
 typedef float v4 __attribute__((vector_size(16), aligned(4)));
 typedef float v8 __attribute__((vector_size(32), aligned(4)));
 typedef float v16 __attribute__((vector_size(64), aligned(4)));
 
-/* A layer x @ weight + bias, weight (inputs, outputs) in float or in int8, for one row; `packed` are the same numbers in
- * float, in panels of 16 outputs, (panels, inputs, 16), the last filled with zeros, for several rows. output_scale (outputs) are the steps of the
- * sums of an int8 weight; input_scale is the step of an int8 input, 0 where the input is float. */
+/* A layer x @ weight + bias. weight (inputs, outputs) is float or int8 and serves one row; `packed` has the same numbers
+ * in float, in panels of 16 outputs, (panels, inputs, 16), the last filled with zeros, and serves several rows.
+ * output_scale (outputs) has the steps of the sums of an int8 weight; input_scale is the step of an int8 input, 0 for a
+ * float input. */
 typedef struct {
     int32_t inputs, outputs;
     const float *weight, *packed;
@@ -35,16 +36,16 @@ typedef struct {
     float input_scale;
 } layer;
 
-/* Rows as they are stored, `bytes` bytes each: codes of `bits` bits, from the lowest bit on, each for `run` numbers that
- * stand together in `book`, which has `entries` such runs. */
+/* Stored rows of `bytes` bytes each: codes of `bits` bits, from the lowest bit on. A code is the number of one of the
+ * `entries` runs in `book`, of `run` numbers each. */
 typedef struct {
     int32_t bits, entries, run, bytes;
     const uint8_t *codes;
     const int8_t *book;
 } coded;
 
-/* Rows `start` to `stop` of a packed table: `plain` ones, or coded ones. A split part has a bit in `often` for each row
- * that `rows` has, the others are in `rarely`; `before` counts the ones before every 64 rows. */
+/* Rows `start` to `stop` of a packed table, plain or coded. In a split part a bit in `often` marks the rows that are in
+ * `rows`; the others are in `rarely`. `before` counts the marked rows before every 64 rows. */
 typedef struct {
     int64_t start, stop;
     const int8_t *plain;
@@ -53,9 +54,9 @@ typedef struct {
     coded rows, rarely;
 } part;
 
-/* A packed table, which is opened a row at a time, when a text first needs it. table_q and table_scale of the network
- * have 2 `rows` slots: opened rows stand in the upper half in the order of their first use, so that those in use lie
- * together, `used` of them; `slot` has one more than the slot of each row, 0 for a row that is not opened. */
+/* A packed table. A row is opened when a text first needs it. table_q and table_scale of the network have 2 `rows` slots:
+ * the `used` opened rows are in the upper half in the order of their first use, so that rows in use lie together. `slot`
+ * has the slot of each row plus one, 0 for a row that is not opened. */
 typedef struct {
     int32_t rows, parts;
     const part *part;
@@ -214,15 +215,15 @@ INLINE void several(const layer *l, float *x, int32_t ldx, int32_t rows, float *
     for (int32_t r = 0; r < rows; r++) finish(l, y + (int64_t)r * ldy, relu);
 }
 
-/* y (outputs) = layer(x), its weight as it is; x may be overwritten. */
+/* y (outputs) = layer(x) for one row; x may be overwritten. */
 INLINE void dense(const layer *l, float *x, float *y, int32_t *at, int relu, enum level level) {
     quantize(l, x, l->inputs);
     one_row(x, l, y, at, level);
     finish(l, y, relu);
 }
 
-/* out (width) = the row `number` of `from`; 0, or 1 where a code is beyond the codebook. Eight codes are `bits` bytes, and
- * a row has whole eights of them. */
+/* out (width) = the row `number` of `from`. Returns 0, or 1 if a code exceeds the codebook. Eight codes take `bits` bytes,
+ * and a row has a multiple of eight codes. */
 INLINE int decode_as(const coded *from, int64_t number, int32_t width, int8_t *out, int32_t bits, int32_t run) {
     const uint8_t *next = from->codes + number * from->bytes;
     for (int32_t i = 0; i < width; i += 8 * run, next += bits) {
@@ -239,7 +240,7 @@ INLINE int decode_as(const coded *from, int64_t number, int32_t width, int8_t *o
 }
 
 static int decode(const coded *from, int64_t number, int32_t width, int8_t *out) {
-    int whole = width % (8 * from->run) == 0; /* the usual ones, with all their numbers known to the compiler */
+    int whole = width % (8 * from->run) == 0; /* for the usual sizes all numbers are known to the compiler */
     if (whole && from->bits == 4 && from->run == 1) return decode_as(from, number, width / 8 * 8, out, 4, 1);
     if (whole && from->bits == 6 && from->run == 1) return decode_as(from, number, width / 8 * 8, out, 6, 1);
     if (whole && from->bits == 6 && from->run == 2) return decode_as(from, number, width / 16 * 16, out, 6, 2);
@@ -264,9 +265,9 @@ static int read_row(const network *net, int64_t row, int8_t *out) {
     return decode(chosen ? &p->rows : &p->rarely, chosen ? ones : number - ones, net->width, out);
 }
 
-/* Open a row of a packed table and return its slot, -1 where that fails. Of two threads that open the same row, the first
- * to note its slot is right, and the slot of the other is lost; should all have been used up so, a row has its own in
- * the lower half, and threads that write it at once write the same bytes. */
+/* Open a row of a packed table and return its slot, -1 on failure. If two threads open the same row, the first to note
+ * its slot wins and the slot of the other is lost. When all slots are used up, a row takes its own slot in the lower half,
+ * where threads that write it at once write the same bytes. */
 static __attribute__((noinline)) int32_t open_row(const network *net, int32_t row) {
     const packing *packed = net->packed;
     int32_t none = 0, slot = row, used = __atomic_load_n(packed->used, __ATOMIC_RELAXED);
@@ -279,8 +280,8 @@ static __attribute__((noinline)) int32_t open_row(const network *net, int32_t ro
     return none - 1;
 }
 
-/* h (width) = relu of the sum of one position's rows. Plain loops over a fixed block: compilers make vectors of them,
- * which they do not of a conversion from a vector of int8. */
+/* h (width) = relu of the sum of one position's rows. The plain loops over a fixed block are vectorised by compilers, a
+ * conversion from a vector of int8 is not. */
 INLINE void look_up(const network *net, const uint32_t *rows, float *h) {
     int32_t width = net->width;
     for (int32_t start = 0; start < width; start += BLOCK) {
@@ -327,7 +328,7 @@ INLINE void pool(const network *net, const float *g, int32_t steps, int32_t n, i
     for (int32_t i = 0; i < n; i++) pooled[i] /= share;
 }
 
-/* The positions of several texts that go through the mixer together. */
+/* How many positions, of several texts, go through the mixer together. */
 INLINE int32_t together(const network *net, int32_t longest) {
     return (longest > POSITIONS ? longest : POSITIONS) + net->kernel - 1;
 }
@@ -341,8 +342,8 @@ int64_t fieldrun_scratch(const network *net, int32_t longest, int64_t *integers)
     return positions * (net->width + net->mixer.outputs + PANEL) + GROUP * (2 * net->width + wide);
 }
 
-/* h (tokens, width) of a text: all row numbers first, so that the memory is asked for before it is needed. 0 on success,
- * 1 where a packed row cannot be opened. */
+/* h (tokens, width) of a text: all row numbers first, so that the memory is prefetched before it is needed. Returns 0, or
+ * 1 if a packed row cannot be opened. */
 INLINE int encode(const network *net, const int32_t *text, int32_t tokens, float *h, uint32_t *rows) {
     int32_t blocks = net->blocks, width = net->width;
     for (int32_t t = 0; t < tokens; t++)
@@ -394,7 +395,7 @@ INLINE void project(const network *net, float *pooled, int32_t count, float *out
         dense(last, pooled, output, at, 0, level);
         return;
     }
-    if (hidden->outputs) { /* several texts read a matrix once for four or eight of them */
+    if (hidden->outputs) { /* a matrix is read once for four to eight texts */
         several(hidden, pooled, n, count, next, 1, level);
         pooled = next;
         n = padded(hidden->outputs);
@@ -447,15 +448,15 @@ INLINE int run(const network *net, const int32_t *ids, const int64_t *starts, in
     const network *net, const int32_t *ids, const int64_t *starts, int32_t texts, int32_t longest, float *output,     \
         float *floats, uint32_t *integers
 
-#ifdef AVX2 /* compiled for any x86-64, for those of the last ten years, and for the widest; the processor chooses */
+#ifdef AVX2 /* for any x86-64, for those of the last ten years, and for the widest; chosen at run time */
 AVX512 static int run_avx512(PARAMETERS) { return run(ARGUMENTS, WITH_AVX512); }
 AVX2 static int run_avx2(PARAMETERS) { return run(ARGUMENTS, WITH_AVX2); }
 static int run_plain(PARAMETERS) { return run(ARGUMENTS, PLAIN); }
 #endif
 
 /* output (texts, outputs) of texts whose ids start at ids[starts[i]] and end before ids[starts[i + 1]]; zeros at the end
- * of a text are padding. 0 on success, 1 where a text has no token or more than `longest`, 2 where a code of the packed
- * table is beyond its codebook. `widest` forbids what is above that level. */
+ * of a text are padding. Returns 0, or 1 if a text has no token or more than `longest`, or 2 if a code of the packed
+ * table exceeds its codebook. `widest` is the highest level that may be used. */
 int fieldrun_run(PARAMETERS, int32_t widest) {
 #ifdef AVX2
     __builtin_cpu_init();

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: build engines from a bundle's graphs on the device that runs them, keep them, run them.
+"""TensorRT and TensorRT-RTX: build engines from a bundle's graphs on the device that runs them, cache and run them.
 
     bundle's trt-*.onnx --build--> engine + sidecar in the cache --engine--> field and logits
 
@@ -7,7 +7,7 @@
 | `library` | finds the Python package of a target |
 | `device` | the driver, the GPU and JetPack, without a CUDA package |
 | `key` | what an engine is valid for |
-| `cache` | where engines are kept, and what is checked before one is loaded |
+| `cache` | where engines lie, and what is checked before one is loaded |
 | `layers` | the precision of every layer, from the builder's log |
 | `build` | graph -> engine, all of a bundle's under one lock |
 | `cuda` | device memory, streams and CUDA graphs |

@@ -1,8 +1,9 @@
 """Build engines: every TensorRT graph of a bundle, parsed and compiled under a lock, each renamed into the cache.
 
 Precision is in the graph, so the builder gets no precision flag; it gets a strongly typed network where its version
-still has the choice, no TF32, and a workspace. TensorRT builds for the GPU that it runs on. TensorRT-RTX builds for any
-compute capability that it knows, without a GPU too: nobody runs such an engine here, but a refused graph is found.
+still offers the choice, no TF32, and a workspace. TensorRT builds for the GPU that it runs on. TensorRT-RTX builds for
+any compute capability that it knows, even without a GPU: such an engine does not run here, but shows that the graphs
+are accepted.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ from fieldrun.formats.bundle import Bundle
 from fieldrun.formats.progress import Progress, silent
 from fieldrun.formats.tensors import read_tensors
 
+from ..engines.weights import unusable
 from .cache import EngineCache
 from .device import Gpu, find_gpu, require_gpu
 from .key import OPTIONS, EngineKey, keys_of
@@ -33,7 +35,7 @@ _SPARE_BYTES = 8 << 20  # an engine's code and constants, beside the weights
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
-    """What the builder made of one graph: the engine, how long it took, layer precisions, its timing cache."""
+    """What the builder made of one graph: the engine, the seconds it took, layer precisions, its timing cache."""
 
     engine: bytes
     seconds: float
@@ -43,9 +45,10 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltEngine:
-    """One engine of a report; `reused` when a valid one was there already, `layers` part -> precision as logged.
+    """One engine of a report; `reused` if a valid one existed already, `layers` is part -> precision as logged.
 
-    `fallen_back` has a line for each part in more bits than the bundle's, `unchecked` the parts that the log left open.
+    `fallen_back` has a line for each part that is computed in more bits than the bundle's, `unchecked` the parts whose
+    precision the log does not give.
     """
 
     graph: str
@@ -57,14 +60,10 @@ class BuiltEngine:
     fallen_back: list[str]
     unchecked: list[str]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the engine as JSON."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildReport:
-    """What a build made, for which device, and where."""
+    """What was built, for which device, and where it is."""
 
     target: str
     version: str
@@ -75,14 +74,7 @@ class BuildReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON."""
-        return {
-            "target": self.target,
-            "version": self.version,
-            "compute_capability": self.compute_capability,
-            "device": self.device,
-            "folder": str(self.folder),
-            "engines": [engine.to_dict() for engine in self.engines],
-        }
+        return asdict(self) | {"folder": str(self.folder)}
 
 
 def build(
@@ -93,19 +85,19 @@ def build(
     cache: str | Path | None = None,
     progress: Progress | None = None,
 ) -> BuildReport:
-    """Build an engine of every TensorRT graph of a bundle, those that are valid already left alone.
+    """Build an engine for every TensorRT graph of a bundle; engines that are valid already are kept.
 
     Args:
         bundle: a bundle folder whose recipe has `[tensorrt]`, or an open bundle.
         target: `"tensorrt"` or `"tensorrt-rtx"`.
-        compute_capability: as in "8.6"; None for this machine's GPU. Only TensorRT-RTX builds for another one.
+        compute_capability: such as "8.6"; None for this machine's GPU. Only TensorRT-RTX builds for another one.
         cache: the folder of all engines; None for the default one.
-        progress: called with (phase, done, total); the phase "waiting for another build" while one runs.
+        progress: called with (phase, done, total); the phase is "waiting for another build" while another one runs.
 
     Raises:
-        UsageError: the compute capability is not written as in 8.6.
+        UsageError: the compute capability is not two numbers with a point.
         UnknownName, MissingDependency, BundleError: the target is unknown, not installed, or the bundle is not valid.
-        EngineError: no driver, a capability that cannot be built for, or a graph that TensorRT refuses, with its words.
+        EngineError: no driver, a capability that the builder does not know, or a graph that TensorRT refuses.
         StorageError: the cache cannot be written or is full; nothing half-written is left.
     """
     report = progress or silent
@@ -120,15 +112,16 @@ def build(
             "build on the device itself"
         )
     keys = keys_of(opened, target, library, gpu, compute_capability)
+    first = next(iter(keys.values()))
     if target == "tensorrt-rtx":
-        _capability(library, next(iter(keys.values())).compute_capability)
+        _capability(library, first.compute_capability)
     store = EngineCache(cache)
-    folder = store.folder(opened, next(iter(keys.values())))
+    folder = store.folder(opened, first)
     weights = read_tensors(opened.path / "weights.safetensors")
     try:
         shapes, wanted = part_shapes(weights), wanted_precisions(weights)
     except KeyError as error:
-        raise BundleError(f"{opened.path}: weights.safetensors cannot be used ({error}); copy it again") from error
+        raise unusable(opened, error) from error
     each = opened.manifest.files["weights.safetensors"].bytes + _SPARE_BYTES
     absent = [key for key in keys.values() if not store.has(folder, key) and not key.bucket.startswith("pairs")]
     store.prepare(folder, len(absent) * each)
@@ -151,16 +144,13 @@ def build(
                 BuiltEngine(
                     graph=name,
                     bucket=key.bucket,
-                    bytes=about["bytes"],
-                    seconds=about["seconds"],
                     reused=reused,
-                    layers=about["layers"],
+                    **about,
                     fallen_back=fallen_back(about["layers"], here),
                     unchecked=unchecked(about["layers"], here),
                 )
             )
         report("engines", len(keys), len(keys))
-    first = next(iter(keys.values()))
     return BuildReport(
         target=target,
         version=first.tensorrt,
@@ -179,7 +169,7 @@ def _gpu(target: str) -> Gpu | None:
 
 
 def _capability(library: ModuleType, capability: str) -> Any:
-    """Return TensorRT-RTX's name for `capability`; `EngineError` lists those that it builds for."""
+    """Return TensorRT-RTX's constant for `capability`; `EngineError` lists those that it builds for."""
     names = library.ComputeCapability.__members__
     wanted = f"SM{capability.replace('.', '')}"
     if wanted not in names:
@@ -191,9 +181,9 @@ def _capability(library: ModuleType, capability: str) -> Any:
 def compile_graph(
     library: ModuleType, path: Path, key: EngineKey, shapes: Mapping[str, tuple[int, ...]], timing: bytes = b""
 ) -> Compiled:
-    """Parse the graph at `path` and build its engine; `EngineError` with the parser's or the builder's words.
+    """Parse the graph at `path` and build its engine; `EngineError` quotes the parser or the builder.
 
-    `shapes` are those of the bundle's parts, by which their precision is found in the log.
+    `shapes` are those of the bundle's parts, which identify them in the log.
     """
     log = quiet_logger(library)
     builder = library.Builder(log)
@@ -234,9 +224,9 @@ def compile_graph(
 
 
 def _timing_cache(config: Any, timing: bytes) -> Any:
-    """Give `config` the timing cache `timing`, or an empty one where TensorRT does not take it, and return it.
+    """Give `config` the timing cache `timing`, or an empty one if TensorRT refuses it, and return it.
 
-    None where it takes neither: the build then measures every kernel, and keeps nothing.
+    Returns None if TensorRT refuses both: the build then measures every kernel and keeps nothing.
     """
     for data in dict.fromkeys((timing, b"")):
         known = config.create_timing_cache(data)

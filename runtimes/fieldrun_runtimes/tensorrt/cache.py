@@ -2,11 +2,11 @@
 
     ROOT/<name>-<recipe>-<weights>/<target>-sm<capability>/<graph>.engine     what the builder made
                                                            <graph>.json       its key, size, sha256, how it was built
-                                                           timing-<builder>.cache    what TensorRT measured of kernels
-                                                           .lock              held by who builds
+                                                           timing-<builder>.cache    kernel timings that TensorRT took
+                                                           .lock              held while engines are built
 
-An engine is code that a device runs. It is loaded only if this user owns it and nobody else can write it, its sidecar's
-key is this machine's and bundle's, and its bytes have the sidecar's sha256.
+An engine is code that a device runs. It is loaded only if this user owns it and no other user can write it, its
+sidecar's key matches this machine and bundle, and its bytes have the sidecar's sha256.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SCHEMA = 1
 _OTHERS_MAY_WRITE = 0o022
 _DIGEST = 64  # hexadecimal digits before a timing cache
 _TIMING = re.compile(r"timing(-[0-9a-f]{12})?\.cache")  # the first versions had one for all builders
-_LEFT = re.compile(r"\..+\.(engine|json|cache)\.\w+")  # what `write_bytes` renames, if it lives to
+_LEFT = re.compile(r"\..+\.(engine|json|cache)\.\w+")  # what a killed `write_bytes` leaves
 _OURS = re.compile(r"[^/]*-[0-9a-f]{12}/tensorrt(-rtx)?-sm\d+")  # a folder of engines, below the root
 
 
@@ -60,10 +60,10 @@ class Entry:
 
 
 class EngineCache:
-    """The engines under `root`, None for the default place; `UsageError` for a name that is empty."""
+    """The engines under `root`, None for the default folder; `UsageError` for an empty name."""
 
     def __init__(self, root: str | Path | None = None) -> None:
-        if root == "":  # as a variable that is not set: it would be the current folder
+        if root == "":  # an unset variable gives this, and it would be the current folder
             raise UsageError("the engine cache has an empty name; give a folder, or leave --cache out")
         self.root = default_cache() if root is None else Path(root)
 
@@ -75,10 +75,10 @@ class EngineCache:
         return self.root / about / f"{key.target}-sm{key.compute_capability.replace('.', '')}"
 
     def prepare(self, folder: Path, need: int) -> None:
-        """Make `folder`, for this user alone, and see before any work that `need` bytes can be written there.
+        """Create `folder`, for this user alone, and check that `need` bytes can be written there.
 
         Raises:
-            StorageError: it cannot be made or written, is another user's, or its disk has less room.
+            StorageError: it cannot be created or written, belongs to another user, or its disk has less space.
         """
         import shutil
         import tempfile
@@ -101,18 +101,18 @@ class EngineCache:
             raise StorageError(str(error)) from error
         if free < need:
             raise StorageError(
-                f"the engines need about {need / 1e6:.0f} MB in {folder}, and there are {free / 1e6:.0f} MB; "
-                "free space or give another place with --cache"
+                f"the engines need about {need / 1e6:.0f} MB in {folder}, and {free / 1e6:.0f} MB are free; "
+                "free space or give another folder with --cache"
             )
 
     @contextlib.contextmanager
     def lock(self, folder: Path, waiting: Callable[[], None]) -> Iterator[None]:
-        """Hold `folder` against other builders; calls `waiting` if another has it, and then waits for it.
+        """Hold `folder` against other builders; if another holds it, call `waiting` and wait.
 
         What a killed builder left half-written is deleted before the block runs.
 
         Raises:
-            StorageError: the lock cannot be had: the folder cannot be written, or its disk has no locks.
+            StorageError: the folder cannot be locked: it cannot be written, or its disk has no locks.
         """
         import fcntl
 
@@ -131,8 +131,8 @@ class EngineCache:
                 except BlockingIOError:
                     waiting()
                 with _lock_errors(folder):
-                    fcntl.flock(handle, fcntl.LOCK_EX)  # which is a matter of no time where it is held already
-                    held = _is_at(handle, lock)  # a lock on a file that `clear` deleted holds nobody off
+                    fcntl.flock(handle, fcntl.LOCK_EX)  # returns at once if it is held already
+                    held = _is_at(handle, lock)  # a lock on a file that `clear` deleted stops no other builder
                     for left in folder.iterdir() if held else ():
                         if _LEFT.fullmatch(left.name):
                             left.unlink()
@@ -143,7 +143,7 @@ class EngineCache:
                 os.close(handle)
 
     def write(self, folder: Path, key: EngineKey, engine: bytes, about: dict[str, Any]) -> None:
-        """Keep `engine` and its sidecar; a reader sees the old pair, the new one, or a pair that does not match.
+        """Write `engine` and its sidecar; a reader sees the old pair, the new one, or a pair that does not match.
 
         `about` is `{bytes, seconds, layers}` of the build.
 
@@ -158,33 +158,30 @@ class EngineCache:
             written.chmod(0o600)  # a umask that lets the group write would have the engine refused
 
     def has(self, folder: Path, key: EngineKey) -> bool:
-        """Say whether there is an engine for `key`, its own bytes left aside."""
-        try:
-            self.check(folder, key, "")
-        except EngineError:
-            return False
-        return True
+        """Return whether there is an engine for `key`, without reading its bytes."""
+        with contextlib.suppress(EngineError):
+            return bool(self.check(folder, key, ""))
+        return False
 
     def about(self, folder: Path, key: EngineKey) -> dict[str, Any] | None:
-        """Return `{bytes, seconds, layers}` of a valid engine's build; None where there is no valid one."""
-        try:
+        """Return `{bytes, seconds, layers}` of a valid engine's build; None if there is no valid one."""
+        with contextlib.suppress(EngineError):
             self.read(folder, key, "")
             about: dict[str, Any] = self.check(folder, key, "")["about"]
-        except EngineError:
-            return None
-        return about
+            return about
+        return None
 
     def check(self, folder: Path, key: EngineKey, remedy: str) -> dict[str, Any]:
         """Return the sidecar of the engine for `key`, without reading the engine itself.
 
         Args:
-            folder: where `folder` says.
+            folder: the folder that `folder` returns.
             key: what this machine and bundle need.
             remedy: the command that builds it, for the errors.
 
         Raises:
-            EngineStale: the engine there is of another machine, version or graph.
-            EngineError: there is none, or this user did not write it.
+            EngineStale: the engine was built for another machine, version or graph.
+            EngineError: the engine is missing or corrupt, or another user can write it.
         """
         path = _engine_path(folder, key.graph)
         if not path.is_file() and not path.with_suffix(".json").is_file():
@@ -193,22 +190,19 @@ class EngineCache:
             for part in (folder, path, path.with_suffix(".json")):
                 _check_owner(part)
             sidecar = read_json(path.with_suffix(".json"))
-        except (OSError, ValueError) as error:
-            raise EngineError(f"the engine {path} cannot be used: {error}; {remedy}") from error
-        if not isinstance(sidecar, dict) or sidecar.get("schema") != SCHEMA or "engine" not in sidecar:
-            raise EngineError(f"the engine {path} has no sidecar of schema {SCHEMA}; {remedy}")
-        try:
+            if not isinstance(sidecar, dict) or sidecar.get("schema") != SCHEMA or "engine" not in sidecar:
+                raise EngineError(f"it has no sidecar of schema {SCHEMA}")
             differences = EngineKey.from_dict(sidecar.get("key")).differences(key)
-        except EngineError as error:
+        except (EngineError, OSError, ValueError) as error:
             raise EngineError(f"the engine {path} cannot be used: {error}; {remedy}") from error
         if differences:
             raise EngineStale(f"the engine {path}", differences, remedy)
         if not _has(sidecar["engine"], "bytes", "sha256") or not _is_about(sidecar.get("about")):
-            raise EngineError(f"the sidecar of the engine {path} is damaged; {remedy}")
+            raise EngineError(f"the sidecar of the engine {path} is corrupt; {remedy}")
         return sidecar
 
     def read(self, folder: Path, key: EngineKey, remedy: str) -> bytes:
-        """Return the bytes of the engine for `key`, after every check; raises as `check`, and where they changed."""
+        """Return the bytes of the engine for `key`; raises as `check`, and `EngineError` if they were changed."""
         sidecar = self.check(folder, key, remedy)
         path = _engine_path(folder, key.graph)
         try:
@@ -220,7 +214,7 @@ class EngineCache:
         return engine
 
     def timing(self, folder: Path, key: EngineKey) -> bytes:
-        """Return the timing cache of the builder that `key` names, empty where there is no whole one of this user's."""
+        """Return the timing cache of the builder in `key`; empty if it is missing, corrupt or another user's."""
         path = _timing_path(folder, key)
         try:
             _check_owner(path)
@@ -231,7 +225,7 @@ class EngineCache:
         return data if sha256_bytes(data).encode("ascii") == digest else b""
 
     def write_timing(self, folder: Path, key: EngineKey, data: bytes) -> None:
-        """Keep TensorRT's timing cache for the next build by the same builder."""
+        """Write TensorRT's timing cache for the next build by the same builder."""
         path = _timing_path(folder, key)
         write_bytes(path, sha256_bytes(data).encode("ascii") + data)
         path.chmod(0o600)
@@ -246,10 +240,10 @@ class EngineCache:
         return found
 
     def clear(self) -> tuple[int, int]:
-        """Delete every engine, sidecar and timing cache; return how many engines and how many bytes.
+        """Delete every engine, sidecar and timing cache; return the numbers of engines and bytes.
 
-        Nothing else is touched, and no folder that still holds something else is deleted: only folders named as
-        `folder` names them are looked into.
+        Other files stay, and so do the folders that hold them. Only folders with names as `folder` gives them are
+        searched.
 
         Raises:
             StorageError: a build is running, and nothing was deleted; or a file cannot be deleted.
@@ -279,7 +273,7 @@ class EngineCache:
             part.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _folders(self) -> list[Path]:
-        """Return the folders of engines, whatever is in them, in order."""
+        """Return the folders of engines, in order."""
         return [
             folder
             for folder in sorted(self.root.glob("*/*"))
@@ -291,17 +285,17 @@ class EngineCache:
 def _lock_errors(folder: Path) -> Iterator[None]:
     try:
         yield
-    except BlockingIOError:  # another has it
+    except BlockingIOError:  # another builder holds it
         raise
     except OSError as error:
         raise StorageError(
-            f"cannot lock the engine cache {folder}: {error.strerror or error}; run it as the cache's owner, or give "
+            f"cannot lock the engine cache {folder}: {error.strerror or error}; run as the cache's owner, or give "
             "another one with --cache"
         ) from error
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Whether the open file `handle` is the one at `path`."""
+    """Return whether the open file `handle` is the one at `path`."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
@@ -313,12 +307,12 @@ def _refuse_to_wait(folder: Path) -> None:
 
 
 def _has(value: Any, *names: str) -> bool:
-    """Whether `value` is a JSON object of these names."""
+    """Return whether `value` is a JSON object with exactly these names."""
     return isinstance(value, dict) and set(value) == set(names)
 
 
 def _is_about(value: Any) -> bool:
-    """Whether `value` is what `write` was given of a build: `{bytes, seconds, layers}`."""
+    """Return whether `value` is the `about` that `write` takes."""
     if not _has(value, "bytes", "seconds", "layers"):
         return False
     size, seconds, layers = value["bytes"], value["seconds"], value["layers"]
@@ -332,7 +326,7 @@ def _is_about(value: Any) -> bool:
 
 
 def _key_of(engine: Path) -> EngineKey | None:
-    """Return the key in the sidecar of `engine`, None where there is no sidecar of ours."""
+    """Return the key in the sidecar of `engine`, None if there is no sidecar of ours."""
     try:
         sidecar = read_json(engine.with_suffix(".json"))
         return EngineKey.from_dict(sidecar["key"]) if sidecar["schema"] == SCHEMA else None
@@ -341,13 +335,13 @@ def _key_of(engine: Path) -> EngineKey | None:
 
 
 def _files_of_ours(folder: Path) -> list[Path]:
-    """Return the files of ours in a folder of engines: an engine and its sidecar, even if damaged, and the rest."""
+    """Return our files in a folder of engines: engines and their sidecars, even if corrupt, timing caches, the lock."""
     engines = sorted(folder.glob("*.engine"))
     sidecars = [
         path for path in sorted(folder.glob("*.json")) if path.with_suffix(".engine") in engines or _key_of(path)
     ]
     timings = [path for path in sorted(folder.iterdir()) if _TIMING.fullmatch(path.name)]
-    lock = folder / ".lock"  # the last: without it the next builder is let in
+    lock = folder / ".lock"  # the last: once it is gone the next builder can start
     return [path for path in (*engines, *sidecars, *timings, lock) if path.is_file()]
 
 
@@ -360,7 +354,7 @@ def _timing_path(folder: Path, key: EngineKey) -> Path:
 
 
 def _check_owner(path: Path) -> None:
-    """Refuse what another user owns or may write: an engine is code."""
+    """Raise `EngineError` if another user owns `path` or may write it: an engine is code."""
     about = path.stat()
     if about.st_uid != os.geteuid() or about.st_mode & _OTHERS_MAY_WRITE:
         raise EngineError(f"{path} belongs to another user or can be written by one; give a cache of your own")

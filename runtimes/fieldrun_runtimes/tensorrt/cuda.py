@@ -21,28 +21,28 @@ _NON_BLOCKING = 1  # cudaStreamNonBlocking: does not wait for the default stream
 
 
 def load_runtime() -> Any:
-    """Import the CUDA runtime's bindings; `MissingDependency` when they are not installed, `EngineError` if broken."""
+    """Import the bindings of the CUDA runtime; `MissingDependency` if not installed, `EngineError` if broken."""
     with importing("cuda.bindings.runtime", MissingDependency("cuda-bindings", "tensorrt")):
         from cuda.bindings import runtime
     return runtime
 
 
 def call(runtime: Any, name: str, *arguments: Any) -> Any:
-    """Call the CUDA function `name` and return its result, None where it has none; `EngineError` names the failure."""
+    """Call the CUDA function `name` and return its result, or None; `EngineError` names the failure."""
     code, *results = getattr(runtime, name)(*arguments)
     if int(code) != 0:
         reason = runtime.cudaGetErrorString(code)[1].decode("utf-8", "replace")
         if int(code) == _INSUFFICIENT_DRIVER:
             raise EngineError(
-                f"{name}: {reason}: cuda-python is newer than this driver; pip install 'cuda-bindings<13' for one of "
-                "CUDA 12, as JetPack 6 has"
+                f"{name}: {reason}: cuda-python is newer than this driver; pip install 'cuda-bindings<13' for CUDA 12, "
+                "which JetPack 6 has"
             )
         raise EngineError(f"{name}: {reason}; is the GPU out of memory or used by another process?")
     return results[0] if results else None
 
 
 class Stream:
-    """A CUDA stream, and the graphs captured on it. Freed when it is let go of, or when the process ends."""
+    """A CUDA stream and the graphs captured on it. Freed with the object, or when the process ends."""
 
     def __init__(self, runtime: Any) -> None:
         self._runtime = runtime
@@ -51,7 +51,7 @@ class Stream:
         weakref.finalize(self, runtime.cudaStreamDestroy, self._stream)
 
     def upload(self, buffer: Buffer) -> None:
-        """Copy a buffer's host side to the device, after what the stream was given before."""
+        """Copy a buffer's host side to the device, after the work that the stream already has."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         call(self._runtime, "cudaMemcpyAsync", buffer.address, buffer.pinned, buffer.host.nbytes, kind, self._stream)
 
@@ -61,20 +61,20 @@ class Stream:
         call(self._runtime, "cudaMemcpyAsync", buffer.pinned, buffer.address, buffer.host.nbytes, kind, self._stream)
 
     def wait(self) -> None:
-        """Return when everything that the stream was given is done."""
+        """Wait until all work of the stream is done."""
         call(self._runtime, "cudaStreamSynchronize", self._stream)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record what `work` gives the stream and return a function that does it again with one launch.
+        """Record what `work` puts on the stream and return a function that repeats it with one launch.
 
         Raises:
-            EngineError: `work` does something that a CUDA graph cannot hold.
+            EngineError: `work` does something that a CUDA graph cannot contain.
         """
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         call(self._runtime, "cudaStreamBeginCapture", self._stream, mode)
         try:
             work()
-        finally:  # a stream that is left capturing can do nothing else
+        finally:  # a stream that keeps capturing is of no other use
             graph = call(self._runtime, "cudaStreamEndCapture", self._stream)
         executable = call(self._runtime, "cudaGraphInstantiate", graph, 0)
         call(self._runtime, "cudaGraphDestroy", graph)
@@ -91,7 +91,7 @@ class Buffer:
         self.address = int(call(runtime, "cudaMalloc", size))
         weakref.finalize(self, runtime.cudaFree, self.address)
         self.pinned = int(call(runtime, "cudaHostAlloc", size, 0))
-        # the array may outlive the buffer in a caller's hands only as a copy: results are copied out
+        # callers get copies of the array, which may outlive the buffer
         weakref.finalize(self, runtime.cudaFreeHost, self.pinned)
         raw = (ctypes.c_byte * size).from_address(self.pinned)
         self.host: Array = np.frombuffer(raw, dtype).reshape(shape)

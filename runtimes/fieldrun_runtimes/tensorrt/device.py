@@ -1,22 +1,22 @@
 """The driver, the GPU and JetPack of this machine, read without any CUDA package.
 
-TensorRT's own objects are made only after the driver has answered here: a Runtime that is made without a driver crashes
-the process when it ends.
+TensorRT's objects are created only after the driver has answered here: a Runtime that is created without a driver
+crashes the process when it ends.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fieldrun.errors import EngineError
-from fieldrun_runtimes.tensorrt.releases import parse_nv_tegra_release
 
-__all__ = ["Gpu", "find_gpu", "jetpack", "machine_id", "require_gpu"]
+__all__ = ["Gpu", "find_gpu", "jetpack", "machine_id", "parse_nv_tegra_release", "require_gpu"]
 
 _DRIVER = "libcuda.so.1"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
@@ -25,7 +25,7 @@ _IDENTITY = ("etc/machine-id", "proc/device-tree/serial-number")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """The first GPU that the driver shows: its name, compute capability ("8.7"), UUID and the driver's CUDA version."""
+    """The first GPU that the driver lists: its name, compute capability ("8.7"), UUID and the driver's CUDA version."""
 
     name: str
     compute_capability: str
@@ -34,7 +34,7 @@ class Gpu:
 
 
 def require_gpu() -> Gpu:
-    """Return the first GPU; `EngineError` says why there is none."""
+    """Return the first GPU; `EngineError` says why none was found."""
     found = find_gpu()
     if isinstance(found, str):
         raise EngineError(f"{found}; use engine='auto' to run on the CPU")
@@ -43,7 +43,7 @@ def require_gpu() -> Gpu:
 
 @cache
 def find_gpu() -> Gpu | str:
-    """Return the first GPU, or why there is none: no driver library, a driver that does not start, no device."""
+    """Return the first GPU, or why none was found: no driver library, a driver that does not start, no device."""
     try:
         driver: Any = ctypes.CDLL(_DRIVER)
     except OSError:
@@ -74,8 +74,14 @@ def find_gpu() -> Gpu | str:
     )
 
 
+def parse_nv_tegra_release(text: str) -> str | None:
+    """Return the version of Jetson Linux (L4T), such as "36.4.3", from the text of `/etc/nv_tegra_release`."""
+    found = re.search(r"\bR(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", text)
+    return f"{found[1]}.{found[2]}" if found else None
+
+
 def jetpack(root: Path = Path("/")) -> str | None:
-    """Return the L4T release that JetPack installed, as in "36.4.0"; None on any other machine."""
+    """Return the L4T release that JetPack installed, such as "36.4.0"; None on other machines."""
     try:
         text = (root / "etc/nv_tegra_release").read_text("utf-8", "replace")
     except OSError:
@@ -84,7 +90,7 @@ def jetpack(root: Path = Path("/")) -> str | None:
 
 
 def machine_id(gpu: Gpu | None, root: Path = Path("/")) -> str:
-    """Return 16 hexadecimal digits that tell this machine from others: a hash of its and its GPU's identity."""
+    """Return 16 hexadecimal digits that identify this machine: a hash of its identity and its GPU's."""
     parts = [gpu.uuid if gpu is not None else ""]
     for name in _IDENTITY:
         try:

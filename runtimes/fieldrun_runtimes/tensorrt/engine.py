@@ -1,7 +1,7 @@
-"""The engines `tensorrt` and `tensorrt-rtx`: what `fieldrun build` made on this machine, one CUDA graph a bucket.
+"""The engines `tensorrt` and `tensorrt-rtx`: what `fieldrun build` built on this machine, a CUDA graph for each bucket.
 
-Every bucket has fixed shapes, so its buffers, their addresses and the whole call (copy in, run, copy out) are set up
-once and captured as a CUDA graph; a call is then one launch. Each bucket has its own stream and lock.
+A bucket has fixed shapes, so its buffers, their addresses and the whole call (copy in, run, copy out) are set up once
+and captured as a CUDA graph; a call is then one launch. Each bucket has its own stream and lock.
 """
 
 from __future__ import annotations
@@ -17,80 +17,48 @@ from fieldrun.errors import EngineError
 from fieldrun.formats.bundle import Bundle
 from fieldrun.formats.tensors import Array
 
+from ..engines.buckets import Call, GraphEngine
 from . import cuda
 from .cache import EngineCache
 from .device import require_gpu
-from .key import EngineKey, keys_of
+from .key import keys_of
 from .library import load_library, quiet_logger
 
 __all__ = ["TensorrtEngine", "TensorrtRtxEngine", "built_engines"]
 
 
-class TensorrtEngine:
-    """Runs a bundle's engines with TensorRT; `weights` stay unused, they are in the engines."""
+class TensorrtEngine(GraphEngine):
+    """Runs a bundle's engines with TensorRT, which hold the weights."""
 
     target: ClassVar[str] = "tensorrt"
 
-    def __init__(self, bundle: Bundle, threads: int, weights: Mapping[str, Array]) -> None:
+    def __init__(self, bundle: Bundle, threads: int, weights: Mapping[str, Array] | None = None) -> None:
         del threads, weights
         library = load_library(self.target)
         gpu = require_gpu()  # before a Runtime is made: one without a driver crashes the process when it ends
         self._keys = keys_of(bundle, self.target, library, gpu)
         self._cuda = cuda.load_runtime()
         cuda.call(self._cuda, "cudaSetDevice", 0)
-        self._remedy = f"run: fieldrun build {bundle.path} --target {self.target}"
         graphs = bundle.manifest.tensorrt
         if graphs is None:  # keys_of has refused such a bundle
             raise EngineError(f"{bundle.path} has no TensorRT graphs")
-        network = bundle.manifest.network
-        margins = sum(network.margins)
-        self._graphs = {(b.batch, margins + b.length): b.graph for b in graphs.buckets}
-        self._pairs = dict(graphs.pair_graphs)
-        self._dim = network.field_dim
+        super().__init__(bundle, graphs)
+        self._remedy = f"run: fieldrun build {bundle.path} --target {self.target}"
         self._store = EngineCache()
         self._folder = self._store.folder(bundle, next(iter(self._keys.values())))
-        self._check_engines()
+        for key in self._keys.values():  # at once, and not when the first text of some length comes
+            self._store.check(self._folder, key, self._remedy)
         self._library, self._log = library, quiet_logger(library)
         self._runtime = library.Runtime(self._log)
-        self._slots: dict[str, _Slot] = {}
-        self._lock = threading.Lock()
 
-    def _check_engines(self) -> None:
-        """Refuse at once what the first text of some length would meet: an engine that is missing or of elsewhere."""
-        for key in self._keys.values():
-            self._store.check(self._folder, key, self._remedy)
-
-    def run(self, ids: Array) -> tuple[Array, Array]:
-        """Return field `(batch, dim)` and logits `(batch, labels)` of `ids`, framed for one of the buckets."""
-        graph = self._graphs.get(ids.shape)
-        if graph is None:
-            raise EngineError(f"no bucket for ids of shape {ids.shape}; the bundle has {sorted(self._graphs)}")
-        output = self._slot(graph)({"ids": ids}, "output")
-        return output[:, : self._dim], output[:, self._dim :]
-
-    def run_pairs(self, a: Array, b: Array) -> Array:
-        """Return the pair tasks' logits `(batch, labels) float32`; `batch` must be one of the pair graphs'."""
-        graph = self._pairs.get(len(a))
-        if graph is None:
-            raise EngineError(f"no pair graph for a batch of {len(a)}; there are {sorted(self._pairs)}")
-        return self._slot(graph)({"a": a, "b": b}, "logits")
-
-    def _slot(self, graph: str) -> _Slot:
-        found = self._slots.get(graph)
-        if found is None:
-            with self._lock:
-                if graph not in self._slots:
-                    self._slots[graph] = self._open(self._keys[graph])
-                found = self._slots[graph]
-        return found
-
-    def _open(self, key: EngineKey) -> _Slot:
-        engine = self._runtime.deserialize_cuda_engine(self._store.read(self._folder, key, self._remedy))
+    def _open(self, graph: str) -> Call:
+        serialized = self._store.read(self._folder, self._keys[graph], self._remedy)
+        engine = self._runtime.deserialize_cuda_engine(serialized)
         if engine is None:
             raise EngineError(
-                f"{self.target} cannot open its own engine of {key.graph}: {self._log.words()}; {self._remedy}"
+                f"{self.target} cannot open its own engine of {graph}: {self._log.words()}; {self._remedy}"
             )
-        return _Slot(self._library, self._cuda, engine, key.graph)
+        return _Context(self._library, self._cuda, engine, graph)
 
 
 class TensorrtRtxEngine(TensorrtEngine):
@@ -100,10 +68,11 @@ class TensorrtRtxEngine(TensorrtEngine):
 
 
 def built_engines(bundle: Bundle, target: str) -> list[dict[str, Any]]:
-    """Return what is kept of every engine of `bundle` for this machine: graph, bucket, bytes, sha256, layers, seconds.
+    """Return graph, bucket, bytes, sha256, layers and seconds of every engine of `bundle` on this machine.
 
     Raises:
-        EngineError, EngineStale: an engine is missing or not for this machine; MissingDependency: no TensorRT.
+        EngineError, EngineStale: an engine is missing, or was built for another machine.
+        MissingDependency: TensorRT is not installed.
     """
     keys = keys_of(bundle, target, load_library(target), require_gpu())
     store = EngineCache()
@@ -115,38 +84,39 @@ def built_engines(bundle: Bundle, target: str) -> list[dict[str, Any]]:
     return found
 
 
-class _Slot:
+class _Context:
     """One engine ready to run: its context, buffers and stream. One call at a time; others wait."""
 
     def __init__(self, library: ModuleType, runtime: Any, engine: Any, graph: str) -> None:
         self._graph, self._runtime = graph, runtime
-        self._engine = engine  # a context is valid as long as its engine is
+        self._engine = engine  # a context needs its engine alive
         self._context = engine.create_execution_context()
         if self._context is None:
             raise EngineError(f"no memory on the GPU for {graph}; close other programs or use smaller batches")
         self._stream = cuda.Stream(runtime)
         self._inputs: dict[str, cuda.Buffer] = {}
-        self._outputs: dict[str, cuda.Buffer] = {}
         for number in range(engine.num_io_tensors):
             name = engine.get_tensor_name(number)
             shape, dtype = tuple(engine.get_tensor_shape(name)), library.nptype(engine.get_tensor_dtype(name))
             buffer = cuda.Buffer(runtime, shape, dtype)
-            is_input = engine.get_tensor_mode(name) == library.TensorIOMode.INPUT
-            (self._inputs if is_input else self._outputs)[name] = buffer
+            if engine.get_tensor_mode(name) == library.TensorIOMode.INPUT:
+                self._inputs[name] = buffer
+            else:
+                self._output = buffer
             if not self._context.set_tensor_address(name, buffer.address):
                 raise EngineError(f"TensorRT does not take the address of {name!r} in {graph}")
         self._lock = threading.Lock()
         self._launch = self._prepare()
 
     def _prepare(self) -> Callable[[], None]:
-        """Return what runs the engine once: a captured graph, or, where the engine cannot be captured, the calls."""
+        """Return what runs the engine once: a captured graph, or the calls themselves if they cannot be captured."""
         for buffer in self._inputs.values():
             buffer.host[...] = 0
-        self._enqueue()  # what TensorRT sets up in a first call must not be captured
+        self._enqueue()  # what TensorRT sets up in its first call must not be captured
         self._stream.wait()
         try:
             return self._stream.capture(self._enqueue)
-        except EngineError:  # kernels that synchronise; the calls themselves give the same answers
+        except EngineError:  # a kernel synchronises; the calls themselves give the same answers
             return self._enqueue
 
     def _enqueue(self) -> None:
@@ -154,14 +124,13 @@ class _Slot:
             self._stream.upload(buffer)
         if not self._context.execute_async_v3(self._stream.handle):
             raise EngineError(f"TensorRT cannot run {self._graph}")
-        for buffer in self._outputs.values():
-            self._stream.download(buffer)
+        self._stream.download(self._output)
 
-    def __call__(self, inputs: Mapping[str, Array], output: str) -> Array:
+    def __call__(self, inputs: Mapping[str, Array]) -> Array:
         with self._lock:
             cuda.call(self._runtime, "cudaSetDevice", 0)  # the current device is a thread's own
             for name, value in inputs.items():
                 np.copyto(self._inputs[name].host, value, casting="same_kind")
             self._launch()
             self._stream.wait()
-            return self._outputs[output].host.copy()
+            return self._output.host.copy()

@@ -1,4 +1,4 @@
-"""The key of an engine: what must be the same for it to be valid. TensorRT promises nothing for any other machine."""
+"""The key of an engine: what must match for it to be valid. TensorRT supports an engine on no other machine."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .device import Gpu, jetpack, machine_id
 __all__ = ["OPTIONS", "EngineKey", "keys_of"]
 
 OPTIONS: Mapping[str, Any] = {"tf32": False, "workspace_mib": 256}
-"""The builder's settings: no TF32, whose ten bits are not in any recipe; a workspace that a small board can spare."""
+"""The builder's settings: no TF32, whose ten bits are in no recipe; a workspace that fits a small board."""
 
 _OPTIONAL = ("cuda", "device", "jetpack")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineKey:
-    """What one engine was built from, with and for. `device`, `cuda` and `jetpack` are None where there is none."""
+    """What one engine was built from, with and for. `device`, `cuda` and `jetpack` may be None."""
 
     graph: str
     graph_sha256: str
@@ -44,13 +44,13 @@ class EngineKey:
         return asdict(self)
 
     def builder(self) -> str:
-        """Return 12 hexadecimal digits that tell this builder and GPU from others: what its timings are valid for."""
+        """Return 12 hexadecimal digits that identify the builder and its GPU: what kernel timings are valid for."""
         names = ("target", "tensorrt", "cuda", "compute_capability", "device", "machine", "jetpack")
         return sha256_bytes(repr([getattr(self, name) for name in names]).encode("utf-8"))[:12]
 
     @classmethod
     def from_dict(cls, value: Any) -> EngineKey:
-        """Read what `to_dict` gave; `EngineError` for anything else."""
+        """Read what `to_dict` returned; `EngineError` for anything else."""
         key: EngineKey = from_mapping(cls, value, "the key of the engine", EngineError)
         texts = [(f.name, getattr(key, f.name)) for f in fields(key) if f.name != "options"]
         wrong = [name for name, text in texts if not isinstance(text, str) and not (name in _OPTIONAL and text is None)]
@@ -72,14 +72,14 @@ def keys_of(
     """Return the key of every TensorRT graph of `bundle`, by file name.
 
     Args:
-        bundle: its files were checked, so the manifest's hashes are theirs.
+        bundle: a loaded bundle, whose files match the hashes in its manifest.
         target: `"tensorrt"` or `"tensorrt-rtx"`.
         library: the target's package.
         gpu: the machine's GPU, or None.
-        capability: the compute capability to build for, where it is not the GPU's own.
+        capability: the compute capability to build for, if it is not the GPU's own.
 
     Raises:
-        EngineError: the bundle has no TensorRT graphs, or there is neither a GPU nor a capability.
+        EngineError: the bundle has no TensorRT graphs, or neither a GPU nor a capability is given.
     """
     manifest = bundle.manifest
     if manifest.tensorrt is None:
@@ -89,7 +89,7 @@ def keys_of(
         )
     capability = capability or (gpu.compute_capability if gpu is not None else None)
     if capability is None:
-        raise EngineError("there is no GPU to build for; name one with --compute-capability, as in 8.6")
+        raise EngineError("no GPU to build for was found; name one with --compute-capability, as in 8.6")
     buckets = {b.graph: f"{b.batch}x{b.length}" for b in manifest.tensorrt.buckets}
     buckets |= {name: f"pairs {batch}" for batch, name in manifest.tensorrt.pair_graphs.items()}
     return {

@@ -1,11 +1,11 @@
 """The precision of every dense layer and of the table in an engine, from the builder's own listing of its layers.
 
-The builder logs one line a layer of the engine, with the data types of its inputs and constants and the ONNX nodes that
-it came from. A recipe that says int8 and an engine that multiplies floats is what this finds: an engine may fuse as it
-likes, but not fall back unnoticed.
+The builder logs one line for each layer of the engine, with the data types of its inputs and constants and the ONNX
+nodes that it came from. This finds an engine that multiplies floats where the recipe says int8: an engine may fuse
+layers as it likes, but not fall back unnoticed.
 
 TensorRT-RTX writes `Datatype: Int8, Format: ...` and lists constants. TensorRT 10 writes `Format/Datatype:` with a word
-(`Half`) or a sentence (`Row major Int8 format`), and of a kernel's weight its type, or nothing. What a line does not
+(`Half`) or a sentence (`Row major Int8 format`), and the type of a kernel's weight, or nothing. What a line does not
 say is "unknown", which is neither right nor a fall-back: such a part was not checked.
 """
 
@@ -43,12 +43,12 @@ def part_shapes(weights: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
 
 
 def layer_precisions(lines: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """Return part -> precision, for the parts that `lines` of the builder's log speak of.
+    """Return part -> precision, for the parts that `lines` of the builder's log name.
 
-    A layer's is that of its product's weight: "int8" where the input is int8 too, else "int8-weights". (A kernel that
-    the product is fused into may read its input in any type.) Where the weight is not listed, an int8 input says
-    "int8", as it is multiplied by nothing else, and any other one "unknown". The table's is that of the constant that
-    rows come from.
+    A layer's precision is that of its product's weight: "int8" if the input is int8 too, else "int8-weights". (A kernel
+    that the product is fused into may read its input in any type.) If the weight is not listed, an int8 input means
+    "int8", as it is multiplied by nothing else, and any other input "unknown". The table's precision is that of the
+    constant that its rows come from.
 
     Args:
         lines: the listing.
@@ -76,7 +76,7 @@ def layer_precisions(lines: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
 
 
 def _tensors(text: str) -> list[tuple[tuple[int, ...], str]]:
-    """Return shape and type of every tensor of a list."""
+    """Return shape and type of every tensor in a list."""
     return [
         (tuple(int(n) for n in m["shape"].split(",") if n.strip("-")), _type(m["type"])) for m in _TENSOR.finditer(text)
     ]
@@ -88,7 +88,7 @@ def _type(words: str) -> str:
 
 
 def _holds(shape: tuple[int, ...], weight: tuple[int, ...]) -> bool:
-    """Whether a tensor of `shape` can be that weight: it may stand transposed, or with its inputs cut in two."""
+    """Return whether a tensor of `shape` can be that weight, perhaps transposed or with its inputs split in two."""
     return math.prod(shape) == math.prod(weight) and sum(n > 1 for n in shape) >= 2
 
 
@@ -99,7 +99,7 @@ def _product(left: str, weight: str | None, product: bool) -> str:
 
 
 def wanted_precisions(weights: Mapping[str, Array]) -> dict[str, str]:
-    """Return part -> precision as a bundle's weights have it: what the recipe asked for."""
+    """Return part -> precision of a bundle's weights: what the recipe asked for."""
     types = {np.dtype("f4"): "fp32", np.dtype("f2"): "fp16", np.dtype("i1"): "int8"}
     wanted = {"table": types[weights["table"].dtype]}
     for layer in LAYERS:
@@ -119,5 +119,5 @@ def fallen_back(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str
 
 
 def unchecked(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
-    """Return the parts of `wanted` of which the listing did not say what they are computed in."""
+    """Return the parts of `wanted` whose precision the listing does not give."""
     return [part for part in wanted if found.get(part, _UNKNOWN) == _UNKNOWN]

@@ -1,4 +1,4 @@
-"""The Python package of each target, imported when it is first needed, and a logger for it that prints nothing."""
+"""The Python package of each target, imported when first needed, and a logger for it that prints nothing."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from types import ModuleType
 from typing import Any
 
 from fieldrun.errors import EngineError, MissingDependency, UnknownName
-from fieldrun_runtimes.tensorrt.releases import MODULES, OLDEST
 
-__all__ = ["load_library", "quiet_logger"]
+from ..engines.packages import importing
+
+__all__ = ["MODULES", "OLDEST", "load_library", "quiet_logger"]
+
+MODULES = {
+    "tensorrt": ("tensorrt", "tensorrt_bindings"),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+}
+"""Target -> the import names of its Python package; the first that is installed is taken."""
+
+OLDEST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 1)}  # JetPack 6.1 and later have TensorRT 10.3
 
 _COMMANDS = {"tensorrt": "apt-get install python3-libnvinfer on a Jetson, pip install tensorrt elsewhere"}
-"""What brings a package that is not in the extra of its target: TensorRT's comes from NVIDIA."""
+"""How to install a package that is not in the extra of its target: TensorRT's comes from NVIDIA."""
 
 
 def load_library(target: str) -> ModuleType:
@@ -21,29 +30,27 @@ def load_library(target: str) -> ModuleType:
     Raises:
         UnknownName: no such target.
         MissingDependency: it is not installed.
-        EngineError: it is installed but a library of it is missing, or it is too old.
+        EngineError: it is installed and cannot be imported, or it is too old.
     """
     if target not in MODULES:
         raise UnknownName("target", target, list(MODULES))
+    missing = MissingDependency(MODULES[target][0], target, _COMMANDS.get(target))
     for name in MODULES[target]:
         try:
-            library = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise EngineError(f"{name} cannot be imported: {error}; install {target} again") from error
+            with importing(name, missing):
+                library = importlib.import_module(name)
+        except MissingDependency:
             continue
-        except (ImportError, OSError) as error:  # the bindings are there, their shared libraries are not
-            raise EngineError(f"{name} cannot be imported: {error}; install {target}'s libraries") from error
         version = str(library.__version__)
         oldest = OLDEST[target]
         if tuple(int(part) for part in version.split(".")[:2]) < oldest:
             raise EngineError(f"{target} {version} is too old: {'.'.join(map(str, oldest))} or later is needed")
         return library
-    raise MissingDependency(MODULES[target][0], target, _COMMANDS.get(target))
+    raise missing
 
 
 class _Log:
-    """Keeps errors and the listing of layers, and prints nothing; stands before TensorRT's own ILogger among bases."""
+    """Keeps errors and the listing of layers, and prints nothing; comes before TensorRT's ILogger among the bases."""
 
     def __init__(self, worst: tuple[Any, ...]) -> None:
         super().__init__()
@@ -58,10 +65,10 @@ class _Log:
             self.layers += message.splitlines()
 
     def words(self) -> str:
-        return "; ".join(" ".join(text.split()) for text in self.errors[-2:]) or "it gives no reason"
+        return "; ".join(" ".join(text.split()) for text in self.errors[-2:]) or "no reason given"
 
 
 def quiet_logger(library: ModuleType) -> Any:
-    """Return a logger for `library` with `errors`, `layers` and `words()`, what it said last of what went wrong."""
+    """Return a logger for `library` with `errors`, `layers` and `words()`, the last errors on one line."""
     kind: Any = type("Log", (_Log, library.ILogger), {})
     return kind((library.ILogger.ERROR, library.ILogger.INTERNAL_ERROR))

@@ -42,7 +42,7 @@ __all__ = ["compress"]
     type=click.FloatRange(min=0, min_open=True),
     help="The microseconds from a text to all labels, on this device.",
 )
-@click.option("--max-drop", type=click.FloatRange(min=0), help="The points of mean accuracy on --data it may cost.")
+@click.option("--max-drop", type=click.FloatRange(min=0), help="The points of accuracy on --data that may be lost.")
 @data_option("They choose the bundle, so do not give those that you will report on.", required=True)
 @calibration_option
 @work_option

@@ -43,7 +43,7 @@ class _Command(click.Command):
 @click.option("--recipe", default="cpu-int8", show_default=True, help="A recipe of the list below, or a .toml file.")
 @calibration_option
 @data_option("The report shows how the accuracy on them changes.")
-@click.option("--max-drop", type=click.FloatRange(min=0), help="The points of mean accuracy on --data it may cost.")
+@click.option("--max-drop", type=click.FloatRange(min=0), help="The points of accuracy on --data that may be lost.")
 @json_option
 def export(
     checkpoint: str,

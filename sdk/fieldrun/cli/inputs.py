@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from fieldrun_runtimes.answers import Text
     from fieldrun_runtimes.model import FieldModel, Floats, Integers
 
-__all__ = ["Batch", "choose_tasks", "command_line", "encode", "labelled_rows", "read_batches", "read_texts", "read_tsv"]
+__all__ = ["Batch", "choose_tasks", "encode", "labelled_rows", "read_batches", "read_texts", "read_tsv"]
 
 Named: TypeAlias = "tuple[str, str | bytes | tuple[str, str]]"
 """What errors call a text, and the text: an argument, a line of stdin, or a `--pair`."""
@@ -107,12 +105,6 @@ def encode(model: FieldModel, texts: Sequence[str], dim: int | None) -> tuple[Fl
         fields.append(found.field)
         dropped.append(found.dropped)
     return np.concatenate(fields), np.concatenate(dropped)
-
-
-def command_line() -> str:
-    """Return this command for a record, without the path of the current folder."""
-    here = str(Path.cwd()) + os.sep
-    return shlex.join(["fieldrun", *(word.replace(here, "") for word in sys.argv[1:])])
 
 
 def labelled_rows(values: Sequence[str]) -> dict[str, Dataset]:

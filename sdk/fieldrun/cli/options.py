@@ -117,7 +117,7 @@ def work_option(function: F) -> F:
 
 
 def cache_option(function: F) -> F:
-    """Add `--cache`, as text: an empty one differs from the current folder, and is refused."""
+    """Add `--cache`, as text, so that an empty name is refused and not taken for the current folder."""
     return click.option(
         "--cache",
         "cache_root",

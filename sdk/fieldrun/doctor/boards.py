@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fieldrun_runtimes.tensorrt.releases import parse_nv_tegra_release
+from fieldrun_runtimes.tensorrt.device import parse_nv_tegra_release
 
 from .installed import ROOT, read
 

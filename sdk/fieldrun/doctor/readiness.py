@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from fieldrun_runtimes.tensorrt.releases import MODULES, OLDEST
+from fieldrun_runtimes.tensorrt.library import MODULES, OLDEST
 
 from . import installed
 

@@ -28,7 +28,7 @@ _WANTED = "'text<TAB>label' or 'text_a<TAB>text_b<TAB>label'"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """Texts (or pairs of texts) with their labels; record `i` stands on line `i + 2` of the file."""
+    """Texts (or pairs of texts) with their labels; record `i` is on line `i + 2` of the file."""
 
     path: Path
     kind: Literal["single", "pair"]
@@ -75,7 +75,7 @@ def read_tsv(path: str | Path) -> Dataset:
     if kind is None:
         raise DatasetError(f"{path}, line 1: the header is {_shown(lines[0])}; it must be {_WANTED}")
     if len(lines) == 1:
-        raise DatasetError(f"{path}, line 2: there is no record after the header; add one per line")
+        raise DatasetError(f"{path}, line 2: there are no records after the header; add one per line")
     rows = [_row(path, number, line, kind) for number, line in enumerate(lines[1:], start=2)]
     labels = tuple(row[-1] for row in rows)
     sha256 = hashlib.sha256(data).hexdigest()

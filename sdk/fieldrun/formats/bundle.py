@@ -22,6 +22,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +149,9 @@ class _Framed:
         first one. No sequence may be longer than `length`.
         """
         left, right = self.margins
-        ids = np.full((batch, left + length + right), self.pad_id, np.int32)
-        for row, sequence in enumerate(sequences):
-            ids[row, left : left + len(sequence)] = sequence
-        if len(sequences) < batch:
-            ids[len(sequences) :] = ids[0]
-        return ids
+        pad = [self.pad_id]
+        rows = [[*pad * left, *ids, *pad * (length - len(ids) + right)] for ids in sequences]
+        return np.array(rows + rows[:1] * (batch - len(rows)), np.int32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +191,12 @@ class Network(_Framed):
     @property
     def margins(self) -> tuple[int, int]:
         """The padding positions before and after the tokens of a graph's input."""
-        return max(0, -min(self.shifts)), max(0, max(self.shifts)) + max(1, self.mixer_kernel) - 1
+        return _margins(self.shifts, self.mixer_kernel)
+
+
+@cache  # asked for with every call of a graph
+def _margins(shifts: tuple[int, ...], kernel: int) -> tuple[int, int]:
+    return max(0, -min(shifts)), max(0, max(shifts)) + max(1, kernel) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

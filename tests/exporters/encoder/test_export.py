@@ -39,7 +39,8 @@ from fieldrun_exporters.encoder.importing import load_encoder
 from fieldrun_exporters.encoder.model import Encoder, forward
 from fieldrun_exporters.export import ExportReport
 from fieldrun_exporters.student.passes import PassReport
-from fieldrun_runtimes.verify import VerifyReport
+from fieldrun_runtimes.engines.onnxruntime_engine import OnnxRuntimeEngine
+from fieldrun_runtimes.verify import EngineReport
 
 Write = Callable[..., Path]
 
@@ -66,9 +67,10 @@ def test_a_float_bundle_gives_the_forward_pass_in_every_bucket(
         assert np.abs(model.field(texts) - want).max() < 1e-5
         for i in (0, 19, 40):
             assert np.abs(model.field([texts[i]]) - want[i]).max() < 1e-5
-        for bucket in model.manifest.buckets:
+        engine = OnnxRuntimeEngine(Bundle.load(exported["fp32"].path), 1)
+        for bucket in engine.buckets:
             rows = [i for i, row in enumerate(ids) if len(row) <= bucket.length][:9]
-            assert np.abs(model.replay([ids[i] for i in rows], bucket) - want[rows]).max() < 1e-5
+            assert np.abs(engine.run_bucket([ids[i] for i in rows], bucket)[0] - want[rows]).max() < 1e-5
         cosine = (want[0] @ want[1]) / np.linalg.norm(want[0]) / np.linalg.norm(want[1])
         assert model.similarity(texts[0], texts[1]).item() == pytest.approx(float(cosine), abs=1e-5)
 
@@ -97,7 +99,7 @@ def test_a_bundle_whose_every_field_moved_does_not_verify(exported: dict[str, Ex
     assert rounding["typical_tolerance"] == max(1e-5, min(4 * rounding["quartile_abs"], rounding["golden_tolerance"]))
     folder = Path(shutil.copytree(exported["int8"].path, tmp_path / "bundle"))
 
-    def change(move: Callable[[Array], None]) -> VerifyReport:
+    def change(move: Callable[[Array], None]) -> EngineReport:
         golden, manifest = read_json(exported["int8"].path / "golden.json"), read_json(folder / "manifest.json")
         fields = np.array(golden["fields"])
         move(fields)
@@ -105,7 +107,7 @@ def test_a_bundle_whose_every_field_moved_does_not_verify(exported: dict[str, Ex
         path = folder / "golden.json"
         manifest["files"]["golden.json"] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         write_json(folder / "manifest.json", seal(manifest | {"golden_tolerance": 0.3}))
-        return fieldrun.verify(folder)
+        return fieldrun.verify(folder).engines[0]
 
     def some(fields: Array) -> None:
         fields[: len(fields) // 2] += 0.1
@@ -299,7 +301,7 @@ def test_a_damaged_checkpoint_is_refused(bert_folder: Path, tmp_path: Path) -> N
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(CheckpointError, match="does not match"):
+    with pytest.raises(CheckpointError, match="does not match the manifest"):
         Encoder.load(tmp_path / "c")
     about = (tmp_path / "c" / "encoder.json").read_text()
     (tmp_path / "c" / "encoder.json").write_text(about.replace('"schema": 1', '"schema": 9'))

@@ -17,6 +17,7 @@ import sys
 import types
 import weakref
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,7 @@ class HostMemory:
 def tensorrt(machine: Machine, version: str, *, rtx: bool = False, typed_flag: bool = True) -> types.ModuleType:
     """The module `tensorrt` or `tensorrt_rtx` of `version`."""
     module = types.ModuleType("tensorrt_rtx" if rtx else "tensorrt")
+    module.__spec__ = ModuleSpec(module.__name__, None)  # so that the doctor can look for it
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
 
     class Severity:

@@ -181,7 +181,7 @@ def test_a_read_only_cache_is_refused_before_anything_is_built(
 def test_too_little_room_is_seen_first(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = doubles.install(monkeypatch)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(StorageError, match=r"need about \d+ MB in .* and there are 0 MB"):
+    with pytest.raises(StorageError, match=r"need about \d+ MB in .* and 0 MB are free"):
         build(tiny)
     assert machine.calls == []
 

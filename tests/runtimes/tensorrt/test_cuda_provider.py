@@ -51,7 +51,7 @@ class Stand:
         taken = self.taken
 
         class Session:
-            io_binding = session.io_binding
+            io_binding, get_inputs, get_outputs = session.io_binding, session.get_inputs, session.get_outputs
 
             def get_providers(self) -> list[str]:
                 return taken

@@ -16,7 +16,7 @@ from fieldrun.errors import EngineError, MissingDependency, UsageError
 from fieldrun.formats.bundle import Bundle
 from fieldrun_runtimes.tensorrt import device
 from fieldrun_runtimes.tensorrt.build import build
-from fieldrun_runtimes.tensorrt.releases import MODULES
+from fieldrun_runtimes.tensorrt.library import MODULES
 from tests.runtimes.tensorrt import doubles
 
 TEXTS = ["a good film", "the card did not work", "rain", "who wrote it ?", "it was very wet to day and all"]
@@ -95,8 +95,8 @@ def test_verify_holds_a_gpu_to_its_own_tolerance(tiny: Path, monkeypatch: pytest
     build(tiny)
     report = fieldrun.verify(tiny, engine="tensorrt")
     assert report.passed, report
-    assert report.tolerance == 0.01
-    assert fieldrun.verify(tiny, engine="numpy").tolerance == 1e-5
+    assert report.engines[0].tolerance == 0.01
+    assert fieldrun.verify(tiny, engine="numpy").engines[0].tolerance == 1e-5
 
 
 def test_without_engines_the_error_is_the_command(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_bindings_without_their_library_name_it(tiny: Path, tmp_path: Path, monk
     monkeypatch.syspath_prepend(tmp_path)
     doubles.install(monkeypatch)
     monkeypatch.delitem(sys.modules, "tensorrt")
-    with pytest.raises(EngineError, match=f"tensorrt cannot be imported: {said}; install tensorrt's libraries"):
+    with pytest.raises(EngineError, match=f"tensorrt is installed and cannot be imported: {said}; install it again"):
         fieldrun.load(tiny, engine="tensorrt")
 
 

@@ -1,0 +1,113 @@
+"""The weights of a look-up student as the engines read them: mapped, unpacked, and checked before use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fieldrun.errors import BundleError, EngineError
+from fieldrun.formats.bundle import Bundle, GraphNetwork, Network
+from fieldrun.formats.packing import expand
+from fieldrun.formats.tensors import Array, read_tensors
+
+__all__ = ["check_weights", "lookup_network", "map_weights", "unusable"]
+
+_INTEGERS = (np.int32,)
+_FLOATS = (np.float32,)
+_WEIGHTS = (np.float32, np.float16, np.int8)
+
+
+def map_weights(bundle: Bundle, *, packed_table: bool = False) -> dict[str, Array]:
+    """Map `weights.safetensors` of `bundle` and unpack what is packed.
+
+    With `packed_table` a packed table stays in its parts, for the native engine, which opens rows as they are needed.
+
+    Raises:
+        BundleError: the file does not hold what it says.
+    """
+    try:
+        return expand(read_tensors(bundle.path / "weights.safetensors"), but=("table",) if packed_table else ())
+    except ValueError as error:
+        raise unusable(bundle, error) from error
+
+
+def lookup_network(bundle: Bundle, engine: str) -> Network:
+    """Return the look-up network of `bundle`; `EngineError` when it is a graph, which `engine` does not run."""
+    network = bundle.manifest.network
+    if isinstance(network, GraphNetwork):
+        raise EngineError(
+            f"{bundle.path} is an ONNX graph, which the engine {engine!r} does not run; use engine='onnxruntime'"
+        )
+    return network
+
+
+def check_weights(bundle: Bundle, net: Network, weights: Mapping[str, Array], table: tuple[int, ...] | None) -> None:
+    """Check that `weights`, with a table of the shape `table`, belong to the network `net` of the manifest.
+
+    Checked is all that decides where an engine reads: shapes, types, and row numbers. The native engine reads no
+    farther than these say, so weights that pass cannot make it leave its arrays, whatever numbers the tables hold.
+
+    Raises:
+        BundleError: a tensor is missing, or has another shape, type or value than the network needs.
+    """
+    pooled = (net.mixer_width or net.width) * (2 if net.mean else 1)
+    labels, pairs = (
+        sum(len(task.labels) for task in bundle.manifest.tasks if task.kind == kind) for kind in ("single", "pair")
+    )
+    layers = {
+        "mixer": (net.mixer_kernel * net.width, net.mixer_width),
+        "hidden": (pooled, net.hidden),
+        "output": (net.hidden or pooled, net.field_dim + labels),
+        "pairs": (4 * net.field_dim, pairs),
+    }
+    layers = {name: shape for name, shape in layers.items() if min(shape)}
+    try:
+        if table is None:
+            raise KeyError("table")
+        blocks = (weights["rows.modulus"].size,)
+        wanted: dict[str, tuple[tuple[int, ...], tuple[type[np.generic], ...]]] = {
+            "rows.modulus": (blocks, _INTEGERS),
+            "rows.coef": ((len(net.shifts), *blocks), _INTEGERS),
+            "rows.base": (blocks, _INTEGERS),
+            "table.scale": (table[:1], _FLOATS),
+            "mean.gain": ((1,), _FLOATS),
+        }
+        for name, shape in layers.items():
+            wanted[f"{name}.weight"] = (shape, _WEIGHTS)
+            if name != "mixer":
+                wanted[f"{name}.bias"] = (shape[1:], _FLOATS)
+            if weights[f"{name}.weight"].dtype == np.int8:
+                wanted[f"{name}.weight_scale"] = (shape[1:], _FLOATS)
+            if f"{name}.input_scale" in weights:
+                wanted[f"{name}.input_scale"] = ((1,), _FLOATS)
+        if net.mean:
+            wanted["score.weight"] = ((net.mixer_width or net.width, 1), _FLOATS)
+        wrong = [
+            name
+            for name, (shape, kinds) in wanted.items()
+            if weights[name].shape != shape or weights[name].dtype.type not in kinds
+        ]
+    except KeyError as error:
+        raise unusable(bundle, error) from error
+    wrong += [name for name in ("mixer.bias",) if name in weights]
+    wrong += [name for name in ("pairs.weight",) if name in weights and "pairs" not in layers]
+    if table[1:] != (net.width,) or ("table" in weights and weights["table"].dtype.type not in _WEIGHTS):
+        wrong.append("table")
+    if not wrong:  # the values can be read
+        modulus, base = weights["rows.modulus"], weights["rows.base"].astype(np.int64)
+        steps = [name for name in wanted if name.endswith("input_scale") or name == "mean.gain"]
+        wrong += [name for name in steps if not (np.isfinite(weights[name][0]) and weights[name][0] > 0)]
+        if (modulus <= 0).any():
+            wrong.append("rows.modulus")
+        if (base < 0).any() or (base + modulus > table[0]).any():
+            wrong.append("rows.base")
+    if wrong:
+        raise BundleError(
+            f"{bundle.path}: {wrong[0]!r} in weights.safetensors does not fit the manifest's network; copy it again"
+        )
+
+
+def unusable(bundle: Bundle, error: Exception) -> BundleError:
+    """Return the error of a `weights.safetensors` that does not hold what it should."""
+    return BundleError(f"{bundle.path}: weights.safetensors cannot be used ({error}); copy it again")
