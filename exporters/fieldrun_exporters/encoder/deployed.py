@@ -89,13 +89,10 @@ def int8_encoder(
 ) -> tuple[DeployedEncoder, PassReport]:
     """Quantize what `precision` says, in the same way as `fieldrun_exporters.student.passes.int8`.
 
-    Args:
-        deployed: the encoder in float32.
-        precision: which of `tables` and the maps become int8. Layer norms, softmax and biases stay float.
-        input_ranges: per map, the largest absolute input to represent (from calibration).
+    Layer norms, softmax and biases stay float. `input_ranges` has the largest absolute input of each map to represent.
 
     Raises:
-        ExportError: a map has no calibrated range, or nothing was quantized although something should be.
+        ExportError: a map has no calibrated range, or nothing became smaller.
     """
     tensors = dict(deployed.tensors)
     changed: dict[str, dict[str, Any]] = {}
@@ -122,11 +119,8 @@ def palettize_encoder(
     A row of the table and a column of a map have a scale of their own; a map's columns share one where that gives a
     nearer output. The maps' inputs stay float.
 
-    Args:
-        deployed: the encoder, with its int8 parts already quantized.
-        folded: the same in float32, whose numbers are clustered.
-        precision: which of `tables` and the maps become palettes.
-        squares: the mean square of every input of a map, `(inputs,)`, on real text.
+    `deployed` has its int8 parts already so; the numbers that are clustered are those of `folded`, the same in float32.
+    `squares` has the mean square of every input of a map, `(inputs,) float64`, on real text.
 
     Raises:
         ExportError: a scale is beyond float16, or nothing became a palette although something should.

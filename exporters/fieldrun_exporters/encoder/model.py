@@ -21,7 +21,6 @@ tokens without padding, or the first token's state; it is divided by its length 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +33,7 @@ from fieldrun.formats.integrity import FileEntry, check_files, entry_of, from_ma
 from fieldrun.formats.storage import is_folder, new_folder, write_bytes, write_json
 from fieldrun.formats.tensors import Array, check_tensors, read_tensors, write_tensors
 
+from ..calibrate import largest_id
 from .gelu import gelu
 
 __all__ = ["ENCODER_FILE", "MAPS", "Encoder", "EncoderConfig", "forward"]
@@ -131,13 +131,7 @@ class Encoder:
         for k in range(self.config.layers):
             if not all(self.inner_sizes(k)):
                 raise CheckpointError(f"encoder: layer {k} has an inner size of 0")
-        try:
-            model = json.loads(self.tokenizer.decode("utf-8"))
-            vocab = model["model"]["vocab"]
-            ids = list(vocab.values()) if isinstance(vocab, dict) else range(len(vocab))
-            largest = max([*(int(i) for i in ids), *(int(added["id"]) for added in model.get("added_tokens", ()))])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError("tokenizer.json is not a tokenizer with a vocabulary") from error
+        largest = largest_id(self.tokenizer)
         if largest >= self.config.vocab_size:
             raise CheckpointError(
                 f"tokenizer.json has token id {largest}, the encoder only {self.config.vocab_size} rows"

@@ -51,13 +51,8 @@ def accuracy_drop(
 ) -> dict[str, Any]:
     """Return how many points of accuracy are lost, per task of `data` and as their mean.
 
-    The 95 % interval is that of the row-wise differences: mean +- 1.96 standard errors over the rows of these files.
-
-    Args:
-        before: the checkpoint, for its tokenizer, and the student in float32.
-        after: the same after the passes.
-        data: task -> labelled rows.
-        max_length: longer texts are cut.
+    `before` and `after` the passes, each is a checkpoint, for its tokenizer, and the student. The 95 % interval is that
+    of the row-wise differences: mean +- 1.96 standard errors over the rows. Texts longer than `max_length` are cut.
     """
     result: dict[str, Any] = {}
     every: list[Array] = []

@@ -196,7 +196,7 @@ def test_pruning_wants_the_domains_own_texts(toy_checkpoint: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"prune-vocabulary", "fold"', '"fold", "prune-vocabulary"', "only 'prune-vocabulary' may come before it"),
+        ('"prune-vocabulary", "fold"', '"fold", "prune-vocabulary"', "be in the order prune-vocabulary, fold"),
         ('"prune-vocabulary", "fold"', '"fold"', r"\[prune\] and passes conflict"),
         ("min_count = 2", "least = 2", "unknown keys: least"),
     ],

@@ -29,12 +29,3 @@ class PassReport:
         if not changed or report.bytes_after >= report.bytes_before:
             raise ExportError(f"{name}: nothing became smaller; check what the recipe wants of this pass")
         return report
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON."""
-        return {
-            "name": self.name,
-            "bytes_before": self.bytes_before,
-            "bytes_after": self.bytes_after,
-            "changed": {name: dict(facts) for name, facts in self.changed.items()},
-        }

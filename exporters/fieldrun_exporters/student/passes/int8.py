@@ -44,13 +44,10 @@ def quantize_columns(weight: Array, largest: int = 63) -> tuple[Array, Array]:
 def int8(deployed: Deployed, precision: Precision, input_ranges: Mapping[str, float]) -> tuple[Deployed, PassReport]:
     """Quantize what `precision` says.
 
-    Args:
-        deployed: the deployed form in float32.
-        precision: which parts become int8. The pooling score stays float: one column, and `exp` follows it.
-        input_ranges: per layer, the largest absolute activation to represent (from calibration).
+    The pooling score stays float. `input_ranges` has the largest absolute input of each layer to represent.
 
     Raises:
-        ExportError: a layer has no calibrated range, or nothing was quantized although something should be.
+        ExportError: a layer has no calibrated range, or nothing became smaller.
     """
     tensors = dict(deployed.tensors)
     changed: dict[str, dict[str, Any]] = {}

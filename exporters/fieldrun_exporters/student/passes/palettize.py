@@ -90,10 +90,8 @@ class Block:
 def palettize(deployed: Deployed, folded: Deployed, precision: Precision) -> tuple[Deployed, PassReport]:
     """Replace the parts that `precision` says by palettes.
 
-    Args:
-        deployed: the deployed form, with its int8 and float16 parts already so.
-        folded: the same in float32, whose numbers are clustered.
-        precision: which parts become palettes. The table's other blocks become int8.
+    `deployed` has its int8 and float16 parts already so; the numbers that are clustered are those of `folded`, the same
+    in float32. If one block of the table becomes a palette, the others become palettes or int8.
 
     Raises:
         ExportError: a scale is beyond float16, or nothing became smaller.

@@ -41,10 +41,7 @@ def prune_vocabulary(
 ) -> tuple[Checkpoint, PassReport]:
     """Return `checkpoint` with only the pieces and n-grams of the domain.
 
-    Args:
-        checkpoint: with a WordPiece tokenizer.
-        sequences: token ids of the domain's texts, `_LEAST_TEXTS` or more, by the checkpoint's tokenizer.
-        plan: which pieces are kept, and how many buckets the n-grams get.
+    `sequences` are the token ids of `_LEAST_TEXTS` or more texts of the domain, by the checkpoint's tokenizer.
 
     Raises:
         ExportError: too few texts, another kind of tokenizer, or nothing became smaller.
