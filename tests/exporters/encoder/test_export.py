@@ -307,7 +307,7 @@ def test_a_damaged_checkpoint_is_refused(bert_folder: Path, tmp_path: Path) -> N
     with pytest.raises(SchemaTooNew):
         Encoder.load(tmp_path / "c")
     (tmp_path / "c" / "encoder.json").unlink()
-    with pytest.raises(CheckpointError, match="encoder checkpoint, or a copy"):
+    with pytest.raises(CheckpointError, match="is not an encoder checkpoint, or an incomplete copy"):
         Encoder.load(tmp_path / "c")
     with pytest.raises(CheckpointError, match="import-encoder"):
         Encoder.load(tmp_path / "nowhere")
