@@ -127,7 +127,7 @@ it has no tasks until a head is fitted and attached.
 |---|---|
 {rows}
 
-What the import changed is in `report.json`: the fields of real text against the model as it came, per
+What the import changed is in `report.json`: the fields of real text against the original model, per
 bucket. sha256 of every file that was imported is in the provenance of the manifest.
 
 ## Limits
