@@ -72,7 +72,7 @@ def test_a_counter_that_only_root_may_read(tmp_path: Path, monkeypatch: pytest.M
         return read(self, *arguments, **more)
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    with pytest.raises(Unavailable, match="^/sys/class/powercap/intel-rapl:0/energy_uj: only root"):
+    with pytest.raises(Unavailable, match="energy_uj: only root may read it"):
         sensors.energy_j()
 
 
