@@ -11,7 +11,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,9 +28,16 @@ from ..report.canvas import check_matplotlib
 from ..report.metrics import Metric, metrics
 from ..report.render import page
 from ..report.sections import claim
-from .measurements import SCENARIO_VALUES, accuracy_value, cold_start_value, install_value, memory_value
+from .measurements import (
+    SCENARIO_VALUES,
+    Running,
+    accuracy_value,
+    cold_start_value,
+    install_value,
+    memory_value,
+    reason,
+)
 from .record import append_record, conditions, cores_allowed, make_folder, new_record
-from .running import Running, reason
 from .settings import SCENARIOS, Settings
 from .single_stream import by_length, paired_ratio, single_values, take_turns, turns
 from .subject import SubjectSpec, parse_subject
@@ -204,7 +211,7 @@ def measure(
         FieldrunError: the harness itself cannot run. A subject that fails is noted in its values.
     """
     sensors = sensors or Sensors()
-    values: dict[str, Any] = {"workload": workload.to_dict(), "settings": settings.to_dict()}
+    values: dict[str, Any] = {"workload": workload.to_dict(), "settings": asdict(settings)}
     for _ in _each("harness", [None], progress):
         values["harness"] = _harness(workload, settings)
         with Sampler(sensors) as idle:

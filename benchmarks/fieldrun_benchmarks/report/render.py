@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +137,13 @@ def to_csv(records: Sequence[Record]) -> str:
     writer.writeheader()
     for record in records:
         about = {"date": record["conditions"]["date"], "machine": machine_of(record)}
-        writer.writerows(about | metric.to_dict() for metric in metrics(record))
+        writer.writerows(about | asdict(metric) for metric in metrics(record))
     return out.getvalue()
 
 
 def to_json(records: Sequence[Record]) -> str:
     """Return the records as they are, with their metrics."""
-    found = [[metric.to_dict() for metric in metrics(record)] for record in records]
+    found = [[asdict(metric) for metric in metrics(record)] for record in records]
     value = {"records": list(records), "metrics": found}
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
