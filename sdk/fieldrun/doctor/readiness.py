@@ -7,7 +7,7 @@ import platform
 import re
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,6 @@ class _Lack:
     reason: str
     command: str | None = None
 
-    def to_dict(self) -> dict[str, str | None]:
-        return {"part": self.part, "reason": self.reason, "command": self.command}
-
 
 def engines(board: dict[str, Any], nvidia: dict[str, Any], container: str | None) -> list[dict[str, Any]]:
     """Return `{name, engine, provider, ready, version, missing}` for each engine that `fieldrun.load` takes.
@@ -66,7 +63,7 @@ def _engine(name: str, version: str | None, missing: list[_Lack], provider: str 
         "provider": provider,
         "ready": not missing,
         "version": None if missing else version,
-        "missing": [lack.to_dict() for lack in missing],
+        "missing": [asdict(lack) for lack in missing],
     }
 
 
