@@ -262,7 +262,7 @@ def cold_start_value(one: Running, settings: Settings) -> dict[str, Any]:
         pythons={one.spec.name: one.spec.python, _PYTHON: one.spec.python},
         timeout_s=settings.timeout_s,
     )
-    return measured[one.spec.name].to_dict() | {"python_alone_s": measured[_PYTHON].wall_s, "page_cache": "warm"}
+    return measured[one.spec.name] | {"python_alone_s": measured[_PYTHON]["wall_s"], "page_cache": "warm"}
 
 
 def install_value(one: Running) -> dict[str, Any]:
