@@ -62,7 +62,6 @@ def time_texts(
     *,
     repeats: int = 5,
     warm_up: int | None = None,
-    seed: int = 0,
 ) -> Timing:
     """Call every subject with every text `repeats` times, one text at a time, in alternating slices.
 
@@ -71,7 +70,6 @@ def time_texts(
         texts: what each is called with: texts, or whatever the subjects take.
         repeats: how often each subject answers all texts.
         warm_up: texts before each slice that do not count; as many as take 5 ms when None.
-        seed: of the order within the turns.
 
     Raises:
         Exception: whatever a subject raises.
@@ -87,7 +85,7 @@ def time_texts(
             stream.warm_up = warm_up
         stream.calls = len(texts)
     plan = [(repeat, ends[i + 1], ends[i + 1] - ends[i]) for repeat in range(repeats) for i in range(count)]
-    take_turns([*streams.values()], plan, n=len(texts), seed=seed, reason=_raise)
+    take_turns([*streams.values()], plan, n=len(texts), seed=0, reason=_raise)
     return Timing({name: stream.slices for name, stream in streams.items()})
 
 

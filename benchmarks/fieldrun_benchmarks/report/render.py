@@ -96,7 +96,7 @@ def read_records(paths: Sequence[Path]) -> list[Record]:
     return found
 
 
-def page(records: Sequence[Record], *, title: str = "fieldrun bench") -> str:
+def page(records: Sequence[Record]) -> str:
     """Return one HTML page that needs nothing outside itself: no script, no font, no request."""
     check_matplotlib()
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -112,7 +112,7 @@ def page(records: Sequence[Record], *, title: str = "fieldrun bench") -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("page.html.j2").render(title=title, parts=parts, mixed=_mixed(records))
+    return environment.get_template("page.html.j2").render(parts=parts, mixed=_mixed(records))
 
 
 def to_markdown(records: Sequence[Record]) -> str:
