@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -218,7 +219,13 @@ def measure(
             time.sleep(min(1.0, settings.short_s))
         values["idle"] = idle.summary()
     with ExitStack() as stack:
-        running = [_running(spec, workload, settings, stack) for spec in _each("load", specs, progress)]
+
+        def start(spec: SubjectSpec) -> WorkerProcess:
+            return stack.enter_context(WorkerProcess(spec, workload.texts, timeout_s=settings.timeout_s))
+
+        running = [Running(spec=spec, open=partial(start, spec)) for spec in specs]
+        for one in _each("load", running, progress):
+            one.load(settings)
         _single_stream(running, workload, settings, sensors, values, progress)
         jobs = [(one, "stages") for one in running]
         jobs += [(one, "offline") for _ in range(_OFFLINE_TURNS) for one in running]
@@ -267,15 +274,6 @@ def _harness(workload: Workload, settings: Settings) -> dict[str, Any]:
             except FieldrunError as error:
                 found["loadgen"] = {"unavailable": str(error)}
     return found
-
-
-def _running(spec: SubjectSpec, workload: Workload, settings: Settings, stack: ExitStack) -> Running:
-    def start() -> WorkerProcess:
-        return stack.enter_context(WorkerProcess(spec, workload.texts, timeout_s=settings.timeout_s))
-
-    one = Running(spec=spec, open=start)
-    one.load(settings)
-    return one
 
 
 def _single_stream(
