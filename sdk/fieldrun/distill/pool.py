@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fieldrun.errors import DatasetError, RecipeError
+from fieldrun.evaluation.copies import first_rows, text_key
 from fieldrun.evaluation.dataset import Dataset, read_tsv
 from fieldrun.formats.storage import sha256_file
 from fieldrun.formats.tensors import Array
@@ -84,7 +86,8 @@ def discover_tasks(data: Path) -> tuple[TaskRecipe, ...]:
 def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
     """Read the data folder: tasks, a held-out slice of each train file, and the drawn corpus lines.
 
-    A text that is held out or reported on is never trained on, even if a train file or corpus has it too.
+    A text that is held out or reported on is never trained on, even if a train file or corpus has it too. Texts are
+    the same when they are equal but for case, whitespace and Unicode form, and a row that is there twice counts once.
 
     Raises:
         DatasetError: a file is missing or not valid, or a task has fewer than two labels or too few rows.
@@ -92,7 +95,7 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
     """
     rng = np.random.default_rng(recipe.seed)
     hashes: dict[str, str] = {}
-    raw: list[tuple[TaskRecipe, tuple[str, ...], list[Dataset], Dataset | None, Integers]] = []
+    raw: list[tuple[TaskRecipe, tuple[str, ...], list[tuple[Any, str]], Dataset | None, Integers]] = []
     for task in recipe.tasks or discover_tasks(data):
         files = [data / task.name / name for name in task.train]
         sets = [read_tsv(path) for path in files]
@@ -102,14 +105,18 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
         if len({s.kind for s in (*sets, *([report] if report else []))}) != 1:
             raise DatasetError(f"task {task.name!r} has files of single texts and of pairs; split it into two tasks")
         labels = tuple(sorted({label for s in sets for label in s.labels}))
-        n = sum(len(s) for s in sets)
+        every: list[tuple[Any, str]] = [
+            (text, label) for s in sets for text, label in zip(s.texts, s.labels, strict=True)
+        ]
+        different = [every[i] for i in first_rows((text_key(text), label) for text, label in every)]
+        n = len(different)
         if task.similarity:
             labels = _check_grades(task, [*sets, *([report] if report else [])])
         elif len(labels) < 2 or n < 20:
             raise DatasetError(
-                f"task {task.name!r} has {n} rows and {len(labels)} labels; it needs 20 rows and 2 labels"
+                f"task {task.name!r} has {n} different rows and {len(labels)} labels; it needs 20 rows and 2 labels"
             )
-        raw.append((task, labels, sets, report, rng.permutation(n)))
+        raw.append((task, labels, different, report, rng.permutation(n)))
 
     for corpus in recipe.corpus:
         unknown = sorted(set(corpus.tasks) - {task.name for task, *_ in raw})
@@ -121,9 +128,8 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
     reserved: dict[str, None] = {}
     seen: dict[str, None] = {}
     plans = []
-    for task, labels, sets, report, order in raw:
-        rows = [text for s in sets for text in s.texts]
-        names = [label for s in sets for label in s.labels]
+    for task, labels, different, report, order in raw:
+        rows, names = [text for text, _ in different], [label for _, label in different]
         wanted = min(2000, max(2, round(recipe.training.held_out * len(rows))))
         if task.phrases:
             held, dropped = _hold_out_sentences([str(text) for text in rows], order, min(wanted, _SENTENCES))
@@ -138,16 +144,17 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
             for text in report.texts:
                 reserved.update(dict.fromkeys(_parts(text)))
         plans.append((task, labels, rows, names, held, report))
+    hidden = {text_key(text) for text in reserved}
     for _, _, rows, _, _, _ in plans:
         for text in rows:
-            seen.update(dict.fromkeys(part for part in _parts(text) if part not in reserved))
+            seen.update(dict.fromkeys(part for part in _parts(text) if text_key(part) not in hidden))
     n_labelled = len(seen)
     spans: dict[str, tuple[int, int]] = {}
     for corpus in recipe.corpus:
         lines, hashes[f"corpus/{corpus.file}.txt"] = _corpus_lines(data, corpus)
         if corpus.treebank:
             lines = [line.replace("n't", " n't") if number % 2 else line for number, line in enumerate(lines)]
-        lines = [line for line in lines if line not in reserved and len(line) <= corpus.max_chars]
+        lines = [line for line in lines if len(line) <= corpus.max_chars and text_key(line) not in hidden]
         start = len(seen)
         for i in rng.permutation(len(lines)):
             if len(seen) - start == corpus.rows:
@@ -158,7 +165,7 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
         start = len(seen)
         own = dict.fromkeys(part for i, text in enumerate(rows) if i not in held for part in _parts(text))
         for text in _altered([text for text in own if text in seen], task.augment, rng):
-            if text not in reserved:
+            if text_key(text) not in hidden:
                 seen.setdefault(text)
         if task.augment:
             spans[f"{task.name}, altered"] = (start, len(seen))
@@ -169,7 +176,7 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
     tasks: list[TaskData] = []
     similarities: list[TaskData] = []
     for task, labels, rows, names, held, report in plans:
-        kept = [i for i in range(len(rows)) if i not in held and not any(p in reserved for p in _parts(rows[i]))]
+        kept = [i for i in range(len(rows)) if i not in held and not hidden & {text_key(p) for p in _parts(rows[i])}]
         if not kept:
             raise DatasetError(f"task {task.name!r}: all train texts are held out or reported on too; add other rows")
         train = _split([rows[i] for i in kept], [names[i] for i in kept], labels, index, task)
