@@ -114,7 +114,7 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
             labels = _check_grades(task, [*sets, *([report] if report else [])])
         elif len(labels) < 2 or n < 20:
             raise DatasetError(
-                f"task {task.name!r} has {n} different rows and {len(labels)} labels; it needs 20 rows and 2 labels"
+                f"task {task.name!r} has {n} rows and {len(labels)} labels; it needs 20 rows and 2 labels"
             )
         raw.append((task, labels, different, report, rng.permutation(n)))
 
