@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from fieldrun.errors import CheckpointError, InputTextError
 from fieldrun.evaluation.copies import first_rows, text_key
+from fieldrun.evaluation.rows import as_list
 from fieldrun.formats.storage import sha256_bytes
 from fieldrun.formats.tensors import Array
 
@@ -35,9 +36,7 @@ def choose_texts(texts: Sequence[str] | None, count: int) -> list[str]:
     """
     if texts is None:
         texts = SHIPPED_TEXT.read_text("utf-8").splitlines()
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-        raise InputTextError("calibration must be a list of strings, one text each")
-    texts = list(texts)
+    texts = as_list(texts, "calibration")
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputTextError(f"calibration must be a list of strings; item {i} is {type(text).__name__}")
@@ -62,8 +61,7 @@ class CalibrationText:
 
     def __init__(self, texts: Sequence[str] | None, count: int) -> None:
         self.given = texts is not None
-        listed = isinstance(texts, Iterable) and not isinstance(texts, str | bytes)
-        self._texts = list(texts) if texts is not None and listed else texts  # read twice, and checked below
+        self._texts = None if texts is None else as_list(texts, "calibration")  # read twice
         self.chosen = choose_texts(self._texts, count)
         self.held_back = len(self.chosen) >= _ENOUGH
         self._hidden = {text_key(text) for text in sorted(self.chosen, key=len)[::4]} if self.held_back else set()

@@ -128,7 +128,9 @@ def choose_tasks(model: FieldModel, wanted: Sequence[str] = (), *, paired: bool 
     """
     single = [task for task in model.tasks if model.kind(task) == "single"]
     pair = [task for task in model.tasks if model.kind(task) == "pair"]
-    chosen = tuple(dict.fromkeys(wanted)) or tuple(pair if paired or not single else single)
+    chosen = tuple(dict.fromkeys([wanted] if isinstance(wanted, str) else wanted)) or tuple(
+        pair if paired or not single else single
+    )
     if not chosen:
         raise UsageError("this bundle has no task; add one with 'fieldrun fit', or use its fields")
     kinds = {model.kind(task) for task in chosen}

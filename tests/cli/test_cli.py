@@ -287,6 +287,13 @@ def test_eval(models: list[FakeModel], tmp_path: Path) -> None:
     assert len(value.pop("data_sha256")) == 64
     assert value.pop("recall") == {"down": 1, "up": pytest.approx(300 / 301)}
     assert 0 < value.pop("calibration_error") < 1
+    assert value.pop("balanced_accuracy") == pytest.approx((1 + 300 / 301) / 2)
+    low, high = value.pop("balanced_ci95")
+    assert 0.5 < low < 0.99 < high <= 1
+    assert value.pop("warnings") == [
+        "299 rows repeat another row; each of them weighs",
+        "fewer than 8 rows: 'down'; add examples",
+    ]
     assert value == {
         "task": "mood",
         "n": 303,
@@ -301,7 +308,10 @@ def test_eval(models: list[FakeModel], tmp_path: Path) -> None:
     assert matrix.read_text() == "true\\predicted\tdown\tup\ndown\t2\t0\nup\t1\t300\n"
     assert "1 of 303 texts were too long" in result.stderr
     human = call("eval", "b", "--task", "mood", "--data", data).stdout
-    assert human == "mood  accuracy 99.67% (95 % interval 98.15% to 99.94%, n = 303)  macro F1 89.92%\n"
+    assert human == (
+        "mood  accuracy 99.67% (95 % interval 98.15% to 99.94%, n = 303)  "
+        "balanced 99.83% (67.11% to 99.97%)  macro F1 89.92%\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fieldrun.evaluation.caveats import FEW_ROWS
 from fieldrun.evaluation.copies import count_copies, join_labels, near_equal_labels, numbered, text_key
 from fieldrun.evaluation.metrics import balanced_accuracy
-from fieldrun.heads.fit import FEW_ROWS, HeadTrainer, fit_fields, fit_head
+from fieldrun.heads.fit import HeadTrainer, fit_fields, fit_head
 from fieldrun.heads.selection import deal
 
 
@@ -65,7 +66,7 @@ def test_the_same_rows_several_times_are_no_better(times: int) -> None:
     np.testing.assert_array_equal(once.weight, often.weight)
     assert often.about["cv"] == once.about["cv"]
     assert (often.about["n"], often.about["copies"]) == (60, 60 * (times - 1))
-    assert f"{60 * (times - 1)} rows repeat another row; they weigh once" in often.about["warnings"]
+    assert f"{60 * (times - 1)} rows repeat another row; copies weigh once" in often.about["warnings"]
     weighed = fit_head(Words(), TEXTS * times, LABELS * times, weigh_copies=True)
     assert weighed.about["n"] == 60 * times
     assert weighed.about["cv"]["accuracy"] < 0.6, "random labels cannot be predicted"

@@ -7,8 +7,16 @@ from pathlib import Path
 import click
 
 from .inputs import read_tsv
-from .options import bundle_argument, check_output, examples, force_option, json_option, runtime_options
-from .output import note_dropped, put, put_json, save_table
+from .options import (
+    bundle_argument,
+    check_output,
+    examples,
+    force_option,
+    join_labels_option,
+    json_option,
+    runtime_options,
+)
+from .output import note, note_dropped, put, put_json, save_table
 from .progress import progress
 
 __all__ = ["evaluate"]
@@ -29,6 +37,7 @@ __all__ = ["evaluate"]
     help="Labelled rows of the task, a TSV file with the header text<TAB>label, or text_a<TAB>text_b<TAB>label.",
 )
 @click.option("--confusion", type=click.Path(path_type=Path), help="Also write the confusion matrix to this TSV file.")
+@join_labels_option
 @force_option
 @runtime_options
 @json_option
@@ -37,6 +46,7 @@ def evaluate(
     task: str | None,
     data: Path,
     confusion: Path | None,
+    join_labels: bool,
     force: bool,
     engine: str,
     provider: str | None,
@@ -46,9 +56,9 @@ def evaluate(
 ) -> None:
     """Measure a task's accuracy on labelled texts, with Wilson's 95 % interval and macro F1.
 
-    With --json: task, n, accuracy, ci95, macro_f1, recall (of each label), calibration_error (fractions of 1),
-    confusion (labels, and counts with a row per true label), dropped (tokens), cut (texts), bundle, engine, data,
-    data_sha256.
+    With --json: task, n, accuracy, ci95, balanced_accuracy (the mean of the labels' recalls), balanced_ci95, macro_f1,
+    recall (of each label), calibration_error (fractions of 1), confusion (labels, and counts with a row per true
+    label), dropped (tokens), cut (texts), warnings, bundle, engine, data, data_sha256.
     """
     import fieldrun
 
@@ -57,12 +67,14 @@ def evaluate(
     rows = read_tsv(data)
     load = fieldrun.load(bundle, engine=engine, provider=provider, threads=threads, overflow=overflow)
     with load as model, progress() as step:
-        found = fieldrun.evaluate(model, rows, task, progress=step)
+        found = fieldrun.evaluate(model, rows, task, join_labels=join_labels, progress=step)
         name, about = task or model.tasks[0], {"bundle": model.manifest.name, "engine": model.engine}
     matrix = found.confusion.tolist()
     if confusion is not None:
         counts = zip(found.labels, matrix, strict=True)
         save_table(confusion, [["true\\predicted", *found.labels], *([label, *row] for label, row in counts)])
+    for warning in found.warnings:
+        note(warning)
     note_dropped(found.dropped or 0, found.cut or 0, found.n)
     if as_json:
         result = {"task": name} | found.to_dict() | about | {"data": str(data), "data_sha256": rows.sha256}
@@ -71,5 +83,6 @@ def evaluate(
     low, high = found.ci95
     put(
         f"{name}  accuracy {found.accuracy:.2%} (95 % interval {low:.2%} to {high:.2%}, n = {found.n})  "
+        f"balanced {found.balanced_accuracy:.2%} ({found.balanced_ci95[0]:.2%} to {found.balanced_ci95[1]:.2%})  "
         f"macro F1 {found.macro_f1:.2%}"
     )

@@ -23,6 +23,7 @@ __all__ = [
     "engine_options",
     "examples",
     "force_option",
+    "join_labels_option",
     "json_option",
     "output_option",
     "parse_bytes",
@@ -79,6 +80,13 @@ def force_option(function: F) -> F:
 def json_option(function: F) -> F:
     """Add `--json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")(function)
+
+
+def join_labels_option(function: F) -> F:
+    """Add `--join-labels`."""
+    return click.option(
+        "--join-labels", is_flag=True, help="Take labels that differ only in case, blanks or Unicode form for one."
+    )(function)
 
 
 def seed_option(function: F) -> F:

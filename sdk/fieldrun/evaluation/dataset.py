@@ -12,11 +12,13 @@ is text, and so is every other character but tab and newline.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import DatasetError
+from .copies import text_key
 from .rows import Labels, Texts, check_labels, split_texts
 
 __all__ = ["Dataset", "read_tsv"]
@@ -28,7 +30,7 @@ _WANTED = "'text<TAB>label' or 'text_a<TAB>text_b<TAB>label'"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """Texts (or pairs of texts) with their labels; record `i` stands on line `i + 2` of the file."""
+    """Texts (or pairs of texts) with their labels."""
 
     path: Path
     kind: Literal["single", "pair"]
@@ -36,6 +38,8 @@ class Dataset:
     labels: tuple[str, ...]
     sha256: str | None = None
     """Of the bytes that were read; None when the data did not come from a file."""
+    lines: tuple[int, ...] = ()
+    """The line of each record; empty where record `i` stands on line `i + 2`."""
 
     @classmethod
     def of(cls, texts: Texts, labels: Labels) -> Dataset:
@@ -49,9 +53,18 @@ class Dataset:
         """Return the number of records."""
         return len(self.labels)
 
+    def without(self, keys: Collection[Hashable]) -> Dataset:
+        """Return the rows whose text has none of `keys` (of `fieldrun.evaluation.copies.text_key`)."""
+        kept = [i for i, text in enumerate(self.texts) if text_key(text) not in keys]
+        texts: Any = tuple(self.texts[i] for i in kept)
+        numbers = tuple(self.lines[i] for i in kept) if self.lines else tuple(i + 2 for i in kept)
+        return replace(self, texts=texts, labels=tuple(self.labels[i] for i in kept), lines=numbers)
+
     def where(self, record: int) -> str:
         """Return the place of record `record` for messages: file and 1-based line, or the 0-based record."""
-        return f"{self.path}, record {record}" if self.sha256 is None else f"{self.path}, line {record + 2}"
+        if self.sha256 is None:
+            return f"{self.path}, record {record}"
+        return f"{self.path}, line {self.lines[record] if self.lines else record + 2}"
 
 
 def read_tsv(path: str | Path) -> Dataset:

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputTextError, LabelError, UsageError
-from ..evaluation.copies import count_copies, first_rows, join_labels, near_equal_labels, numbered, text_key
+from ..evaluation.caveats import caveats, listed
+from ..evaluation.copies import count_copies, first_rows, join_labels, numbered, text_key
 from ..evaluation.rows import Labels, Texts, check_labels, run_located, split_texts
 from ..formats.progress import Progress, silent
 from ..formats.tensors import Array
@@ -27,10 +28,7 @@ from .head import Head, pair_features
 from .logistic import Basis
 from .selection import Problem, choose
 
-__all__ = ["FEW_ROWS", "Encoder", "HeadTrainer", "fit_fields", "fit_head"]
-
-FEW_ROWS = 8
-"""A label with fewer rows than this gets a warning: its accuracy is not known, and often low."""
+__all__ = ["Encoder", "HeadTrainer", "fit_fields", "fit_head"]
 
 _BATCH = 2048  # texts in one call of the encoder
 
@@ -237,7 +235,11 @@ def fit_fields(
     weight, bias = basis.restore(problem.solve(choice.strength, tolerance=1e-8))
     counts = dict(zip(classes, np.bincount(problem.y).tolist(), strict=True))
     cv = choice.cv and choice.cv | {"never_held_out": [classes[k] for k in choice.cv["never_held_out"]]}
-    about: dict[str, Any] = {"n": len(order), "labels": counts, **count_copies(own, names).to_dict()}
+    copies = count_copies(own, names)
+    about: dict[str, Any] = {"n": len(order), "labels": counts, **copies.to_dict()}
+    warnings = caveats(counts, copies, weigh="each of them weighs" if weigh_copies else "copies weigh once")
+    if cv is not None and cv["never_held_out"]:
+        warnings.append(f"never held out, so that no accuracy covers them: {listed(cv['never_held_out'])}")
     return Head(
         name=name,
         kind=kind,
@@ -245,33 +247,8 @@ def fit_fields(
         weight=weight.astype(np.float32),
         bias=bias.astype(np.float32),
         temperature=choice.temperature,
-        about=about | {"strength": choice.strength, "cv": cv, "warnings": _warnings(about, cv, weigh_copies)},
+        about=about | {"strength": choice.strength, "cv": cv, "warnings": warnings},
     )
-
-
-def _warnings(about: dict[str, Any], cv: dict[str, Any] | None, weigh_copies: bool) -> list[str]:
-    """Return what makes the figures of a head worth less than they look."""
-    found = []
-    if about["copies"]:
-        weigh = "each weighs" if weigh_copies else "they weigh once"
-        found.append(f"{about['copies']} rows repeat another row; {weigh}")
-    if about["conflicting"]:
-        found.append(f"{about['conflicting']} rows have a text that is there with another label too; correct one")
-    found += [
-        f"the labels {', '.join(map(ascii, group))} differ only in case, blanks or Unicode form; they can be joined"
-        for group in near_equal_labels(about["labels"])
-    ]
-    if cv is not None and cv["never_held_out"]:
-        found.append(f"never held out, so that no accuracy covers them: {_listed(cv['never_held_out'])}")
-    few = [label for label, rows in about["labels"].items() if rows < FEW_ROWS]
-    if few:
-        found.append(f"fewer than {FEW_ROWS} rows: {_listed(few)}; add examples")
-    return found
-
-
-def _listed(labels: Sequence[str], most: int = 8) -> str:
-    shown = ", ".join(map(repr, labels[:most]))
-    return shown if len(labels) <= most else f"{shown} and {len(labels) - most} more"
 
 
 def _kinds(kind: str | None) -> str:
