@@ -55,19 +55,19 @@ class Answer(TypedDict):
     """Tokens that were cut off."""
 
 
+class FailedWhy(TypedDict):
+    """The name of an error's class, and its message."""
+
+    type: str
+    message: str
+
+
 class Failed(TypedDict):
     """What stands in the place of the answers to a text that cannot be answered."""
 
     line: int
     """The number of the text, from 1."""
     error: FailedWhy
-
-
-class FailedWhy(TypedDict):
-    """The name of the error's class, and its message."""
-
-    type: str
-    message: str
 
 
 @overload
@@ -184,7 +184,7 @@ def _answer(
             best = _best_first(names, scores[i], top)
             answers.append(
                 {
-                    "text": text,
+                    "text": text if isinstance(text, str) else (text[0], text[1]),
                     "task": task,
                     "label": next(iter(best)),
                     "scores": best,

@@ -25,7 +25,7 @@ def write(path: Path, data: str | bytes, encoding: str = "utf-8") -> Path:
 
 
 def as_csv(
-    rows: list[tuple[str, ...]], delimiter: str = ",", end: str = "\r\n", quoting: Any = csv.QUOTE_MINIMAL
+    rows: Sequence[tuple[str, ...]], delimiter: str = ",", end: str = "\r\n", quoting: Any = csv.QUOTE_MINIMAL
 ) -> str:
     text = io.StringIO(newline="")
     csv.writer(text, delimiter=delimiter, lineterminator=end, quoting=quoting).writerows(rows)

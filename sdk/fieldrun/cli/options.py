@@ -18,6 +18,7 @@ __all__ = [
     "cache_option",
     "calibration_option",
     "check_output",
+    "columns_options",
     "data_option",
     "engine_option",
     "engine_options",
@@ -25,6 +26,7 @@ __all__ = [
     "force_option",
     "join_labels_option",
     "json_option",
+    "on_error_option",
     "output_option",
     "parse_bytes",
     "runtime_options",
@@ -87,6 +89,27 @@ def join_labels_option(function: F) -> F:
     return click.option(
         "--join-labels", is_flag=True, help="Take labels that differ only in case, blanks or Unicode form for one."
     )(function)
+
+
+def on_error_option(function: F) -> F:
+    """Add `--on-error`."""
+    return click.option(
+        "--on-error",
+        type=click.Choice(["fail", "skip", "report"]),
+        help="What a text that cannot be read does: end the command, be left out, or be reported in its place, with an "
+        "exit code at the end.  [default: report; for texts given as arguments: fail]",
+    )(function)
+
+
+def columns_options(function: F) -> F:
+    """Add `--text-column`, `--text-b-column` and `--label-column`, for files with named columns."""
+    for name, what in (
+        ("--label-column", "of the labels.  [default: label]"),
+        ("--text-b-column", "of the second texts, for pairs.  [default: text_b]"),
+        ("--text-column", "of the texts.  [default: text; for pairs: text_a]"),
+    ):
+        function = click.option(name, metavar="NAME", help=f"The column {what}")(function)
+    return function
 
 
 def seed_option(function: F) -> F:

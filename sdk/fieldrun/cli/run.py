@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fieldrun.errors import InputTextError
+
 from .inputs import choose_tasks, read_batches
-from .options import bundle_option, examples, json_option, runtime_options, task_option
-from .output import flush, note_dropped, one_line, put, put_json, terminal_width
+from .options import bundle_option, examples, json_option, on_error_option, runtime_options, task_option
+from .output import end_with_errors, flush, note_dropped, one_line, put, put_json, terminal_width
 
 if TYPE_CHECKING:
     from fieldrun_runtimes.answers import Answer
@@ -29,6 +31,7 @@ __all__ = ["run"]
 @task_option
 @click.option("--pair", "pairs", nargs=2, multiple=True, metavar="A B", help="A pair of texts, for a pair task.")
 @click.option("--top", type=click.IntRange(min=1), help="Show so many labels, best first.  [default: 1; JSON: all]")
+@on_error_option
 @runtime_options
 @json_option
 def run(
@@ -37,6 +40,7 @@ def run(
     tasks: tuple[str, ...],
     pairs: tuple[tuple[str, str], ...],
     top: int | None,
+    on_error: str | None,
     engine: str,
     provider: str | None,
     threads: int,
@@ -50,28 +54,36 @@ def run(
 
     With --json, one object per text and task: text, task, label, scores, rejection (larger: less like any of the
     labels), tokens, dropped.
+
+    A line that cannot be answered (blank, not UTF-8, without a token) does not end the command: one object with its
+    number stands in its place, {"line": 3, "error": {"type": ..., "message": ...}}, and the exit code is 2 at the end.
     """
     import fieldrun
 
-    dropped = cut = total = 0
+    dropped = cut = total = failures = 0
+    policy = on_error or ("fail" if texts or pairs else "report")
     with fieldrun.load(bundle, engine=engine, provider=provider, threads=threads, overflow=overflow) as model:
         chosen, paired = choose_tasks(model, tasks, paired=bool(pairs))
         task_width = max(map(len, chosen)) if len(chosen) > 1 else 0
         label_width = max(len(label) for task in chosen for label in model.labels(task))
         shown = top or (None if as_json else 1)
         try:
-            for batch in read_batches(texts, pairs, paired=paired):
-                for i, found in enumerate(fieldrun.answer(model, batch.texts, chosen, top=shown, names=batch.names)):
-                    if as_json:
+            for batch in read_batches(texts, pairs, paired=paired, on_error=policy):
+                total += len(batch.texts)
+                for found in fieldrun.answer(
+                    model, batch.texts, chosen, top=shown, on_error=policy, lines=batch.lines, names=batch.names
+                ):
+                    if "error" in found:
+                        failures += 1
                         put_json(found)
-                    else:
-                        put(_line(found, task_width, label_width))
-                    if i % len(chosen) == 0:
-                        total, cut = total + 1, cut + (found["dropped"] > 0)
-                        dropped += found["dropped"]
+                        continue
+                    put_json(found) if as_json else put(_line(found, task_width, label_width))
+                    if found["task"] == chosen[0]:
+                        cut, dropped = cut + (found["dropped"] > 0), dropped + found["dropped"]
                 flush()
         finally:
             note_dropped(dropped, cut, total)
+    end_with_errors(failures, total, InputTextError.exit_code)
 
 
 def _line(found: Answer, task_width: int, label_width: int) -> str:

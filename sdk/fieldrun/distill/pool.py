@@ -256,7 +256,7 @@ def _corpus_lines(data: Path, corpus: CorpusRecipe) -> tuple[list[str], str]:
     if not path.is_file():
         raise DatasetError(f"the recipe's corpus {path} does not exist; add it to the data folder")
     try:
-        return [line for line in path.read_text("utf-8").split("\n") if line.strip()], sha256_file(path)
+        return [line for line in path.read_text("utf-8-sig").split("\n") if line.strip()], sha256_file(path)
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not valid UTF-8 at byte {error.start}; convert the file to UTF-8") from error
     except OSError as error:
