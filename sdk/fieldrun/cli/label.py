@@ -6,16 +6,20 @@ from pathlib import Path
 
 import click
 
+from fieldrun.errors import InputTextError
+
 from .options import (
     bundle_option,
+    columns_options,
     examples,
     force_option,
     json_option,
+    on_error_option,
     output_option,
     runtime_options,
     task_option,
 )
-from .output import note, note_dropped, put, put_json
+from .output import end_with_errors, note, note_dropped, put, put_json
 from .progress import progress
 
 __all__ = ["label"]
@@ -34,6 +38,8 @@ __all__ = ["label"]
 @output_option("file of JSON lines")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Use so many processes.")
 @click.option("--top", type=click.IntRange(min=1), help="Keep so many labels in scores, best first.  [default: all]")
+@on_error_option
+@columns_options(labels=False)
 @force_option
 @runtime_options
 @json_option
@@ -44,6 +50,9 @@ def label(
     output: Path,
     workers: int,
     top: int | None,
+    on_error: str | None,
+    text_column: str | None,
+    text_b_column: str | None,
     force: bool,
     engine: str,
     provider: str | None,
@@ -53,11 +62,14 @@ def label(
 ) -> None:
     """Label every line of FILEs, in their order, with little memory.
 
-    A FILE has one text per line or, for a pair task, two texts with a tab between them. The output has one JSON object
-    per text and task, as 'fieldrun run --json' prints it. After an interruption, the same command continues.
+    A FILE has one text per line or, for a pair task, two texts with a tab between them; or it is a table with named
+    columns: CSV, JSON lines, Parquet, or TSV with a header. The output has one JSON object per text and task, as
+    'fieldrun run --json' prints it, also for a line that cannot be answered. After an interruption, the same command
+    continues.
     """
     import fieldrun
 
+    policy = on_error or "report"
     with progress() as step:
         done = fieldrun.label(
             files,
@@ -66,6 +78,9 @@ def label(
             bundle=bundle,
             workers=workers,
             top=top,
+            on_error=policy,
+            text_column=text_column,
+            text_b_column=text_b_column,
             force=force,
             engine=engine,
             provider=provider,
@@ -81,3 +96,5 @@ def label(
     else:
         rate = (done.lines - done.resumed_at) / done.seconds
         put(f"{output}: {done.lines:,} lines, {rate:,.0f} lines/s with {workers} worker{'' if workers == 1 else 's'}")
+    if policy == "report":
+        end_with_errors(done.errors, done.lines, InputTextError.exit_code)

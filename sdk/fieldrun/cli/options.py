@@ -101,15 +101,21 @@ def on_error_option(function: F) -> F:
     )(function)
 
 
-def columns_options(function: F) -> F:
+def columns_options(*, labels: bool = True) -> Callable[[F], F]:
     """Add `--text-column`, `--text-b-column` and `--label-column`, for files with named columns."""
-    for name, what in (
-        ("--label-column", "of the labels.  [default: label]"),
-        ("--text-b-column", "of the second texts, for pairs.  [default: text_b]"),
-        ("--text-column", "of the texts.  [default: text; for pairs: text_a]"),
-    ):
-        function = click.option(name, metavar="NAME", help=f"The column {what}")(function)
-    return function
+    whats = {
+        "--label-column": "of the labels.  [default: label]",
+        "--text-b-column": "of the second texts, for pairs.  [default: text_b]",
+        "--text-column": "of the texts.  [default: text; for pairs: text_a]",
+    }
+
+    def add(function: F) -> F:
+        for name, what in whats.items():
+            if labels or name != "--label-column":
+                function = click.option(name, metavar="NAME", help=f"The column {what}")(function)
+        return function
+
+    return add
 
 
 def seed_option(function: F) -> F:

@@ -111,7 +111,7 @@ def open_table(file: BinaryIO, path: Path, columns: Columns, *, labelled: bool =
         raise DatasetError(
             f"{path}, line 1:{more or ' the file is empty;'} start it with the header {SINGLE} or {PAIR}"
         )
-    lines = _lines(first, text, path)
+    lines = _decoded(first, text, path)
     if suffix in _JSON or (suffix not in (".tsv", ".csv") and first.startswith("{")):
         names, records = _json(lines, columns, labelled)
     elif suffix == ".csv" or wide or (suffix != ".tsv" and "\t" not in first and ("," in first or ";" in first)):
@@ -182,12 +182,18 @@ def _cell(value: Any, what: str) -> str:
     return value
 
 
-def _lines(first: str, rest: Iterable[str], path: Path | str = "") -> Iterator[str]:
+def _decoded(first: str, text: io.TextIOWrapper, path: Path) -> Iterator[str]:
     yield first
     try:
-        yield from rest
+        yield from text
     except UnicodeError as error:  # of UTF-16 alone
         raise DatasetError(f"{path} is not valid UTF-16 to its end; convert the file to UTF-8") from error
+    text.detach()  # the file is the caller's to close
+
+
+def _lines(first: str, rest: Iterable[str]) -> Iterator[str]:
+    yield first
+    yield from rest
 
 
 def _wanted(names: Sequence[str], columns: Columns, labelled: bool) -> tuple[bool, list[str]]:
