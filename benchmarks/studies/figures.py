@@ -22,6 +22,7 @@ from fieldrun_benchmarks.harness.record import read_record
 
 from .an1.figures import directions, spectrum
 from .peers.figures import accuracy_latency
+from .search.measure import plot
 from .tables import RECORDS, ROOT
 
 __all__ = ["FIGURES", "draw", "is_drawn", "main"]
@@ -30,6 +31,7 @@ FIGURES: Mapping[str, tuple[str, Callable[[Any], str]]] = {
     "accuracy-latency.svg": ("peers", accuracy_latency),
     "an1-directions.svg": ("an1", directions),
     "an1-spectrum.svg": ("an1", spectrum),
+    "search-front.svg": ("search", plot),
 }
 """File -> the record, by kind, and what draws it."""
 

@@ -27,6 +27,7 @@ from .ladder import tables as ladder
 from .peers import tables as peers
 from .rank_order import tables as rank_order
 from .search import tables as search
+from .serve import tables as serve
 from .student import tables as student
 from .tensorrt_build import tables as tensorrt_build
 from .trials import tables as trials
@@ -36,7 +37,8 @@ __all__ = ["BLOCKS", "RECORDS", "ROOT", "main", "names", "pages", "render"]
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "benchmarks" / "records"
 _STUDIES = (
-    an1, arm, bulk, encoder_methods, fit_heads, ladder, peers, rank_order, search, student, tensorrt_build, trials
+    an1, arm, bulk, encoder_methods, fit_heads, ladder, peers, rank_order, search, serve, student, tensorrt_build,
+    trials,
 )  # fmt: skip
 BLOCKS: dict[str, Block] = {name: block for study in _STUDIES for name, block in study.BLOCKS.items()}
 """Every block that a page may show, by name."""

@@ -57,18 +57,9 @@ def golden_replies(
 ) -> Golden:
     """Return texts with their ids, fields and scores per task, measured in the batch-1 buckets.
 
-    A pair task is asked about every golden text and the next one.
-
-    Args:
-        folder: where the graphs are.
-        network: how ids are framed.
-        buckets: all of them.
-        pairs: batch -> file name of the pair graphs.
-        tasks: where each task's logits are.
-        texts: to choose from.
-        sequences: their token ids.
-        tolerance: the fixed one, for which unstable texts are left out; measured when None.
-        bucket_gap: how far a text's fields in two buckets may be apart: part of a measured tolerance.
+    A pair task is asked about every golden text and the next one. The texts are chosen from `texts`, whose token ids
+    are `sequences`. With a fixed `tolerance` unstable texts are left out; when it is None it is measured, and is at
+    least as large as `bucket_gap`, the difference of a text's fields in two buckets.
 
     Raises:
         ExportError: too few texts fit the buckets whole and have a stable field, or rounding alone changes a field by

@@ -46,7 +46,7 @@ class FitReport:
 
 
 def fit(
-    files: Sequence[str | Path],
+    files: Sequence[str | Path] | str | Path,
     out: str | Path,
     *,
     name: str,
@@ -54,6 +54,9 @@ def fit(
     dev: str | Path | None = None,
     weigh_copies: bool = False,
     join_labels: bool = False,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    text_b_column: str | None = None,
     force: bool = False,
     engine: str = "auto",
     provider: str | None = None,
@@ -66,14 +69,15 @@ def fit(
     `fieldrun.fit_head` does the same with texts and labels in memory, for a loaded model.
 
     Args:
-        files: TSV files with the header `text<TAB>label`, or `text_a<TAB>text_b<TAB>label` for pairs; together they are
-            one training set.
+        files: TSV, CSV, JSON lines or Parquet files with the columns `text` and `label`, or `text_a`, `text_b` and
+            `label` for pairs; together they are one training set.
         out: the bundle folder to write.
         name: of the new task: letters, digits, `-` and `_`.
         bundle: a bundle folder, or `"reference"`.
-        dev: a TSV file to evaluate the new task on. Rows whose text is in a training file too are left out;
+        dev: a file to evaluate the new task on. Rows whose text is in a training file too are left out;
             `head.about["in_dev"]` counts them.
         weigh_copies, join_labels: as for `fieldrun.fit_head`.
+        text_column, label_column, text_b_column: other names of the columns.
         force: replace the bundle at `out`, and a fitted task of the same name.
         engine, provider, threads, overflow: as for `fieldrun.load`.
         progress: called with (phase, done, total).
@@ -86,9 +90,10 @@ def fit(
     out = Path(out)
     if os.path.lexists(out) and not force:
         raise OutputExists(f"{out} exists; choose another folder or add --force")
-    datasets = [read_tsv(path) for path in files]
+    columns = {"text_column": text_column, "label_column": label_column, "text_b_column": text_b_column}
+    datasets = [read_tsv(path, **columns) for path in ([files] if isinstance(files, str | os.PathLike) else files)]
     _check_kinds(datasets)
-    held_out = None if dev is None else read_tsv(dev)
+    held_out = None if dev is None else read_tsv(dev, **columns)
     with load(bundle, engine=engine, provider=provider, threads=threads, overflow=overflow) as model:
         if name in model.tasks and not (force and name in model.attached):
             how = "add --force to replace it" if name in model.attached else "choose another name"

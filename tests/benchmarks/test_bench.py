@@ -609,7 +609,7 @@ def test_a_workload_is_real_text_with_its_lengths(tmp_path: Path) -> None:
         ("a.txt", b"", "has no texts"),
         ("a.txt", b"\xff", "UTF-8"),
         ("a.txt", None, "cannot read"),
-        ("a.tsv", b"text\tlabel\n", "no record after the header"),
+        ("a.tsv", b"text\tlabel\n", "no records after the header"),
     ],
 )
 def test_a_workload_that_cannot_be_used(tmp_path: Path, name: str, data: bytes | None, words: str) -> None:

@@ -99,7 +99,7 @@ def test_what_is_refused_leaves_nothing(toy_bundle: Path, train: Path, tmp_path:
     ]:
         assert message in call("fit", "-b", toy_bundle, *arguments, "-o", out, "--engine", "numpy", code=code).stderr
         assert not out.exists()
-    assert "TRAIN.TSV" in call("fit", "-b", toy_bundle, "--name", "topic", "-o", out, code=2).stderr
+    assert "TRAIN" in call("fit", "-b", toy_bundle, "--name", "topic", "-o", out, code=2).stderr
 
 
 def test_the_shipped_bundle_is_not_written_to(

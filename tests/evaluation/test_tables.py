@@ -119,7 +119,7 @@ def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("d.csv", b"", "line 1: the file is empty"),
         ("d.csv", b"\n", "line 1: it is blank"),
         ("d.csv", b"\xef\xbb\xbf", "line 1: the file is empty"),
-        ("d.csv", b"text,label\n", "line 2: there is no record"),
+        ("d.csv", b"text,label\n", "line 2: there are no records"),
         ("d.csv", b"text,label\na,b,c\n", "line 2: 3 columns, 2 expected"),
         ("d.csv", b'text,label\n"a\n\nb",x\nc\n', "line 5: 1 columns, 2 expected"),
         ("d.csv", b"text,label\na,x\n\nb,y\n", "line 3: the line is blank"),

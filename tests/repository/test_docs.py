@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import os
 import re
@@ -79,6 +80,42 @@ def test_shell_and_python_parse(repository: Path) -> None:
             elif language == "bash":
                 ended = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
                 assert ended.returncode == 0, f"{page}: {text}\n{ended.stderr}"
+
+
+def _exists(dotted: str) -> bool:
+    parts = dotted.split(".")
+    for stop in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:stop]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[stop:]:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
+
+
+@pytest.mark.slow
+def test_names_exist(repository: Path) -> None:
+    """Every module, class and function that a page names with its dots can be imported."""
+    names = re.compile(r"`((?:fieldrun(?:_\w+)?|studies)(?:\.\w+)+)\b[^`/]*`|python -m (studies\.[\w.]+)")
+    missing = {
+        (page.name, name)
+        for page in pages(repository)
+        for found in names.findall(page.read_text("utf-8"))
+        for name in found
+        if name and not name.endswith((".service", ".socket")) and not _exists(name)
+    }
+    assert not missing
+
+
+def test_paths_exist(repository: Path) -> None:
+    paths = re.compile(r"`((?:benchmarks|docs|exporters|runtimes|sdk|tests)/[\w./-]+)`")
+    for page in pages(repository):
+        for path in paths.findall(page.read_text("utf-8")):
+            assert (repository / path).exists(), (page, path)
 
 
 def test_every_public_name_is_on_the_api_page(repository: Path) -> None:

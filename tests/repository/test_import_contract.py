@@ -38,16 +38,17 @@ TABLE = """
 | fieldrun.evaluation | fieldrun.errors fieldrun.formats fieldrun.student numpy | pyarrow |
 | fieldrun.heads | fieldrun.errors fieldrun.formats fieldrun.student fieldrun.evaluation numpy | |
 | fieldrun_runtimes | LOW numpy tokenizers | cuda onnxruntime |
-| fieldrun_exporters | LOW numpy tokenizers onnx | onnxruntime rich torch |
-| fieldrun_benchmarks | LOW numpy tokenizers click | jinja2 markupsafe matplotlib mlperf_loadgen packaging rich |
+| fieldrun_exporters | LOW numpy tokenizers onnx | matplotlib onnxruntime torch |
+| fieldrun_benchmarks | LOW numpy tokenizers click | jinja2 markupsafe matplotlib mlperf_loadgen packaging |
 | fieldrun_benchmarks.subjects | LOW fieldrun_benchmarks fieldrun fieldrun_runtimes numpy tokenizers | |
-| fieldrun.distill | LOW fieldrun_runtimes numpy tokenizers torch transformers | rich |
+| fieldrun.distill | LOW fieldrun_runtimes numpy tokenizers torch transformers | |
 | fieldrun.doctor | LOW fieldrun_runtimes | |
 | fieldrun.ray | LOW fieldrun fieldrun_runtimes numpy | |
 | fieldrun.sklearn | LOW fieldrun fieldrun_runtimes numpy sklearn | |
+| fieldrun.serve | LOW fieldrun_runtimes | uvicorn |
 | fieldrun | LOW | PARTS fieldrun.distill fieldrun.doctor |
 | fieldrun.__main__ | fieldrun.cli | |
-| fieldrun.cli | LOW fieldrun numpy click | PARTS fieldrun.distill fieldrun.doctor rich |
+| fieldrun.cli | LOW fieldrun numpy click | PARTS fieldrun.distill fieldrun.doctor fieldrun.serve rich |
 | studies | LOW PARTS fieldrun fieldrun.distill fieldrun.doctor numpy tokenizers click torch | matplotlib |
 """
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fieldrun.errors import ExportError, UnknownName
+from fieldrun.errors import ExportError
 from fieldrun.formats.storage import read_json, write_json
 from fieldrun_benchmarks.harness.subject import open_subject, packages_of, parse_subject, program_of
-from studies.peers import isolated as isolated_peers
-from studies.peers.isolated import ISOLATED, main, prepare_isolated
-from studies.peers.models import LinearHead
+from studies.peers import heads
+from studies.peers import models as module
+from studies.peers.heads import LinearHead
+from studies.peers.models import PEERS, main, prepare
 
 
 @pytest.fixture
@@ -37,14 +38,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         if "venv" in command:
             (Path(command[-1]) / "bin").mkdir(parents=True, exist_ok=True)
             (Path(command[-1]) / "bin" / "python").touch()
-        if "studies.peers.isolated" in command:
+        if "studies.peers.models" in command:
             assert env is not None
             assert sorted(path.name for path in Path(env["PYTHONPATH"]).iterdir()) == [
                 "fieldrun",
                 "fieldrun_benchmarks",
                 "studies",
             ]
-            write_json(Path(command[4]) / "peer.json", {"made_with": {"fasttext": "0.9.3"}})
+            write_json(Path(command[5]) / "peer.json", {"made_with": {"fasttext": "0.9.3"}})
         return SimpleNamespace(returncode=0, stdout="", stderr="")
 
     monkeypatch.setattr(subprocess, "run", run)
@@ -53,18 +54,18 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 def test_a_peer_is_made_once(tmp_path: Path, train: dict[str, Path], calls: list[list[str]]) -> None:
     said: list[str] = []
-    folder = prepare_isolated("fasttext", tmp_path / "work", train, said.append)
+    folder = prepare("fasttext", tmp_path, tmp_path / "work", train, said.append)
     assert [command[1:3] for command in calls] == [
         ["-m", "venv"],
         ["-m", "pip"],
-        ["-m", "studies.peers.isolated"],
+        ["-m", "studies.peers.models"],
     ]
     python = read_json(folder / "peer.json")["python"]
     assert parse_subject(f"peer:{folder}#mood").python == python == str(tmp_path / "work/env-fasttext/bin/python")
-    prepare_isolated("fasttext", tmp_path / "work", train, said.append)
+    prepare("fasttext", tmp_path, tmp_path / "work", train, said.append)
     assert len(calls) == 3
     train["mood"].write_text("text\tlabel\na\tb\n", "utf-8")
-    prepare_isolated("fasttext", tmp_path / "work", train, said.append)
+    prepare("fasttext", tmp_path, tmp_path / "work", train, said.append)
     assert len(calls) == 6
     assert len(said) == 4
 
@@ -75,16 +76,14 @@ def test_what_cannot_be_installed_is_quoted(
     failed = SimpleNamespace(returncode=1, stdout="", stderr="first\nno compiler\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(ExportError, match="exit code 1: no compiler"):
-        prepare_isolated("fasttext", tmp_path, train, lambda line: None)
-    with pytest.raises(UnknownName, match="isolated peer 'bert'"):
-        prepare_isolated("bert", tmp_path, train, lambda line: None)
+        prepare("fasttext", tmp_path, tmp_path, train, lambda line: None)
     assert not (tmp_path / "fasttext").exists()
 
 
 def described(folder: Path, key: str) -> None:
     """Write the `peer.json` that `prepare_isolated` writes, for this interpreter."""
-    peer = ISOLATED[key]
-    about = {"answer": "studies.peers.isolated:answer", "program": peer.program, "needs": peer.needs}
+    peer = PEERS[key]
+    about = {"answer": "studies.peers.models:answer", "program": peer.program, "needs": peer.needs}
     write_json(folder / "peer.json", {**about, "python": sys.executable})
 
 
@@ -108,11 +107,11 @@ class _FastText:
 def test_fasttext_answers_with_the_labels_of_the_file(
     tmp_path: Path, train: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(isolated_peers, "need", lambda name: _FastText())
-    monkeypatch.setattr(isolated_peers, "version", lambda name: "1")
+    monkeypatch.setattr(module, "need", lambda name: _FastText())
+    monkeypatch.setattr(module, "version", lambda name: "1")
     folder = tmp_path / "fasttext"
     folder.mkdir()
-    main(["fasttext", str(folder), f"mood={train['mood']}"])
+    main(["fasttext", str(tmp_path), str(folder), f"mood={train['mood']}"])
     assert _FastText.lines == ["__label__1 good film", "__label__0 bad film"]
     assert read_json(folder / "peer.json") == {"made_with": {"fasttext": "1", "numpy": "1"}}
     described(folder, "fasttext")
@@ -141,13 +140,13 @@ def test_wordllama_answers_with_its_heads(
             embed=lambda texts, norm: np.array([[float("good" in text)] for text in texts], np.float32)
         )
 
-    module = SimpleNamespace(__file__=str(package / "__init__.py"), WordLlama=SimpleNamespace(load=load))
+    wordllama = SimpleNamespace(__file__=str(package / "__init__.py"), WordLlama=SimpleNamespace(load=load))
     head = LinearHead(weight=np.array([[-1, 1]], np.float32), bias=np.array([0.5, 0], np.float32), labels=("no", "yes"))
-    monkeypatch.setattr(isolated_peers, "need", lambda name: module)
-    monkeypatch.setattr(isolated_peers, "fit_head", lambda vectors, labels: head)
+    monkeypatch.setattr(module, "need", lambda name: wordllama)
+    monkeypatch.setattr(heads, "fit_head", lambda vectors, labels: head)
     folder = tmp_path / "wordllama"
     folder.mkdir()
-    ISOLATED["wordllama"].build(folder, train)
+    PEERS["wordllama"].build(tmp_path, folder, train)
     described(folder, "wordllama")
     spec = parse_subject(f"peer:{folder}")
     assert open_subject(spec).run(["good", "poor"]) == ["yes", "no"]

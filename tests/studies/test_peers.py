@@ -21,9 +21,11 @@ from fieldrun.formats.storage import read_json, write_json
 from fieldrun_benchmarks.harness import bench, measurements
 from fieldrun_benchmarks.harness.record import write_record
 from fieldrun_benchmarks.report.render import read_records, to_markdown
+from studies.peers import heads
 from studies.peers import measure as peers
 from studies.peers import models as peer_models
-from studies.peers.models import PEERS, LinearHead, PeerSpec, fit_head, need, prepare_peer
+from studies.peers.heads import LinearHead, Vectors, fit_head, need
+from studies.peers.models import PEERS, Peer, answer, headed, prepare
 from studies.peers.tables import OURS, TOKENIZER, read_peers, reproduced
 from studies.tables import render
 from tests.benchmarks.test_bench import HereProcess
@@ -60,7 +62,7 @@ def test_a_head_of_two_labels_has_a_column_for_each(monkeypatch: pytest.MonkeyPa
         def score(self, x: object, y: object) -> float:
             return -abs(self.strength - 10)
 
-    monkeypatch.setattr(peer_models, "need", lambda module: SimpleNamespace(LogisticRegression=Regression))
+    monkeypatch.setattr(heads, "need", lambda module: SimpleNamespace(LogisticRegression=Regression))
     head = fit_head(np.array([[1, 0], [-1, 0]] * 5), ["yes", "no"] * 5)
     assert head.labels == ("no", "yes")
     assert head.weight.tolist() == [[0, 20], [0, 0]]  # the penalty that scored best, 10
@@ -69,7 +71,7 @@ def test_a_head_of_two_labels_has_a_column_for_each(monkeypatch: pytest.MonkeyPa
 
 def test_what_is_no_encoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"model\.safetensors and tokenizer\.json"):
-        prepare_peer("model2vec", tmp_path, tmp_path / "work", {}, print)
+        prepare("model2vec", tmp_path, tmp_path / "work", {}, print)
 
 
 @pytest.fixture
@@ -78,10 +80,9 @@ def arguments(tmp_path: Path, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch)
     fakes = {key: _fake(key) for key in FAKES}
     for module in (peers, peer_models):
         monkeypatch.setattr(module, "PEERS", fakes)
-    monkeypatch.setattr(peers, "ISOLATED", {})
     monkeypatch.setattr(peers, "_REPORT", dict.fromkeys(TASKS, "dev.tsv"))
     monkeypatch.setattr(peers, "_SETTINGS", replace(peers._SETTINGS, slice_calls=20, short_s=0.03, cold_runs=1))
-    monkeypatch.setattr(peer_models, "fit_head", _no_head)
+    monkeypatch.setattr(heads, "fit_head", _no_head)
     monkeypatch.setattr(bench, "WorkerProcess", HereProcess)
     monkeypatch.setattr(measurements, "cold_starts", lambda programs, **_: dict.fromkeys(programs, _Cold()))
     data, encoder = tmp_path / "data", tmp_path / "encoder"
@@ -106,9 +107,7 @@ def test_peers_are_made_once(arguments: list[str]) -> None:
     assert "--prepare" in _call(arguments, 2).output  # neither -o nor --prepare
     assert "there are wordy, slow" in _call([*arguments, "--prepare", "--without", "bert"], 2).output
     assert _call([*arguments, "--prepare", "--without", "slow"]).output.count("making ") == 1
-    second = _call([*arguments, "--prepare"]).output
-    assert second.count("making ") == 1
-    assert second.count("fitting ") == len(TASKS)
+    assert _call([*arguments, "--prepare"]).output.count("making ") == 1
     assert _call([*arguments, "--prepare"]).output == ""
 
 
@@ -248,15 +247,18 @@ def test_an_encoder_is_exported_and_quantized(tmp_path: Path) -> None:
     )
     transformers.BertModel(config).save_pretrained(source)
     (source / "tokenizer.json").write_text(toy_tokenizer().to_str(), "utf-8")
-    vectors = {}
+    labels, vectors = tuple("abcdefghijklmnop"), {}
     for key in ("gte-small-fp32", "gte-small-int8"):
-        folder = prepare_peer(key, source, tmp_path / "work", {}, lambda line: None)
-        vectors[key] = PEERS[key].start(folder)(["a good film", "rain"])
-        assert np.allclose(np.linalg.norm(vectors[key], axis=1), 1, atol=1e-5)
+        folder = prepare(key, source, tmp_path / "work", {}, lambda line: None)
+        head = LinearHead(weight=np.eye(16, dtype=np.float32), bias=np.zeros(16, np.float32), labels=labels)
+        head.write(folder / "head-mood.json")
         alone: dict[str, Any] = {}
-        program = PEERS[key].program.format(folder=str(folder)).replace("a gripping film", "rain")
+        program = PEERS[key].program.format(folder=str(folder), task="mood").replace("a gripping film", "rain")
         exec(compile(program, "program", "exec"), alone)
-        assert np.allclose(alone["x"], vectors[key][1:], atol=1e-6)
+        vectors[key] = alone["x"]
+        assert np.allclose(np.linalg.norm(vectors[key], axis=1), 1, atol=1e-5)
+        best = labels[int(vectors[key].argmax())]
+        assert answer(folder, "mood")(["a good film", "rain"])[1] == best
     assert (vectors["gte-small-fp32"] * vectors["gte-small-int8"]).sum(1).min() > 0.98
     assert not np.array_equal(vectors["gte-small-fp32"], vectors["gte-small-int8"])
 
@@ -274,22 +276,17 @@ def _tsv(path: Path, rows: Sequence[tuple[str, str]]) -> Dataset:
     return read_tsv(path)
 
 
-def _fake(key: str) -> PeerSpec:
+def _fake(key: str) -> Peer:
     """A peer whose vector is the length of the text."""
 
-    def build(source: Path, folder: Path) -> None:
+    def make(source: Path, folder: Path) -> None:
         (folder / "model.onnx").write_bytes(b"x")
 
-    return PeerSpec(
-        name=f"fake {key}",
-        source="gte",
-        build=build,
-        start=lambda folder: lambda texts: np.array([[len(text)] for text in texts], np.float32),
-        settings="none",
-        made_with=("numpy",),
-        needs=("numpy",),
-        program="x = [[1.0]]",
-    )
+    def start(folder: Path) -> Vectors:
+        return lambda texts: np.array([[len(text)] for text in texts], np.float32)
+
+    program = "x = [[1.0]]"
+    return headed(f"fake {key}", make, start, source="gte", made_with=("numpy",), needs=("numpy",), program=program)
 
 
 def _no_head(x: object, labels: Sequence[str]) -> LinearHead:

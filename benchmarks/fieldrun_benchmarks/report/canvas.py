@@ -16,6 +16,9 @@ from .table import Record, alive
 __all__ = [
     "INK",
     "PAPER",
+    "RULE",
+    "STYLE",
+    "VARIABLES",
     "WIDE",
     "Axes",
     "check_matplotlib",
@@ -31,10 +34,10 @@ __all__ = [
 Axes: TypeAlias = Any  # matplotlib's, which is imported only when something is drawn
 
 # Drawn in colours that stand for the page's: each becomes a CSS variable, so that one drawing serves light and dark.
-INK, _GRID, PAPER = "#010203", "#010204", "#010205"
+INK, RULE, PAPER = "#010203", "#010204", "#010205"
 _LINES = ("#010211", "#010212", "#010213", "#010214", "#010215", "#010216")
-_VARIABLES = {INK: "ink", _GRID: "rule", PAPER: "paper"} | {colour: f"line{i}" for i, colour in enumerate(_LINES)}
-_STYLE: dict[Any, Any] = {
+VARIABLES = {INK: "ink", RULE: "rule", PAPER: "paper"} | {colour: f"line{i}" for i, colour in enumerate(_LINES)}
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fieldrun",
     "font.size": 10,
@@ -46,7 +49,7 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": _GRID,
+    "grid.color": RULE,
     "grid.linewidth": 0.8,
     "text.color": INK,
     "xtick.color": INK,
@@ -79,7 +82,7 @@ def drawn(record: Record, draw: Callable[[Record, Axes], str | None], name: str)
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=(4.8, 3.1 + 0.13 * max(0, len(alive(record)) - _FEW)), layout="constrained")
         caption = draw(record, canvas.add_subplot())
         if caption is None:
@@ -93,7 +96,7 @@ def _embed(svg: str, name: str, title: str) -> str:
     """Make an SVG file an element of a page: ids of its own, the page's colours and font, a title to read aloud."""
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)([^")]+)', rf"\1{name}-\2", svg)
-    for stand_in, variable in _VARIABLES.items():
+    for stand_in, variable in VARIABLES.items():
         svg = svg.replace(stand_in, f"var(--{variable})")
     svg = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font: \1px var(--font)", svg)
     head, _, body = svg.partition(">")

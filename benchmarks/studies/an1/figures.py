@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from fieldrun_benchmarks.report.canvas import INK, colour
 
 from ..columns import Record
-from ..drawing import INK, LINES, plain, style, svg
+from ..drawing import style, svg, ticks
 from .spectrum import FORMS
 from .tables import STATES
 
@@ -29,14 +29,16 @@ def spectrum(record: Record) -> str:
                 for depth, forms in enumerate(layers):
                     shares = {int(k): 100 * share for k, share in forms[form]["share"].items() if int(k) <= _MARKS[-1]}
                     alpha = 1 - 0.8 * (len(layers) - 1 - depth) / max(1, len(layers) - 1)
-                    axes.plot([*shares], [*shares.values()], color=LINES[0], alpha=alpha)
+                    axes.plot([*shares], [*shares.values()], color=colour(0), alpha=alpha)
                 axes.set(xscale="log", ylim=(0, 102), title=f"{name}, {STATES[form]}")
-                plain(axes.xaxis, list(_MARKS))
+                ticks(axes.xaxis, list(_MARKS))
         for axes in panels[-1]:
             axes.set_xlabel(_KEPT)
         for axes in panels[:, 0]:
             axes.set_ylabel("variance, %")
-    return svg(figure, "Share of the variance in the first directions of each layer; a darker line is a deeper layer.")
+        title = "Share of the variance in the first directions of each layer: the darker the line, the deeper the layer"
+        figure.suptitle(title, fontsize=10)
+    return svg(figure, f"{title}.")
 
 
 def directions(record: Record) -> str:
@@ -52,20 +54,16 @@ def directions(record: Record) -> str:
             for i, (name, teacher) in enumerate(teachers.items()):
                 means = {method: 100 * value[group]["accuracy"] for method, value in teacher["means"].items()}
                 ks = [int(method[3:]) for method in means if method.startswith("pca")]
-                colour = LINES[i % len(LINES)]
-                axes.plot(ks, [means[f"pca{k}"] for k in ks], color=colour, label=f"{name}: PCA, probe")
-                axes.axhline(means["raw"], color=colour, linestyle="--", linewidth=1.2)
-                axes.plot([ks[-1]], [means["field_head"]], color=colour, marker="o")
+                pen = colour(i)
+                axes.plot(ks, [means[f"pca{k}"] for k in ks], color=pen, label=f"{name}: PCA, probe")
+                axes.axhline(means["raw"], color=pen, linestyle="--", linewidth=1.2)
+                axes.plot([ks[-1]], [means["field_head"]], color=pen, marker="o")
             axes.axhline(100 * student[group]["accuracy"], color=INK, linestyle=":", label="student (e)")
             axes.set(xscale="log", title=label.capitalize(), xlabel=_KEPT)
-            plain(axes.xaxis, ks)
+            ticks(axes.xaxis, ks)
         figure.axes[0].set_ylabel("accuracy, %")
-        _legend(figure)
-    return svg(
-        figure, "Accuracy by principal components kept. Dashed: the raw field (a). Dot: the AN1 field (d), head."
-    )
-
-
-def _legend(figure: Any) -> None:
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
+        figure.axes[0].plot([], [], color=INK, linestyle="--", linewidth=1.2, label="raw field (a), probe")
+        figure.axes[0].plot([], [], color=INK, marker="o", linestyle="none", label="AN1 field (d), head")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
+    return svg(figure, "Accuracy by the number of principal components kept, beside the raw field and the AN1 field.")

@@ -27,10 +27,11 @@ from fieldrun.formats.storage import read_json, write_bytes
 from fieldrun_benchmarks.harness.cold_start import cold_starts
 from fieldrun_benchmarks.harness.record import write_record
 from fieldrun_benchmarks.harness.timer import time_texts
+from fieldrun_exporters.precision import Precision
 from fieldrun_exporters.recipe import load_recipe
 
 from ..paired import counted, difference
-from ..suite import data_option, hits, output_option, report_sets, work_option
+from ..suite import data_option, hits, output_option, report_sets, study, work_option
 
 __all__ = ["LADDER", "Rung", "main", "recipe_text"]
 
@@ -48,31 +49,35 @@ class Rung:
 
 _DENSE = {"dense": "int8-weights", "mixer": "fp32"}
 _SHIPPED = ("cpu-small", "cpu-tiny")
+_TABLES = (
+    "int8",
+    "int4",
+    "palette64",
+    "palette64 tuned",
+    "palette32",
+    "palette32 tuned",
+    "palette16",
+    "palette16 tuned",
+    "palette64x2",
+    "palette4",
+    "palette256x4",
+    "palette256x4 tuned",
+    "palette64:20%+palette256x4",
+    "palette16:20%+palette256x8",
+)
 
 
-def _tables(precision: str, *, tuned: bool = False) -> Rung:
-    return Rung(rules={"tables": precision, **_DENSE}, tuned=tuned)
+def _tables(name: str, lowrank: Mapping[str, int] | None = None) -> Rung:
+    precision, tuned = name.removesuffix(" tuned"), name.endswith(" tuned")
+    return Rung(rules={"tables": precision, **_DENSE}, tuned=tuned, lowrank=lowrank or {})
 
 
 LADDER: dict[str, Rung] = {
     BASELINE: Rung(),
     "fp16": Rung(rules={"default": "fp16"}),
-    "int8": _tables("int8"),
-    "int4": _tables("int4"),
-    "palette64": _tables("palette64"),
-    "palette64 tuned": _tables("palette64", tuned=True),
-    "palette32": _tables("palette32"),
-    "palette32 tuned": _tables("palette32", tuned=True),
-    "palette16": _tables("palette16"),
-    "palette16 tuned": _tables("palette16", tuned=True),
-    "palette64x2": _tables("palette64x2"),
-    "palette4": _tables("palette4"),
-    "palette256x4": _tables("palette256x4"),
-    "palette256x4 tuned": _tables("palette256x4", tuned=True),
-    "palette64:20%+palette256x4": _tables("palette64:20%+palette256x4"),
-    "palette16:20%+palette256x8": _tables("palette16:20%+palette256x8"),
-    "lowrank 7/8": Rung(rules={"tables": "int8", **_DENSE}, lowrank={"width": 112, "mixer": 168, "hidden": 224}),
-    "lowrank 3/4": Rung(rules={"tables": "int8", **_DENSE}, lowrank={"width": 96, "mixer": 144, "hidden": 192}),
+    **{name: _tables(name) for name in _TABLES},
+    "lowrank 7/8": _tables("int8", {"width": 112, "mixer": 168, "hidden": 224}),
+    "lowrank 3/4": _tables("int8", {"width": 96, "mixer": 144, "hidden": 192}),
     **{name: Rung() for name in _SHIPPED},
 }
 """The rungs, by name; those of shipped recipes are empty."""
@@ -93,8 +98,6 @@ def recipe_text(rung: Rung) -> str:
 
     The ladder measures what a recipe costs, so that a costly recipe must not be refused.
     """
-    from fieldrun_exporters.precision import Precision
-
     wanted = Precision(rung.rules).wants(rung.rules)
     named = ["fold", *(["lowrank"] if rung.lowrank else []), *(name for name in _PASSES if name in wanted)]
     passes = ", ".join(f'"{name}"' for name in [*named, *(["recover"] if rung.tuned else [])])
@@ -183,14 +186,14 @@ def _labeller(model: fieldrun.FieldModel) -> Callable[[str], object]:
     return lambda text: model.predict_all([text])
 
 
-@click.command()
+@study(__doc__)
 @data_option
 @work_option
 @output_option
 @click.option("--checkpoint", default="reference", show_default=True, help="The student, by name or path.")
-@click.option("--only", multiple=True, help="Rungs to measure besides fp32 and int8.  [default: all]")
-@click.option("--domain", multiple=True, default=_DOMAINS, show_default=True, help="Tasks to prune to.")
-@click.option("--rounds", type=click.IntRange(min=3), default=5, show_default=True, help="Rounds of the latency.")
+@click.option("--only", multiple=True, help="A rung to measure besides fp32 and int8; repeat it.  [default: all]")
+@click.option("--domain", multiple=True, default=_DOMAINS, show_default=True, help="A task to prune to; repeat it.")
+@click.option("--rounds", type=click.IntRange(min=3), default=5, show_default=True, help="How many rounds of latency.")
 def main(
     data: Path,
     work: Path,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from fieldrun_benchmarks.report.canvas import INK, RULE, colour
+
 from ..columns import Record, micros, percent
-from ..drawing import GRID, INK, LINES, MUTED, plain, style, svg
+from ..drawing import style, svg, ticks
 from .tables import OURS, TITLES, side_by_side
 
 __all__ = ["accuracy_latency"]
@@ -35,7 +37,7 @@ def accuracy_latency(record: Record) -> str:
             for name, rows in found.items():
                 said.append(_point(axes, name, rows[task], task))
             axes.set(xscale="log", xlim=(3, 3e4), title=TITLES.get(task, task), xlabel="text in, label out: median, µs")
-            plain(axes.xaxis, [10, 100, 1000, 10000])
+            ticks(axes.xaxis, [10, 100, 1000, 10000])
         panels[0].set_ylabel("accuracy, %")
         panels[0].margins(y=0.1)
     return svg(figure, f"Accuracy against latency, one thread. {'; '.join(said)}.")
@@ -46,16 +48,16 @@ def _point(axes: Any, name: str, row: Record, task: str) -> str:
     x, entry = row["single_stream"]["percentiles"]["p50"]["value_us"], row["accuracy"][task]
     y, low, high = (100 * value for value in (entry["accuracy"], *entry["ci95"]))
     ours, dx, dy, side = name == OURS, *_ASIDE.get(name, (8, -3, "left"))
-    colour = LINES[0] if ours else MUTED
-    axes.errorbar(x, y, [[y - low], [high - y]], color=colour if ours else GRID, linewidth=1.5, zorder=2)
-    axes.scatter([x], [y], s=90 if ours else 32, color=colour, zorder=3)
+    pen = colour(0 if ours else 3)
+    axes.errorbar(x, y, [[y - low], [high - y]], color=pen if ours else RULE, linewidth=1.5, zorder=2)
+    axes.scatter([x], [y], s=90 if ours else 32, color=pen, zorder=3)
     axes.annotate(
         name.replace(OURS, "fieldrun"),
         (x, y),
         (dx, dy),
         textcoords="offset points",
         ha=side,
-        color=colour if ours else INK,
+        color=pen if ours else INK,
         fontsize=12 if ours else 9,
         fontweight="bold" if ours else "normal",
     )

@@ -1,11 +1,11 @@
-"""Measure fieldrun beside its peers: one interleaved bench on each of two sets, every subject in its own process.
+r"""Measure fieldrun beside its peers: one interleaved bench on each of two sets, every subject in its own process.
 
     python -m studies.peers.measure --data DATA --gte FOLDER --minilm FOLDER --work WORK \
         -o benchmarks/records/peers.json
     python -m studies.peers.measure --compare benchmarks/records/peers.json benchmarks/records/peers-again.json
     fieldrun report benchmarks/records/peers.json -o peers.html
 
-The peers are made in WORK unless it has them (`models`, `isolated`; `pip install 'fieldrun[bench,peers]'`); `--prepare`
+The peers are made in WORK unless it has them (`models`; `pip install 'fieldrun[bench,peers]'`); `--prepare`
 makes them and stops. The time is that from a text to its label: fieldrun answers all of its single tasks, or one where
 the name says so, and a peer answers one.
 """
@@ -19,16 +19,17 @@ from pathlib import Path
 import click
 
 from fieldrun.doctor import examine
-from fieldrun.errors import DatasetError, FieldrunError
-from fieldrun.evaluation.dataset import Dataset, read_tsv
+from fieldrun.errors import FieldrunError
+from fieldrun.evaluation.dataset import read_tsv
 from fieldrun_benchmarks.harness.bench import measure
 from fieldrun_benchmarks.harness.record import conditions, write_record
 from fieldrun_benchmarks.harness.settings import Settings
 from fieldrun_benchmarks.harness.subject import SubjectSpec, parse_subject
 from fieldrun_benchmarks.harness.workload import read_workload
 
-from .isolated import ISOLATED, prepare_isolated
-from .models import PEERS, prepare_peer
+from ..suite import study
+from .models import PEERS
+from .models import prepare as prepare_peer
 from .tables import OURS, TOKENIZER, failures, read_peers, reproduced
 
 __all__ = ["main"]
@@ -45,17 +46,21 @@ _SETTINGS = Settings(
 )
 
 
-@click.command()
-@click.option("--data", type=click.Path(path_type=Path), help="Folder with sst2 and trec.")
-@click.option("--gte", type=click.Path(path_type=Path), help="Folder of gte-small.")
-@click.option("--minilm", type=click.Path(path_type=Path), help="Folder of all-MiniLM-L6-v2.")
-@click.option("--work", type=click.Path(path_type=Path), help="Folder that keeps the peers.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The record.")
+@study(__doc__)
+@click.option("--data", type=click.Path(path_type=Path), help="The folder with sst2 and trec.")
+@click.option("--gte", type=click.Path(path_type=Path), help="The folder of gte-small.")
+@click.option("--minilm", type=click.Path(path_type=Path), help="The folder of all-MiniLM-L6-v2.")
+@click.option("--work", type=click.Path(path_type=Path), help="The folder that keeps the peers.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The record to write.")
 @click.option("--bundle", default="reference", show_default=True, help="The bundle to measure.")
 @click.option(
-    "--seconds", type=click.FloatRange(min=0.01), default=_SETTINGS.seconds, show_default=True, help="Of one repeat."
+    "--seconds",
+    type=click.FloatRange(min=0.01),
+    default=_SETTINGS.seconds,
+    show_default=True,
+    help="Seconds of a repeat.",
 )
-@click.option("--without", multiple=True, metavar="PEER", help="Leave this peer out; may be repeated.")
+@click.option("--without", multiple=True, metavar="PEER", help="Leave this peer out; repeat it.")
 @click.option("--prepare", is_flag=True, help="Make the peers and their heads, and stop.")
 @click.option(
     "--compare",
@@ -76,30 +81,35 @@ def main(
     prepare: bool,
     compare: tuple[Path, Path] | None,
 ) -> None:
-    """Measure fieldrun beside its peers, or say how far two such records agree."""
+    r"""Measure fieldrun beside its peers, or say how far two such records agree."""
     if compare:
         click.echo(reproduced(*(read_peers(path) for path in compare)))
         return
     if data is None or gte is None or minilm is None or work is None or (output is None and not prepare):
         raise click.UsageError("give --data, --gte, --minilm, --work, and -o (the record to write) or --prepare")
-    strange = sorted({*without} - {*PEERS, *ISOLATED})
-    if strange:
-        raise click.UsageError(f"no peer {strange[0]!r}; there are {', '.join([*ISOLATED, *PEERS])}")
-    folders = _prepared(data, {"gte": gte, "minilm": minilm}, work, without)
+    for name in without:
+        if name not in PEERS:
+            raise click.UsageError(f"no peer {name!r}; there are {', '.join(PEERS)}")
+    train = {task: data / task / "train.tsv" for task in _REPORT}
+    folders = {
+        peer.name: prepare_peer(key, {"minilm": minilm}.get(peer.source, gte), work, train, _say)
+        for key, peer in PEERS.items()
+        if key not in without
+    }
     if output is None or prepare:
         return
     before, settings, workloads = conditions(), replace(_SETTINGS, seconds=seconds), {}
     for task, name in _REPORT.items():
-        rows, work_texts = _read(data, task, name), read_workload([data / task / name])
+        report = data / task / name
 
         def progress(phase: str, done: int, total: int, task: str = task) -> None:
             _say(f"{task}: {phase}, {done} of {total}")
 
         values = measure(
             _specs(bundle, task, folders),
-            work_texts,
+            read_workload([report]),
             settings,
-            {task: rows},
+            {task: read_tsv(report)},
             against=(OURS, TOKENIZER),
             progress=progress,
         )
@@ -113,21 +123,6 @@ def main(
         raise FieldrunError(f"{'; '.join(failed)}; {output} has the other subjects; leave this one out with --without")
 
 
-def _prepared(data: Path, sources: Mapping[str, Path], work: Path, without: tuple[str, ...]) -> dict[str, Path]:
-    """Make what is missing of the peers and return their folders by the names that the record shows."""
-    train = {task: _read(data, task, "train.tsv") for task in _REPORT}
-    files = {task: data / task / "train.tsv" for task in _REPORT}
-    isolated = {
-        peer.name: prepare_isolated(key, work, files, _say) for key, peer in ISOLATED.items() if key not in without
-    }
-    ours = {
-        spec.name: prepare_peer(key, sources[spec.source], work, train, _say)
-        for key, spec in PEERS.items()
-        if key not in without
-    }
-    return isolated | ours
-
-
 def _specs(bundle: str, task: str, folders: Mapping[str, Path]) -> list[SubjectSpec]:
     subjects = {
         OURS: f"{bundle}@native",
@@ -138,13 +133,6 @@ def _specs(bundle: str, task: str, folders: Mapping[str, Path]) -> list[SubjectS
     }
     subjects |= {name: f"peer:{folder}#{task}" for name, folder in folders.items()}
     return [replace(parse_subject(subject), name=name) for name, subject in subjects.items()]
-
-
-def _read(data: Path, task: str, name: str) -> Dataset:
-    found = read_tsv(data / task / name)
-    if found.kind != "single":
-        raise DatasetError(f"{found.path} holds pairs; the peers are measured on single texts")
-    return found
 
 
 def _say(line: str) -> None:

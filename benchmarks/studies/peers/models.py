@@ -1,20 +1,26 @@
-"""The peers: other ways from a text to a label, made offline from a local encoder and kept in a work folder.
+"""The peers: other ways from a text to a label, made offline and kept in a work folder.
 
-| Peer | Made by | Its vector |
+| Peer | Made by | Answers by |
 |---|---|---|
-| `model2vec` | `model2vec.distill(pca_dims=256)` from gte-small | `StaticModel.encode` |
-| `gte-small-fp32`, `minilm-l6-fp32` | `torch.onnx.export`, run by ONNX Runtime | mean over tokens, L2 norm |
-| `gte-small-int8`, `minilm-l6-int8` | the same, then `quantize_dynamic`: int8 per channel, MatMul and Gemm | same |
+| `fasttext` | `train_supervised` (built from source) | its own classifier: bigrams, 100-d, one model per task |
+| `wordllama` | its own 256-d vectors | `WordLlama.embed` and a linear head |
+| `model2vec` | `model2vec.distill(pca_dims=256)` from gte-small | `StaticModel.encode` and a linear head |
+| `gte-small-fp32`, `minilm-l6-fp32` | `torch.onnx.export`, ONNX Runtime | mean over tokens, L2 norm, linear head |
+| `gte-small-int8`, `minilm-l6-int8` | `quantize_dynamic`: int8 per channel, MatMul, Gemm | the same |
 
-Each has a linear head per task, fitted by scikit-learn on at most `HEAD_ROWS` rows of the task's train file, its
-penalty chosen on a fifth of them; in use a head is one NumPy product. Once the peers are made, measuring them needs
-neither torch, transformers nor scikit-learn.
+The packages of fastText and wordllama clash with ours, so each has an environment of its own. This module runs there
+too, where only `fieldrun`, `fieldrun_benchmarks` and `studies` are importable of our packages. Once the peers are made,
+measuring them needs neither torch, transformers nor scikit-learn.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,87 +29,191 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from fieldrun.errors import DatasetError, ExportError, MissingDependency
-from fieldrun.evaluation.dataset import Dataset
+from fieldrun.errors import DatasetError, ExportError
+from fieldrun.evaluation.dataset import read_tsv
 from fieldrun.formats.storage import new_folder, read_json, sha256_file, write_json
+from fieldrun_benchmarks.harness.worker_process import link_packages, worker_environment
 
-__all__ = [
-    "HEAD_PROGRAM",
-    "PEERS",
-    "Answer",
-    "LinearHead",
-    "PeerSpec",
-    "answer",
-    "fit_head",
-    "head_rows",
-    "need",
-    "prepare_peer",
-    "read_head",
-    "read_json_or_nothing",
-    "write_head",
-]
+from .heads import Floats, LinearHead, Vectors, need, train_head
 
-Floats = npt.NDArray[np.float32]
-Vectors = Callable[[Sequence[str]], Floats]
+__all__ = ["PEERS", "Peer", "answer", "build", "headed", "main", "prepare"]
+
 Answer = Callable[[Sequence[str]], list[str]]
 
-HEAD_ROWS = 5000
-HEAD_PROGRAM = """
-import json
-import numpy as np
-head = json.load(open({folder!r} + "/head-{task}.json"))
-head["labels"][int((x @ np.array(head["weight"]) + head["bias"]).argmax())]
-"""
-"""The end of a peer's program: from the vector `x` to a label."""
-
-_PENALTIES = (1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C
 _MAX_TOKENS = 512
-_EXTRAS = {"model2vec.distill": "model2vec[distill]", "sklearn.linear_model": "scikit-learn"}
-
-
-def need(module: str) -> Any:
-    """Import a module of a package that only the peers use.
-
-    Raises:
-        MissingDependency: it is not installed; the message has the command that brings it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingDependency(_EXTRAS.get(module, module.partition(".")[0]), "peers") from error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LinearHead:
-    """`argmax(x @ weight + bias)`: `weight (d, labels)` and `bias (labels,)` float32."""
-
-    weight: Floats
-    bias: Floats
-    labels: tuple[str, ...]
-
-    def __call__(self, x: npt.NDArray[Any]) -> list[str]:
-        """Return the labels of vectors `(n, d)`."""
-        return [self.labels[i] for i in (x @ self.weight + self.bias).argmax(1).tolist()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PeerSpec:
-    """How one peer is made: `build(source, folder)` writes its files, `start(folder)` gives its vectors.
+class Peer:
+    """How one peer is made and asked.
 
-    `source` says of which encoder it is made, `gte` or `minilm`; `made_with` names the packages whose versions matter,
-    `needs` those that it runs with; `program` is Python that puts the vector of one text into `x`, from `{folder}`.
+    Attributes:
+        name: as records show it.
+        build: writes its files and `head-TASK.json`: encoder's folder, folder to fill, train files by task.
+        answer: opens a folder for one task.
+        program: the shortest source that gives one label, from `{folder}` and `{task}`.
+        needs: the packages that a user installs to run it.
+        made_with: the packages whose versions the record names.
+        source: the encoder it is made from, `gte` or `minilm`, or none.
+        settings: how it is made; another value makes it again.
+        requirements: the packages of an environment of its own, or none for this one.
     """
 
     name: str
-    source: str
-    build: Callable[[Path, Path], None]
-    start: Callable[[Path], Vectors]
-    settings: str
-    made_with: tuple[str, ...]
-    needs: tuple[str, ...]
+    build: Callable[[Path, Path, Mapping[str, Path]], None]
+    answer: Callable[[Path, str], Answer]
     program: str
+    needs: tuple[str, ...]
+    made_with: tuple[str, ...]
+    source: str = ""
+    settings: str = ""
+    requirements: tuple[str, ...] = ()
+
+
+def prepare(key: str, source: Path, work: Path, train: Mapping[str, Path], say: Callable[[str], None]) -> Path:
+    """Make peer `key` in `work` unless it is there, and return its folder, which holds what `bench` needs to know.
+
+    Raises:
+        MissingDependency: what makes it is not installed.
+        DatasetError: a train file holds pairs, or `source` is not the folder of an encoder.
+        ExportError: it cannot be made, or its environment cannot; or the graph differs from its encoder.
+    """
+    peer, folder, python = PEERS[key], work / key, Path(sys.executable)
+    made_of = {task: sha256_file(path) for task, path in train.items()}
+    if peer.source:
+        weights = source / "model.safetensors"
+        if not weights.is_file() or not (source / "tokenizer.json").is_file():
+            raise DatasetError(f"{source} has no model.safetensors and tokenizer.json; give an encoder's folder")
+        made_of[peer.source] = sha256_file(weights)
+    wanted = {"settings": peer.settings, "requirements": list(peer.requirements), "sha256": made_of}
+    if peer.requirements:
+        python = work / f"env-{key}" / "bin" / "python"
+    if python.is_file() and (folder / "peer.json").is_file() and read_json(folder / "peer.json").get("key") == wanted:
+        return folder
+    if peer.requirements:
+        say(f"installing {', '.join(peer.requirements)} into {python.parents[1].name}")
+        _call([sys.executable, "-m", "venv", "--clear", str(python.parents[1])], None)
+        _call([str(python), "-m", "pip", "install", "--quiet", *peer.requirements], None)
+    say(f"making {peer.name}")
+    with new_folder(folder, replace=folder.exists()) as partial:
+        if peer.requirements:
+            tasks = [f"{task}={path}" for task, path in train.items()]
+            command = [str(python), "-m", "studies.peers.models", key, str(source), str(partial), *tasks]
+            with tempfile.TemporaryDirectory() as links:
+                _call(command, worker_environment(link_packages(Path(links), "studies")))
+        else:
+            build(key, source, partial, train)
+        about = {
+            "key": wanted,
+            "python": str(python),
+            "answer": "studies.peers.models:answer",
+            "program": peer.program,
+            "needs": peer.needs,
+        }
+        write_json(partial / "peer.json", about | read_json(partial / "peer.json"))
+    return folder
+
+
+def build(key: str, source: Path, folder: Path, train: Mapping[str, Path]) -> None:
+    """Make peer `key` in the empty `folder`, with this interpreter."""
+    PEERS[key].build(source, folder, train)
+    write_json(folder / "peer.json", {"made_with": {name: _version(name) for name in PEERS[key].made_with}})
+
+
+def answer(folder: Path, task: str) -> Answer:
+    """Return the function from texts to labels of the peer that was made in `folder`."""
+    return PEERS[folder.name].answer(folder, task)
+
+
+def _call(command: list[str], environment: Mapping[str, str] | None) -> None:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["it printed nothing"]
+        raise ExportError(f"{' '.join(command[:4])} ended with exit code {done.returncode}: {lines[-1]}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def headed(name: str, make: Callable[[Path, Path], None], start: Callable[[Path], Vectors], **more: Any) -> Peer:
+    """Return a peer that answers by linear heads on the vectors of `start(folder)`; `make` writes its files.
+
+    Its program puts the vector of one text into `x`.
+    """
+
+    def heads(source: Path, folder: Path, train: Mapping[str, Path]) -> None:
+        make(source, folder)
+        vectors = start(folder)
+        for task, path in train.items():
+            train_head(path, vectors).write(folder / f"head-{task}.json")
+
+    def label(folder: Path, task: str) -> Answer:
+        head, vectors = LinearHead.read(folder / f"head-{task}.json"), start(folder)
+        return lambda texts: head(vectors(texts))
+
+    return Peer(name=name, build=heads, answer=label, **{**more, "program": more["program"] + _HEAD_PROGRAM})
+
+
+_HEAD_PROGRAM = """
+import json
+import numpy as np
+with open({folder!r} + "/head-{task}.json") as file:
+    head = json.load(file)
+head["labels"][int((x @ np.array(head["weight"]) + head["bias"]).argmax())]
+"""
+
+
+def _build_fasttext(_: Path, folder: Path, train: Mapping[str, Path]) -> None:
+    fasttext = need("fasttext")
+    for task, path in train.items():
+        data = read_tsv(path)
+        names = sorted(set(data.labels))
+        lines = folder / "train.txt"
+        rows = zip(data.texts, data.labels, strict=True)
+        lines.write_text("".join(f"__label__{names.index(label)} {text}\n" for text, label in rows), "utf-8")
+        model = fasttext.train_supervised(str(lines), wordNgrams=2, epoch=25, lr=0.5, thread=1, seed=0, verbose=0)
+        model.save_model(str(folder / f"{task}.bin"))
+        write_json(folder / f"head-{task}.json", {"labels": names})
+        lines.unlink()
+
+
+def _ask_fasttext(folder: Path, task: str) -> Answer:
+    model = need("fasttext").load_model(str(folder / f"{task}.bin"))
+    names = read_json(folder / f"head-{task}.json")["labels"]
+
+    def labels_of(texts: Sequence[str]) -> list[str]:
+        found, _ = model.predict([text.replace("\n", " ") for text in texts])
+        return [names[int(best[0].removeprefix("__label__"))] for best in found]
+
+    return labels_of
+
+
+def _copy_wordllama(_: Path, folder: Path) -> None:
+    package = Path(str(need("wordllama").__file__)).parent
+    for name in ("tokenizers", "weights"):  # where it looks before it downloads them
+        (folder / name).mkdir()
+        for path in sorted((package / name).iterdir()):
+            if path.suffix in (".json", ".safetensors"):
+                shutil.copy(path, folder / name / path.name)
+
+
+def _start_wordllama(folder: Path) -> Vectors:
+    model = need("wordllama").WordLlama.load(cache_dir=folder, dim=256, disable_download=True)
+    return lambda texts: model.embed(list(texts), norm=True)
+
+
+def _distill_static(source: Path, folder: Path) -> None:
+    need("model2vec.distill").distill(str(source), pca_dims=256, device="cpu").save_pretrained(str(folder))
+
+
+def _start_static(folder: Path) -> Vectors:
+    encode: Vectors = need("model2vec").StaticModel.from_pretrained(str(folder), force_download=False).encode
+    return encode
 
 
 class _Encoder:
@@ -132,93 +242,7 @@ class _Encoder:
         return mean
 
 
-def prepare_peer(key: str, source: Path, work: Path, train: Mapping[str, Dataset], say: Callable[[str], None]) -> Path:
-    """Make peer `key` from the encoder folder `source`, and its heads, unless `work` has them; return its folder.
-
-    Raises:
-        MissingDependency: what makes it is not installed.
-        DatasetError: a train file holds pairs, or `source` is no encoder folder.
-        ExportError: the exported graph differs from its encoder, or was not quantized.
-    """
-    spec, folder, weights = PEERS[key], work / key, source / "model.safetensors"
-    if not weights.is_file() or not (source / "tokenizer.json").is_file():
-        raise DatasetError(f"{source} has no model.safetensors and tokenizer.json; give an encoder's folder")
-    wanted = {"source_sha256": sha256_file(weights), "settings": spec.settings, "schema": 2}
-    if read_json_or_nothing(folder / "peer.json").get("key") != wanted:
-        say(f"making {spec.name}")
-        with new_folder(folder, replace=folder.exists()) as partial:
-            spec.build(source, partial)
-            about = {
-                "key": wanted,
-                "answer": "studies.peers.models:answer",
-                "program": spec.program + HEAD_PROGRAM,
-                "needs": spec.needs,
-                "made_with": {name: _version(name) for name in spec.made_with},
-            }
-            write_json(partial / "peer.json", about)
-    vectors: Vectors | None = None
-    for task, data in train.items():
-        path = folder / f"head-{task}.json"
-        key_of_head = {"train_sha256": data.sha256, "rows": HEAD_ROWS}
-        if read_json_or_nothing(path).get("key") == key_of_head:
-            continue
-        if data.kind != "single":
-            raise DatasetError(f"{data.path} holds pairs; the peers are measured on single texts")
-        say(f"fitting {key}'s head of {task}")
-        vectors = vectors or spec.start(folder)
-        texts, labels = head_rows(data)
-        write_head(path, fit_head(vectors(texts), labels), key=key_of_head)
-    return folder
-
-
-def answer(folder: Path, task: str) -> Answer:
-    """Return the function from texts to labels of the peer that was made in `folder`."""
-    vectors, head = PEERS[folder.name].start(folder), read_head(folder / f"head-{task}.json")
-    return lambda texts: head(vectors(texts))
-
-
-def head_rows(data: Dataset) -> tuple[list[str], list[str]]:
-    """Return the texts and labels that a head is fitted on, in random order."""
-    rows = np.random.default_rng(0).permutation(len(data))[:HEAD_ROWS].tolist()
-    return [str(data.texts[i]) for i in rows], [data.labels[i] for i in rows]
-
-
-def write_head(path: Path, head: LinearHead, **more: Any) -> None:
-    """Write a head as JSON, with `more` beside it."""
-    write_json(path, {**more, "labels": head.labels, "weight": head.weight.tolist(), "bias": head.bias.tolist()})
-
-
-def read_head(path: Path) -> LinearHead:
-    """Read a head that `write_head` wrote."""
-    stored = read_json(path)
-    weight, bias = (np.array(stored[name], np.float32) for name in ("weight", "bias"))
-    return LinearHead(weight=weight, bias=bias, labels=tuple(stored["labels"]))
-
-
-def fit_head(x: npt.NDArray[Any], labels: Sequence[str]) -> LinearHead:
-    """Fit a logistic regression to vectors `(n, d)` in random order; the first fifth chooses its penalty."""
-    regression = need("sklearn.linear_model").LogisticRegression
-    x, names = np.asarray(x, np.float32), tuple(sorted(set(labels)))
-    y, cut = np.array([names.index(label) for label in labels]), len(x) // 5
-    tried = {c: regression(C=c, max_iter=2000).fit(x[cut:], y[cut:]).score(x[:cut], y[:cut]) for c in _PENALTIES}
-    best = regression(C=max(tried, key=lambda c: tried[c]), max_iter=2000).fit(x, y)
-    weight, bias = best.coef_.T, best.intercept_
-    if weight.shape[1] == 1:  # two labels: scikit-learn keeps the logit of the second alone
-        weight, bias = np.hstack([np.zeros_like(weight), weight]), np.hstack([np.zeros_like(bias), bias])
-    return LinearHead(weight=weight.astype(np.float32), bias=bias.astype(np.float32), labels=names)
-
-
-def _build_static(source: Path, folder: Path) -> None:
-    need("model2vec.distill").distill(str(source), pca_dims=256, device="cpu").save_pretrained(str(folder))
-
-
-def _start_static(folder: Path) -> Vectors:
-    model = need("model2vec").StaticModel.from_pretrained(str(folder), force_download=False)
-    encode: Vectors = model.encode
-    return encode
-
-
-def _build_fp32(source: Path, folder: Path) -> None:
+def _export(source: Path, folder: Path) -> None:
     """Export the encoder of `source` with dynamic shapes: ids, mask `(batch, length) int64` -> hidden states."""
     torch, transformers = need("torch"), need("transformers")
     encoder = transformers.AutoModel.from_pretrained(
@@ -262,9 +286,9 @@ def _build_fp32(source: Path, folder: Path) -> None:
         )
 
 
-def _build_int8(source: Path, folder: Path) -> None:
+def _quantize(source: Path, folder: Path) -> None:
     onnx, quantization = need("onnx"), need("onnxruntime.quantization")
-    _build_fp32(source, folder)
+    _export(source, folder)
     target, plain = folder / "model.onnx", folder / "plain.onnx"
     target.rename(plain)
     model = onnx.load(str(plain))
@@ -283,40 +307,58 @@ def _build_int8(source: Path, folder: Path) -> None:
         raise ExportError(f"only {count} of {6 * layers} products of {source} were quantized")
 
 
-_EXPORTED = "torch.onnx.export, opset 17, dynamic shapes; "
-_QUANTIZED = "quantize_dynamic QInt8 per channel, MatMul and Gemm; "
-_ENCODER_PROGRAM = """
+def _encoder(name: str, source: str, *, int8: bool) -> Peer:
+    quantized = "quantize_dynamic QInt8 per channel, MatMul and Gemm; " if int8 else ""
+    return headed(
+        name,
+        _quantize if int8 else _export,
+        _Encoder,
+        source=source,
+        settings=f"torch.onnx.export, opset 17, dynamic shapes; {quantized}mean over tokens, L2 norm",
+        made_with=("onnx", "onnxruntime", "torch", "transformers"),
+        needs=("numpy", "onnxruntime", "tokenizers"),
+        program="""
 import numpy as np, onnxruntime
 from tokenizers import Tokenizer
 session = onnxruntime.InferenceSession({folder!r} + "/model.onnx", providers=["CPUExecutionProvider"])
 ids = np.array([Tokenizer.from_file({folder!r} + "/tokenizer.json").encode("a gripping film").ids])
 x = session.run(None, {{"ids": ids, "mask": np.ones_like(ids)}})[0].mean(1)
 x /= np.linalg.norm(x)
-"""
-
-
-def _encoder(name: str, source: str, *, int8: bool) -> PeerSpec:
-    return PeerSpec(
-        name=name,
-        source=source,
-        build=_build_int8 if int8 else _build_fp32,
-        start=_Encoder,
-        settings=f"{_EXPORTED}{_QUANTIZED if int8 else ''}mean over tokens, L2 norm",
-        made_with=("onnx", "onnxruntime", "torch", "transformers"),
-        needs=("numpy", "onnxruntime", "tokenizers"),
-        program=_ENCODER_PROGRAM,
+""",
     )
 
 
 PEERS = {
-    "model2vec": PeerSpec(
-        name="model2vec",
+    "fasttext": Peer(
+        name="fastText",
+        build=_build_fasttext,
+        answer=_ask_fasttext,
+        program='import fasttext\nfasttext.load_model({folder!r} + "/{task}.bin").predict("a gripping film")\n',
+        needs=("fasttext",),
+        made_with=("fasttext", "numpy"),
+        requirements=("fasttext==0.9.3", "numpy<2"),
+    ),
+    "wordllama": headed(
+        "wordllama",
+        _copy_wordllama,
+        _start_wordllama,
+        needs=("wordllama",),
+        made_with=("wordllama", "scikit-learn"),
+        requirements=("wordllama==0.4.0.post1", "scikit-learn>=1.5"),
+        program="""
+from wordllama import WordLlama
+model = WordLlama.load(cache_dir={folder!r}, dim=256, disable_download=True)
+x = model.embed(["a gripping film"], norm=True)
+""",
+    ),
+    "model2vec": headed(
+        "model2vec",
+        _distill_static,
+        _start_static,
         source="gte",
-        build=_build_static,
-        start=_start_static,
         settings="model2vec.distill from gte-small, pca_dims=256, float16; encode with its defaults",
-        made_with=("model2vec", "torch", "transformers"),
         needs=("model2vec",),
+        made_with=("model2vec", "torch", "transformers"),
         program="""
 from model2vec import StaticModel
 x = StaticModel.from_pretrained({folder!r}).encode(["a gripping film"])
@@ -329,17 +371,13 @@ x = StaticModel.from_pretrained({folder!r}).encode(["a gripping film"])
 }
 
 
-def read_json_or_nothing(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file, or an empty one where it cannot be read."""
-    try:
-        value = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def main(arguments: Sequence[str]) -> None:
+    """Make a peer in its own environment: KEY SOURCE FOLDER TASK=FILE..."""
+    key, source, folder, *tasks = arguments
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    train = {task: Path(path) for task, _, path in (option.partition("=") for option in tasks)}
+    build(key, Path(source), Path(folder), train)
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+if __name__ == "__main__":
+    main(sys.argv[1:])

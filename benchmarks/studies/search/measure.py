@@ -4,7 +4,7 @@
 
 The search is the command `fieldrun compress reference --max-size 16MB` on rows drawn from the train files; report files
 choose nothing. It is killed (SIGKILL) after some of its budgets and started again. Its recipe is then exported once
-more, and the files must be the same. `--plot` draws the front.
+more, and the files must be the same.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from fieldrun.errors import FieldrunError
 from fieldrun.evaluation.dataset import Dataset, read_tsv
 from fieldrun.formats.bundle import REFERENCE_BUNDLE, Bundle
 from fieldrun.formats.storage import read_json, write_bytes
-from fieldrun_benchmarks.harness.record import read_record, write_record
+from fieldrun_benchmarks.harness.record import write_record
 from fieldrun_exporters.search.front import front_plot
 
 from ..commands import run
-from ..suite import data_option, output_option, work_option
+from ..suite import data_option, output_option, study, work_option
 
 __all__ = ["beaten", "main", "plot", "write_rows"]
 
@@ -67,7 +67,7 @@ def beaten(front: Sequence[dict[str, Any]], uniform: Sequence[dict[str, Any]]) -
 
 
 def plot(record: dict[str, Any]) -> str:
-    """Return the SVG of a record of this module."""
+    """Return the drawing of the front from a record of this module."""
     report = record["report"]
     return front_plot(report["front"], report["chosen"], report["shapes"], report["uniform"])
 
@@ -78,13 +78,12 @@ def _noted(work: Path) -> int:
     return sum(name.startswith("budget ") for name in read_json(states[0])["values"]) if states else 0
 
 
-@click.command()
+@study(__doc__)
 @data_option
 @work_option
 @click.option("--max-size", default="16MB", show_default=True, help="The largest size, as for `fieldrun compress`.")
-@click.option("--plot", "drawing", type=click.Path(path_type=Path), help="Draw the front into this SVG.")
 @output_option
-def main(data: Path, work: Path, max_size: str, drawing: Path | None, output: Path) -> None:
+def main(data: Path, work: Path, max_size: str, output: Path) -> None:
     """Search the shipped student, killed and resumed, and compare the front with the uniform recipes."""
     if work.exists():
         raise click.UsageError(f"{work} exists; give a new folder")
@@ -117,8 +116,6 @@ def main(data: Path, work: Path, max_size: str, drawing: Path | None, output: Pa
     }
     shown = "python -m studies.search.measure --data DATA --work WORK -o benchmarks/records/search.json"
     write_record(output, "search", shown, values)
-    if drawing is not None:
-        write_bytes(drawing, plot(read_record(output, "search")).encode("utf-8"))
 
 
 if __name__ == "__main__":

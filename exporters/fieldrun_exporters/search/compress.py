@@ -191,7 +191,7 @@ def _check_limits(
     if max_latency_us is not None and not max_latency_us > 0:
         raise UsageError(f"max_latency_us must be a positive number of microseconds, not {max_latency_us}")
     if max_latency_us is not None and timer is None:
-        raise UsageError("max_latency_us needs a timer; fieldrun.compress has one (with the extra bench)")
+        raise UsageError("max_latency_us needs a timer; fieldrun.compress has one")
 
 
 class _Candidates:

@@ -37,7 +37,7 @@ __all__ = ["bench"]
     multiple=True,
     help="Texts to send: a TSV file with a header, or one text per line; may be repeated.  [default: shipped samples]",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Send at most so many texts, drawn at random.")
+@click.option("--limit", type=click.IntRange(min=1), help="The largest number of texts to send, drawn at random.")
 @data_option("The bench measures accuracy on them.  [default: shipped samples]")
 @engine_option
 @threads_option

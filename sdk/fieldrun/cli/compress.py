@@ -42,7 +42,7 @@ __all__ = ["compress"]
     type=click.FloatRange(min=0, min_open=True),
     help="The microseconds from a text to all labels, on this device.",
 )
-@click.option("--max-drop", type=click.FloatRange(min=0), help="The points of mean accuracy on --data it may cost.")
+@click.option("--max-drop", type=click.FloatRange(min=0), help="The points of accuracy on --data that may be lost.")
 @data_option("They choose the bundle, so do not give those that you will report on.", required=True)
 @calibration_option
 @work_option
@@ -66,8 +66,8 @@ def compress(
     more. Precision does not change latency: with --max-latency-us the student loses features until it is fast enough.
 
     OUTPUT gets bundle/, recipe.toml (with which 'fieldrun export' and the same --data and --calibration make the same
-    bundle), search.json with the fronts of size and of latency, and front.svg, a plot of them. After an interruption,
-    the same command continues.
+    bundle), compress.json with the fronts of size and of latency, and front.svg, a plot of them. After an
+    interruption, the same command continues.
     """
     import fieldrun
 

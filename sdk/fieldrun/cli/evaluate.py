@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -10,6 +11,7 @@ from .inputs import read_tsv
 from .options import (
     bundle_argument,
     check_output,
+    columns_options,
     examples,
     force_option,
     join_labels_option,
@@ -34,10 +36,12 @@ __all__ = ["evaluate"]
     type=click.Path(path_type=Path),
     required=True,
     metavar="FILE",
-    help="Labelled rows of the task, a TSV file with the header text<TAB>label, or text_a<TAB>text_b<TAB>label.",
+    help="Labelled rows of the task: a TSV, CSV, JSON lines or Parquet file with the columns text (or text_a and "
+    "text_b) and label.",
 )
 @click.option("--confusion", type=click.Path(path_type=Path), help="Also write the confusion matrix to this TSV file.")
 @join_labels_option
+@columns_options()
 @force_option
 @runtime_options
 @json_option
@@ -47,11 +51,11 @@ def evaluate(
     data: Path,
     confusion: Path | None,
     join_labels: bool,
+    text_column: str | None,
+    text_b_column: str | None,
+    label_column: str | None,
     force: bool,
-    engine: str,
-    provider: str | None,
-    threads: int,
-    overflow: str,
+    runtime: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Measure a task's accuracy on labelled texts, with Wilson's 95 % interval and macro F1.
@@ -64,8 +68,8 @@ def evaluate(
 
     if confusion is not None:
         check_output(confusion, force=force)
-    rows = read_tsv(data)
-    load = fieldrun.load(bundle, engine=engine, provider=provider, threads=threads, overflow=overflow)
+    rows = read_tsv(data, text_column=text_column, text_b_column=text_b_column, label_column=label_column)
+    load = fieldrun.load(bundle, **runtime)
     with load as model, progress() as step:
         found = fieldrun.evaluate(model, rows, task, join_labels=join_labels, progress=step)
         name, about = task or model.tasks[0], {"bundle": model.manifest.name, "engine": model.engine}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -43,10 +44,7 @@ def field(
     dim: int | None,
     on_error: str | None,
     force: bool,
-    engine: str,
-    provider: str | None,
-    threads: int,
-    overflow: str,
+    runtime: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Write the meaning fields of texts to a .npy file, (texts, 256) float32, in the order of the texts.
@@ -60,7 +58,7 @@ def field(
     import fieldrun
 
     check_output(output, force=force)
-    with fieldrun.load(bundle, engine=engine, provider=provider, threads=threads, overflow=overflow) as model:
+    with fieldrun.load(bundle, **runtime) as model:
         policy, used = on_error or ("fail" if texts else "report"), model.engine
         fields, dropped, errors = encode(model, texts, dim, policy)
     save_array(output, fields)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import (
     bundle_option,
+    columns_options,
     examples,
     force_option,
     join_labels_option,
@@ -32,13 +33,14 @@ __all__ = ["fit"]
         "fieldrun fit train.tsv more.tsv --name my-task --dev dev.tsv -b my-bundle -o my-bundle --force",
     ),
 )
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TRAIN.TSV...")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="TRAIN...")
 @bundle_option
 @click.option("--name", required=True, help="The name of the new task: letters, digits, - and _.")
 @output_option("bundle folder")
-@click.option("--dev", type=click.Path(path_type=Path), metavar="FILE", help="A TSV file to evaluate the new task on.")
+@click.option("--dev", type=click.Path(path_type=Path), metavar="FILE", help="A file to evaluate the new task on.")
 @click.option("--weigh-copies", is_flag=True, help="Let a row that is there k times weigh k times.  [default: once]")
 @join_labels_option
+@columns_options()
 @force_option
 @runtime_options
 @json_option
@@ -50,18 +52,18 @@ def fit(
     dev: Path | None,
     weigh_copies: bool,
     join_labels: bool,
+    text_column: str | None,
+    text_b_column: str | None,
+    label_column: str | None,
     force: bool,
-    engine: str,
-    provider: str | None,
-    threads: int,
-    overflow: str,
+    runtime: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Train a head on labelled texts and write the bundle with it, in seconds and without torch.
 
-    TRAIN.TSV has the header text<TAB>label, or text_a<TAB>text_b<TAB>label for pairs; several files are one training
-    set. To add examples or a label later, give the old files and the new one. --force also replaces a fitted task of
-    the same name.
+    TRAIN is a TSV, CSV, JSON lines or Parquet file with the columns text and label, or text_a, text_b and label for
+    pairs, among others; several files are one training set. To add examples or a label
+    later, give the old files and the new one. --force also replaces a fitted task of the same name.
 
     Rows that are equal but for case, whitespace and Unicode form are copies: they weigh once, never stand on both sides
     of a split, and are left out of --dev. What the figures do not cover is said in notes.
@@ -81,11 +83,11 @@ def fit(
             dev=dev,
             weigh_copies=weigh_copies,
             join_labels=join_labels,
+            text_column=text_column,
+            text_b_column=text_b_column,
+            label_column=label_column,
             force=force,
-            engine=engine,
-            provider=provider,
-            threads=threads,
-            overflow=overflow,
+            **runtime,
             progress=step,
         )
     for warning in dict.fromkeys((*report.head.about["warnings"], *(report.dev.warnings if report.dev else ()))):

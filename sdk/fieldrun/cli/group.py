@@ -23,6 +23,7 @@ COMMANDS = {
     "run": "run:run",
     "label": "label:label",
     "field": "field:field",
+    "serve": "serve:serve",
     "fit": "fit:fit",
     "eval": "evaluate:evaluate",
     "info": "describe:info",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import examples, json_option
+from .options import examples, json_option, output_option
 from .output import put, put_json
 
 __all__ = ["import_encoder"]
@@ -19,7 +19,7 @@ __all__ = ["import_encoder"]
     ),
 )
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder to make.")
+@output_option("encoder folder")
 @click.option(
     "--pooling",
     type=click.Choice(["mean", "cls"]),
@@ -37,9 +37,9 @@ def import_encoder(folder: Path, output: Path, pooling: str | None, normalize: b
     Nothing is downloaded or unpickled, and no code of the folder is run. A setting that fieldrun does not know is an
     error that names it.
     """
-    from fieldrun_exporters.encoder import importing
+    import fieldrun
 
-    report = importing.import_encoder(folder, output, pooling=pooling, normalize=normalize)
+    report = fieldrun.import_encoder(folder, output, pooling=pooling, normalize=normalize)
     if as_json:
         put_json(report.to_dict())
         return

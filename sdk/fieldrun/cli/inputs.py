@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ import click
 
 from fieldrun.errors import DatasetError, FieldrunError, InputTextError, TextTooLong, UsageError
 from fieldrun.evaluation.dataset import Dataset, read_tsv
+from fieldrun.evaluation.tables import Columns, is_table
 from fieldrun.formats.bundle import MANIFEST
 from fieldrun.formats.storage import is_folder
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from fieldrun_runtimes.answers import Failed, Text
     from fieldrun_runtimes.model import FieldModel, Floats, Integers
 
-__all__ = ["Batch", "choose_tasks", "command_line", "encode", "labelled_rows", "read_batches", "read_texts", "read_tsv"]
+__all__ = ["Batch", "choose_tasks", "encode", "labelled_rows", "read_batches", "read_texts", "read_tsv"]
 
 Named: TypeAlias = "tuple[str, str | bytes | tuple[str, str]]"
 """What errors call a text, and the text: an argument, a line of stdin, or a `--pair`."""
@@ -147,14 +146,8 @@ def encode(
     return np.concatenate(fields), np.concatenate(dropped), errors
 
 
-def command_line() -> str:
-    """Return this command for a record, without the path of the current folder."""
-    here = str(Path.cwd()) + os.sep
-    return shlex.join(["fieldrun", *(word.replace(here, "") for word in sys.argv[1:])])
-
-
-def labelled_rows(values: Sequence[str]) -> dict[str, Dataset]:
-    """Read the rows of every TASK=FILE, by task."""
+def labelled_rows(values: Sequence[str], **columns: str | None) -> dict[str, Dataset]:
+    """Read the rows of every TASK=FILE, by task; `columns` as for `read_tsv`."""
     files: dict[str, str] = {}
     for value in values:
         task, _, path = value.partition("=")
@@ -165,14 +158,14 @@ def labelled_rows(values: Sequence[str]) -> dict[str, Dataset]:
                 f"--data names the task {task!r} twice, with {files[task]} and {path}; put their rows into one file"
             )
         files[task] = path
-    return {task: read_tsv(path) for task, path in files.items()}
+    return {task: read_tsv(path, **columns) for task, path in files.items()}
 
 
 def read_texts(path: Path | None) -> list[str] | None:
     """Read the texts of a calibration file; a pair counts as two texts."""
     if path is None:
         return None
-    if path.suffix == ".tsv":
+    if path.suffix == ".tsv" or is_table(path, Columns()):
         return [text for item in read_tsv(path).texts for text in ([item] if isinstance(item, str) else item)]
     try:
         lines = path.read_text("utf-8-sig").split("\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -54,10 +55,7 @@ def label(
     text_column: str | None,
     text_b_column: str | None,
     force: bool,
-    engine: str,
-    provider: str | None,
-    threads: int,
-    overflow: str,
+    runtime: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Label every line of FILEs, in their order, with little memory.
@@ -82,10 +80,7 @@ def label(
             text_column=text_column,
             text_b_column=text_b_column,
             force=force,
-            engine=engine,
-            provider=provider,
-            threads=threads,
-            overflow=overflow,
+            **runtime,
             progress=step,
         )
     note_dropped(done.dropped, done.cut, done.lines)

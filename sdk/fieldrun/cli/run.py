@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -41,10 +41,7 @@ def run(
     pairs: tuple[tuple[str, str], ...],
     top: int | None,
     on_error: str | None,
-    engine: str,
-    provider: str | None,
-    threads: int,
-    overflow: str,
+    runtime: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Label texts: the arguments TEXT, or each line of stdin as it arrives.
@@ -62,7 +59,7 @@ def run(
 
     dropped = cut = total = failures = 0
     policy = on_error or ("fail" if texts or pairs else "report")
-    with fieldrun.load(bundle, engine=engine, provider=provider, threads=threads, overflow=overflow) as model:
+    with fieldrun.load(bundle, **runtime) as model:
         chosen, paired = choose_tasks(model, tasks, paired=bool(pairs))
         task_width = max(map(len, chosen)) if len(chosen) > 1 else 0
         label_width = max(len(label) for task in chosen for label in model.labels(task))

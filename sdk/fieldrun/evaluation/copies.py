@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Copies", "count_copies", "first_rows", "join_labels", "near_equal_labels", "numbered", "text_key"]
+__all__ = ["Copies", "Key", "count_copies", "first_rows", "join_labels", "near_equal_labels", "numbered", "text_key"]
 
 Key = str | tuple[str, ...]
 

@@ -83,7 +83,7 @@ def read_tsv(
             raise DatasetError(f"{path}, {table.unit} {row.line}: {row.error}")
         rows.append(row)
     if not rows:
-        raise DatasetError(f"{path}, {table.unit} 2: there is no record after the header; add one per line")
+        raise DatasetError(f"{path}, {table.unit} 2: there are no records after the header; add one per line")
     texts: Any = tuple(row.text for row in rows)
     return Dataset(
         path=path,

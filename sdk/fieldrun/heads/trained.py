@@ -87,7 +87,7 @@ class Checkpoint:
         """Read and check the checkpoint folder at `path` (or `"reference"`).
 
         Raises:
-            CheckpointError: a file is missing, damaged, has another hash, or a tensor is wrong.
+            CheckpointError: a file is missing or corrupt, or a tensor is wrong.
             SchemaTooNew: it was written by a newer fieldrun.
         """
         files = read_checkpoint(path)
@@ -115,7 +115,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: it is not valid, or a value does not fit `dtype`.
-            OutputExists, StorageError: `path` is taken or cannot be written.
+            OutputExists, StorageError: `path` exists or cannot be written.
         """
         self.validate()
         with np.errstate(over="ignore"):  # the check below names the tensor that overflows

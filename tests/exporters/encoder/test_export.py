@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -81,7 +82,7 @@ def test_what_is_reported_is_in_the_bundle_and_verifies(exported: dict[str, Expo
     assert isinstance(bundle.manifest.network, GraphNetwork)
     assert report.bytes == bundle.total_bytes()
     assert fieldrun.verify(report.path).passed
-    stored, as_json = read_json(report.path / "report.json"), report.to_dict()
+    stored, as_json = read_json(report.path / "report.json"), json.loads(json.dumps(report.to_dict()))
     assert {key: stored[key] for key in ("passes", "parity", "operators", "proof")} == {
         key: as_json[key] for key in ("passes", "parity", "operators", "proof")
     }
@@ -300,7 +301,7 @@ def test_a_damaged_checkpoint_is_refused(bert_folder: Path, tmp_path: Path) -> N
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(CheckpointError, match="another sha256"):
+    with pytest.raises(CheckpointError, match="does not match"):
         Encoder.load(tmp_path / "c")
     about = (tmp_path / "c" / "encoder.json").read_text()
     (tmp_path / "c" / "encoder.json").write_text(about.replace('"schema": 1', '"schema": 9'))

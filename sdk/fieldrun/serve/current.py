@@ -1,0 +1,121 @@
+"""The model that answers now, and the step to the next one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fieldrun.errors import BundleError, FieldrunError
+from fieldrun.formats.bundle import MANIFEST, resolve_bundle
+from fieldrun.formats.storage import read_json
+from fieldrun_runtimes.model import FieldModel, load
+from fieldrun_runtimes.verify import verify
+
+__all__ = ["Current", "Runtime", "Served"]
+
+_SHORT = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """How each bundle is opened; as the arguments of `fieldrun.load`."""
+
+    engine: str = "auto"
+    provider: str | None = None
+    threads: int = 1
+    overflow: str = "truncate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A loaded model, how it was opened, the sha256 of its manifest, and when, in seconds since 1970.
+
+    A request takes one `Served` and uses nothing else, so that no answer is made of two models. The memory of a model
+    that was replaced is freed when its last request ends, because nothing refers to it any more.
+    """
+
+    model: FieldModel
+    runtime: Runtime
+    sha256: str
+    loaded: float
+
+    @property
+    def short(self) -> str:
+        """The first digits of `sha256`, which name the bundle in every answer."""
+        return self.sha256[:_SHORT]
+
+    def about(self) -> dict[str, Any]:
+        """Return what `/health` says of the bundle."""
+        model = self.model
+        return {
+            "name": model.manifest.name,
+            "recipe": model.manifest.recipe["name"],
+            "sha256": self.sha256,
+            "engine": model.engine,
+            "loaded": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.loaded)),
+            "tasks": {task: model.kind(task) for task in model.tasks},
+        }
+
+
+class Current:
+    """The bundle at `path`: `served` is the model that answers, `error` why a newer bundle there could not be loaded.
+
+    Raises:
+        BundleError: the bundle does not give the answers that its export measured.
+        FieldrunError: as `fieldrun.load` raises.
+    """
+
+    def __init__(self, path: str | Path, runtime: Runtime) -> None:
+        self._path, self._runtime = path, runtime
+        self._lock = threading.Lock()
+        self.error: FieldrunError | None = None
+        self.served = _open(path, runtime)
+
+    def refresh(self) -> bool:
+        """Load the bundle that `path` leads to now, unless it is the one that answers; return whether it was replaced.
+
+        Raises:
+            FieldrunError: it cannot be loaded or fails verification. The old model keeps answering.
+        """
+        with self._lock:
+            try:
+                if _sha256(resolve_bundle(self._path)) == self.served.sha256:
+                    self.error = None
+                    return False
+                served = _open(self._path, self._runtime)
+            except FieldrunError as error:
+                self.error = error
+                raise
+            except BaseException as error:  # a panic of the tokenizer is no Exception; the old model must survive it
+                self.error = BundleError(f"{self._path} cannot be loaded: {type(error).__name__}: {error}")
+                raise self.error from error
+            self.served, self.error = served, None
+            return True
+
+
+def _open(path: str | Path, runtime: Runtime) -> Served:
+    """Verify and load the bundle at `path`, links resolved: a link that is switched later changes nothing here."""
+    folder = resolve_bundle(path).resolve()
+    sha256 = _sha256(folder)
+    # the engine null answers nothing: it is there to measure the service
+    if runtime.engine != "null" and not _is_proven(folder, runtime):
+        raise BundleError(f"{folder} does not give the answers that its export measured; see: fieldrun verify {folder}")
+    model = load(folder, **asdict(runtime))
+    if _sha256(folder) != sha256:
+        raise BundleError(f"{folder} was replaced while it was loaded; it is tried again")
+    return Served(model=model, runtime=runtime, sha256=sha256, loaded=time.time())
+
+
+def _is_proven(folder: Path, runtime: Runtime) -> bool:
+    return verify(folder, engine=runtime.engine, provider=runtime.provider, threads=runtime.threads).passed
+
+
+def _sha256(folder: Path) -> str:
+    """Return what the manifest says its own hash is; loading the bundle proves it."""
+    try:
+        return str(read_json(folder / MANIFEST)["sha256"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BundleError(f"{folder} has no readable {MANIFEST}; copy the bundle again") from error
