@@ -43,12 +43,14 @@ class Answer(TypedDict):
 
     text: Text
     task: str
-    label: str
-    """The best label."""
+    label: str | None
+    """The best label; None for a text that the model was loaded to reject."""
     scores: dict[str, float]
     """Label -> probability, best first."""
     rejection: float
     """How little the text looks like any of the labels; larger is less."""
+    known: float
+    """The share of its tokens that the vocabulary has; of a pair, the smaller share."""
     tokens: int
     """Tokens that were read; of a pair, those of both texts."""
     dropped: int
@@ -171,9 +173,11 @@ def _answer(
         firsts, seconds = split_pairs(texts)
     both = model.forward([*firsts, *seconds])
     first, second = (both.part(0, n), both.part(n, 2 * n)) if seconds else (both, None)
-    tokens, dropped = first.tokens, first.dropped
+    tokens, dropped, known = first.tokens, first.dropped, first.known
     if second is not None:
         tokens, dropped = tokens + second.tokens, dropped + second.dropped
+        known = np.minimum(known, second.known)
+    rejected = model.rejected(first, second)
     found = {
         task: (names, model.scores_of(first, task, second), model.rejection_of(first, task, second))
         for task, names in labels.items()
@@ -186,9 +190,10 @@ def _answer(
                 {
                     "text": text if isinstance(text, str) else (text[0], text[1]),
                     "task": task,
-                    "label": next(iter(best)),
+                    "label": None if rejected[i] else next(iter(best)),
                     "scores": best,
                     "rejection": float(str(rejection[i])),
+                    "known": float(str(known[i])),
                     "tokens": int(tokens[i]),
                     "dropped": int(dropped[i]),
                 }

@@ -116,6 +116,7 @@ def label(
     provider: str | None = None,
     threads: int = 1,
     overflow: str = "truncate",
+    unknown: str = "answer",
     progress: Progress = silent,
 ) -> LabelReport:
     """Label every text of `files` and write the file `out`, an `Answer` as JSON for each text and task.
@@ -134,7 +135,7 @@ def label(
             of its file, `"skip"` leaves it out, `"fail"` raises its error.
         text_column, text_b_column: the columns of the texts in tables; `text`, or `text_a` and `text_b`, by default.
         force: replace `out` if it exists, and what an interrupted run with other files or settings left.
-        engine, provider, threads, overflow: of every worker, as for `fieldrun.load`.
+        engine, provider, threads, overflow, unknown: of every worker, as for `fieldrun.load`.
         progress: called with ("label", bytes read, bytes in total).
 
     Raises:
@@ -152,7 +153,8 @@ def label(
     if workers < 1 or not given:
         raise UsageError("label needs at least one file and one worker")
     _check_free(out, force)
-    settings: dict[str, Any] = {"engine": engine, "provider": provider, "threads": threads, "overflow": overflow}
+    settings: dict[str, Any] = {"engine": engine, "provider": provider, "threads": threads}
+    settings |= {"overflow": overflow, "unknown": unknown}
     tasks = [tasks] if isinstance(tasks, str) else tasks
     with load(bundle, **settings) as model:
         paired = any(model.kind(task) == "pair" for task in tasks)
@@ -161,6 +163,7 @@ def label(
         manifest = sha256_file(model.path / MANIFEST)
     job = _Job(bundle=str(bundle), tasks=chosen, paired=paired, top=top, on_error=on_error, settings=settings)
     key = {"manifest_sha256": manifest, "tasks": list(chosen), "top": top, "overflow": overflow, "on_error": on_error}
+    key |= {"unknown": unknown}
     output = _Output(out, key | {"sources": [path.name for path in given]}, force)
     columns = Columns(text=text_column, text_b=text_b_column)
     with contextlib.ExitStack() as stack:

@@ -35,11 +35,17 @@ class FakeEncoding:
     logits: Any
     tokens: Any
     dropped: Any
+    known: Any
 
     def part(self, start: int, stop: int) -> FakeEncoding:
         rows = slice(start, stop)
         return FakeEncoding(
-            self.texts[rows], self.field[rows], self.logits[rows], self.tokens[rows], self.dropped[rows]
+            self.texts[rows],
+            self.field[rows],
+            self.logits[rows],
+            self.tokens[rows],
+            self.dropped[rows],
+            self.known[rows],
         )
 
 
@@ -50,7 +56,9 @@ class FakeModel:
     engine, engine_reason = "numpy", "it is the only one"
     tasks = tuple(task.name for task in TASKS)
 
-    def __init__(self, bundle: str, *, engine: str, provider: str | None, threads: int, overflow: str) -> None:
+    def __init__(
+        self, bundle: str, *, engine: str, provider: str | None, threads: int, overflow: str, unknown: str = "answer"
+    ) -> None:
         self.settings = (bundle, engine, threads, overflow)
         self.overflow = overflow
         self.calls: list[int] = []
@@ -85,7 +93,12 @@ class FakeModel:
             logits[i, 1] = 1.0 if "good" in text else -1.0
             logits[i, 4] = 2.0 if "film" in text else -2.0
         field = np.repeat(words[:, None], dim or 256, axis=1).astype(np.float32)
-        return FakeEncoding(list(texts), field, logits, np.minimum(words, 8), np.maximum(words - 8, 0))
+        return FakeEncoding(
+            list(texts), field, logits, np.minimum(words, 8), np.maximum(words - 8, 0), np.ones(len(texts))
+        )
+
+    def rejected(self, encoding: FakeEncoding, other: FakeEncoding | None = None) -> Any:
+        return np.zeros(len(encoding.texts), bool)
 
     def get_embedding_dimension(self) -> int:
         return 256
@@ -155,6 +168,7 @@ def test_run_json_lines(models: list[FakeModel]) -> None:
         "label": "up",
         "scores": {"up": pytest.approx(0.880797), "down": pytest.approx(0.119203)},
         "rejection": -0.5,
+        "known": 1.0,
         "tokens": 8,
         "dropped": 2,
     }

@@ -19,6 +19,7 @@ from .options import (
     output_option,
     runtime_options,
     task_option,
+    unknown_option,
 )
 from .output import end_with_errors, note, note_dropped, put, put_json
 from .progress import progress
@@ -40,6 +41,7 @@ __all__ = ["label"]
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Use so many processes.")
 @click.option("--top", type=click.IntRange(min=1), help="Keep so many labels in scores, best first.  [default: all]")
 @on_error_option
+@unknown_option
 @columns_options(labels=False)
 @force_option
 @runtime_options
@@ -52,6 +54,7 @@ def label(
     workers: int,
     top: int | None,
     on_error: str | None,
+    unknown: str,
     text_column: str | None,
     text_b_column: str | None,
     force: bool,
@@ -77,6 +80,7 @@ def label(
             workers=workers,
             top=top,
             on_error=policy,
+            unknown=unknown,
             text_column=text_column,
             text_b_column=text_b_column,
             force=force,

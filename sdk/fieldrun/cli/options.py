@@ -34,6 +34,7 @@ __all__ = [
     "seed_option",
     "task_option",
     "threads_option",
+    "unknown_option",
     "work_option",
 ]
 
@@ -99,6 +100,18 @@ def on_error_option(function: F) -> F:
         type=click.Choice(["fail", "skip", "report"]),
         help="What a text that cannot be read does: end the command, be left out, or be reported in its place, with an "
         "exit code at the end.  [default: report; for texts given as arguments: fail]",
+    )(function)
+
+
+def unknown_option(function: F) -> F:
+    """Add `--unknown`."""
+    return click.option(
+        "--unknown",
+        type=click.Choice(["answer", "reject", "error"]),
+        default="answer",
+        show_default=True,
+        help="What a text without a known token gets (another script, emoji): labels that mean nothing, no label, or "
+        "an error.",
     )(function)
 
 
