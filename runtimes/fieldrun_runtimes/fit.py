@@ -15,6 +15,7 @@ from fieldrun.formats.progress import Progress, silent
 from fieldrun.heads.fit import HeadTrainer
 from fieldrun.heads.head import Head
 
+from .check import text_warnings
 from .model import load
 
 __all__ = ["FitReport", "fit"]
@@ -114,6 +115,8 @@ def fit(
         head = trainer.fit()
         if held_out is not None:
             head = replace(head, about=_with_dev(head.about, shared))
+        said = text_warnings([text for dataset in datasets for text in dataset.texts], model.tokenizer)
+        head = replace(head, about={**head.about, "warnings": [*head.about["warnings"], *said]})
         model.attach(head, replace=force)
         found = (
             None if held_out is None else evaluate(model, held_out, name, join_labels=join_labels, progress=progress)

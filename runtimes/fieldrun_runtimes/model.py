@@ -130,6 +130,11 @@ class FieldModel(SentenceEncoder):
         """The tokens of the longest text that fits, special tokens included; `overflow` decides about longer ones."""
         return self._tokenize.longest
 
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """What turns texts into token ids."""
+        return self._tokenize
+
     def get_embedding_dimension(self) -> int:
         """Return the length of a field."""
         return self.manifest.network.field_dim

@@ -90,6 +90,10 @@ class TextTokenizer:
         """Return the share of a text's tokens, special ones apart, that are in the vocabulary."""
         return 1 - ids.count(self._unknown) / (len(ids) - self._frame)
 
+    def count(self, texts: list[str]) -> list[tuple[int, float]]:
+        """Return each text's number of tokens, 0 if it has none but special ones, and the share of known ones."""
+        return [(len(ids), self.known(ids)) if len(ids) > self._frame else (0, 0.0) for ids in self._ids(texts)]
+
     def __call__(self, texts: list[str]) -> Tokenized:
         """Tokenize checked texts.
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ..errors import DatasetError
 from .copies import text_key
 from .rows import Labels, Texts, check_labels, split_texts
-from .tables import PAIR, SINGLE, Columns, open_table
+from .tables import PAIR, SINGLE, Columns, Row, open_table
 
 __all__ = ["Dataset", "read_bytes", "read_tsv"]
 
@@ -77,11 +77,13 @@ def read_tsv(
     columns = Columns(text=text_column, label=label_column, text_b=text_b_column)
     data = read_bytes(path)
     table = open_table(io.BytesIO(data), path, columns)
-    rows = []
+    rows: list[Row] = []
+    wrong: list[Row] = []
     for row in table.rows:
-        if row.error is not None:
-            raise DatasetError(f"{path}, {table.unit} {row.line}: {row.error}")
-        rows.append(row)
+        (rows if row.error is None else wrong).append(row)
+    if wrong:
+        more = f" (and {len(wrong) - 1} more rows; 'fieldrun check' lists them)" if len(wrong) > 1 else ""
+        raise DatasetError(f"{path}, {table.unit} {wrong[0].line}: {wrong[0].error}{more}")
     if not rows:
         raise DatasetError(f"{path}, {table.unit} 2: there are no records after the header; add one per line")
     texts: Any = tuple(row.text for row in rows)
