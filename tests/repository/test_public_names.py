@@ -17,7 +17,7 @@ import pytest
 import fieldrun
 
 PACKAGES = ("fieldrun", "fieldrun_benchmarks", "fieldrun_exporters", "fieldrun_runtimes")
-FACE = {"answer", "bench", "build", "compress", "distill", "doctor", "evaluate", "export", "fit", "fit_head"}
+FACE = {"answer", "bench", "build", "check", "compress", "distill", "doctor", "evaluate", "export", "fit", "fit_head"}
 FACE |= {"import_encoder", "label", "load", "report", "verify"}
 LAZY = ("click", "fieldrun_exporters", "fieldrun_runtimes", "onnx", "onnxruntime", "torch", "transformers")
 

@@ -82,7 +82,7 @@ def _read(path: Path) -> tuple[list[str], str]:
         return [str(text) for text in data.texts], data.sha256 or ""
     try:
         raw = path.read_bytes()
-        lines = raw.decode("utf-8").split("\n")
+        lines = raw.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: not valid UTF-8; convert the file to UTF-8") from error
     except OSError as error:
