@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,10 +11,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from fieldrun.errors import CheckpointError, InputTextError
+from fieldrun.evaluation.copies import first_rows, text_key
+from fieldrun.evaluation.rows import as_list
 from fieldrun.formats.storage import sha256_bytes
 from fieldrun.formats.tensors import Array
 
-__all__ = ["SHIPPED_TEXT", "CalibrationText", "Largest", "choose_texts", "tokenize"]
+__all__ = ["SHIPPED_TEXT", "CalibrationText", "Largest", "choose_texts", "largest_id", "open_tokenizer", "tokenize"]
 
 _ENOUGH = 64
 SHIPPED_TEXT = Path(__file__).parent / "data" / "calibration.txt"
@@ -27,20 +30,21 @@ class _Tokenized(Protocol):
 def choose_texts(texts: Sequence[str] | None, count: int) -> list[str]:
     """Return at most `count` different texts of `texts`, evenly spread; of the shipped sample when None.
 
+    Of texts that are equal but for case, whitespace and Unicode form, only the first is taken.
+
     Raises:
         InputTextError: not a list of strings, or fewer than 16 different texts.
     """
     if texts is None:
         texts = SHIPPED_TEXT.read_text("utf-8").splitlines()
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-        raise InputTextError("calibration must be a list of strings, one text each")
-    texts = list(texts)
+    texts = as_list(texts, "calibration")
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputTextError(f"calibration must be a list of strings; item {i} is {type(text).__name__}")
         if any("\ud800" <= c <= "\udfff" for c in text):
             raise InputTextError(f"calibration text {i} holds a lone surrogate; decode it as UTF-8 first")
-    different = [text for text in dict.fromkeys(text.strip() for text in texts) if text]
+    stripped = [text for text in (text.strip() for text in texts) if text]
+    different = [stripped[i] for i in first_rows(map(text_key, stripped))]
     if len(different) < 16:
         raise InputTextError(
             f"calibration has {len(different)} different texts; give at least 16 texts like those you will run"
@@ -58,12 +62,11 @@ class CalibrationText:
 
     def __init__(self, texts: Sequence[str] | None, count: int) -> None:
         self.given = texts is not None
-        listed = isinstance(texts, Iterable) and not isinstance(texts, str | bytes)
-        self._texts = list(texts) if texts is not None and listed else texts  # read twice, and checked below
+        self._texts = None if texts is None else as_list(texts, "calibration")  # read twice
         self.chosen = choose_texts(self._texts, count)
         self.held_back = len(self.chosen) >= _ENOUGH
-        self._hidden = set(sorted(self.chosen, key=len)[::4]) if self.held_back else set()
-        self.proof = [text for text in self.chosen if text in self._hidden] if self.held_back else self.chosen
+        self._hidden = {text_key(text) for text in sorted(self.chosen, key=len)[::4]} if self.held_back else set()
+        self.proof = [text for text in self.chosen if text_key(text) in self._hidden] or self.chosen
         self.calibration = self._seen(self.chosen)
 
     def learning(self, count: int) -> list[str]:
@@ -80,7 +83,7 @@ class CalibrationText:
         }
 
     def _seen(self, texts: Sequence[str]) -> list[str]:
-        return [text for text in texts if text not in self._hidden]
+        return [text for text in texts if text_key(text) not in self._hidden]
 
 
 def tokenize(model: _Tokenized, texts: Sequence[str], max_length: int) -> list[list[int]]:
@@ -89,13 +92,29 @@ def tokenize(model: _Tokenized, texts: Sequence[str], max_length: int) -> list[l
     Raises:
         CheckpointError: the model's tokenizer cannot be used.
     """
-    try:
-        tokenizer = Tokenizer.from_str(model.tokenizer.decode("utf-8"))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise CheckpointError(f"tokenizer.json cannot be used: {error}; restore it") from error
+    tokenizer = open_tokenizer(model.tokenizer)
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+
+
+def open_tokenizer(stored: bytes) -> Tokenizer:
+    """Return the tokenizer of the content of a `tokenizer.json`; `CheckpointError` if it cannot be used."""
+    try:
+        return Tokenizer.from_str(stored.decode("utf-8"))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise CheckpointError(f"tokenizer.json cannot be used: {error}; restore it") from error
+
+
+def largest_id(tokenizer: bytes) -> int:
+    """Return the largest token id of a `tokenizer.json`; `CheckpointError` if it has no vocabulary."""
+    try:
+        value = json.loads(tokenizer.decode("utf-8"))
+        vocab = value["model"]["vocab"]
+        ids = list(vocab.values()) if isinstance(vocab, dict) else range(len(vocab))
+        return max([*(int(i) for i in ids), *(int(added["id"]) for added in value.get("added_tokens", ()))])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError("tokenizer.json is not a tokenizer with a vocabulary") from error
 
 
 class Largest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def test_the_report_is_in_the_bundle(exported: dict[str, ExportReport], toy_chec
     report = exported["all-int8"]
     assert set(exported["cpu-int8"].passes[1].changed) == {"table", "hidden", "output", "pairs"}
     stored = read_json(report.path / "report.json")
-    as_json = report.to_dict()
+    as_json = json.loads(json.dumps(report.to_dict()))
     for key in ("passes", "parity", "operators"):
         assert stored[key] == as_json[key]
     fold, int8 = report.passes
@@ -92,6 +93,18 @@ def test_the_report_is_in_the_bundle(exported: dict[str, ExportReport], toy_chec
     assert [entry["batch"] for entry in stored["pair_parity"]] == sorted({bucket.batch for bucket in report.parity})
     assert all(entry["top1_agreement"] >= 0.9 for entry in stored["pair_parity"])
     assert {"onnx", "onnxruntime", "numpy", "tokenizers"} == set(stored["libraries"])
+
+
+def test_the_summary_says_equal_only_within_rounding(exported: dict[str, ExportReport]) -> None:
+    assert exported["cpu-fp32"].equal
+    assert "equal to the reference's within float32 rounding" in exported["cpu-fp32"].summary()
+    report = exported["all-int8"]
+    assert not report.equal
+    assert "equal" not in report.summary()
+    assert f"{report.proof['field']['mean_cosine']:.4f} (lowest {report.proof['field']['min_cosine']:.4f})" in (
+        report.summary()
+    )
+    assert f"{100 * report.proof['field']['rank_agreement']:.1f} %" in report.summary()
 
 
 def test_pairs_are_measured_on_the_fields_that_a_device_has(

@@ -20,7 +20,7 @@ from fieldrun.errors import _EXTRAS
 from fieldrun.toml import parse_toml
 
 PACKAGES = ("fieldrun", "fieldrun_benchmarks", "fieldrun_exporters", "fieldrun_runtimes")
-FACE = {"answer", "bench", "build", "compress", "distill", "doctor", "evaluate", "export", "fit", "fit_head"}
+FACE = {"answer", "bench", "build", "check", "compress", "distill", "doctor", "evaluate", "export", "fit", "fit_head"}
 FACE |= {"import_encoder", "label", "load", "report", "verify"}
 LAZY = ("click", "fieldrun_exporters", "fieldrun_runtimes", "onnx", "onnxruntime", "torch", "transformers")
 

@@ -171,6 +171,7 @@ class FieldClassifier(ClassifierMixin, _OnBundle):  # type: ignore[misc]
 
     def _inputs(self, X: Any, y: Any, *, reset: bool = True) -> tuple[str, Fields, Any]:
         """Return the head's kind, its inputs `(n, inputs)` of texts, pairs or fields, and the labels checked."""
+        X = X.to_pylist() if hasattr(X, "to_pylist") else X  # an Arrow column
         listed = isinstance(X, list | tuple | np.ndarray) or hasattr(X, "iloc")
         first = next(iter(X), None) if listed and not hasattr(X, "columns") else None
         if isinstance(first, str):
