@@ -27,10 +27,6 @@ class Source:
     sha256: str
     texts: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object of this source."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
@@ -44,7 +40,7 @@ class Workload:
         """Return the workload for a record: sources, seed, and the histogram of lengths in characters."""
         lengths = [len(text) for text in self.texts]
         return {
-            "sources": [source.to_dict() for source in self.sources],
+            "sources": [asdict(source) for source in self.sources],
             "texts": len(self.texts),
             "distinct": len(set(self.texts)),
             "seed": self.seed,
@@ -62,7 +58,7 @@ def read_workload(paths: Sequence[Path], *, limit: int | None = None, seed: int 
 
     Args:
         paths: the files; the shipped samples when empty.
-        limit: at most so many texts, drawn at random.
+        limit: at most this many texts, drawn at random.
         seed: of the order in which texts are sent, and of the draw.
 
     Raises:

@@ -278,7 +278,7 @@ def test_calibration_that_reaches_nothing(refused: Callable[..., str], monkeypat
         return {name: value for name, value in find(*arguments).items() if name != "layer1.down"}
 
     monkeypatch.setattr(module, "input_ranges", without)
-    assert "never reached the map 'layer1.down'" in refused(ExportError)
+    assert "no calibration text uses the layer 'layer1.down'" in refused(ExportError)
 
 
 def test_checkpoints_keep_what_they_were(bert_folder: Path, encoder_folder: Path, tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_a_damaged_checkpoint_is_refused(bert_folder: Path, tmp_path: Path) -> N
     with pytest.raises(SchemaTooNew):
         Encoder.load(tmp_path / "c")
     (tmp_path / "c" / "encoder.json").unlink()
-    with pytest.raises(CheckpointError, match="encoder checkpoint, or a copy"):
+    with pytest.raises(CheckpointError, match="is not an encoder checkpoint, or an incomplete copy"):
         Encoder.load(tmp_path / "c")
     with pytest.raises(CheckpointError, match="import-encoder"):
         Encoder.load(tmp_path / "nowhere")

@@ -32,11 +32,6 @@ PLAN = Recover(steps=60, batch=32, learning_rate=1.0, texts=600)
 RULES = {"tables": "palette4", "offset0": "palette16x4", "hidden": "palette4"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.mark.parametrize("index", range(len(SHAPES)))
 def test_the_torch_form_is_the_numpy_form(index: int) -> None:
     rules = {"tables": "palette16x2", "offset0": "palette16:40%+palette4x2", "ngrams": "int8", "output": "palette16"}

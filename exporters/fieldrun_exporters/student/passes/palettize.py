@@ -128,7 +128,7 @@ def palettize(deployed: Deployed, folded: Deployed, precision: Precision) -> tup
     opened = expand(result.stored())
     wrong = [name for name in tensors if not np.array_equal(opened[name], tensors[name])]
     if wrong:
-        raise ExportError(f"palettize: the packed form of {wrong[0]!r} does not give it back")
+        raise ExportError(f"palettize: unpacking {wrong[0]!r} gives other numbers")
     return result, report
 
 
@@ -193,7 +193,7 @@ def palette_facts(
     precision: str,
     stored: Mapping[str, Array],
 ) -> dict[str, Any]:
-    """Return bytes and error of a part, and prove that a palette is one: as many values as its codebook has."""
+    """Return bytes and error of a part, and check that a palette has no more values than its codebook."""
     if not np.isfinite(scale).all():
         raise ExportError(f"palettize: a row of {name!r} needs a scale beyond float16; use fp32 or int8 for it")
     after = sum(tensor.nbytes for tensor in stored.values()) + scale.nbytes
