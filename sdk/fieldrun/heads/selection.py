@@ -39,9 +39,10 @@ SEARCH_ROWS = 4000
 
 _UNTRIED = 10**1.5  # the strength for one example a label, where nothing can be held out
 _FOLDS = 5
-_SEARCH_TOLERANCE = 1e-4  # nats; the losses of two strengths that are told apart differ by hundreds of these
 _REPEATS = 3  # of the cross-validation, below so many rows:
 _FEW_ROWS = 1000
+_TOLERANCE = 1e-4  # nats, of many rows: strengths that are told apart differ by hundreds of these
+_TOLERANCE_OF_FEW = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -148,10 +149,11 @@ def _search(
     starts: list[Array | None] = [None] * len(splits)
     tried: list[_HeldOut] = []
     best = 0
+    tolerance = _TOLERANCE if len(splits[0][0]) >= _FEW_ROWS else _TOLERANCE_OF_FEW
     for k, strength in enumerate(STRENGTHS):
         logits = []
         for s, (trained, out) in enumerate(splits):
-            theta = problem.solve(strength, rows=trained, start=starts[s], tolerance=_SEARCH_TOLERANCE)
+            theta = problem.solve(strength, rows=trained, start=starts[s], tolerance=tolerance)
             starts[s] = theta
             logits.append(problem.z[out] @ theta.astype(np.float32))
             report("fit", k * len(splits) + s + 1, len(STRENGTHS) * len(splits))
