@@ -89,7 +89,8 @@ def join_labels(labels: Sequence[str], known: Iterable[str] = ()) -> list[str]:
     """Return `labels`, those that are nearly equal in one spelling: the one in `known`, or else the most frequent."""
     counts = Counter(labels)
     spelling: Mapping[Any, str] = {
-        text_key(label): label for label in sorted(counts, key=lambda label: (counts[label], label))
+        text_key(label): label
+        for label in sorted(sorted(counts, reverse=True), key=lambda label: (counts[label], label == label.strip()))
     } | {text_key(label): label for label in known}
     exact = set(known)
     return [label if label in exact else spelling[text_key(label)] for label in labels]
