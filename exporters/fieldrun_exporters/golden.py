@@ -62,8 +62,8 @@ def golden_replies(
     least as large as `bucket_gap`, the difference of a text's fields in two buckets.
 
     Raises:
-        ExportError: too few texts fit the buckets without being cut and have a stable field, or rounding alone changes a field by
-            1 or more.
+        ExportError: too few texts fit the buckets without being cut and have a stable field, or rounding alone changes
+            a field by 1 or more.
     """
     singles = sorted((b for b in buckets if b.batch == 1), key=lambda b: b.length)
     whole = [i for i, ids in enumerate(sequences) if len(ids) < singles[-1].length]
