@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 from fieldrun.errors import DatasetError, EngineError, InputTextError, OutputExists, StorageError, UsageError
 from fieldrun.formats.bundle import MANIFEST
 from fieldrun.formats.progress import Progress, silent
-from fieldrun.formats.storage import read_json, sha256_file, write_json
+from fieldrun.formats.storage import read_json, sha256_bytes, write_json
 
 from .answers import answer, choose_tasks, parse_line
 from .model import load
@@ -131,7 +131,7 @@ def label(
         paired = any(model.kind(task) == "pair" for task in tasks)
         chosen = choose_tasks(model, tasks, paired=paired)
         paired = model.kind(chosen[0]) == "pair"
-        manifest = sha256_file(model.path / MANIFEST)
+        manifest = sha256_bytes(model._bundle.contents[MANIFEST])
     job = _Job(bundle=str(bundle), tasks=chosen, paired=paired, top=top, settings=settings)
     key = {"manifest_sha256": manifest, "tasks": list(chosen), "top": top, "overflow": overflow}
     output = _Output(out, key | {"sources": [path.name for path in sources]}, force)

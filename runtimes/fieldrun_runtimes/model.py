@@ -87,7 +87,7 @@ class FieldModel(SentenceEncoder):
         self.path: Path = bundle.path
         self.manifest: Manifest = bundle.manifest
         longest = max(bucket.length for bucket in bundle.manifest.buckets)
-        self._tokenize = TextTokenizer((bundle.path / "tokenizer.json").read_bytes(), longest, overflow)
+        self._tokenize = TextTokenizer(bytes(bundle.contents["tokenizer.json"]), longest, overflow)
         choice = choose_engine(bundle.exported(), engine, threads, provider)
         self.engine: str = choice.name
         self.engine_reason: str = choice.reason

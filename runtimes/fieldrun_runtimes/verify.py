@@ -15,7 +15,7 @@ import numpy as np
 from fieldrun._version import __version__
 from fieldrun.errors import BundleError, EngineError, MissingDependency, TextTooLong, UsageError
 from fieldrun.formats.bundle import TYPICAL_QUANTILE, Bundle
-from fieldrun.formats.storage import read_json, write_json
+from fieldrun.formats.storage import parse_json, write_json
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import softmax
 
@@ -179,7 +179,9 @@ def _replay(bundle: Bundle, engine: str, provider: str | None, threads: int) -> 
         graphs = model.manifest.tensorrt if on_gpu else None
         tolerance = model.manifest.golden_tolerance if graphs is None else graphs.golden_tolerance
         try:
-            return _compare(model, read_json(bundle.path / "golden.json"), tolerance, provider, threads)
+            return _compare(
+                model, parse_json(bundle.contents["golden.json"], "golden.json"), tolerance, provider, threads
+            )
         except (AttributeError, KeyError, OverflowError, TextTooLong, TypeError, ValueError) as error:
             raise BundleError(f"{bundle.path}: golden.json cannot be used ({error}); export again") from error
 

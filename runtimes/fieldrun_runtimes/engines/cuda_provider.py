@@ -51,7 +51,7 @@ class CudaEngine(GraphEngine):
                 "export with a recipe that has [tensorrt], such as jetson-orin-int8"
             )
         super().__init__(bundle, graphs)
-        self._path = bundle.path
+        self._bundle = bundle
 
     def _open(self, graph: str) -> Call:
         options = self._ort.SessionOptions()
@@ -60,7 +60,8 @@ class CudaEngine(GraphEngine):
         # the table is dequantized once, when the graph is opened, and not in every call
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         settings = {"device_id": "0", "use_tf32": "0", "enable_cuda_graph": "1" if self.capture else "0"}
-        return _Bound(self._ort, open_session(self._ort, self._path / graph, options, PROVIDER, settings))
+        session, _ = open_session(self._ort, self._bundle, graph, options, PROVIDER, settings)
+        return _Bound(self._ort, session)
 
 
 def _load_cuda_libraries(ort: Any) -> None:

@@ -1,4 +1,4 @@
-"""The weights of a look-up student as the engines read them: mapped, unpacked, and checked before use."""
+"""The weights of a look-up student as the engines read them: unpacked, and checked before use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from fieldrun.errors import BundleError, EngineError
 from fieldrun.formats.bundle import Bundle, GraphNetwork, Network
 from fieldrun.formats.packing import expand
-from fieldrun.formats.tensors import Array, read_tensors
+from fieldrun.formats.tensors import Array
 
 __all__ = ["check_weights", "lookup_network", "map_weights", "unusable"]
 
@@ -19,7 +19,7 @@ _WEIGHTS = (np.float32, np.float16, np.int8)
 
 
 def map_weights(bundle: Bundle, *, packed_table: bool = False) -> dict[str, Array]:
-    """Map `weights.safetensors` of `bundle` and unpack what is packed.
+    """Return the tensors of `weights.safetensors`, and unpack what is packed.
 
     With `packed_table` a packed table stays in its parts, for the native engine, which opens rows as they are needed.
 
@@ -27,7 +27,7 @@ def map_weights(bundle: Bundle, *, packed_table: bool = False) -> dict[str, Arra
         BundleError: the file does not hold what it says.
     """
     try:
-        return expand(read_tensors(bundle.path / "weights.safetensors"), but=("table",) if packed_table else ())
+        return expand(bundle.tensors(), but=("table",) if packed_table else ())
     except ValueError as error:
         raise unusable(bundle, error) from error
 

@@ -16,7 +16,21 @@ from typing import Any
 
 from ..errors import OutputExists, StorageError
 
-__all__ = ["is_folder", "new_folder", "read_json", "sha256_bytes", "sha256_file", "write_bytes", "write_json"]
+__all__ = [
+    "is_folder",
+    "new_folder",
+    "parse_json",
+    "read_bytes",
+    "read_json",
+    "sha256_bytes",
+    "sha256_file",
+    "write_bytes",
+    "write_json",
+]
+
+_LARGE = 1 << 16  # bytes from which a file is read into pages of its own
+_STEP = 1 << 20
+_MOST = 1 << 40
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -34,12 +48,48 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def read_bytes(path: str | Path, most: int = _MOST, *, inside: int | None = None) -> tuple[memoryview, str]:
+    """Read the regular file at `path` once; return its bytes, read-only, and their sha256 in hexadecimal.
+
+    The bytes are a copy in memory that no later change of the file alters; those of a large file start at a page. A
+    device, a pipe or a folder is never waited for. `inside` is the descriptor of the folder that `path` is relative to.
+
+    Raises:
+        ValueError: it is not a regular file, has more than `most` bytes, or changed while it was read.
+        OSError: it cannot be opened or read.
+        MemoryError: it does not fit into memory.
+    """
+    import mmap
+    import stat
+
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=inside)
+    with open(handle, "rb", buffering=0) as file:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError(f"{os.path.basename(path)} is not a regular file")
+        size, private = about.st_size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        if size > most:
+            raise ValueError(f"{os.path.basename(path)} has {size} bytes, more than {most}")
+        try:
+            data = memoryview(mmap.mmap(-1, size, flags=private) if size >= _LARGE else bytearray(size))
+        except OSError as error:
+            raise MemoryError(f"no memory for the {size} bytes of {os.path.basename(path)}") from error
+        digest, done = hashlib.sha256(), 0
+        while done < size:
+            count = file.readinto(data[done : done + _STEP])
+            if not count:
+                raise ValueError(f"{os.path.basename(path)} was shortened while it was read")
+            digest.update(data[done : done + count])
+            done += count
+    return data.toreadonly(), digest.hexdigest()
+
+
 def is_folder(path: Path) -> bool:
     """Return whether `path` is a folder; False, and no error, for a name that the system refuses."""
     return os.path.isdir(path)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path` atomically: a reader sees the old file or the new one.
 
     Raises:
@@ -72,11 +122,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse the JSON file at `path`; `ValueError` with the file's name if it is not JSON."""
+    """Parse the JSON file at `path`; `ValueError` with the file's name if it is not JSON or not a regular file."""
+    return parse_json(read_bytes(path)[0], path.name)
+
+
+def parse_json(data: bytes | memoryview, name: str) -> Any:
+    """Parse JSON in UTF-8; `ValueError` with the file's `name` if it is not JSON."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(str(data, "utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is not valid JSON ({error})") from error
+        raise ValueError(f"{name} is not valid JSON ({error})") from error
 
 
 @contextlib.contextmanager
