@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -79,7 +78,8 @@ import numpy as np
 import fieldrun
 
 engine, folder, other = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-texts = ["good", "the film was bad", "a gripping film of one who did transfer all " * 6] + [f"word {i} of many" for i in range(70)]
+texts = ["good", "the film was bad", "a gripping film of one who did transfer all " * 6]
+texts += [f"word {i} of many" for i in range(70)]
 def answers(model):
     return [model.field([text]) for text in texts] + [model.field(texts * 2)]
 with fieldrun.load(folder, engine=engine) as model:
@@ -139,8 +139,8 @@ def test_bundles_copied_over_each_other_are_never_mixed(toy_bundle: Path, other_
     folder = Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
     old, new = (fieldrun.load(path, engine="numpy").field(TEXTS) for path in (toy_bundle, other_bundle))
     refused = 0
-    for name in sorted(os.listdir(other_bundle)):
-        shutil.copyfile(other_bundle / name, folder / name)
+    for path in sorted(other_bundle.iterdir()):
+        shutil.copyfile(path, folder / path.name)
         try:
             found = fieldrun.load(folder, engine="numpy").field(TEXTS)
         except IntegrityError:

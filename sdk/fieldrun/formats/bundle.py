@@ -476,6 +476,6 @@ class Bundle:
 def _is_same(folder: Path, handle: int) -> bool:
     """Return whether `folder` is still the folder that is open as `handle`."""
     try:
-        return os.path.samestat(os.stat(folder), os.fstat(handle))
+        return os.path.samestat(folder.stat(), os.fstat(handle))
     except OSError:
         return False

@@ -113,7 +113,7 @@ def read_files(
     inside: int | None = None,
     most: Callable[[str], int] | None = None,
 ) -> dict[str, memoryview]:
-    """Read every file in `folder` once and check size and sha256 of what was read; `error` names the first that differs.
+    """Read every file in `folder` once and check its size and sha256; `error` names the first that differs.
 
     Use the bytes that are returned, and do not open the files again: they may change at any time. `inside` is the
     folder's descriptor, `most` gives the most bytes of each file.

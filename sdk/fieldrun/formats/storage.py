@@ -33,7 +33,7 @@ _STEP = 1 << 20
 _MOST = 1 << 40
 
 
-def sha256_bytes(data: bytes) -> str:
+def sha256_bytes(data: bytes | memoryview) -> str:
     """Return the sha256 of `data`, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 

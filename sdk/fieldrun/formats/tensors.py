@@ -119,15 +119,15 @@ def read_tensors(path: Path) -> dict[str, Array]:
 def tensors_in(data: Bytes, file: str) -> dict[str, Array]:
     """Return the tensors of a safetensors `file` whose bytes are `data`, as read-only arrays that share them.
 
-    Only bfloat16 tensors, which foreign files may have, are copied: they become float32. `ValueError` as `read_tensors`.
+    Only bfloat16 tensors, which foreign files may have, are copied: they become float32. `ValueError` as for
+    `read_tensors`.
     """
     entries, data_start = _entries(data, file)
     tensors: dict[str, Array] = {}
     for name, (dtype, shape, start, stop) in entries.items():
         count = (stop - start) // dtype.itemsize
-        tensor = (
-            np.frombuffer(data, dtype, count, data_start + start).reshape(shape) if count else np.empty(shape, dtype)
-        )
+        whole = np.frombuffer(data, dtype, count, data_start + start) if count else np.empty(0, dtype)
+        tensor = whole.reshape(shape)
         tensors[name] = (tensor.astype(np.uint32) << 16).view(np.float32) if dtype == _BF16 else tensor
     return tensors
 
