@@ -25,7 +25,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fieldrun.errors import DatasetError, EngineError, InputTextError, OutputExists, StorageError, UsageError
+from fieldrun.errors import (
+    BundleError,
+    DatasetError,
+    EngineError,
+    InputTextError,
+    OutputExists,
+    StorageError,
+    UsageError,
+)
 from fieldrun.formats.bundle import MANIFEST
 from fieldrun.formats.progress import Progress, silent
 from fieldrun.formats.storage import read_json, sha256_bytes, write_json
@@ -78,6 +86,7 @@ class _Job:
     """What a worker needs."""
 
     bundle: str
+    manifest: str
     tasks: tuple[str, ...]
     paired: bool
     top: int | None
@@ -132,7 +141,7 @@ def label(
         chosen = choose_tasks(model, tasks, paired=paired)
         paired = model.kind(chosen[0]) == "pair"
         manifest = sha256_bytes(model._bundle.contents[MANIFEST])
-    job = _Job(bundle=str(bundle), tasks=chosen, paired=paired, top=top, settings=settings)
+    job = _Job(bundle=str(model.path), manifest=manifest, tasks=chosen, paired=paired, top=top, settings=settings)
     key = {"manifest_sha256": manifest, "tasks": list(chosen), "top": top, "overflow": overflow}
     output = _Output(out, key | {"sources": [path.name for path in sources]}, force)
     try:
@@ -332,7 +341,10 @@ def _open(job: _Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
     if parent := multiprocessing.parent_process():
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _worker[:] = [job, load(job.bundle, **job.settings)]
+    model = load(job.bundle, **job.settings)
+    if sha256_bytes(model._bundle.contents[MANIFEST]) != job.manifest:
+        raise BundleError(f"{job.bundle} was replaced while the workers started; run the same command again")
+    _worker[:] = [job, model]
 
 
 def _end_with(parent: BaseProcess) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fieldrun_exporters.search.compress import CompressReport, compress
     from fieldrun_runtimes.answers import Answer, answer
     from fieldrun_runtimes.fit import FitReport, fit
+    from fieldrun_runtimes.install import InstallReport, install, rollback
     from fieldrun_runtimes.label import LabelReport, label
     from fieldrun_runtimes.model import FieldModel, load
     from fieldrun_runtimes.tensorrt.build import BuildReport, build
@@ -54,6 +55,7 @@ __all__ = [
     "FitReport",
     "Head",
     "HeadTrainer",
+    "InstallReport",
     "LabelReport",
     "VerifyReport",
     "__version__",
@@ -68,9 +70,11 @@ __all__ = [
     "fit",
     "fit_head",
     "import_encoder",
+    "install",
     "label",
     "load",
     "report",
+    "rollback",
     "verify",
 ]
 
@@ -90,6 +94,7 @@ _HOMES = {
     "fieldrun_exporters.search.compress": "CompressReport compress",
     "fieldrun_runtimes.answers": "Answer answer",
     "fieldrun_runtimes.fit": "FitReport fit",
+    "fieldrun_runtimes.install": "InstallReport install rollback",
     "fieldrun_runtimes.label": "LabelReport label",
     "fieldrun_runtimes.model": "FieldModel load",
     "fieldrun_runtimes.tensorrt.build": "BuildReport build",

@@ -17,7 +17,9 @@ from typing import Any
 from ..errors import OutputExists, StorageError
 
 __all__ = [
+    "exchange_folders",
     "is_folder",
+    "locked_folder",
     "new_folder",
     "parse_json",
     "read_bytes",
@@ -135,11 +137,12 @@ def parse_json(data: bytes | memoryview, name: str) -> Any:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = False, keep: Path | None = None) -> Iterator[Path]:
     """Yield a folder beside `path` that is renamed to `path` at the end of the block, or deleted if the block fails.
 
     Folders that killed processes left beside `path` are deleted first; the folder of a running process is locked. With
-    `replace`, a folder at `path` is exchanged with the new one, atomically if the file system can, and deleted.
+    `replace`, a folder at `path` is exchanged with the new one, atomically if the file system can, and deleted, or
+    renamed to `keep` in the place of what is there.
 
     Raises:
         OutputExists: `path` exists, and `replace` is not set.
@@ -159,7 +162,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         raise _storage_error(path, error) from error
     try:
         yield partial
-        _publish(partial, path, replace)
+        _publish(partial, path, replace, keep)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
@@ -193,7 +196,9 @@ def _delete_abandoned(path: Path) -> None:
             os.close(handle)
 
 
-def _publish(partial: Path, path: Path, replace: bool) -> None:
+def _publish(partial: Path, path: Path, replace: bool, keep: Path | None) -> None:
+    import shutil
+
     for file in sorted(partial.rglob("*")):
         if file.is_file():
             with file.open("rb") as opened:
@@ -203,24 +208,57 @@ def _publish(partial: Path, path: Path, replace: bool) -> None:
         os.rename(partial, path)
     elif not replace:
         raise OutputExists(f"another process has just made {path}; choose another folder")
-    elif not _exchange(partial, path):
-        aside = partial.with_name(partial.name.replace(".partial-", ".replaced-"))
-        os.rename(path, aside)
-        try:
-            os.rename(partial, path)
-        except BaseException:
-            os.rename(aside, path)
-            raise
-        os.rename(aside, partial)
+    else:
+        _swap(partial, path)
+        if keep is not None:
+            shutil.rmtree(keep, ignore_errors=True)
+            os.rename(partial, keep)
     parent = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(parent)
     finally:
         os.close(parent)
     if replace:
-        import shutil
-
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap(one: Path, other: Path) -> None:
+    """Exchange two folders, atomically if the file system can."""
+    if _exchange(one, other):
+        return
+    aside = other.with_name(f".{other.name}.replaced-{os.getpid()}")
+    os.rename(other, aside)
+    try:
+        os.rename(one, other)
+    except BaseException:
+        os.rename(aside, other)
+        raise
+    os.rename(aside, one)
+
+
+def exchange_folders(one: Path, other: Path) -> None:
+    """Exchange two folders of one parent, atomically if the file system can; `StorageError` if that fails."""
+    try:
+        _swap(one, other)
+    except OSError as error:
+        raise _storage_error(other, error) from error
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Hold `folder` against other processes that ask for it too; they wait. `StorageError` if it cannot be opened."""
+    import fcntl
+
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _storage_error(folder, error) from error
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _exchange(one: Path, other: Path) -> bool:
