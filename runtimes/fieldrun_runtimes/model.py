@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fieldrun.errors import StorageError, UsageError
+from fieldrun.errors import BundleError, StorageError, UsageError
 from fieldrun.evaluation.rows import Texts, check_texts, split_pairs
 from fieldrun.formats.bundle import Bundle, Manifest
 from fieldrun.formats.tensors import Array
@@ -87,8 +87,12 @@ class FieldModel(SentenceEncoder):
         self.path: Path = bundle.path
         self.manifest: Manifest = bundle.manifest
         longest = max(bucket.length for bucket in bundle.manifest.buckets)
-        self._tokenize = TextTokenizer(bytes(bundle.contents["tokenizer.json"]), longest, overflow)
-        choice = choose_engine(bundle.exported(), engine, threads, provider)
+        vocabulary = bundle.manifest.network.vocab_size
+        try:
+            self._tokenize = TextTokenizer(bytes(bundle.contents["tokenizer.json"]), longest, overflow, vocabulary)
+            choice = choose_engine(bundle.exported(), engine, threads, provider)
+        except MemoryError as error:
+            raise BundleError(f"{bundle.path} needs more memory than this process may have: {error}") from error
         self.engine: str = choice.name
         self.engine_reason: str = choice.reason
         self._engine: Engine = choice.engine

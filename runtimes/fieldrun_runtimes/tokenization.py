@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from fieldrun.errors import BundleError, InputTextError, MissingDependency, TextTooLong, UnknownName
+from fieldrun.errors import BundleError, FieldrunError, InputTextError, MissingDependency, TextTooLong, UnknownName
+from fieldrun.formats.limits import VOCABULARY, check_tokenizer
 
 from .engines.packages import importing
 from .wordpiece import WordTable
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 __all__ = ["OVERFLOWS", "TextTokenizer", "Tokenized"]
+
+_TRIAL = "A caf\u00e9, 12 \u4e2d\u6587 \U0001f600 [x] don't"
 
 OVERFLOWS = ("error", "truncate", "window")
 
@@ -35,6 +40,8 @@ class Tokenized:
 class TextTokenizer:
     """The bundle's tokenizer with its special tokens; `longest` is the most tokens that a bucket takes.
 
+    Token ids are below `vocabulary`.
+
     If the tokenizer has a `WordTable`, the Rust tokenizer is loaded with the first text that is not printable ASCII.
 
     Raises:
@@ -42,13 +49,16 @@ class TextTokenizer:
         BundleError: the file is not a tokenizer.
     """
 
-    def __init__(self, tokenizer_json: bytes, longest: int, overflow: str) -> None:
+    def __init__(self, tokenizer_json: bytes, longest: int, overflow: str, vocabulary: int = VOCABULARY) -> None:
         if overflow not in OVERFLOWS:
             raise UnknownName("overflow", overflow, OVERFLOWS)
         self._json, self.longest, self._overflow = tokenizer_json, longest, overflow
-        self._words = WordTable.read(tokenizer_json)
+        self._vocabulary = vocabulary
+        self._words = WordTable.of(check_tokenizer(tokenizer_json, vocabulary))
         if self._words is None:
-            first, last = _frame(self._rust)
+            tokenizer = self._rust
+            with _refusing():
+                first, last = _frame(tokenizer)
         else:
             first, last = (list(side) for side in self._words.frame)
         self._first, self._last = first, last
@@ -58,28 +68,35 @@ class TextTokenizer:
     def _rust(self) -> Tokenizer:
         with importing("tokenizers", MissingDependency("tokenizers", "", "pip install tokenizers")):
             from tokenizers import Tokenizer
-        try:
+        with _refusing():
             tokenizer = Tokenizer.from_str(self._json.decode("utf-8"))
-        except Exception as error:  # tokenizers raises plain Exception
-            raise BundleError(f"tokenizer.json cannot be used: {error}") from error
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+            tokenizer.encode_batch_fast([_TRIAL])  # what its parts refuse, they refuse here
         return tokenizer
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of `texts` from the Rust tokenizer, special tokens included."""
+        tokenizer = self._rust
+        with _refusing():
+            ids: list[list[int]] = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
+        if max(map(max, filter(None, ids)), default=0) >= self._vocabulary:
+            raise BundleError(f"tokenizer.json gives token ids beyond {self._vocabulary}; export again")
+        return ids
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         found = [None if self._words is None else self._words.ids(text) for text in texts]
         missing = [i for i, ids in enumerate(found) if ids is None]
         if missing:
-            encodings = self._rust.encode_batch_fast([texts[i] for i in missing])
-            for i, encoding in zip(missing, encodings, strict=True):
-                found[i] = encoding.ids
+            for i, ids in zip(missing, self._encode([texts[i] for i in missing]), strict=True):
+                found[i] = ids
         return [ids for ids in found if ids is not None]
 
     def one(self, text: str) -> list[int] | None:
         """Return the token ids of one checked text; None if it has no token or too many, which `__call__` treats."""
         ids = None if self._words is None else self._words.ids(text)
         if ids is None:
-            ids = self._rust.encode_batch_fast([text])[0].ids
+            ids = self._encode([text])[0]
         return ids if self._frame < len(ids) <= self.longest else None
 
     def __call__(self, texts: list[str]) -> Tokenized:
@@ -121,6 +138,20 @@ class TextTokenizer:
             out += pieces
             owners += [i] * len(pieces)
         return Tokenized(ids=out, owners=owners, tokens=tokens, dropped=dropped)
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Translate the errors of the Rust tokenizer: plain Exceptions, and panics, which are not even those."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, FieldrunError | MemoryError) or not (
+            isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        ):
+            raise
+        words = ascii(" ".join(str(error).split())[:300])[1:-1]
+        raise BundleError(f"tokenizer.json cannot be used: {words}; copy the bundle again") from error
 
 
 def _frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

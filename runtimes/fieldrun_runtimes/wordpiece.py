@@ -8,7 +8,6 @@ characters, the text of a special token, other kinds of tokenizer. Tests compare
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from itertools import chain
@@ -30,10 +29,9 @@ class WordTable(dict[str, tuple[int, ...]]):
         self._last: tuple[int, ...] = ()
 
     @classmethod
-    def read(cls, tokenizer_json: bytes) -> WordTable | None:
-        """Return the table of an uncased BERT WordPiece tokenizer; None for any other file."""
+    def of(cls, value: Mapping[str, Any]) -> WordTable | None:
+        """Return the table of an uncased BERT WordPiece tokenizer, from the JSON of its file; None for any other."""
         try:
-            value = json.loads(tokenizer_json)
             model, normalizer = value["model"], value["normalizer"]
             uncased = {key: normalizer.get(key) for key in _UNCASED} == _UNCASED
             special = [token["content"] for token in value["added_tokens"]]
@@ -45,6 +43,8 @@ class WordTable(dict[str, tuple[int, ...]]):
             ):
                 return None
             vocab: dict[str, int] = model["vocab"]
+            if not isinstance(model["continuing_subword_prefix"], str):
+                return None
             table = cls(
                 vocab, model["continuing_subword_prefix"], vocab[model["unk_token"]], model["max_input_chars_per_word"]
             )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from fieldrun.errors import EngineError
+from fieldrun.errors import BundleError, EngineError
 from fieldrun.formats.bundle import Bucket, Bundle, Manifest, TensorrtGraphs
 from fieldrun.formats.tensors import Array
 
@@ -71,6 +71,9 @@ class GraphEngine(abc.ABC):
     def __init__(self, bundle: Bundle, graphs: Manifest | TensorrtGraphs) -> None:
         self.buckets, self.pair_graphs = graphs.buckets, graphs.pair_graphs
         self._network = bundle.manifest.network
+        tasks = [task for task in bundle.manifest.tasks if not task.attached]
+        singles, pairs = (sum(len(t.labels) for t in tasks if t.kind == kind) for kind in ("single", "pair"))
+        self._columns, self._pair_columns = bundle.manifest.network.field_dim + singles, pairs
         self._plan = BucketPlan(graphs.buckets)
         self._calls: dict[str, Call] = {}
         self._lock = threading.Lock()
@@ -102,16 +105,26 @@ class GraphEngine(abc.ABC):
 
     def run_pair_graph(self, a: Array, b: Array, batch: int) -> Array:
         """Return what `run_pairs` does, with every pair in the graph of `batch` pairs."""
-        call, parts = self._call(self.pair_graphs[batch]), []
+        graph, parts = self.pair_graphs[batch], []
         for start in range(0, len(a), batch):
             rows = np.minimum(np.arange(start, start + batch), len(a) - 1)  # the last batch repeats the last pair
-            parts.append(call({"a": a[rows], "b": b[rows]})[: len(a) - start])
+            output = self._checked(graph, {"a": a[rows], "b": b[rows]}, batch, self._pair_columns)
+            parts.append(output[: len(a) - start])
         return np.concatenate(parts)
 
     def _batch(self, sequences: Sequence[Sequence[int]], bucket: Bucket) -> Array:
         """Return field and logits in one, `(n, dim + labels)`, of at most `bucket.batch` texts."""
         ids = self._network.frame(sequences, bucket.batch, bucket.length)
-        return self._call(bucket.graph)({"ids": ids})[: len(sequences)]
+        return self._checked(bucket.graph, {"ids": ids}, bucket.batch, self._columns)[: len(sequences)]
+
+    def _checked(self, graph: str, inputs: dict[str, Array], rows: int, columns: int) -> Array:
+        """Run `graph` and return its output `(rows, columns)`, whose numbers are all finite."""
+        output = self._call(graph)(inputs)
+        if output.shape != (rows, columns) or not np.isfinite(output).all():
+            raise BundleError(
+                f"{graph} gives numbers that are not finite, or not {rows} times {columns} of them; export again"
+            )
+        return output
 
     def _split(self, output: Array) -> tuple[Array, Array]:
         return output[:, : self._network.field_dim], output[:, self._network.field_dim :]

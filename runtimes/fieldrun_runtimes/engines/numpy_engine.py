@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.limits import SCRATCH
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import pair_features
 from fieldrun.student.config import SCORE_FLOOR
@@ -43,6 +44,8 @@ class NumpyEngine:
         self._hidden = _Dense(weights, "hidden") if net.hidden else None
         self._output = _Dense(weights, "output")
         self._left = net.margins[0]
+        longest = max(bucket.length for bucket in bundle.manifest.buckets) + net.mixer_kernel
+        self._together = max(1, min(_TOGETHER, SCRATCH // (4 * longest * self._base.size * net.width)))
         self._pairs = PairHeads(weights)
 
     def run(self, sequences: Sequence[Sequence[int]]) -> tuple[Array, Array]:
@@ -53,8 +56,8 @@ class NumpyEngine:
         order: list[int] = []
         parts = []
         for length, rows in groups.items():
-            for start in range(0, len(rows), _TOGETHER):
-                part = rows[start : start + _TOGETHER]
+            for start in range(0, len(rows), self._together):
+                part = rows[start : start + self._together]
                 parts.append(self._run(self._net.frame([sequences[row] for row in part], len(part), length), length))
                 order += part
         output = parts[0]

@@ -65,13 +65,19 @@ def open_session(
             options.add_external_initializers(list(graph.initializers), values)
         session = ort.InferenceSession(graph.model, options, providers=[(provider, dict(settings or {}))])
     except Exception as error:  # onnxruntime's own kinds are not importable by name
-        raise EngineError(f"ONNX Runtime cannot open {name}: {' '.join(str(error).split())}") from error
+        raise EngineError(f"ONNX Runtime cannot open {name}: {_printable(error)}") from error
     if session.get_providers()[:1] != [provider]:
         raise EngineError(
             f"asked ONNX Runtime for {provider}, it took {session.get_providers()}: a library of it is missing or has "
             "another version; see 'fieldrun doctor'"
         )
     return session, graph.inputs
+
+
+def _printable(error: Exception) -> str:
+    """Return a message, which may quote names of the graph, on one line and without control characters."""
+    line = " ".join(str(error).split())
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
 
 
 class OnnxRuntimeEngine(GraphEngine):
@@ -109,7 +115,9 @@ class OnnxRuntimeEngine(GraphEngine):
             try:
                 output: Array = session.run(outputs, inputs | tables)[0]
             except Exception as error:
-                raise EngineError(f"ONNX Runtime cannot run {graph}: {error}; copy the bundle again") from error
+                raise EngineError(
+                    f"ONNX Runtime cannot run {graph}: {_printable(error)}; copy the bundle again"
+                ) from error
             return output
 
         return call

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fieldrun.errors import BundleError, EngineError
+from fieldrun.formats import limits
 from fieldrun.formats.bundle import Bundle, GraphNetwork, Network
 from fieldrun.formats.packing import expand
 from fieldrun.formats.tensors import Array
@@ -45,8 +46,9 @@ def lookup_network(bundle: Bundle, engine: str) -> Network:
 def check_weights(bundle: Bundle, net: Network, weights: Mapping[str, Array], table: tuple[int, ...] | None) -> None:
     """Check that `weights`, with a table of the shape `table`, belong to the network `net` of the manifest.
 
-    Checked is all that decides where an engine reads: shapes, types, and row numbers. The native engine reads no
-    farther than these say, so weights that pass cannot make it leave its arrays, whatever numbers the tables hold.
+    Checked is all that decides where an engine reads: shapes, types, and row numbers; and that floats are finite. The
+    native engine reads no farther than these say, so weights that pass cannot make it leave its arrays, whatever
+    numbers the tables hold.
 
     Raises:
         BundleError: a tensor is missing, or has another shape, type or value than the network needs.
@@ -66,6 +68,9 @@ def check_weights(bundle: Bundle, net: Network, weights: Mapping[str, Array], ta
         if table is None:
             raise KeyError("table")
         blocks = (weights["rows.modulus"].size,)
+        longest = max(bucket.length for bucket in bundle.manifest.buckets)
+        limits.check_size(blocks[0], limits.BLOCKS, "the number of table rows of a token")
+        limits.check_size(4 * longest * blocks[0] * net.width, limits.SCRATCH, "the bytes of a text's table rows")
         wanted: dict[str, tuple[tuple[int, ...], tuple[type[np.generic], ...]]] = {
             "rows.modulus": (blocks, _INTEGERS),
             "rows.coef": ((len(net.shifts), *blocks), _INTEGERS),
@@ -98,6 +103,8 @@ def check_weights(bundle: Bundle, net: Network, weights: Mapping[str, Array], ta
         modulus, base = weights["rows.modulus"], weights["rows.base"].astype(np.int64)
         steps = [name for name in wanted if name.endswith("input_scale") or name == "mean.gain"]
         wrong += [name for name in steps if not (np.isfinite(weights[name][0]) and weights[name][0] > 0)]
+        floats = [name for name, (_, kinds) in wanted.items() if np.float32 in kinds] + ["table"]
+        wrong += [name for name in floats if name in weights and not _is_sane(weights[name])]
         if (modulus <= 0).any():
             wrong.append("rows.modulus")
         if (base < 0).any() or (base + modulus > table[0]).any():
@@ -106,6 +113,13 @@ def check_weights(bundle: Bundle, net: Network, weights: Mapping[str, Array], ta
         raise BundleError(
             f"{bundle.path}: {wrong[0]!r} in weights.safetensors does not fit the manifest's network; copy it again"
         )
+
+
+def _is_sane(tensor: Array) -> bool:
+    """Return whether no number of `tensor` is NaN, infinite or beyond the limit."""
+    if tensor.dtype.kind != "f" or not tensor.size:
+        return True
+    return bool(tensor.min() >= -limits.NUMBER and tensor.max() <= limits.NUMBER)  # a NaN fails both
 
 
 def unusable(bundle: Bundle, error: Exception) -> BundleError:

@@ -156,7 +156,7 @@ def from_mapping(cls: Any, value: Any, what: str, error: type[Exception] = Check
     known = {f.name for f in fields(cls)}
     unknown = sorted(set(value) - known)
     if unknown:
-        raise error(f"{what} has unknown keys: {', '.join(unknown)}")
+        raise error(f"{what} has unknown keys: {', '.join(ascii(name)[1:-1] for name in unknown)}")
     try:
         return cls(**value)
     except TypeError as cause:

@@ -12,6 +12,7 @@ import unicodedata
 from typing import Any
 
 from ..errors import BundleError
+from .storage import parse_json
 
 __all__ = [
     "BATCH",
@@ -22,6 +23,7 @@ __all__ = [
     "KERNEL",
     "LABELS",
     "LENGTH",
+    "NUMBER",
     "RUN",
     "SCRATCH",
     "SHIFT",
@@ -32,6 +34,7 @@ __all__ = [
     "check_json",
     "check_size",
     "check_text",
+    "check_tokenizer",
     "most_bytes",
 ]
 
@@ -68,11 +71,14 @@ BLOCKS = 256
 SCRATCH = 1 << 28
 """Bytes that one call may need beside its output."""
 
-TABLE_BYTES = 1 << 31
+TABLE_BYTES = 1 << 30
 """Bytes of a matrix that is stored packed, once it is expanded."""
 
 RUN = 64
 """Numbers that one code of a packed matrix stands for."""
+
+NUMBER = 1e4
+"""The largest weight, scale or bias of a look-up network; it keeps every sum within float32."""
 
 WORD = 10_000
 """`max_input_chars_per_word` of a tokenizer."""
@@ -105,21 +111,25 @@ def check_text(value: object, what: str) -> None:
     """
     if not isinstance(value, str):
         raise BundleError(f"{what} must be a string, not {_shown(value)}")
-    if not value.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
+    if not value.isprintable() and any(map(_is_control, value)):
         raise BundleError(f"{what} has control characters: {value[:80]!a}; do not use this copy")
 
 
 def check_json(value: object, what: str) -> None:
-    """Check the nesting and the numbers of a JSON value: at most `JSON_DEPTH` levels, finite, integers of 64 bits.
+    """Check a JSON value: at most `JSON_DEPTH` levels, finite numbers, integers of 64 bits, no control characters.
 
     Raises:
-        BundleError: it is nested deeper, or has another number.
+        BundleError: it has something else.
     """
     level: list[Any] = [value]
     for _ in range(JSON_DEPTH):
         inside: list[Any] = []
         for each in level:
-            if isinstance(each, dict):
+            if isinstance(each, str):
+                if not each.isprintable() and any(_is_control(c) and c not in "\t\n\r" for c in each):
+                    raise BundleError(f"{what} has control characters: {each[:80]!a}; do not use this copy")
+            elif isinstance(each, dict):
+                inside += each
                 inside += each.values()
             elif isinstance(each, list):
                 inside += each
@@ -131,6 +141,57 @@ def check_json(value: object, what: str) -> None:
         if not level:
             return
     raise BundleError(f"{what} is nested deeper than {JSON_DEPTH} levels; restore the file")
+
+
+def check_tokenizer(data: bytes | memoryview, vocabulary: int) -> dict[str, Any]:
+    """Return the JSON object of a `tokenizer.json` whose token ids are all below `vocabulary`.
+
+    Checked is what decides how much the tokenizer computes, and where its ids lead. What else it needs, the Rust
+    tokenizer says itself.
+
+    Raises:
+        BundleError: it is not a tokenizer, or exceeds a limit.
+    """
+    try:
+        value = parse_json(data, "tokenizer.json")
+        model, added = value["model"], value.get("added_tokens") or []
+        vocab = model["vocab"]
+        ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
+        ids += [token["id"] for token in added]
+        _check_processor(value.get("post_processor"), ids, 0)
+        wrong = next((each for each in ids if type(each) is not int or not 0 <= each < vocabulary), None)
+        if wrong is not None or not ids:
+            raise ValueError(f"the token id {_shown(wrong)} is not in the vocabulary of {vocabulary}")
+        if "max_input_chars_per_word" in model:
+            check_size(model["max_input_chars_per_word"], WORD, "max_input_chars_per_word")
+        for key in ("unk_token", "continuing_subword_prefix"):
+            if not isinstance(model.get(key), str | None):
+                raise ValueError(f"{key} must be a string, not {_shown(model[key])}")
+        if model.get("type") in ("WordPiece", "WordLevel") and model.get("unk_token") not in vocab:
+            raise ValueError(f"its unk_token {_shown(model.get('unk_token'))} is not in the vocabulary")
+        if any(not isinstance(token["content"], str) or not token["content"] for token in added):
+            raise ValueError("a special token is empty")
+    except (AttributeError, BundleError, KeyError, RecursionError, TypeError, ValueError) as error:
+        words = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise BundleError(f"tokenizer.json cannot be used: {words}; copy the bundle again") from error
+    return dict(value)
+
+
+def _check_processor(processor: Any, ids: list[Any], depth: int) -> None:
+    """Add the token ids that `processor` adds to `ids`."""
+    if processor is None:
+        return
+    if depth > JSON_DEPTH:
+        raise ValueError("its post_processor is nested too deep")
+    for each in processor.get("processors", ()):
+        _check_processor(each, ids, depth + 1)
+    for special in processor.get("special_tokens", {}).values():
+        ids += special["ids"]
+    ids += [processor[key][1] for key in ("sep", "cls") if key in processor]
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs")
 
 
 def _shown(value: object) -> str:

@@ -119,7 +119,7 @@ def _write_golden(folder: Path, bundle: Bundle, heads: Mapping[str, Head]) -> No
 
 
 def _write_card(folder: Path, heads: Mapping[str, Head]) -> None:
-    text = (folder / "CARD.md").read_text("utf-8").split(_SECTION)[0]
+    text = (folder / "CARD.md").read_text("utf-8", errors="replace").split(_SECTION)[0]
     if heads:
         lines = ["", *(_in_words(head) for head in heads.values())]
         text = text.rstrip("\n") + "\n" + _SECTION + "\n".join(lines) + "\n"
