@@ -83,7 +83,8 @@ def _batch(source: Path, work: Path, first: int, last: int, engines: tuple[str, 
                 break
             *lines, rest = (rest + block).split(b"\n")
             for line in lines:
-                begun = _note(json.loads(line), begun, found)
+                if line.startswith(b'{"number"'):  # a library may print, too
+                    begun = _note(json.loads(line), begun, found)
         code = process.wait()
         errors.seek(0)
         printed = errors.read().decode("utf-8", "replace")
