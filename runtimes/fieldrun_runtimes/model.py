@@ -6,14 +6,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fieldrun.errors import BundleError, StorageError, UsageError
+from fieldrun.errors import BundleError, IntegrityError, StorageError, UsageError
 from fieldrun.evaluation.rows import Texts, check_texts, split_pairs
-from fieldrun.formats.bundle import Bundle, Manifest
+from fieldrun.formats.bundle import MANIFEST, REFERENCE_BUNDLE, Bundle, Manifest
+from fieldrun.formats.storage import sha256_bytes
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import Head, head_logits, pair_features, softmax
 
@@ -98,6 +99,12 @@ class FieldModel(SentenceEncoder):
         self._engine: Engine = choice.engine
         self._bundle = bundle
         self._tasks = Tasks(bundle)
+        self._settings: dict[str, Any] = {
+            "engine": engine,
+            "provider": provider,
+            "threads": threads,
+            "overflow": overflow,
+        }
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -333,6 +340,18 @@ class FieldModel(SentenceEncoder):
         """Release the engine; the model cannot be used afterwards. It may be closed twice."""
         self._engine = _Closed()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the path of the bundle, how it was opened, and the attached heads; another process loads it again.
+
+        Raises:
+            UsageError: the model was closed.
+        """
+        if isinstance(self._engine, _Closed):
+            raise UsageError("this model was closed, so it cannot be pickled; load the bundle again")
+        path = "reference" if self.path == REFERENCE_BUNDLE.resolve() else str(self.path)
+        heads = [replace(head, about=dict(head.about)) for head in self.attached.values()]
+        return _loaded_again, (path, sha256_bytes(self._bundle.contents[MANIFEST]), self._settings, heads)
+
     def __enter__(self) -> FieldModel:
         return self
 
@@ -343,6 +362,19 @@ class FieldModel(SentenceEncoder):
 
     def __repr__(self) -> str:
         return f"FieldModel({self.manifest.name!r}, recipe={self.manifest.recipe['name']!r}, engine={self.engine!r})"
+
+
+def _loaded_again(path: str, sha256: str, settings: dict[str, Any], heads: Sequence[Head]) -> FieldModel:
+    """Load what `FieldModel.__reduce__` described; `IntegrityError` if another bundle is there now."""
+    bundle = Bundle.load(path)
+    if sha256_bytes(bundle.contents[MANIFEST]) != sha256:
+        raise IntegrityError(f"{path} was replaced after the model was pickled; pickle a model of the bundle there now")
+    model = FieldModel(bundle, **settings)
+    for name in model.attached:
+        model.detach(name)
+    for head in heads:
+        model.attach(head)
+    return model
 
 
 def _rejection(logits: Floats, temperature: float) -> Floats:

@@ -108,7 +108,7 @@ def _note(line: dict[str, Any], begun: dict[str, Any], found: Outcomes) -> dict[
 
 def _toy(work: Path) -> Path:
     """Return the bundle of the tests, which is small enough for thousands of trials; from the root of a clone."""
-    code = "import sys; from tests import toy; toy.toy_checkpoint().save(sys.argv[1])"
+    code = "import pathlib, sys; from tests import toy; toy.toy_checkpoint().save(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", code, str(work / "checkpoint")], check=True)
     return Path(fieldrun.export(work / "checkpoint", work / "bundle", recipe="cpu-int8").path)
 
