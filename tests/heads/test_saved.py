@@ -324,6 +324,19 @@ def test_a_model_is_saved_onto_its_own_path_again_and_again(toy_bundle: Path, tm
                 assert saved.predict_all(["a good film"]) == model.predict_all(["a good film"])
 
 
+def test_a_task_cannot_be_called_all(toy_bundle: Path) -> None:
+    with fieldrun.load(toy_bundle, engine="numpy") as model:
+        with pytest.raises(UsageError, match="stands for all tasks"):
+            model.attach(head(name="all"))
+        with pytest.raises(UsageError, match="stands for all tasks"):
+            fieldrun.fit_head(model, ["a", "b"] * 10, ["x", "y"] * 10, name="all")
+
+
+def test_a_label_that_would_control_the_terminal_is_not_attached(toy_bundle: Path) -> None:
+    with fieldrun.load(toy_bundle, engine="numpy") as model, pytest.raises(HeadMismatch, match="control characters"):
+        model.attach(replace(head(), labels=("no", "\x1b[2J", "yes")))
+
+
 def test_fitted_on_the_fields_of_the_shipped_bundle(tmp_path: Path) -> None:
     topics = {
         "money": [

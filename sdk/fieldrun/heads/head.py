@@ -12,7 +12,10 @@ from ..errors import CheckpointError
 from ..formats.bundle import TaskSpec
 from ..formats.tensors import Array, check_tensors
 
-__all__ = ["Head", "attached_task", "head_logits", "pair_features", "softmax"]
+__all__ = ["RESERVED", "Head", "attached_task", "head_logits", "pair_features", "softmax"]
+
+RESERVED = ("all",)
+"""Names that a new task cannot have: `--task all` means every task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
