@@ -19,7 +19,8 @@ class Encoding:
 
     `field (n, dim)` and `logits (n, labels of all exported single tasks)` are float32; the logits of attached heads are
     computed from the field when they are asked for. `tokens (n,)` counts each text's tokens, special tokens included;
-    `dropped (n,)` those that were cut off, 0 unless the text was too long and `overflow="truncate"`.
+    `dropped (n,)` those that were cut off, 0 unless the text was too long and `overflow="truncate"`. Of a very long
+    text (64 characters for each token that fits) only the beginning is read, and both count what was read.
     """
 
     field: Floats

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from .tokenization import TextTokenizer
 
 __all__ = ["Encoding", "FieldModel", "Scored", "load"]
 
+_TOGETHER = 4096  # texts whose fields are in memory at once, where only scores or labels are asked for
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
@@ -193,7 +195,11 @@ class FieldModel(SentenceEncoder):
             if ids is not None:
                 field, logits = self._engine.run([ids])
                 return Encoding(field=field, logits=logits, tokens=np.array((len(ids),)), dropped=np.array((0,)))
-        tokenized = self._tokenize(checked)
+        return self._forward(checked)
+
+    def _forward(self, checked: list[str], start: int = 0) -> Encoding:
+        """Run checked texts, which messages count from `start`."""
+        tokenized = self._tokenize(checked, start)
         field, logits = self._engine.run(tokenized.ids)
         if len(tokenized.ids) > len(checked):
             weights = [len(ids) for ids in tokenized.ids]
@@ -231,7 +237,8 @@ class FieldModel(SentenceEncoder):
         Raises as `forward` does, and `UnknownName` for a task that the model does not have.
         """
         found = self._tasks.find(task)
-        scores: Floats = softmax(self._logits(texts, found), found.spec.temperature)
+        blocks = [softmax(logits, found.spec.temperature) for logits in self._logits(texts, found)]
+        scores: Floats = np.concatenate(blocks)
         return scores
 
     def predict(
@@ -248,11 +255,14 @@ class FieldModel(SentenceEncoder):
         lists are given or no label is left.
         """
         found = self._tasks.find(task)
-        logits, labels = self._logits(texts, found), found.spec.labels
+        labels, chosen = found.spec.labels, None
         if allow is not None or deny is not None:
             chosen = found.chosen(allow, deny)
-            logits, labels = logits[:, chosen], tuple(labels[i] for i in chosen)
-        return [labels[i] for i in logits.argmax(1).tolist()]
+            labels = tuple(labels[i] for i in chosen)
+        best: list[str] = []
+        for logits in self._logits(texts, found):
+            best += [labels[i] for i in (logits if chosen is None else logits[:, chosen]).argmax(1).tolist()]
+        return best
 
     def top_k(
         self,
@@ -274,7 +284,8 @@ class FieldModel(SentenceEncoder):
         found = self._tasks.find(task)
         chosen, labels = np.array(found.chosen(allow, deny)), found.spec.labels
         rows = []
-        for scores in softmax(self._logits(texts, found), found.spec.temperature):
+        each = (softmax(logits, found.spec.temperature) for logits in self._logits(texts, found))
+        for scores in chain.from_iterable(each):
             best = chosen[np.argsort(-scores[chosen], kind="stable")[:k]].tolist()
             rows.append([Scored(labels[i], float(scores[i])) for i in best if scores[i] >= threshold])
         return rows
@@ -304,19 +315,34 @@ class FieldModel(SentenceEncoder):
         a little optimistic. Raises as `predict_proba` does.
         """
         found = self._tasks.find(task)
-        return _rejection(self._logits(texts, found), found.spec.temperature)
+        temperature = found.spec.temperature
+        rejections: Floats = np.concatenate([_rejection(logits, temperature) for logits in self._logits(texts, found)])
+        return rejections
 
     def _check_dim(self, dim: int) -> None:
         whole = self.manifest.network.field_dim
         if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= whole:
             raise UsageError(f"dim must be a whole number from 1 to {whole}, the length of the field, not {dim!r}")
 
-    def _logits(self, texts: Texts, task: Task) -> Floats:
+    def _logits(self, texts: Texts, task: Task) -> Iterator[Floats]:
+        """Yield the logits of some texts at a time, so that the fields of all are never in memory at once."""
         if task.spec.kind == "single":
-            return self._logits_of(self.forward(texts), task, None)  # type: ignore[arg-type]
+            checked = check_texts(texts)
+            if len(checked) == 1:
+                yield self._logits_of(self.forward(checked), task, None)
+                return
+            for start in range(0, len(checked), _TOGETHER):
+                encoding = self._forward(checked[start : start + _TOGETHER], start)
+                yield self._logits_of(encoding, task, None)
+            return
         first, second = split_pairs(texts)
-        both = self.forward(first + second)
-        return self._logits_of(both.part(0, len(first)), task, both.part(len(first), len(both)))
+        if len(first) == 1:
+            both = self._forward(first + second)
+            yield self._logits_of(both.part(0, 1), task, both.part(1, 2))
+            return
+        for start in range(0, len(first), _TOGETHER):
+            sides = [self._forward(side[start : start + _TOGETHER], start) for side in (first, second)]
+            yield self._logits_of(sides[0], task, sides[1])
 
     def _logits_of(self, encoding: Encoding, task: Task, other: Encoding | None) -> Floats:
         """Return the logits `(n, labels) float32` of `task`, from the graphs or, for an attached head, from fields."""

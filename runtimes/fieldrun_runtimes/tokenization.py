@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fieldrun.errors import BundleError, FieldrunError, InputTextError, MissingDependency, TextTooLong, UnknownName
 from fieldrun.formats.limits import VOCABULARY, check_tokenizer
 
+from .cutting import Cutter
 from .engines.packages import importing
 from .wordpiece import WordTable
 
@@ -21,6 +22,7 @@ __all__ = ["OVERFLOWS", "TextTokenizer", "Tokenized"]
 
 _TRIAL = "A caf\u00e9, 12 \u4e2d\u6587 \U0001f600 [x] don't"
 
+_CHARACTERS = 64  # that are read for each token that fits, before the rest is asked for
 OVERFLOWS = ("error", "truncate", "window")
 
 
@@ -28,7 +30,8 @@ OVERFLOWS = ("error", "truncate", "window")
 class Tokenized:
     """Token ids for an engine. `owners[i]` is the text that `ids[i]` belongs to; windows of a text share an owner.
 
-    `tokens` counts the tokens of each text, `dropped` those that were cut off.
+    `tokens` counts the tokens of each text, `dropped` those that were cut off. Of a text with more than 64 characters
+    for each token that fits, only the beginning is read, and both count what was read.
     """
 
     ids: list[list[int]]
@@ -54,7 +57,9 @@ class TextTokenizer:
             raise UnknownName("overflow", overflow, OVERFLOWS)
         self._json, self.longest, self._overflow = tokenizer_json, longest, overflow
         self._vocabulary = vocabulary
-        self._words = WordTable.of(check_tokenizer(tokenizer_json, vocabulary))
+        value = check_tokenizer(tokenizer_json, vocabulary)
+        self._words, self._cutter = WordTable.of(value), Cutter.of(value)
+        self._part = _CHARACTERS * longest
         if self._words is None:
             tokenizer = self._rust
             with _refusing():
@@ -85,6 +90,23 @@ class TextTokenizer:
         return ids
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each text; of a very long one those of its beginning, more than fit, if that is enough."""
+        if self._cutter is not None and max(map(len, texts)) > self._part:
+            return [
+                self._read(text, self._cutter) if len(text) > self._part else self._whole([text])[0] for text in texts
+            ]
+        return self._whole(texts)
+
+    def _read(self, text: str, cutter: Cutter) -> list[int]:
+        inner: list[int] = []
+        for part in cutter.parts(text, self._part):
+            ids = self._whole([part])[0]
+            inner += ids[len(self._first) : len(ids) - len(self._last)]
+            if self._overflow != "window" and len(inner) > self.longest:
+                break
+        return [*self._first, *inner, *self._last]
+
+    def _whole(self, texts: list[str]) -> list[list[int]]:
         found = [None if self._words is None else self._words.ids(text) for text in texts]
         missing = [i for i, ids in enumerate(found) if ids is None]
         if missing:
@@ -94,13 +116,15 @@ class TextTokenizer:
 
     def one(self, text: str) -> list[int] | None:
         """Return the token ids of one checked text; None if it has no token or too many, which `__call__` treats."""
+        if len(text) > self._part:
+            return None
         ids = None if self._words is None else self._words.ids(text)
         if ids is None:
             ids = self._encode([text])[0]
         return ids if self._frame < len(ids) <= self.longest else None
 
-    def __call__(self, texts: list[str]) -> Tokenized:
-        """Tokenize checked texts.
+    def __call__(self, texts: list[str], start: int = 0) -> Tokenized:
+        """Tokenize checked texts, which messages count from `start`.
 
         Raises:
             InputTextError: a text has no token at all.
@@ -110,13 +134,13 @@ class TextTokenizer:
         tokens = [len(ids) for ids in all_ids]
         if min(tokens) <= self._frame:
             raise InputTextError(
-                f"text {tokens.index(min(tokens))} has no token: only control characters; leave it out"
+                f"text {start + tokens.index(min(tokens))} has no token: only control characters; leave it out"
             )
         if max(tokens) <= self.longest:
             return Tokenized(ids=all_ids, owners=list(range(len(texts))), tokens=tokens, dropped=[0] * len(texts))
-        return self._long(all_ids, tokens)
+        return self._long(all_ids, tokens, start)
 
-    def _long(self, all_ids: list[list[int]], tokens: list[int]) -> Tokenized:
+    def _long(self, all_ids: list[list[int]], tokens: list[int], start: int) -> Tokenized:
         out: list[list[int]] = []
         owners: list[int] = []
         dropped = [0] * len(all_ids)
@@ -126,7 +150,7 @@ class TextTokenizer:
                 pieces = [ids]
             elif self._overflow == "error":
                 raise TextTooLong(
-                    f"text {i} has {len(ids)} tokens, the largest bucket takes {self.longest}; "
+                    f"text {start + i} has {len(ids)} tokens, the largest bucket takes {self.longest}; "
                     "use overflow='truncate' or 'window'"
                 )
             else:

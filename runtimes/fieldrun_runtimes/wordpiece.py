@@ -25,6 +25,7 @@ class WordTable(dict[str, tuple[int, ...]]):
     def __init__(self, vocab: Mapping[str, int], prefix: str, unknown: int, longest: int) -> None:
         super().__init__({piece: (number,) for piece, number in vocab.items() if len(piece) <= longest})
         self._pieces, self._prefix, self._unknown, self._longest = vocab, prefix, (unknown,), longest
+        self._reach = max(map(len, vocab), default=0)  # no piece is longer, so none is looked for
         self._first: tuple[int, ...] = ()
         self._last: tuple[int, ...] = ()
 
@@ -74,7 +75,7 @@ class WordTable(dict[str, tuple[int, ...]]):
         start, pieces = 0, self._pieces
         while start < n:
             prefix = self._prefix if start else ""
-            for end in range(n, start, -1):
+            for end in range(min(n, start + self._reach), start, -1):
                 number = pieces.get(prefix + word[start:end])
                 if number is not None:
                     found.append(number)

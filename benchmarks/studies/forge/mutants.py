@@ -14,7 +14,7 @@ import numpy as np
 
 from fieldrun.formats.bundle import MANIFEST, seal
 from fieldrun.formats.storage import sha256_bytes
-from fieldrun.formats.tensors import read_tensors, write_tensors
+from fieldrun.formats.tensors import tensors_in, write_tensors
 
 __all__ = ["forge"]
 
@@ -38,6 +38,7 @@ _PLAIN: tuple[Any, ...] = (
     ),
     *([], {}, [0], {"a": 1}, [[]], [None]),
 )
+_HUGE = 1 << 28
 _KINDS = ("Whitespace", "ByteLevel", "Metaspace", "Split", "Sequence", "Digits", "Punctuation", "BertPreTokenizer")
 
 
@@ -58,10 +59,10 @@ def forge(source: Path, folder: Path, number: int) -> str:
 def _seal(folder: Path, change: Callable[[dict[str, Any]], None] | None = None) -> None:
     """Make the manifest agree with the files, and change something else in it."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = json.loads(_read(folder / MANIFEST))
         for name in list(manifest["files"]):
             path = folder / name
-            if path.is_file() and path.stat().st_size < 1 << 28:
+            if path.is_file() and path.stat().st_size < _HUGE:
                 data = path.read_bytes()
                 manifest["files"][name] = {"bytes": len(data), "sha256": sha256_bytes(data)}
     except (AttributeError, KeyError, OSError, TypeError, ValueError):
@@ -73,6 +74,11 @@ def _seal(folder: Path, change: Callable[[dict[str, Any]], None] | None = None) 
     except RecursionError:
         return
     _write(folder / MANIFEST, text)
+
+
+def _read(path: Path) -> bytes:
+    """Return the bytes of a file, none of one that an earlier change made huge or something else."""
+    return path.read_bytes() if path.is_file() and path.stat().st_size < _HUGE else b""
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -93,7 +99,7 @@ def _manifest(folder: Path, draw: random.Random) -> str:
 def _json(name: str) -> Callable[[Path, random.Random], str]:
     def change(folder: Path, draw: random.Random) -> str:
         try:
-            value = json.loads((folder / name).read_bytes())
+            value = json.loads(_read(folder / name))
         except (OSError, ValueError):
             return "nothing"
         said = _spoil(value, draw)
@@ -106,7 +112,7 @@ def _json(name: str) -> Callable[[Path, random.Random], str]:
 
 def _tokenizer(folder: Path, draw: random.Random) -> str:
     try:
-        value = json.loads((folder / "tokenizer.json").read_bytes())
+        value = json.loads(_read(folder / "tokenizer.json"))
         vocab = value["model"]["vocab"]
         kind = draw.randrange(8)
         if kind == 0:
@@ -141,7 +147,7 @@ def _tokenizer(folder: Path, draw: random.Random) -> str:
 
 def _weights(folder: Path, draw: random.Random) -> str:
     try:
-        tensors = {name: np.array(tensor) for name, tensor in read_tensors(folder / _WEIGHTS).items()}
+        tensors = {name: np.array(tensor) for name, tensor in tensors_in(_read(folder / _WEIGHTS), _WEIGHTS).items()}
     except (OSError, ValueError):
         return "nothing"
     name = draw.choice(sorted(tensors))
@@ -172,8 +178,10 @@ def _weights(folder: Path, draw: random.Random) -> str:
 
 def _graph(folder: Path, draw: random.Random) -> str:
     path = draw.choice(sorted(folder.glob("*.onnx")))
-    data = bytearray(path.read_bytes())
+    data = bytearray(_read(path))
     kind = draw.randrange(4)
+    if not data:
+        return "nothing"
     if kind == 0:
         data = bytearray(
             data.replace(b"weights.safetensors", draw.choice((b"../../../etc/passwd", b"golden.json\0\0\0\0\0\0\0\0")))
@@ -190,7 +198,7 @@ def _graph(folder: Path, draw: random.Random) -> str:
 
 def _bytes(folder: Path, draw: random.Random) -> str:
     path = draw.choice(sorted(path for path in folder.iterdir() if path.is_file()))
-    data = bytearray(path.read_bytes())
+    data = bytearray(_read(path))
     if not data:
         return "nothing"
     at, much = draw.randrange(len(data)), draw.choice((1, 1, 8, 64))
