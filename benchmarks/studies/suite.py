@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,19 @@ from fieldrun.evaluation.dataset import Dataset, read_tsv
 from fieldrun.evaluation.evaluate import evaluate
 from fieldrun.formats.bundle import Bundle
 
-__all__ = ["artifact", "data_option", "evaluated", "hits", "output_option", "report_sets", "work_option"]
+__all__ = ["artifact", "data_option", "evaluated", "hits", "output_option", "report_sets", "study", "work_option"]
 
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 _NEW = click.Path(path_type=Path)
-data_option = click.option("--data", type=_FOLDER, required=True, help="Folder of the suite, one folder a task.")
-work_option = click.option("--work", type=_NEW, required=True, help="Folder that keeps what was done.")
-output_option = click.option("-o", "--output", type=_NEW, required=True, help="The record, or the folder of several.")
+data_option = click.option("--data", type=_FOLDER, required=True, help="The folder of the suite, one folder a task.")
+work_option = click.option("--work", type=_NEW, required=True, help="The folder that keeps finished steps.")
+output_option = click.option("-o", "--output", type=_NEW, required=True, help="The record, or a folder for several.")
+
+
+def study(doc: str | None) -> Callable[[Callable[..., None]], click.Command]:
+    """Return the decorator of a study's command, whose help is `doc`, the docstring of its module."""
+    paragraphs = (doc or "").split("\n\n")
+    return click.command(help="\n\n".join(f"\b\n{p}" if p.startswith(" ") else p for p in paragraphs))
 
 
 def report_sets(bundle: Path, data: Path) -> dict[str, Dataset]:

@@ -6,14 +6,15 @@ Only standard operators of opset 17. int8 products are explicit QuantizeLinear /
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fieldrun.formats.packing import code_bits
+from fieldrun.formats.packing import code_bits, packed_names
 from fieldrun.formats.tensors import Array
 
 __all__ = ["OPSET", "WEIGHTS_FILE", "GraphBuilder", "Stored", "op_histogram"]
@@ -30,21 +31,35 @@ _TYPES = {
 }
 
 
-class Stored(Protocol):
-    """What a graph is built from: tensors, how they are stored, and the type that each layer is computed in."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stored:
+    """What a graph is built from: tensors by name, the type that each layer is computed in, and how they are stored."""
 
-    @property
-    def tensors(self) -> Mapping[str, Array]:
-        """The tensors by name."""
-        ...
+    tensors: Mapping[str, Array]
+    packed: Mapping[str, Array] = field(default_factory=dict)
+    """What is stored instead of the int8 matrices that are palettes (`fieldrun.formats.packing`)."""
 
     def precision(self, part: str) -> str:
         """Return the type that `part`, a layer or `"table"`, is computed in: fp32, fp16, int8 or int8-weights."""
-        ...
+        dtype = self.tensors[part if part == "table" else f"{part}.weight"].dtype
+        if dtype != np.int8:
+            return "fp16" if dtype == np.float16 else "fp32"
+        return "int8" if part == "table" or f"{part}.input_scale" in self.tensors else "int8-weights"
 
     def stored(self) -> dict[str, Array]:
-        """Return the tensors as a bundle holds them."""
-        ...
+        """Return the tensors as a bundle holds them: palettes packed, with float16 scales."""
+        names = packed_names(self.packed)
+        scales = {"table.scale" if name == "table" else f"{name}_scale" for name in names}
+        kept = {
+            name: tensor.astype(np.float16) if name in scales else tensor
+            for name, tensor in self.tensors.items()
+            if name not in names
+        }
+        return kept | dict(self.packed)
+
+    def nbytes(self) -> int:
+        """Return the bytes of all tensors as they are stored."""
+        return sum(tensor.nbytes for tensor in self.stored().values())
 
 
 class GraphBuilder:

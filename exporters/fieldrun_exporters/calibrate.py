@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from fieldrun.errors import CheckpointError, InputTextError
 from fieldrun.formats.storage import sha256_bytes
 from fieldrun.formats.tensors import Array
 
-__all__ = ["SHIPPED_TEXT", "CalibrationText", "Largest", "choose_texts", "tokenize"]
+__all__ = ["SHIPPED_TEXT", "CalibrationText", "Largest", "choose_texts", "largest_id", "open_tokenizer", "tokenize"]
 
 _ENOUGH = 64
 SHIPPED_TEXT = Path(__file__).parent / "data" / "calibration.txt"
@@ -89,13 +90,29 @@ def tokenize(model: _Tokenized, texts: Sequence[str], max_length: int) -> list[l
     Raises:
         CheckpointError: the model's tokenizer cannot be used.
     """
-    try:
-        tokenizer = Tokenizer.from_str(model.tokenizer.decode("utf-8"))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise CheckpointError(f"tokenizer.json cannot be used: {error}; restore it") from error
+    tokenizer = open_tokenizer(model.tokenizer)
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+
+
+def open_tokenizer(stored: bytes) -> Tokenizer:
+    """Return the tokenizer of the content of a `tokenizer.json`; `CheckpointError` if it cannot be used."""
+    try:
+        return Tokenizer.from_str(stored.decode("utf-8"))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise CheckpointError(f"tokenizer.json cannot be used: {error}; restore it") from error
+
+
+def largest_id(tokenizer: bytes) -> int:
+    """Return the largest token id of a `tokenizer.json`; `CheckpointError` if it has no vocabulary."""
+    try:
+        value = json.loads(tokenizer.decode("utf-8"))
+        vocab = value["model"]["vocab"]
+        ids = list(vocab.values()) if isinstance(vocab, dict) else range(len(vocab))
+        return max([*(int(i) for i in ids), *(int(added["id"]) for added in value.get("added_tokens", ()))])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError("tokenizer.json is not a tokenizer with a vocabulary") from error
 
 
 class Largest:

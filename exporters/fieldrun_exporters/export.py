@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +68,7 @@ class ExportReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON."""
-        return {
-            "path": str(self.path),
-            "recipe": self.recipe,
-            "bytes": self.bytes,
-            "passes": [p.to_dict() for p in self.passes],
-            "parity": [p.to_dict() for p in self.parity],
-            "operators": {name: dict(counts) for name, counts in self.operators.items()},
-            "proof": dict(self.proof),
-            "warnings": list(self.warnings),
-        }
+        return asdict(self) | {"path": str(self.path)}
 
 
 def export(

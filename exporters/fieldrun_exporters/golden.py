@@ -57,21 +57,12 @@ def golden_replies(
 ) -> Golden:
     """Return texts with their ids, fields and scores per task, measured in the batch-1 buckets.
 
-    A pair task is asked about every golden text and the next one.
-
-    Args:
-        folder: where the graphs are.
-        network: how ids are framed.
-        buckets: all of them.
-        pairs: batch -> file name of the pair graphs.
-        tasks: where each task's logits are.
-        texts: to choose from.
-        sequences: their token ids.
-        tolerance: the fixed one, for which unstable texts are left out; measured when None.
-        bucket_gap: how far a text's fields in two buckets may be apart: part of a measured tolerance.
+    A pair task is asked about every golden text and the next one. The texts are chosen from `texts`, whose token ids
+    are `sequences`. With a fixed `tolerance` unstable texts are left out; when it is None it is measured, and is at
+    least as large as `bucket_gap`, the difference of a text's fields in two buckets.
 
     Raises:
-        ExportError: too few texts fit the buckets whole and have a stable field, or rounding alone changes a field by
+        ExportError: too few texts fit the buckets without being cut and have a stable field, or rounding alone changes a field by
             1 or more.
     """
     singles = sorted((b for b in buckets if b.batch == 1), key=lambda b: b.length)
@@ -79,7 +70,7 @@ def golden_replies(
     candidates = _spread(whole, _COUNT if tolerance is None else 4 * _COUNT)
     kept = [sequences[i] for i in candidates]
     if len(kept) < _LEAST:
-        raise ExportError(f"only {len(kept)} texts fit the buckets whole; give more and shorter texts")
+        raise ExportError(f"only {len(kept)} texts fit the buckets without being cut; give more and shorter texts")
     fields, logits = _run(folder, network, singles, kept, "all")
     change = np.abs(fields - _run(folder, network, singles, kept, "none")[0]).max(1)
     rows = list(range(len(kept)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,6 @@ class BucketParity:
     max_abs_logits: float
     bucket_gap: float
     top1_agreement: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the measurements as JSON."""
-        return asdict(self)
 
 
 def import_onnxruntime() -> Any:
@@ -158,16 +154,10 @@ def check_parity(
 ) -> tuple[list[BucketParity], Array]:
     """Measure every bucket, and refuse what the gate does not allow.
 
-    Args:
-        folder: where the graphs are.
-        network: the deployed student, or what only its graphs describe.
-        buckets: all of them; every text runs through every bucket that it fits in.
-        expected: what the reference gives.
-        gate: the limits.
-        literal: the graphs are in TensorRT's spelling (`open_session`).
+    Every text runs through every bucket in `folder` that it fits in. `literal` is for graphs in TensorRT's spelling.
 
     Returns:
-        The measurements, and the field of every text from the first bucket that it fits in, `(n, dim)`.
+        The measurements, and the field of every text from the first bucket that it fits in, `(n, dim) float32`.
 
     Raises:
         ParityError: names the bucket, the measure, its value and its limit.
@@ -209,15 +199,9 @@ def check_pairs(
     *,
     literal: bool = False,
 ) -> list[dict[str, float]]:
-    """Measure every pair graph, each text paired with the next one, as `check_parity` does the others.
+    """Measure the pair `graphs`, batch -> file name, on each text with the next one, as `check_parity` does the others.
 
-    Args:
-        folder: where the graphs are.
-        graphs: batch -> file name.
-        fields: what the other graphs give for the texts, `(n, dim)`: a device feeds these to the pair graph.
-        expected: what the reference gives.
-        gate: the limits.
-        literal: the graphs are in TensorRT's spelling (`open_session`).
+    `fields (n, dim)` are what the other graphs give for the texts: a device feeds these to the pair graph.
 
     Returns:
         Per graph its batch, `max_abs_logits`, and the share of pairs and tasks with the same best label.

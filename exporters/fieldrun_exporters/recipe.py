@@ -35,8 +35,8 @@ __all__ = [
 
 SCHEMA = 1
 _RECIPES = Path(__file__).parent / "recipes"
-_PASSES = ("prune-vocabulary", "fold", "lowrank", "int8", "fp16", "palettize", "recover")
 _OF_PRECISION = ("int8", "fp16", "palettize")
+_ORDER = {"prune-vocabulary": 0, "fold": 1, "lowrank": 2, **dict.fromkeys(_OF_PRECISION, 3), "recover": 4}
 SITES = ("width", "mixer", "hidden")
 """Where the pass `lowrank` removes features of a student."""
 COMPONENTS = ("qk", "ov", "mlp")
@@ -221,29 +221,23 @@ class Recipe:
         if not isinstance(self.passes, list | tuple) or not all(isinstance(p, str) for p in self.passes):
             raise RecipeError(f"passes must be a list of names, not {self.passes!r}")
         object.__setattr__(self, "passes", tuple(self.passes))
-        unknown = [p for p in self.passes if p not in _PASSES]
+        unknown = [p for p in self.passes if p not in _ORDER]
         if unknown:
-            raise RecipeError(f"unknown pass {unknown[0]!r}; known: {', '.join(_PASSES)}")
-        on_the_form = self.passes[self.prunes :]
-        if len(set(on_the_form)) != len(on_the_form) or {"fold", "prune-vocabulary"} & set(on_the_form[1:]):
-            on_the_form = ()
-        if on_the_form[:1] != ("fold",):
+            raise RecipeError(f"unknown pass {unknown[0]!r}; known: {', '.join(_ORDER)}")
+        order = [_ORDER[name] for name in self.passes]
+        if "fold" not in self.passes or order != sorted(order) or len(set(self.passes)) < len(order):
             raise RecipeError(
-                "passes must be distinct and begin with 'fold', which makes the form that graphs are built from; "
-                "only 'prune-vocabulary' may come before it"
+                f"passes must be distinct, contain 'fold', and be in the order {', '.join(_ORDER)}, in which "
+                f"{', '.join(_OF_PRECISION)} may change places; not {', '.join(self.passes) or 'empty'}"
             )
         if self.prune != Prune() and "prune-vocabulary" not in self.passes:
             raise RecipeError("[prune] and passes conflict: list the pass 'prune-vocabulary', or leave [prune] out")
         wanted = self.precision.wants(self.precision.rules)
-        if "recover" in self.passes and self.passes[-1] != "recover":
-            raise RecipeError("the pass 'recover' comes last, because it tunes the result of the others")
         if "recover" in self.passes and not {"lowrank", "palettize"} & set(self.passes):
             raise RecipeError(
                 "the pass 'recover' tunes codebooks and the layers that 'lowrank' made smaller: list 'palettize' or "
                 "'lowrank' before it, or leave it out"
             )
-        if "lowrank" in self.passes and on_the_form[1] != "lowrank":
-            raise RecipeError("the pass 'lowrank' comes right after 'fold', because the others work on its result")
         if ("lowrank" in self.passes) != bool(self.lowrank.wanted):
             raise RecipeError(
                 "[lowrank] and passes conflict: list the pass 'lowrank' exactly when [lowrank] says how many features "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,10 +41,21 @@ from .parity import BucketParity, Expected, check_pairs, check_parity, field_err
 from .recipe import Parity, Recipe
 from .student.passes import PassReport
 
-__all__ = ["Offsets", "Source", "Written", "write_bundle"]
+__all__ = ["Graphs", "Source", "Written", "write_bundle"]
 
-Offsets = Mapping[str, tuple[int, int]]
-"""Byte offset and length of every tensor in the weights file."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graphs:
+    """The graphs to build, by file name: one for each bucket, and of `pairs`, batch -> file name, one for each batch.
+
+    `offsets` has byte offset and length of every tensor in the weights file; `metadata` goes into every graph.
+    """
+
+    buckets: Sequence[Bucket]
+    pairs: Mapping[int, str]
+    offsets: Mapping[str, tuple[int, int]]
+    metadata: Mapping[str, str]
+    tensorrt: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,16 +87,8 @@ class Source(ABC):
         """Return the safetensors file that all graphs share."""
 
     @abstractmethod
-    def graphs(
-        self,
-        offsets: Offsets,
-        buckets: Sequence[Bucket],
-        pairs: Mapping[int, str],
-        metadata: Mapping[str, str],
-        *,
-        tensorrt: bool = False,
-    ) -> Iterator[tuple[str, onnx.ModelProto]]:
-        """Yield file name and graph of every bucket, ids -> field and logits, and of `pairs`, batch -> file name."""
+    def graphs(self, wanted: Graphs) -> Iterator[tuple[str, onnx.ModelProto]]:
+        """Yield file name and graph: of buckets, ids -> field and logits; of batches of pairs, fields -> logits."""
 
     def card(self, plan: Recipe, weights_bytes: int) -> str:
         """Return `CARD.md`."""
@@ -124,7 +127,7 @@ it has no tasks until a head is fitted and attached.
 |---|---|
 {rows}
 
-What the import changed is in `report.json`: the fields of real text against the model as it came, per
+What the import changed is in `report.json`: the fields of real text against the original model, per
 bucket. sha256 of every file that was imported is in the provenance of the manifest.
 
 ## Limits
@@ -175,14 +178,16 @@ def write_bundle(out: Path, source: Source, plan: Recipe, texts: CalibrationText
             "fieldrun.licence": source.licence,
         }
         offsets, total = data_offsets(folder / WEIGHTS_FILE), len(buckets) + len(pairs)
-        for done, (name, model) in enumerate(source.graphs(offsets, buckets, pairs, metadata)):
+        wanted = Graphs(buckets=buckets, pairs=pairs, offsets=offsets, metadata=metadata)
+        for done, (name, model) in enumerate(source.graphs(wanted)):
             progress("graphs", done, total)
             _save(folder / name, model)
         progress("graphs", total, total)
         operators = _operators(folder, buckets, source.integer_products)
         engines = None if plan.tensorrt is None else _tensorrt(buckets, pairs, plan.tensorrt.golden_tolerance)
         if engines is not None:
-            for name, model in source.graphs(offsets, engines.buckets, engines.pair_graphs, metadata, tensorrt=True):
+            wanted = replace(wanted, buckets=engines.buckets, pairs=engines.pair_graphs, tensorrt=True)
+            for name, model in source.graphs(wanted):
                 _save(folder / name, model)
             operators["tensorrt"] = op_histogram(folder / engines.buckets[0].graph)
 
@@ -212,9 +217,9 @@ def write_bundle(out: Path, source: Source, plan: Recipe, texts: CalibrationText
             {
                 "recipe": plan.to_dict(),
                 **({"import": source.imported} if source.imported else {}),
-                "passes": [p.to_dict() for p in source.passes],
+                "passes": [asdict(report) for report in source.passes],
                 "warnings": list(source.warnings),
-                "parity": [p.to_dict() for p in parity],
+                "parity": [asdict(bucket) for bucket in parity],
                 "pair_parity": pair_parity,
                 **more,
                 "operators": operators,

@@ -19,7 +19,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from fieldrun_benchmarks.harness.bench import bench
     from fieldrun_benchmarks.report.render import report
-    from fieldrun_exporters.encoder.importing import import_encoder
+    from fieldrun_exporters.encoder.importing import ImportReport, import_encoder
     from fieldrun_exporters.export import ExportReport, export
     from fieldrun_exporters.search.compress import CompressReport, compress
     from fieldrun_runtimes.answers import Answer, answer
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fieldrun_runtimes.model import FieldModel, load
     from fieldrun_runtimes.tensorrt.build import BuildReport, build
     from fieldrun_runtimes.tensorrt.cache import EngineCache
-    from fieldrun_runtimes.verify import VerifyReport, verify
+    from fieldrun_runtimes.verify import EngineReport, VerifyReport, verify
 
     from .distill import distill
     from .doctor import DoctorReport, doctor
@@ -48,6 +48,7 @@ __all__ = [
     "CompressReport",
     "DoctorReport",
     "EngineCache",
+    "EngineReport",
     "Evaluation",
     "ExportReport",
     "FieldModel",
@@ -55,6 +56,7 @@ __all__ = [
     "FitReport",
     "Head",
     "HeadTrainer",
+    "ImportReport",
     "InstallReport",
     "LabelReport",
     "VerifyReport",
@@ -89,7 +91,7 @@ _HOMES = {
     "fieldrun.heads.trained": "Checkpoint",
     "fieldrun_benchmarks.harness.bench": "bench",
     "fieldrun_benchmarks.report.render": "report",
-    "fieldrun_exporters.encoder.importing": "import_encoder",
+    "fieldrun_exporters.encoder.importing": "ImportReport import_encoder",
     "fieldrun_exporters.export": "ExportReport export",
     "fieldrun_exporters.search.compress": "CompressReport compress",
     "fieldrun_runtimes.answers": "Answer answer",
@@ -99,7 +101,7 @@ _HOMES = {
     "fieldrun_runtimes.model": "FieldModel load",
     "fieldrun_runtimes.tensorrt.build": "BuildReport build",
     "fieldrun_runtimes.tensorrt.cache": "EngineCache",
-    "fieldrun_runtimes.verify": "VerifyReport verify",
+    "fieldrun_runtimes.verify": "EngineReport VerifyReport verify",
 }
 _GIVEN = {
     "bench": ("system", "fieldrun.doctor", "examine"),

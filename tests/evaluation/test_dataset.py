@@ -56,7 +56,7 @@ def test_only_newlines_end_a_line(tmp_path: Path) -> None:
     ("data", "message"),
     [
         (b"", "line 1: the file is empty"),
-        (b"text\tlabel\n", "line 2: there is no record"),
+        (b"text\tlabel\n", "line 2: there are no records"),
         (b"sentence\tlabel\na\tx\n", r"line 1: the header is 'sentence\\tlabel'; it must be 'text<TAB>label'"),
         (b"label\ttext\nx\ta\n", "line 1: the header"),
         (b"Text\tLabel\na\tx\n", "line 1: the header"),

@@ -39,9 +39,9 @@ TABLE = """
 | fieldrun.heads | fieldrun.errors fieldrun.formats fieldrun.student fieldrun.evaluation numpy | |
 | fieldrun_runtimes | LOW numpy tokenizers | cuda onnxruntime |
 | fieldrun_exporters | LOW numpy tokenizers onnx | matplotlib onnxruntime torch |
-| fieldrun_benchmarks | LOW numpy tokenizers click | jinja2 markupsafe matplotlib mlperf_loadgen packaging rich |
+| fieldrun_benchmarks | LOW numpy tokenizers click | jinja2 markupsafe matplotlib mlperf_loadgen packaging |
 | fieldrun_benchmarks.subjects | LOW fieldrun_benchmarks fieldrun fieldrun_runtimes numpy tokenizers | |
-| fieldrun.distill | LOW fieldrun_runtimes numpy tokenizers torch transformers | rich |
+| fieldrun.distill | LOW fieldrun_runtimes numpy tokenizers torch transformers | |
 | fieldrun.doctor | LOW fieldrun_runtimes | |
 | fieldrun.ray | LOW fieldrun fieldrun_runtimes numpy | |
 | fieldrun.sklearn | LOW fieldrun fieldrun_runtimes numpy sklearn | |

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -13,6 +15,7 @@ from fieldrun.errors import DatasetError
 from fieldrun_benchmarks.harness.record import read_record
 from studies.student import measure
 from studies.suite import report_sets
+from studies.tables import ROOT
 from tests.toy import PAIR_TASK, TASKS
 
 
@@ -59,6 +62,17 @@ def test_every_record_is_written(
     assert all(0 <= area <= 1 for area in accuracy["rejection"]["auroc"].values())
     cold = read_record(out / "cold-start.json", "cold-start")
     assert cold["programs"]["auto"]["ratio_to_imports"] == 1.0
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in ROOT.glob("benchmarks/studies/*/measure.py")))
+def test_every_study_says_how_it_is_run(name: str) -> None:
+    command = importlib.import_module(f"studies.{name}.measure").main
+    said = CliRunner().invoke(command, ["--help"], catch_exceptions=False).output
+    assert f"python -m studies.{name}.measure" in said.partition("Usage: ")[2].split("\n", 1)[1]
+    for option in (parameter for parameter in command.params if isinstance(parameter, click.Option)):
+        text = (option.help or "").partition("  [default")[0]
+        assert text[:1].isupper(), option.name
+        assert text.endswith("."), option.name
 
 
 def test_a_missing_report_file_is_named(suite: Path, toy_bundle: Path) -> None:

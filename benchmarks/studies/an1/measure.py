@@ -35,7 +35,7 @@ from fieldrun_benchmarks.harness.record import write_record
 
 from ..paired import Hits, compare, published, scored
 from ..stages import Stages, named, tell
-from ..suite import data_option, output_option, work_option
+from ..suite import data_option, output_option, study, work_option
 from .probe import Features, Floats, Integers, Moments, Probe, accumulate, fit, fit_rows
 from .spectrum import principal, spectra
 
@@ -279,7 +279,7 @@ def _student(name: str, suite: TextPool) -> tuple[dict[str, Any], Scores]:
     return about, scores
 
 
-@click.command()
+@study(__doc__)
 @data_option
 @click.option(
     "--teacher",
@@ -287,12 +287,12 @@ def _student(name: str, suite: TextPool) -> tuple[dict[str, Any], Scores]:
     multiple=True,
     required=True,
     metavar="NAME=FOLDER",
-    help="Repeatable.",
+    help="A teacher; repeat it.",
 )
 @work_option
 @output_option
-@click.option("--recipe", default="reference", show_default=True, help="Training recipe, by name or path.")
-@click.option("--student", default="reference", show_default=True, help="Bundle, by name or path.")
+@click.option("--recipe", default="reference", show_default=True, help="The training recipe, by name or path.")
+@click.option("--student", default="reference", show_default=True, help="The student's bundle, by name or path.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="How many AN1 fields to train.")
 @click.option("--steps", type=click.IntRange(20), help="Training steps of an AN1 field.  [default: the recipe's]")
 @click.option("--rows", type=click.IntRange(1), help="Draw at most so many train rows a task.  [default: all]")

@@ -25,7 +25,7 @@ from fieldrun_benchmarks.harness.record import write_record
 from fieldrun_benchmarks.machine.sensors import process_memory
 
 from ..commands import run
-from ..suite import output_option
+from ..suite import output_option, study
 
 __all__ = ["Run", "main", "tree_memory", "write_lines"]
 
@@ -122,13 +122,13 @@ def _killed(command: Sequence[str], output: Path, lines: int) -> dict[str, Any]:
     return {"killed_at_line": kept, "lines_after": found, "sha256": sha256_file(output)}
 
 
-@click.command()
+@study(__doc__)
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
-@click.option("--lines", type=click.IntRange(1000), default=1_000_000, show_default=True, help="Texts to label.")
-@click.option("--task", default="sst2", show_default=True)
-@click.option("--bundle", default="reference", show_default=True)
+@click.option("--lines", type=click.IntRange(1000), default=1_000_000, show_default=True, help="Label so many texts.")
+@click.option("--task", default="sst2", show_default=True, help="The task to label for.")
+@click.option("--bundle", default="reference", show_default=True, help="The bundle, by name or path.")
 @click.option(
-    "--repeats", type=click.IntRange(1), default=2, show_default=True, help="Runs with each number of workers."
+    "--repeats", type=click.IntRange(1), default=2, show_default=True, help="How many runs with each number of workers."
 )
 @output_option
 def main(sources: Sequence[Path], lines: int, task: str, bundle: str, repeats: int, output: Path) -> None:

@@ -27,7 +27,7 @@ from fieldrun_exporters.encoder.importing import load_encoder
 from fieldrun_exporters.encoder.model import Encoder
 
 from ..stages import Stages, named, tell
-from ..suite import data_option, output_option
+from ..suite import data_option, output_option, study
 from .cluster import ORDERS, Clustering, cluster, reorder, tune
 from .controls import METHODS, lowrank
 from .errors import block_parameters
@@ -294,7 +294,7 @@ def _only_sizes(facts: Result) -> Result:
     return {name: value for name, value in facts.items() if not name.startswith("mean_")}
 
 
-@click.command()
+@study(__doc__)
 @click.argument("encoders", nargs=-1, required=True, metavar="[NAME=]DIR...")
 @data_option
 @output_option
@@ -304,9 +304,9 @@ def _only_sizes(facts: Result) -> Result:
     type=click.Path(path_type=Path),
     default=Path("build/encoder-methods"),
     show_default=True,
-    help="Folder that keeps finished stages.",
+    help="The folder that keeps finished stages.",
 )
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="Threads of torch.")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="The threads of torch.")
 @click.option("--quick", is_flag=True, help="Measure the first encoder only, on few rows, as a test.")
 def main(encoders: Sequence[str], data: Path, output: Path, parts: str, work: Path, threads: int, quick: bool) -> None:
     """Write the records behind docs/methods-on-transformers.md."""

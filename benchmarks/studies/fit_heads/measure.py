@@ -27,7 +27,7 @@ from fieldrun.heads.head import head_logits
 from fieldrun_benchmarks.harness.record import write_record
 
 from ..peers.heads import need
-from ..suite import data_option, output_option
+from ..suite import data_option, output_option, study
 
 __all__ = ["draw", "main"]
 
@@ -108,7 +108,7 @@ def _timed(model: fieldrun.FieldModel, data: Path) -> dict[str, Any]:
     return {"task": task, "labels": count, "rows": len(rows), "seconds": seconds, "median_s": float(np.median(seconds))}
 
 
-@click.command()
+@study(__doc__)
 @data_option
 @click.option("--bundle", default="reference", show_default=True, help="The bundle that makes the fields.")
 @output_option

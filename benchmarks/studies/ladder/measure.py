@@ -31,7 +31,7 @@ from fieldrun_exporters.precision import Precision
 from fieldrun_exporters.recipe import load_recipe
 
 from ..paired import counted, difference
-from ..suite import data_option, hits, output_option, report_sets, work_option
+from ..suite import data_option, hits, output_option, report_sets, study, work_option
 
 __all__ = ["LADDER", "Rung", "main", "recipe_text"]
 
@@ -186,14 +186,14 @@ def _labeller(model: fieldrun.FieldModel) -> Callable[[str], object]:
     return lambda text: model.predict_all([text])
 
 
-@click.command()
+@study(__doc__)
 @data_option
 @work_option
 @output_option
 @click.option("--checkpoint", default="reference", show_default=True, help="The student, by name or path.")
-@click.option("--only", multiple=True, help="Rungs to measure besides fp32 and int8.  [default: all]")
-@click.option("--domain", multiple=True, default=_DOMAINS, show_default=True, help="Tasks to prune to.")
-@click.option("--rounds", type=click.IntRange(min=3), default=5, show_default=True, help="Rounds of the latency.")
+@click.option("--only", multiple=True, help="A rung to measure besides fp32 and int8; repeat it.  [default: all]")
+@click.option("--domain", multiple=True, default=_DOMAINS, show_default=True, help="A task to prune to; repeat it.")
+@click.option("--rounds", type=click.IntRange(min=3), default=5, show_default=True, help="How many rounds of latency.")
 def main(
     data: Path,
     work: Path,

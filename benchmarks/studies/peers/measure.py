@@ -1,4 +1,4 @@
-"""Measure fieldrun beside its peers: one interleaved bench on each of two sets, every subject in its own process.
+r"""Measure fieldrun beside its peers: one interleaved bench on each of two sets, every subject in its own process.
 
     python -m studies.peers.measure --data DATA --gte FOLDER --minilm FOLDER --work WORK \
         -o benchmarks/records/peers.json
@@ -27,6 +27,7 @@ from fieldrun_benchmarks.harness.settings import Settings
 from fieldrun_benchmarks.harness.subject import SubjectSpec, parse_subject
 from fieldrun_benchmarks.harness.workload import read_workload
 
+from ..suite import study
 from .models import PEERS
 from .models import prepare as prepare_peer
 from .tables import OURS, TOKENIZER, failures, read_peers, reproduced
@@ -45,17 +46,21 @@ _SETTINGS = Settings(
 )
 
 
-@click.command()
-@click.option("--data", type=click.Path(path_type=Path), help="Folder with sst2 and trec.")
-@click.option("--gte", type=click.Path(path_type=Path), help="Folder of gte-small.")
-@click.option("--minilm", type=click.Path(path_type=Path), help="Folder of all-MiniLM-L6-v2.")
-@click.option("--work", type=click.Path(path_type=Path), help="Folder that keeps the peers.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The record.")
+@study(__doc__)
+@click.option("--data", type=click.Path(path_type=Path), help="The folder with sst2 and trec.")
+@click.option("--gte", type=click.Path(path_type=Path), help="The folder of gte-small.")
+@click.option("--minilm", type=click.Path(path_type=Path), help="The folder of all-MiniLM-L6-v2.")
+@click.option("--work", type=click.Path(path_type=Path), help="The folder that keeps the peers.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The record to write.")
 @click.option("--bundle", default="reference", show_default=True, help="The bundle to measure.")
 @click.option(
-    "--seconds", type=click.FloatRange(min=0.01), default=_SETTINGS.seconds, show_default=True, help="Of one repeat."
+    "--seconds",
+    type=click.FloatRange(min=0.01),
+    default=_SETTINGS.seconds,
+    show_default=True,
+    help="Seconds of a repeat.",
 )
-@click.option("--without", multiple=True, metavar="PEER", help="Leave this peer out; may be repeated.")
+@click.option("--without", multiple=True, metavar="PEER", help="Leave this peer out; repeat it.")
 @click.option("--prepare", is_flag=True, help="Make the peers and their heads, and stop.")
 @click.option(
     "--compare",
@@ -76,7 +81,7 @@ def main(
     prepare: bool,
     compare: tuple[Path, Path] | None,
 ) -> None:
-    """Measure fieldrun beside its peers, or say how far two such records agree."""
+    r"""Measure fieldrun beside its peers, or say how far two such records agree."""
     if compare:
         click.echo(reproduced(*(read_peers(path) for path in compare)))
         return

@@ -39,7 +39,7 @@ from fieldrun_exporters.student.passes.fold import fold
 from fieldrun_exporters.student.passes.palettize import palettize
 from fieldrun_exporters.student.simulate import outputs
 
-from ..suite import data_option, output_option, report_sets
+from ..suite import data_option, output_option, report_sets, study
 
 __all__ = ["CHANGES", "changed_codebooks", "main"]
 
@@ -131,14 +131,21 @@ def _measured(
     return {"field": errors, "mean_drop": drop["mean_drop"], "ci95": drop["ci95"]}
 
 
-@click.command()
+@study(__doc__)
 @data_option
 @output_option
 @click.option("--checkpoint", default="reference", show_default=True, help="The student, by name or path.")
 @click.option(
     "--bundle", default="reference", show_default=True, help="A bundle of the student, for the names of its tasks."
 )
-@click.option("--entries", multiple=True, type=int, default=(16, 32, 64), show_default=True, help="K of a codebook.")
+@click.option(
+    "--entries",
+    multiple=True,
+    type=int,
+    default=(16, 32, 64),
+    show_default=True,
+    help="The values of a codebook.",
+)
 def main(data: Path, output: Path, checkpoint: str, bundle: str, entries: tuple[int, ...]) -> None:
     """Write the record of the rank experiment."""
     source = Checkpoint.load(checkpoint)

@@ -24,7 +24,7 @@ from fieldrun_benchmarks.harness.record import write_record
 from fieldrun_exporters.search.front import front_plot
 
 from ..commands import run
-from ..suite import data_option, output_option, work_option
+from ..suite import data_option, output_option, study, work_option
 
 __all__ = ["beaten", "main", "plot", "write_rows"]
 
@@ -78,7 +78,7 @@ def _noted(work: Path) -> int:
     return sum(name.startswith("budget ") for name in read_json(states[0])["values"]) if states else 0
 
 
-@click.command()
+@study(__doc__)
 @data_option
 @work_option
 @click.option("--max-size", default="16MB", show_default=True, help="The largest size, as for `fieldrun compress`.")

@@ -41,7 +41,7 @@ from fieldrun_benchmarks.harness.record import write_record
 from fieldrun_benchmarks.machine.sensors import process_memory
 from fieldrun_exporters.calibrate import SHIPPED_TEXT
 
-from ..suite import output_option
+from ..suite import output_option, study
 
 __all__ = ["Question", "Tally", "expected_answers", "main", "questions"]
 
@@ -198,7 +198,7 @@ def _short(bundle: Path) -> str:
     return str(read_json(bundle / "manifest.json")["sha256"])[:12]
 
 
-@click.command()
+@study(__doc__)
 @click.argument("bundle")
 @click.argument("other")
 @click.option("--seconds", type=click.FloatRange(min=4), default=60.0, show_default=True, help="How long to ask.")

@@ -22,7 +22,7 @@ from fieldrun.formats.bundle import Bundle
 from fieldrun_benchmarks.harness.cold_start import cold_starts
 from fieldrun_benchmarks.harness.record import write_record
 
-from ..suite import artifact, data_option, evaluated, output_option, report_sets
+from ..suite import artifact, data_option, evaluated, output_option, report_sets, study
 from .tables import RECIPES
 
 __all__ = ["main"]
@@ -43,7 +43,7 @@ with fieldrun.load({path!r}, engine="onnxruntime") as model:
 """
 
 
-@click.command()
+@study(__doc__)
 @data_option
 @output_option
 def main(data: Path, output: Path) -> None:

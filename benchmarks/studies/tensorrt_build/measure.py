@@ -21,7 +21,7 @@ from fieldrun.formats.storage import sha256_file
 from fieldrun_benchmarks.harness.record import write_record
 from fieldrun_exporters.recipe import load_recipe, recipe_names
 
-from ..suite import output_option
+from ..suite import output_option, study
 
 __all__ = ["CAPABILITIES", "main", "measure_recipe"]
 
@@ -72,9 +72,9 @@ def measure_recipe(checkpoint: str | Path, recipe: str, folder: Path, capabiliti
     }
 
 
-@click.command()
+@study(__doc__)
 @output_option
-@click.option("--checkpoint", default="reference", show_default=True)
+@click.option("--checkpoint", default="reference", show_default=True, help="The student, by name or path.")
 def main(output: Path, checkpoint: str) -> None:
     """Write the record `tensorrt-build.json`."""
     recipes = {}

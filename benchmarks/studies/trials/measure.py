@@ -1,4 +1,4 @@
-"""Compare shapes of the student by short trainings: what the choice of the shipped one rests on.
+r"""Compare shapes of the student by short trainings: what the choice of the shipped one rests on.
 
     python -m studies.trials.measure --data DATA --teacher TEACHER --work WORK \
         --trial 'kernel 2={"mixer_kernel": 2, "mixer_width": 128}' -o benchmarks/records/student-trials.json
@@ -43,7 +43,7 @@ from fieldrun_exporters.student.graph import field_graph
 from fieldrun_exporters.student.passes.fold import fold
 from fieldrun_exporters.student.passes.int8 import int8
 
-from ..suite import data_option, output_option
+from ..suite import data_option, output_option, study
 
 __all__ = ["main"]
 
@@ -54,13 +54,16 @@ _LENGTHS = (12, 28)
 _TASKS = {"sst2": 1, "trec": 4, "banking77": 2}
 
 
-@click.command()
+@study(__doc__)
 @data_option
-@click.option("--teacher", type=click.Path(path_type=Path, exists=True), required=True, help="Folder of the teacher.")
+@click.option("--teacher", type=click.Path(path_type=Path, exists=True), required=True, help="The teacher's folder.")
 @click.option(
-    "--work", type=click.Path(path_type=Path, exists=True), required=True, help="Of a `fieldrun distill` run."
+    "--work",
+    type=click.Path(path_type=Path, exists=True),
+    required=True,
+    help="That of `fieldrun distill`.",
 )
-@click.option("--trial", "trials", multiple=True, required=True, metavar="NAME=JSON", help="Once per trial.")
+@click.option("--trial", "trials", multiple=True, required=True, metavar="NAME=JSON", help="A trial; repeat it.")
 @output_option
 def main(data: Path, teacher: Path, work: Path, trials: Sequence[str], output: Path) -> None:
     """Train short trials of the student and add them to the record behind docs/student.md."""

@@ -16,18 +16,19 @@ An int8 table or weight may be a palette, which is stored as codes (`fieldrun.fo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from fieldrun.errors import ExportError
-from fieldrun.formats.packing import expand, packed_names
+from fieldrun.formats.packing import expand
 from fieldrun.formats.tensors import Array
 
+from ..builder import Stored
 from ..precision import MAPS, Palette, Precision
 from ..student.passes import PassReport
-from ..student.passes.int8 import facts, quantize_columns, quantize_rows
+from ..student.passes.int8 import facts, quantize_layer, quantize_rows
 from ..student.passes.palettize import Clustered, cluster, palette_facts
 from .model import Encoder, EncoderConfig
 
@@ -35,13 +36,10 @@ __all__ = ["DeployedEncoder", "fold_encoder", "int8_encoder", "palettize_encoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class DeployedEncoder:
+class DeployedEncoder(Stored):
     """An encoder's shape and its deployed tensors."""
 
     config: EncoderConfig
-    tensors: Mapping[str, Array]
-    packed: Mapping[str, Array] = field(default_factory=dict)
-    """What is stored instead of the int8 matrices that are palettes (`fieldrun.formats.packing`)."""
 
     def dense(self) -> tuple[str, ...]:
         """Return the names of all maps `x @ weight + bias`, from the first to the last."""
@@ -53,32 +51,14 @@ class DeployedEncoder:
         value, inner = (self.tensors[f"layer{layer}.{name}.weight"].shape[0] for name in ("attention", "down"))
         return (width - value) // heads // 2, value // heads, inner
 
-    def precision(self, part: str) -> str:
-        """Return the type that `part`, a map or `"table"`, is computed in: fp32, int8 or int8-weights."""
-        if self.tensors[part if part == "table" else f"{part}.weight"].dtype != np.int8:
-            return "fp32"
-        return "int8" if part == "table" or f"{part}.input_scale" in self.tensors else "int8-weights"
-
     def stored(self) -> dict[str, Array]:
-        """Return the tensors as a bundle holds them.
-
-        An int8 map's bias is negative, as its graph subtracts it; a palette is its codes, with float16 scales.
-        """
-        palettes = packed_names(self.packed)
-        halves = {f"{name}.scale" if name == "table" else f"{name}_scale" for name in palettes}
-        out = {
-            name: tensor.astype(np.float16) if name in halves else tensor
-            for name, tensor in self.tensors.items()
-            if not name.endswith(".input_scale") and name not in palettes
-        }
+        """Return the tensors as a bundle holds them; the bias of an int8 map is negative, as its graph subtracts it."""
+        out = {name: tensor for name, tensor in Stored.stored(self).items() if not name.endswith(".input_scale")}
+        packed = {name: out.pop(name) for name in self.packed}
         for name in self.dense():
             if self.precision(name) == "int8":
                 out[f"{name}.negative_bias"] = -out.pop(f"{name}.bias")
-        return out | dict(self.packed)
-
-    def nbytes(self) -> int:
-        """Return the bytes of all tensors as they are stored."""
-        return sum(tensor.nbytes for tensor in self.stored().values())
+        return out | packed
 
 
 def fold_encoder(encoder: Encoder) -> tuple[DeployedEncoder, PassReport]:
@@ -109,13 +89,10 @@ def int8_encoder(
 ) -> tuple[DeployedEncoder, PassReport]:
     """Quantize what `precision` says, in the same way as `fieldrun_exporters.student.passes.int8`.
 
-    Args:
-        deployed: the encoder in float32.
-        precision: which of `tables` and the maps become int8. Layer norms, softmax and biases stay float.
-        input_ranges: per map, the largest absolute input to represent (from calibration).
+    Layer norms, softmax and biases stay float. `input_ranges` has the largest absolute input of each map to represent.
 
     Raises:
-        ExportError: a map has no calibrated range, or nothing was quantized although something should be.
+        ExportError: a map has no calibrated range, or nothing became smaller.
     """
     tensors = dict(deployed.tensors)
     changed: dict[str, dict[str, Any]] = {}
@@ -124,22 +101,11 @@ def int8_encoder(
         changed["table"] = facts(tensors["table"], quantized, scale[:, None])
         tensors |= {"table": quantized, "table.scale": scale[:, None]}
     for name in deployed.dense():
-        wanted, weight = precision.of(name.split(".")[1]), tensors[f"{name}.weight"]
-        if wanted not in ("int8", "int8-weights"):
-            continue
-        quantized, scale = quantize_columns(weight, 63 if wanted == "int8" else 127)
-        tensors |= {f"{name}.weight": quantized, f"{name}.weight_scale": scale}
-        changed[name] = facts(weight, quantized, scale)
-        if wanted == "int8":
-            if not input_ranges.get(name, 0) > 0:
-                raise ExportError(f"int8: the calibration text never reached the map {name!r}; give more text")
-            tensors[f"{name}.input_scale"] = np.array([input_ranges[name] / 127], np.float32)
-            changed[name]["input_range"] = float(input_ranges[name])
+        wanted = precision.of(name.split(".")[1])
+        if wanted in ("int8", "int8-weights"):
+            changed[name] = quantize_layer(tensors, name, wanted, input_ranges)
     result = replace(deployed, tensors=tensors)
-    report = PassReport(name="int8", bytes_before=deployed.nbytes(), bytes_after=result.nbytes(), changed=changed)
-    if not changed or report.bytes_after >= report.bytes_before:
-        raise ExportError("int8: nothing was quantized; check the recipe's precision")
-    return result, report
+    return result, PassReport.of("int8", deployed, result, changed)
 
 
 def palettize_encoder(
@@ -147,19 +113,14 @@ def palettize_encoder(
     folded: DeployedEncoder,
     precision: Precision,
     squares: Mapping[str, Array],
-    seed: int = 0,
 ) -> tuple[DeployedEncoder, PassReport]:
     """Replace the parts that `precision` says by palettes, as `fieldrun_exporters.student.passes.palettize` does.
 
     A row of the table and a column of a map have a scale of their own; a map's columns share one where that gives a
     nearer output. The maps' inputs stay float.
 
-    Args:
-        deployed: the encoder, with its int8 parts already quantized.
-        folded: the same in float32, whose numbers are clustered.
-        precision: which of `tables` and the maps become palettes.
-        squares: the mean square of every input of a map, `(inputs,)`, on real text.
-        seed: of the samples that codebooks are made from.
+    `deployed` has its int8 parts already so; the numbers that are clustered are those of `folded`, the same in float32.
+    `squares` has the mean square of every input of a map, `(inputs,) float64`, on real text.
 
     Raises:
         ExportError: a scale is beyond float16, or nothing became a palette although something should.
@@ -173,8 +134,8 @@ def palettize_encoder(
             continue
         name = part if part == "table" else f"{part}.weight"
         rows = np.ascontiguousarray(folded.tensors[name] if part == "table" else folded.tensors[name].T)
-        found = cluster(rows, palette, seed) if part == "table" else _nearest(rows, palette, squares[part], seed)
-        stored = {f"{name}.codes.0": found.packed(), f"{name}.codebook.0": found.codebook}
+        found = cluster(rows, palette) if part == "table" else _nearest(rows, palette, squares[part])
+        stored = found.stored(name)
         changed[part] = palette_facts(part, rows, found.steps(), found.scale, wanted, stored)
         packed |= stored | {f"{name}.width": np.array([rows.shape[1]], np.int32)}
         scale = found.scale.astype(np.float32)
@@ -183,25 +144,23 @@ def palettize_encoder(
         else:
             tensors |= {name: np.ascontiguousarray(found.steps().T), f"{name}_scale": scale}
     result = replace(deployed, tensors=tensors, packed=packed)
-    report = PassReport(name="palettize", bytes_before=deployed.nbytes(), bytes_after=result.nbytes(), changed=changed)
-    if not changed or report.bytes_after >= report.bytes_before:
-        raise ExportError("palettize: nothing became a palette; check the recipe's precision")
+    report = PassReport.of("palettize", deployed, result, changed)
     opened = expand(result.packed)
     wrong = [name for name in opened if not np.array_equal(opened[name], tensors[name])]
     if wrong:
-        raise ExportError(f"palettize: the packed form of {wrong[0]!r} does not give it back")
+        raise ExportError(f"palettize: unpacking {wrong[0]!r} gives other numbers")
     return result, report
 
 
-def _nearest(rows: Array, palette: Palette, squares: Array, seed: int) -> Clustered:
+def _nearest(rows: Array, palette: Palette, squares: Array) -> Clustered:
     """Return the map `rows (outputs, inputs)` clustered with a scale for each output or one for all: the nearer.
 
     A trained map may have a weight a hundred times as large as the others, for an input that is as large (massive
     activations, Sun et al. 2024), and a scale for its output cannot serve both. So errors are weighted by their input.
     """
-    found = [cluster(rows, palette, seed)]
+    found = [cluster(rows, palette)]
     if rows.shape[1] % palette.dims == 0:
-        flat = cluster(rows.reshape(1, -1), palette, seed)
+        flat = cluster(rows.reshape(1, -1), palette)
         codes, scale = flat.codes.reshape(len(rows), -1), np.repeat(flat.scale, len(rows))
         found.append(Clustered(codes=codes, codebook=flat.codebook, scale=scale, width=rows.shape[1]))
     return min(found, key=lambda each: float((np.square(each.values() - rows, dtype=np.float64) @ squares).sum()))

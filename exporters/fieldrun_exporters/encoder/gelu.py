@@ -1,4 +1,4 @@
-"""The exact GELU in NumPy, which has no error function of its own."""
+"""The exact GELU in NumPy, which has no error function."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from .deployed import DeployedEncoder
 
 __all__ = ["encoder_graph"]
 
-_MASKED = -1e30  # as in `fieldrun_exporters.encoder.model`
+_MASKED = -1e30  # as in `model`
 
 
 class _Builder(GraphBuilder):

@@ -1,7 +1,7 @@
-"""Read what a Hugging Face folder of the BERT family says: settings, weights, tokenizer, licence, hashes.
+"""Read a Hugging Face folder of the BERT family: settings, pooling, weights, licence, hashes.
 
-Nothing is unpickled and no code of the folder runs. What the importer does not know is refused by name: a setting that
-it overlooked would change every field.
+Nothing is unpickled, and no code of the folder is run. An unknown setting is an error that names it, because it could
+change every field.
 """
 
 from __future__ import annotations
@@ -66,17 +66,17 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """Return the sizes and the epsilon of `config.json`, under the names of `EncoderConfig`.
 
     Raises:
-        CheckpointError: the file is missing or damaged, lacks a setting, or has one that is not BERT's.
+        CheckpointError: the file is missing or corrupt, lacks a setting, or has one that is not BERT's.
     """
     config = _object(folder / "config.json")
     if "auto_map" in config:
-        raise CheckpointError(f"{folder}: config.json has auto_map, a model with code of its own; only BERT is read")
+        raise CheckpointError(f"{folder}: config.json has auto_map, a model with its own code; only BERT is supported")
     for name, allowed in _EXPECTED.items():
         value = config.get(name, _DEFAULTS.get(name))
         if not any(type(value) is type(known) and value == known for known in allowed):
             raise CheckpointError(
-                f"{folder}: config.json has {name} {value!r}; only {allowed[0]!r} is read. "
-                "For another architecture export ONNX and give that folder to 'fieldrun export'"
+                f"{folder}: config.json has {name} {value!r}; only {allowed[0]!r} is supported. "
+                "Export another architecture to ONNX, and give that folder to 'fieldrun export'"
             )
     settings: dict[str, Any] = {}
     for ours, name in _SIZES.items():
@@ -93,10 +93,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def read_pooling(folder: Path) -> tuple[str, bool]:
-    """Return how sentence-transformers pools: `"mean"` or `"cls"`, and whether it normalises; mean alone if unsaid.
+    """Return how sentence-transformers pools, `"mean"` or `"cls"`, and whether it normalises; mean alone by default.
 
     Raises:
-        CheckpointError: a module or a way of pooling that is not known.
+        CheckpointError: an unknown module or way of pooling.
     """
     where, normalize = "1_Pooling", False
     if (folder / "modules.json").is_file():
@@ -107,7 +107,7 @@ def read_pooling(folder: Path) -> tuple[str, bool]:
             raise CheckpointError(f"{folder}: modules.json is not a list of modules ({error}); restore it") from error
         if tuple(kind for kind, _ in kinds) not in (_MODULES, _MODULES[:2]):
             named = ", ".join(kind for kind, _ in kinds)
-            raise CheckpointError(f"{folder}: modules.json has {named}; only {', '.join(_MODULES)} is read")
+            raise CheckpointError(f"{folder}: modules.json has {named}; only {', '.join(_MODULES)} is supported")
         normalize = any(kind == "Normalize" for kind, _ in kinds)
         where = next((path for kind, path in kinds if kind == "Pooling"), where)
     if PurePosixPath(where).is_absolute() or ".." in PurePosixPath(where).parts:
@@ -121,7 +121,7 @@ def read_pooling(folder: Path) -> tuple[str, bool]:
     if pooling is None or len(chosen) > 1:
         raise CheckpointError(
             f"{folder}: {where}/config.json pools by {' and '.join(chosen) or 'nothing'}; only mean_tokens or "
-            "cls_token is read"
+            "cls_token is supported"
         )
     return pooling, normalize
 
@@ -129,10 +129,10 @@ def read_pooling(folder: Path) -> tuple[str, bool]:
 def read_weights(folder: Path, layers: int) -> dict[str, Array]:
     """Return the weights of `model.safetensors` or of all its shards, float32, under the names of `Encoder`.
 
-    Linear weights are transposed to (inputs, outputs). A `bert.` prefix is taken off; pooler and heads are left out.
+    Linear weights are transposed to (inputs, outputs). A `bert.` prefix is removed; pooler and heads are left out.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or a tensor is missing, unknown or not float.
+        CheckpointError: a file is missing or corrupt, or a tensor is missing, unknown or not float.
     """
     stored: dict[str, Array] = {}
     for file in _weight_files(folder):
@@ -157,7 +157,7 @@ def read_weights(folder: Path, layers: int) -> dict[str, Array]:
         elif name.startswith(_IGNORED):
             continue
         else:
-            raise CheckpointError(f"{folder}: the weights have the tensor {name!r}, which no BERT encoder has")
+            raise CheckpointError(f"{folder}: the weights have the tensor {name!r}, which a BERT encoder does not have")
         if tensor.dtype.kind != "f":
             raise CheckpointError(f"{folder}: tensor {name!r} has dtype {tensor.dtype}, expected a float")
         tensors[target] = np.ascontiguousarray(value, np.float32)
@@ -181,7 +181,7 @@ def _weight_files(folder: Path) -> list[Path]:
                 raise CheckpointError(f"{folder} lacks the shard {name!r} that {index.name} lists; download it")
         return [folder / name for name in names]
     if any(folder.glob("*.bin")):
-        raise CheckpointError(f"{folder} has its weights as a pickle, which can run code; convert it to safetensors")
+        raise CheckpointError(f"{folder} has its weights as a pickle, which can run code; convert them to safetensors")
     raise CheckpointError(f"{folder} has no model.safetensors; give a Hugging Face folder with one")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class ImportReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON."""
-        return {each.name: getattr(self, each.name) for each in fields(self)} | {"path": str(self.path)}
+        return asdict(self) | {"path": str(self.path)}
 
 
 def import_encoder(

@@ -21,7 +21,6 @@ tokens without padding, or the first token's state; it is divided by its length 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +33,7 @@ from fieldrun.formats.integrity import FileEntry, entry_of, from_mapping, read_f
 from fieldrun.formats.storage import is_folder, new_folder, write_bytes, write_json
 from fieldrun.formats.tensors import Array, check_tensors, tensors_in, write_tensors
 
+from ..calibrate import largest_id
 from .gelu import gelu
 
 __all__ = ["ENCODER_FILE", "MAPS", "Encoder", "EncoderConfig", "forward"]
@@ -47,7 +47,7 @@ MAPS = ("query", "key", "value", "attention", "up", "down")
 _SCHEMA = 1
 _KEYS = {"schema", "encoder", "licence", "provenance", "files"}
 _POOLINGS = ("mean", "cls")
-_MASKED = np.float32(-1e30)  # finite: a row of padding alone must not become NaN
+_MASKED = np.float32(-1e30)  # finite, so that a row of padding does not become NaN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,13 +131,7 @@ class Encoder:
         for k in range(self.config.layers):
             if not all(self.inner_sizes(k)):
                 raise CheckpointError(f"encoder: layer {k} has an inner size of 0")
-        try:
-            model = json.loads(self.tokenizer.decode("utf-8"))
-            vocab = model["model"]["vocab"]
-            ids = list(vocab.values()) if isinstance(vocab, dict) else range(len(vocab))
-            largest = max([*(int(i) for i in ids), *(int(added["id"]) for added in model.get("added_tokens", ()))])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError("tokenizer.json is not a tokenizer with a vocabulary") from error
+        largest = largest_id(self.tokenizer)
         if largest >= self.config.vocab_size:
             raise CheckpointError(
                 f"tokenizer.json has token id {largest}, the encoder only {self.config.vocab_size} rows"
@@ -152,7 +146,7 @@ class Encoder:
         """Read and check the encoder checkpoint in the folder `path`, as `save` writes it.
 
         Raises:
-            CheckpointError: a file is missing, damaged, has another hash, or a tensor is wrong.
+            CheckpointError: a file is missing or corrupt, its hash does not match, or a tensor is wrong.
             SchemaTooNew: it was written by a newer fieldrun.
         """
         folder = Path(path)
@@ -164,7 +158,9 @@ class Encoder:
                 raise CheckpointError(f"{ENCODER_FILE}: files and provenance must be objects")
             files = {n: FileEntry.from_dict(n, e, CheckpointError) for n, e in about["files"].items()}
             if set(files) != {"encoder.safetensors", "tokenizer.json"}:
-                raise CheckpointError(f"{ENCODER_FILE} lists other files than an encoder has: {sorted(files)}")
+                raise CheckpointError(
+                    f"{ENCODER_FILE} must list encoder.safetensors and tokenizer.json, not {sorted(files)}"
+                )
             config = from_mapping(EncoderConfig, about["encoder"], f"{ENCODER_FILE}: encoder")
             read = read_files(folder, files, CheckpointError)
             stored = tensors_in(read["encoder.safetensors"], "encoder.safetensors")
@@ -185,7 +181,7 @@ class Encoder:
     def save(self, path: str | Path) -> None:
         """Write the encoder checkpoint to the new folder `path`, whole or not at all.
 
-        A tensor is stored as float16 where that loses nothing, as after an import of float16 weights.
+        A tensor is stored as float16 if that loses nothing, as after an import of float16 weights.
 
         Raises:
             CheckpointError: it is not valid.
@@ -206,8 +202,8 @@ class Encoder:
 def forward(encoder: Encoder, ids: Array, hook: Callable[[str, Array], None] | None = None) -> Array:
     """Return the fields `(batch, hidden) float32` of `ids (batch, length) int`, padded with id 0 at the end.
 
-    `hook(name, x)` is called with the float32 input of every dense map, rows of padding left out, `(tokens, features)`:
-    `layer<k>.query` (which key and value share), `layer<k>.attention`, `layer<k>.up`, `layer<k>.down`; and before
+    `hook(name, x)` is called with the float32 input of every dense map without padding, `(tokens, features)`:
+    `layer<k>.query` (also that of key and value), `layer<k>.attention`, `layer<k>.up`, `layer<k>.down`; and before
     `layer<k>.attention` with `layer<k>.context`, `(tokens, heads * hidden)`: per head softmax(.) x, the input of the
     product of value and output map (`reshape(-1, heads, hidden)`).
 

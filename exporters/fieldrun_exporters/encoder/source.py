@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import onnx
 
 from fieldrun.errors import ExportError, RecipeError
-from fieldrun.formats.bundle import Bucket, GraphNetwork
+from fieldrun.formats.bundle import GraphNetwork
 from fieldrun.formats.packing import packed_names
 from fieldrun.formats.progress import Progress
 from fieldrun.formats.tensors import write_tensors
@@ -18,7 +18,7 @@ from ..parity import Expected, field_errors
 from ..precision import MAPS, Palette
 from ..recipe import COMPONENTS, Recipe
 from ..student.passes import PassReport
-from ..writer import Offsets, Source
+from ..writer import Graphs, Source
 from .activations import accumulate, fields, input_ranges, input_squares
 from .deployed import DeployedEncoder, fold_encoder, int8_encoder, palettize_encoder
 from .graph import encoder_graph
@@ -38,19 +38,11 @@ class EncoderSource(Source):
         """Return the safetensors file that all graphs share."""
         return write_tensors(self.deployed.stored())
 
-    def graphs(
-        self,
-        offsets: Offsets,
-        buckets: Sequence[Bucket],
-        pairs: Mapping[int, str],
-        metadata: Mapping[str, str],
-        *,
-        tensorrt: bool = False,
-    ) -> Iterator[tuple[str, onnx.ModelProto]]:
+    def graphs(self, wanted: Graphs) -> Iterator[tuple[str, onnx.ModelProto]]:
         """Yield file name and graph of every bucket."""
-        del pairs, tensorrt
-        for bucket in buckets:
-            yield bucket.graph, encoder_graph(self.deployed, offsets, bucket.batch, bucket.length, metadata)
+        for bucket in wanted.buckets:
+            size = bucket.batch, bucket.length
+            yield bucket.graph, encoder_graph(self.deployed, wanted.offsets, *size, wanted.metadata)
 
 
 def prepare_encoder(encoder: Encoder, plan: Recipe, texts: CalibrationText, progress: Progress) -> EncoderSource:

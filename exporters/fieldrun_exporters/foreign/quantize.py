@@ -111,13 +111,9 @@ def quantize_graph(
     products: Sequence[Product],
     tables: Mapping[str, tuple[Array, Array]],
 ) -> onnx.ModelProto:
-    """Return `model` with `layers` as int8 products and `tables` as int8 rows with a scale each.
+    """Return `model`, a graph of fixed shape, with its `layers` as `products` and `tables` as int8 rows.
 
-    Args:
-        model: a graph of fixed shape; it is not changed.
-        layers: of this graph.
-        products: what each of them becomes.
-        tables: name of a constant matrix -> its `(rows, width) int8` and its scales `(rows,) float32`.
+    `tables` has, by the name of a constant matrix, its `(rows, width) int8` and its scales `(rows,) float32`.
     """
     out = onnx.ModelProto()
     out.CopyFrom(model)

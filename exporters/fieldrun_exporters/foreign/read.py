@@ -7,7 +7,6 @@ mean over the tokens without padding.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from onnx import TensorProto, inliner
 from fieldrun.errors import CheckpointError, ExportError
 from fieldrun.formats.storage import is_folder, read_json, sha256_file
 
+from ..calibrate import largest_id, open_tokenizer
 from ..encoder.huggingface import read_licence, read_pooling
 from ..parity import one_line
 
@@ -213,29 +213,25 @@ def _table_rows(model: onnx.ModelProto, ids: str) -> int | None:
 def _tokenizer(folder: Path) -> tuple[bytes, int, int]:
     """Return `tokenizer.json`, the size of its vocabulary, and the padding id: 0 if unstated and token 0 is a pad."""
     try:
-        tokenizer = (folder / "tokenizer.json").read_bytes()
-        value = json.loads(tokenizer.decode("utf-8"))
-        vocab = value["model"]["vocab"]
-        ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
-        size = 1 + max([*map(int, ids), *(int(added["id"]) for added in value.get("added_tokens", ()))])
-        padding = value.get("padding")
+        stored = (folder / "tokenizer.json").read_bytes()
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-        pad_id = padding["pad_id"] if padding else config.get("pad_token_id")
-        first = [token for token, i in vocab.items() if i == 0] if isinstance(vocab, dict) else [vocab[0][0]]
-        first += [added["content"] for added in value.get("added_tokens", ()) if added["id"] == 0]
+        stated = config.get("pad_token_id")
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder} has no tokenizer.json; copy the model's tokenizer beside model.onnx"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{folder}: tokenizer.json or config.json cannot be used ({one_line(error)})") from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: tokenizer.json or config.json cannot be read ({one_line(error)})") from error
+    size, tokenizer = 1 + largest_id(stored), open_tokenizer(stored)
+    pad_id = tokenizer.padding["pad_id"] if tokenizer.padding else stated
     if pad_id is None:
-        if not any("pad" in str(token).lower() for token in first):
+        first = str(tokenizer.id_to_token(0))
+        if "pad" not in first.lower():
             raise CheckpointError(
-                f"{folder} does not say how to pad, and token 0 is {first[0]!r}; enable padding in tokenizer.json, or "
-                "set pad_token_id in config.json"
+                f"{folder} does not say how to pad, and token 0 is {first!r}; enable padding in tokenizer.json, or set "
+                "pad_token_id in config.json"
             )
         pad_id = 0
     if type(pad_id) is not int or not 0 <= pad_id < size:
         raise CheckpointError(f"{folder}: the padding id {pad_id!r} is not in the vocabulary of {size}")
-    return tokenizer, size, pad_id
+    return stored, size, pad_id

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from fieldrun.errors import ExportError, RecipeError
-from fieldrun.formats.bundle import Bucket, GraphNetwork
+from fieldrun.formats.bundle import GraphNetwork
 from fieldrun.formats.progress import Progress
 from fieldrun.formats.storage import sha256_bytes
 from fieldrun.formats.tensors import Array, write_tensors
@@ -22,7 +22,7 @@ from ..parity import Expected, open_session
 from ..recipe import Recipe
 from ..student.passes import PassReport
 from ..student.passes.int8 import facts, quantize_rows
-from ..writer import Offsets, Source
+from ..writer import Graphs, Source
 from .fixed import fixed_graph
 from .quantize import Layer, Product, constants, find_layers, find_tables, quantize_graph
 from .read import ForeignModel
@@ -53,30 +53,21 @@ class ForeignSource(Source):
         """Return the safetensors file that all graphs share."""
         return write_tensors(self.tensors)
 
-    def graphs(
-        self,
-        offsets: Offsets,
-        buckets: Sequence[Bucket],
-        pairs: Mapping[int, str],
-        metadata: Mapping[str, str],
-        *,
-        tensorrt: bool = False,
-    ) -> Iterator[tuple[str, onnx.ModelProto]]:
+    def graphs(self, wanted: Graphs) -> Iterator[tuple[str, onnx.ModelProto]]:
         """Yield file name and graph of every bucket."""
-        del pairs, tensorrt
-        for bucket in buckets:
+        for bucket in wanted.buckets:
             model = onnx.ModelProto()
             model.CopyFrom(self.models[bucket.batch, bucket.length])
             for tensor in model.graph.initializer:
                 if tensor.data_location != TensorProto.EXTERNAL:
                     continue
-                offset, length = offsets[tensor.external_data[0].value]
+                offset, length = wanted.offsets[tensor.external_data[0].value]
                 del tensor.external_data[:]
                 for key, value in (("location", WEIGHTS_FILE), ("offset", str(offset)), ("length", str(length))):
                     tensor.external_data.add(key=key, value=value)
             model.producer_name, model.graph.name = "fieldrun", f"foreign-b{bucket.batch}-l{bucket.length}"
             model.producer_version = ""
-            helper.set_model_props(model, dict(metadata))
+            helper.set_model_props(model, dict(wanted.metadata))
             yield bucket.graph, model
 
 

@@ -27,15 +27,8 @@ def evolve(
 ) -> tuple[list[Levels], dict[Levels, float]]:
     """Return the front, smallest first, and the error of every candidate seen.
 
-    Args:
-        space: the candidates.
-        state: keeps what was seen for each budget; a budget that is there is not searched again.
-        report: called with ("compress", generations done, in all).
-        seed: of the mutations.
-        children: in a generation.
-        generations: for each budget.
-        limit: bytes, one more budget beside the sizes of the uniform candidates.
-        scope: of the names in `state`.
+    `limit`, in bytes, is one more budget beside the sizes of the uniform candidates. `state` keeps what was seen for
+    each budget, under names that begin with `scope`, so that no budget is searched twice.
     """
     top = [len(space.levels[part]) - 1 for part in space.parts]
     smallest, largest = space.size(tuple(top)), space.size((0,) * len(top))

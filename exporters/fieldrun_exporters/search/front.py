@@ -31,11 +31,8 @@ def front_plot(
 ) -> str:
     """Return an SVG of the change of mean accuracy against float32, in points, with 95 % intervals.
 
-    Args:
-        points: the front of size; those with `accuracy` are drawn.
-        chosen: the number of the chosen one.
-        shapes: the front of latency; its panel is left out when empty.
-        uniform: candidates with all tables at one level, drawn beside the front of size.
+    Of `points`, the front of size, those with `accuracy` are drawn, the `chosen` one in another colour; beside them
+    `uniform`, the candidates with all tables at one level. `shapes`, the front of latency, are a second panel.
 
     Raises:
         MissingDependency: matplotlib is not installed.

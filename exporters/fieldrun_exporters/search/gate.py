@@ -27,14 +27,10 @@ _LEAST = 0.01  # of a cosine or a share: a limit has to be positive
 def measured_gate(
     folded: Deployed, deployed: Deployed, sequences: Sequence[Sequence[int]], lengths: Sequence[int]
 ) -> Parity:
-    """Return limits that allow half as much again as `deployed` differs from `folded`.
+    """Return limits that allow half as much again as `deployed` differs from `folded`, the student in float32.
 
-    Args:
-        folded: the student in float32.
-        deployed: the chosen candidate.
-        sequences: token ids of the texts of the proof.
-        lengths: of the buckets. Best labels are counted in each of them, as the export's parity does, and one more of
-            them may differ, because a label may be close to another.
+    Best labels of `sequences`, the token ids of the proof, are counted in each bucket of `lengths`, as the export's
+    parity does, and one more of them may differ, because a label may be close to another.
     """
     dim = deployed.network.field_dim
     found, wanted = outputs(deployed, sequences), outputs(folded, sequences)

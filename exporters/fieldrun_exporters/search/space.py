@@ -81,7 +81,7 @@ class Space:
         for part in self.parts:
             for number, level in enumerate(self.levels[part]):
                 report("cluster", done, total)
-                tensors = self._clustered(part, level, work)
+                tensors = self._clustered(part, level)
                 self._bytes[part, number] = int(tensors.pop("bytes")[0])
                 if part in folded.blocks:
                     self._sums[part, number] = self._sum(part, tensors["steps"], tensors["scale"])
@@ -100,23 +100,18 @@ class Space:
         self._pairs = {"pairs": "int8-weights"} if "pairs.weight" in folded.tensors else {}
         if self._pairs:
             self._fixed += folded.tensors["pairs.weight"].size + 4 * folded.tensors["pairs.weight"].shape[1]
-        self._table_rows = len(folded.tensors["table"])
         self._target = unit(target[order])
 
-    def _clustered(self, part: str, level: str, work: Path) -> dict[str, Array]:
+    def _clustered(self, part: str, level: str) -> dict[str, Array]:
         """Return steps, scale and stored bytes of `part` at `level`, from the work folder if they are there."""
-        path = work / f"{part}-{level}.safetensors"
+        path = self._work / f"{part}-{level}.safetensors"
         if path.exists():
             try:
                 return dict(read_tensors(path))
             except ValueError:
                 path.unlink()
         if part in self.folded.blocks:
-            start, stop = self.folded.blocks[part]
-            padding = int(self.folded.tensors["rows.base"][list(self.folded.blocks).index("offset0")])
-            even = padding - start if start <= padding < stop else None
-            usage = None if self.folded.usage is None else self.folded.usage[start:stop]
-            block = cluster_block(self.folded.tensors["table"][start:stop], level, 0, even, usage)
+            block = cluster_block(self.folded, part, level)
             steps, scale, stored = block.steps, block.scale, sum(tensor.nbytes for tensor in block.stored.values())
         else:
             matrix, palette = np.ascontiguousarray(self.folded.tensors[f"{part}.weight"].T), Palette.of(level)
@@ -162,7 +157,7 @@ class Space:
     def deployed(self, levels: Levels) -> Deployed:
         """Return what the passes make of a candidate, from the clustered parts, for NumPy; nothing in it is packed."""
         chosen = dict(zip(self.parts, levels, strict=True))
-        found = {part: self._clustered(part, self.levels[part][level], self._work) for part, level in chosen.items()}
+        found = {part: self._clustered(part, self.levels[part][level]) for part, level in chosen.items()}
         blocks = [found[block] for block in self.folded.blocks]
         tensors = dict(self.folded.tensors) | {
             "table": np.concatenate([block["steps"] for block in blocks]),
@@ -179,8 +174,8 @@ class Space:
         """Return the bytes of the weights."""
         chosen = dict(zip(self.parts, levels, strict=True))
         packed = any(self.levels[block][chosen[block]] != "int8" for block in self.folded.blocks)
-        table = self._table_rows * (2 if packed else 4) + (_WIDTH if packed else 0)
-        return self._fixed + table + sum(self._bytes[key] for key in chosen.items())
+        scales = len(self.folded.tensors["table"]) * (2 if packed else 4) + (_WIDTH if packed else 0)
+        return self._fixed + scales + sum(self._bytes[key] for key in chosen.items())
 
     def uniform(self, *, dense: int | None = None) -> list[Levels]:
         """Return all tables at one level and all dense layers at one, or at `dense`, most bytes first."""

@@ -1,4 +1,4 @@
-"""What an export warns of: settings that work, and cost time or memory that their user may not expect."""
+"""What an export warns of: settings that work, but cost time or memory that a user may not expect."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["cautions"]
 
 
 def cautions(deployed: Deployed, plan: Recipe) -> tuple[str, ...]:
-    """Return one line for everything in `deployed`, made by `plan`, that an engine runs slower or opens whole.
+    """Return one line for everything in `deployed`, made by `plan`, that costs time or memory, or has no effect.
 
-    A recipe with `[tensorrt]` is for GPUs: what its halves cost on a CPU is not said.
+    A recipe with `[tensorrt]` is for GPUs, so there is no warning that fp16 is slow on a CPU.
     """
     found = [
         f"precision.{layer}: the student has no such layer, so the rule does nothing"
@@ -22,13 +22,13 @@ def cautions(deployed: Deployed, plan: Recipe) -> tuple[str, ...]:
     halves = [part for part in ("table", *deployed.dense()) if deployed.precision(part) == "fp16"]
     if halves and plan.tensorrt is None:
         found.append(
-            f"fp16 ({', '.join(halves)}) is slower than int8 on a CPU, which widens every half before it adds or "
+            f"fp16 ({', '.join(halves)}) is slower than int8 on a CPU, which converts every number before it adds or "
             "multiplies; it is meant for GPUs"
         )
     if "table" in packed_names(deployed.packed):
         megabytes = deployed.tensors["table"].nbytes / 1e6
         found.append(
-            f"the table is packed: ONNX Runtime and NumPy open it whole when they start, to {megabytes:.1f} MB of "
-            "memory of their own; the native engine opens a row when a text first needs it"
+            f"the table is packed: ONNX Runtime and NumPy expand it to {megabytes:.1f} MB of memory when they load it; "
+            "the native engine expands a row when a text first needs it"
         )
     return tuple(found)

@@ -22,54 +22,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from fieldrun.formats.bundle import Network, TaskSpec
-from fieldrun.formats.packing import packed_names
 from fieldrun.formats.tensors import Array
+
+from ..builder import Stored
 
 __all__ = ["Deployed"]
 
 _LAYERS = ("mixer", "hidden", "output", "pairs")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deployed:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Deployed(Stored):
     """A student and its heads in deployed form."""
 
     network: Network
-    tensors: Mapping[str, Array]
     tasks: tuple[TaskSpec, ...] = ()
     """Where the logits of every head are: in the output after the field, or in that of the pair graph."""
     blocks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Every block of the table: its first row, and the one after its last."""
-    packed: Mapping[str, Array] = field(default_factory=dict)
-    """What is stored instead of the int8 matrices that are palettes (`fieldrun.formats.packing`)."""
     usage: Array | None = None
     """How often the training text used each of the table's rows, `(rows,) int64`; None if that was not counted."""
 
     def dense(self) -> tuple[str, ...]:
         """Return the names of the student's layers `x @ weight + bias`."""
         return tuple(name for name in _LAYERS if f"{name}.weight" in self.tensors)
-
-    def precision(self, part: str) -> str:
-        """Return the type that `part`, a layer or `"table"`, is computed in: fp32, fp16, int8 or int8-weights."""
-        dtype = self.tensors[part if part == "table" else f"{part}.weight"].dtype
-        if dtype != np.int8:
-            return "fp16" if dtype == np.float16 else "fp32"
-        return "int8" if part == "table" or f"{part}.input_scale" in self.tensors else "int8-weights"
-
-    def stored(self) -> dict[str, Array]:
-        """Return the tensors as a bundle holds them: palettes packed, with float16 scales."""
-        names = packed_names(self.packed)
-        scales = {"table.scale" if name == "table" else f"{name}_scale" for name in names}
-        kept = {
-            name: tensor.astype(np.float16) if name in scales else tensor
-            for name, tensor in self.tensors.items()
-            if name not in names
-        }
-        return kept | dict(self.packed)
-
-    def nbytes(self) -> int:
-        """Return the bytes of all tensors as they are stored."""
-        return sum(tensor.nbytes for tensor in self.stored().values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from fieldrun.evaluation.dataset import Dataset
 from fieldrun.evaluation.metrics import mean_difference
 from fieldrun.formats.bundle import TaskSpec
 from fieldrun.formats.tensors import Array
-from fieldrun.heads.head import pair_features
+from fieldrun.heads.head import Head, pair_features
 from fieldrun.heads.trained import Checkpoint
 
 from ..calibrate import tokenize
@@ -22,30 +22,21 @@ from .simulate import dense, outputs
 __all__ = ["accuracy_drop", "check_drop", "check_tasks"]
 
 
-class _Task(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def labels(self) -> Sequence[str]: ...
-
-
-def check_tasks(tasks: Sequence[_Task], data: Mapping[str, Dataset]) -> None:
-    """Check that the rows of `data` fit the tasks that they are given for.
+def check_tasks(heads: Sequence[Head], data: Mapping[str, Dataset]) -> None:
+    """Check that the rows of `data` fit the heads of the tasks that they are given for.
 
     Raises:
         UnknownName: no such task.
         DatasetError: single texts for a task of pairs, pairs for one of single texts, or a label that the task lacks.
     """
-    known = {task.name: task for task in tasks}
+    known = {head.name: head for head in heads}
     for name, rows in data.items():
         if name not in known:
             raise UnknownName("task", name, tuple(known))
-        task = known[name]
-        if rows.kind != task.kind:
-            raise DatasetError(f"{rows.path} holds {rows.kind} texts, and the task {name!r} takes {task.kind} texts")
-        wrong = next((i for i, label in enumerate(rows.labels) if label not in task.labels), None)
+        head = known[name]
+        if rows.kind != head.kind:
+            raise DatasetError(f"{rows.path} holds {rows.kind} texts, and the task {name!r} takes {head.kind} texts")
+        wrong = next((i for i, label in enumerate(rows.labels) if label not in head.labels), None)
         if wrong is not None:
             raise DatasetError(
                 f"{rows.where(wrong)}: the task {name!r} has no label {rows.labels[wrong]!r}; correct it"
@@ -60,13 +51,8 @@ def accuracy_drop(
 ) -> dict[str, Any]:
     """Return how many points of accuracy are lost, per task of `data` and as their mean.
 
-    The 95 % interval is that of the row-wise differences: mean +- 1.96 standard errors over the rows of these files.
-
-    Args:
-        before: the checkpoint, for its tokenizer, and the student in float32.
-        after: the same after the passes.
-        data: task -> labelled rows.
-        max_length: longer texts are cut.
+    `before` and `after` the passes, each is a checkpoint, for its tokenizer, and the student. The 95 % interval is that
+    of the row-wise differences: mean +- 1.96 standard errors over the rows. Texts longer than `max_length` are cut.
     """
     result: dict[str, Any] = {}
     every: list[Array] = []

@@ -18,7 +18,7 @@ from fieldrun.student.config import SCORE_FLOOR
 from ..builder import GraphBuilder
 from .deployed import Deployed
 
-__all__ = ["field_graph", "pair_graph"]
+__all__ = ["after_pool", "field_graph", "pair_graph"]
 
 
 def field_graph(
@@ -64,17 +64,24 @@ def field_graph(
     pooled = b.op("ReduceMax", [texts], "largest", axes=[int(batch > 1)], keepdims=int(batch == 1))
     if net.mean:
         pooled = b.op("Concat", [_mean(b, g, texts, batch, length), pooled], "pooled", axis=1)
-    if net.hidden:
+    return after_pool(b, pooled, [batch, left + length + right], f"field-b{batch}-l{length}", metadata)
+
+
+def after_pool(
+    b: GraphBuilder, pooled: str, shape: list[int], name: str, metadata: Mapping[str, str]
+) -> onnx.ModelProto:
+    """Return the model whose last layers take `pooled`; `shape` is that of its ids."""
+    tensors = b.deployed.tensors
+    if "hidden.weight" in tensors:
         pooled = b.dense("hidden", pooled, relu=True)
     b.dense("output", pooled)
     b.nodes[-1].output[0] = "output"
-    ids = helper.make_tensor_value_info("ids", TensorProto.INT32, [batch, left + length + right])
-    columns = deployed.tensors["output.bias"].size
-    output = helper.make_tensor_value_info("output", TensorProto.FLOAT, [batch, columns])
-    inputs = [ids]
-    if packed:
-        inputs.append(helper.make_tensor_value_info("table", TensorProto.INT8, deployed.tensors["table"].shape))
-    return b.model(inputs, [output], f"field-b{batch}-l{length}", metadata)
+    inputs = [helper.make_tensor_value_info("ids", TensorProto.INT32, shape)]
+    if "table.width" in b.deployed.packed:
+        inputs.append(helper.make_tensor_value_info("table", TensorProto.INT8, tensors["table"].shape))
+    columns = tensors["output.bias"].size
+    output = helper.make_tensor_value_info("output", TensorProto.FLOAT, [shape[0], columns])
+    return b.model(inputs, [output], name, metadata)
 
 
 def _mean(b: GraphBuilder, g: str, texts: str, batch: int, steps: int) -> str:

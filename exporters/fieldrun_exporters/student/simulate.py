@@ -148,38 +148,22 @@ def tensor_errors(
 ) -> dict[str, dict[str, float]]:
     """Return, for every part that the passes changed, what that part alone does to the fields of `sequences`.
 
-    Args:
-        folded: the student in float32.
-        deployed: the same after its passes; a block of the table and a layer are taken from it one at a time.
-        sequences: token ids of real texts.
-
-    Returns:
-        Per part, in the order of the student, `field_errors` against `folded`. Pair heads do not change fields.
+    Parts of `deployed` are put into `folded`, the student in float32, one at a time. Per part, in the order of the
+    student, `field_errors` against `folded`. Pair heads do not change fields.
     """
-    dim = folded.network.field_dim
-    expected = outputs(folded, sequences)[:, :dim]
-    errors = {}
-    for name, tensors in _one_at_a_time(folded, deployed):
-        found = outputs(replace(folded, tensors=tensors, packed={}), sequences)[:, :dim]
-        errors[name] = field_errors(expected, found)
-    return errors
-
-
-def _one_at_a_time(folded: Deployed, deployed: Deployed) -> list[tuple[str, dict[str, Array]]]:
-    before, after = folded.tensors, deployed.tensors
-    found: list[tuple[str, dict[str, Array]]] = []
+    dim, before, after = folded.network.field_dim, folded.tensors, deployed.tensors
+    changed: dict[str, dict[str, Array]] = {}
     if after["table"].dtype != before["table"].dtype:
         for block, (start, stop) in deployed.blocks.items():
             table = before["table"].copy()
             table[start:stop] = after["table"][start:stop] * after["table.scale"][start:stop, None]
-            found.append((block, {**before, "table": table}))
+            changed[block] = {"table": table}
     for layer in deployed.dense():
         own = {name: tensor for name, tensor in after.items() if name.startswith(f"{layer}.")}
-        if layer != "pairs" and not _same(own[f"{layer}.weight"], before[f"{layer}.weight"]):
+        pair = own[f"{layer}.weight"], before[f"{layer}.weight"]
+        if layer != "pairs" and not (pair[0].dtype == pair[1].dtype and np.array_equal(*pair)):
             gain = {"mean.gain": after["mean.gain"]} if f"{layer}.input_scale" in own else {}
-            found.append((layer, {**before, **own, **gain}))
-    return found
-
-
-def _same(a: Array, b: Array) -> bool:
-    return a.dtype == b.dtype and np.array_equal(a, b)
+            changed[layer] = own | gain
+    expected = outputs(folded, sequences)[:, :dim]
+    forms = {part: replace(folded, tensors={**before, **tensors}, packed={}) for part, tensors in changed.items()}
+    return {part: field_errors(expected, outputs(form, sequences)[:, :dim]) for part, form in forms.items()}

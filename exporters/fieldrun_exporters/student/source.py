@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import onnx
 
 from fieldrun.errors import ExportError, ParityError, UsageError
 from fieldrun.evaluation.dataset import Dataset
-from fieldrun.formats.bundle import Bucket, TensorrtGraphs
+from fieldrun.formats.bundle import TensorrtGraphs
 from fieldrun.formats.progress import Progress
 from fieldrun.formats.tensors import Array, write_tensors
 from fieldrun.heads.trained import Checkpoint
@@ -23,7 +23,7 @@ from ..calibrate import CalibrationText, tokenize
 from ..parity import Expected, check_pairs, check_parity, field_errors, open_session, run_bucket
 from ..precision import Precision, palettes
 from ..recipe import Parity, Recipe
-from ..writer import Offsets, Source
+from ..writer import Graphs, Source
 from .cautions import cautions
 from .deployed import Deployed
 from .drop import accuracy_drop, check_drop, check_tasks
@@ -58,24 +58,16 @@ class StudentSource(Source):
         """Return the safetensors file that all graphs share."""
         return write_tensors(self.deployed.stored())
 
-    def graphs(
-        self,
-        offsets: Offsets,
-        buckets: Sequence[Bucket],
-        pairs: Mapping[int, str],
-        metadata: Mapping[str, str],
-        *,
-        tensorrt: bool = False,
-    ) -> Iterator[tuple[str, onnx.ModelProto]]:
+    def graphs(self, wanted: Graphs) -> Iterator[tuple[str, onnx.ModelProto]]:
         """Yield file name and graph of every bucket and of every batch of pairs, in the spelling asked for."""
-        make, builder, prefix = field_graph, GraphBuilder, ""
-        if tensorrt:
-            make, builder, prefix = tensorrt_field_graph, TensorrtBuilder, "trt-"
-        for bucket in buckets:
-            yield bucket.graph, make(self.deployed, offsets, bucket.batch, bucket.length, metadata)
-        for batch, name in pairs.items():
-            dim = self.network.field_dim
-            yield name, pair_graph(builder(self.deployed, offsets), dim, batch, f"{prefix}pair-b{batch}", metadata)
+        make, builder = field_graph, GraphBuilder
+        if wanted.tensorrt:
+            make, builder = tensorrt_field_graph, TensorrtBuilder
+        for bucket in wanted.buckets:
+            yield bucket.graph, make(self.deployed, wanted.offsets, bucket.batch, bucket.length, wanted.metadata)
+        for batch, name in wanted.pairs.items():
+            b, title = builder(self.deployed, wanted.offsets), name.removesuffix(".onnx")
+            yield name, pair_graph(b, self.network.field_dim, batch, title, wanted.metadata)
 
     def card(self, plan: Recipe, weights_bytes: int) -> str:
         """Return `CARD.md`: that of the checkpoint, as a bundle."""
@@ -111,7 +103,7 @@ class StudentSource(Source):
                 f"tensorrt.golden_tolerance, {graphs.golden_tolerance:.3g}; nothing was written. "
                 "Raise it or keep more in fp32"
             )
-        measured = [bucket.to_dict() for bucket in parity]
+        measured = [asdict(bucket) for bucket in parity]
         return {"tensorrt": {"parity": measured, "pair_parity": pair_parity, "golden_gap": gap}}
 
 

@@ -19,12 +19,13 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from fieldrun.student.config import SCORE_FLOOR
 
 from ..builder import GraphBuilder
 from .deployed import Deployed
+from .graph import after_pool
 
 __all__ = ["TensorrtBuilder", "tensorrt_field_graph"]
 
@@ -81,14 +82,7 @@ def tensorrt_field_graph(
     pooled = b.op("ReduceMax", [g], "largest", axes=[1], keepdims=0)
     if net.mean:
         pooled = b.op("Concat", [_mean(b, g, batch, length), pooled], "pooled", axis=1)
-    if net.hidden:
-        pooled = b.dense("hidden", pooled, relu=True)
-    b.dense("output", pooled)
-    b.nodes[-1].output[0] = "output"
-    ids = helper.make_tensor_value_info("ids", TensorProto.INT32, [batch, left + length + right])
-    columns = deployed.tensors["output.bias"].size
-    output = helper.make_tensor_value_info("output", TensorProto.FLOAT, [batch, columns])
-    return b.model([ids], [output], f"trt-b{batch}-l{length}", metadata)
+    return after_pool(b, pooled, [batch, left + length + right], f"trt-b{batch}-l{length}", metadata)
 
 
 def _rows(b: TensorrtBuilder, deployed: Deployed, steps: int) -> str:

@@ -27,7 +27,7 @@ from tests.toy import toy_checkpoint as make_toy
         ('["fold"]', "", []),
         ('["fold", "int8"]', 'tables = "int8"\ndense = "int8-weights"', []),
         ('["fold", "fp16"]', 'default = "fp16"', ["fp16 (table, mixer, hidden, output, pairs) is slower than int8"]),
-        ('["fold", "palettize"]', 'tables = "palette16"', ["ONNX Runtime and NumPy open it whole"]),
+        ('["fold", "palettize"]', 'tables = "palette16"', ["ONNX Runtime and NumPy expand it"]),
         ('["fold", "fp16", "palettize"]', 'tables = "int4"\nmixer = "fp16"', ["fp16 (mixer)", "the table is packed"]),
     ],
 )
@@ -41,7 +41,7 @@ def test_what_is_slow_is_said(
     for line, reason in zip(report.warnings, reasons, strict=True):
         assert reason in line
         assert "\n" not in line
-    assert list(report.warnings) == report.to_dict()["warnings"] == read_json(report.path / "report.json")["warnings"]
+    assert list(report.warnings) == read_json(report.path / "report.json")["warnings"]
     if "packed" in " ".join(report.warnings):
         table = expand(read_tensors(report.path / "weights.safetensors"))["table"]
         assert f"to {table.nbytes / 1e6:.1f} MB" in report.warnings[-1]

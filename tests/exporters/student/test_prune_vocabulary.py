@@ -142,13 +142,13 @@ def test_rare_pieces_may_go_too() -> None:
 
 def test_what_cannot_be_pruned_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     sequences = tokenize(TOY, DOMAIN, 64)
-    with pytest.raises(ExportError, match="3 texts do not show a domain; give at least 100"):
+    with pytest.raises(ExportError, match="3 texts are too few for a domain; give at least 100"):
         prune_vocabulary(TOY, sequences[:3], Prune())
     with pytest.raises(RecipeError, match=r"prune\.ngram_buckets is 999999, the student has 400009"):
         prune_vocabulary(TOY, sequences, Prune(ngram_buckets=999_999))
     other = json.loads(TOY.tokenizer)
     other["model"]["type"] = "BPE"
-    with pytest.raises(ExportError, match="knows WordPiece tokenizers, and this one is 'BPE'"):
+    with pytest.raises(ExportError, match="takes WordPiece tokenizers, not 'BPE'"):
         prune_vocabulary(dataclasses.replace(TOY, tokenizer=json.dumps(other).encode()), sequences, Prune())
     for value in (0, -1, 1.5, True):
         with pytest.raises(RecipeError, match=r"prune\.min_count must be an integer of at least 1"):
@@ -196,7 +196,7 @@ def test_pruning_wants_the_domains_own_texts(toy_checkpoint: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"prune-vocabulary", "fold"', '"fold", "prune-vocabulary"', "only 'prune-vocabulary' may come before it"),
+        ('"prune-vocabulary", "fold"', '"fold", "prune-vocabulary"', "be in the order prune-vocabulary, fold"),
         ('"prune-vocabulary", "fold"', '"fold"', r"\[prune\] and passes conflict"),
         ("min_count = 2", "least = 2", "unknown keys: least"),
     ],

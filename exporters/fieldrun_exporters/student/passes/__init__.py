@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fieldrun.errors import ExportError
+
+from ...builder import Stored
+
 __all__ = ["PassReport"]
 
 
@@ -18,11 +22,10 @@ class PassReport:
     bytes_after: int
     changed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON."""
-        return {
-            "name": self.name,
-            "bytes_before": self.bytes_before,
-            "bytes_after": self.bytes_after,
-            "changed": {name: dict(facts) for name, facts in self.changed.items()},
-        }
+    @classmethod
+    def of(cls, name: str, before: Stored, after: Stored, changed: Mapping[str, Mapping[str, Any]]) -> PassReport:
+        """Return the report of a pass; `ExportError` if it changed nothing or made nothing smaller."""
+        report = cls(name=name, bytes_before=before.nbytes(), bytes_after=after.nbytes(), changed=changed)
+        if not changed or report.bytes_after >= report.bytes_before:
+            raise ExportError(f"{name}: nothing became smaller; check what the recipe wants of this pass")
+        return report

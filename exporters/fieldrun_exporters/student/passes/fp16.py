@@ -1,7 +1,7 @@
-"""Half precision: weights stored as float16 and computed in float32, for devices that want half the bytes and no more.
+"""Half precision: weights stored as float16 and computed in float32, for half the bytes.
 
-No engine here multiplies float16 on a CPU faster than float32; the numbers are widened when a row is looked up or a
-bundle is opened.
+No engine here multiplies float16 on a CPU faster than float32: the numbers are converted when a row is looked up or a
+bundle is loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["fp16"]
 
 
 def fp16(deployed: Deployed, precision: Precision) -> tuple[Deployed, PassReport]:
-    """Store what `precision` says as float16; `ExportError` for a weight beyond its range, or if nothing changes."""
+    """Store what `precision` says as float16; `ExportError` for a weight beyond its range, or if nothing changed."""
     tensors, changed = dict(deployed.tensors), {}
     if deployed.blocks and all(precision.of(block) == "fp16" for block in deployed.blocks):
         tensors["table"] = _half("table", tensors["table"])
@@ -33,13 +33,11 @@ def fp16(deployed: Deployed, precision: Precision) -> tuple[Deployed, PassReport
             tensors[name] = _half(layer, tensors[name])
             changed[layer] = facts(deployed.tensors[name], tensors[name], np.ones(1, np.float32))
     result = replace(deployed, tensors=tensors)
-    if not changed or result.nbytes() >= deployed.nbytes():
-        raise ExportError("fp16: nothing was halved; check the recipe's precision")
-    return result, PassReport(name="fp16", bytes_before=deployed.nbytes(), bytes_after=result.nbytes(), changed=changed)
+    return result, PassReport.of("fp16", deployed, result, changed)
 
 
 def _half(name: str, tensor: Array) -> Array:
     largest = float(np.abs(tensor).max())
     if largest > float(np.finfo(np.float16).max):
-        raise ExportError(f"fp16: {name!r} has a weight of {largest:.3g}, beyond float16; keep it in fp32 or int8")
+        raise ExportError(f"fp16: {name!r} has a weight of {largest:.3g}, beyond float16; use fp32 or int8 for it")
     return tensor.astype(np.float16)

@@ -1,12 +1,12 @@
 """Static, symmetric int8: tables per row, dense weights per output channel, activations per tensor, biases in float.
 
-This is the one int8 recipe that x86, aarch64 and the TensorRT parser all accept and that does not depend on the batch:
-explicit scales, zero points of 0, activation scales from calibration text.
+This form of int8 is accepted by x86, aarch64 and the TensorRT parser, and does not depend on the batch: explicit
+scales, zero points of 0, activation scales from calibration text.
 
-Where a layer's input is int8 too, its weights keep to 7 bits, -63..63. On an x86 processor without VNNI, ONNX Runtime
-multiplies uint8 by int8 and adds two products in a saturating 16-bit integer: 2 * 255 * 127 does not fit it,
-2 * 255 * 63 does. With 8 bits, the same bundle gave other answers on such a processor and failed its own verification.
-A layer in `int8-weights` is multiplied in float32; its weights have all 8 bits.
+If a layer's input is int8 too, its weights have only 7 bits, -63..63. On an x86 processor without VNNI, ONNX Runtime
+multiplies uint8 by int8 and adds two products in a saturating 16-bit integer: 2 * 255 * 127 does not fit, 2 * 255 * 63
+does. With 8 bits, the same bundle gave other answers on such a processor and failed its own verification. A layer in
+`int8-weights` is multiplied in float32, and its weights have 8 bits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ...precision import Precision
 from ..deployed import Deployed
 from . import PassReport
 
-__all__ = ["facts", "int8", "quantize_columns", "quantize_rows"]
+__all__ = ["facts", "int8", "quantize_columns", "quantize_layer", "quantize_rows"]
 
 
 def quantize_rows(table: Array, largest: int = 127) -> tuple[Array, Array]:
@@ -44,13 +44,10 @@ def quantize_columns(weight: Array, largest: int = 63) -> tuple[Array, Array]:
 def int8(deployed: Deployed, precision: Precision, input_ranges: Mapping[str, float]) -> tuple[Deployed, PassReport]:
     """Quantize what `precision` says.
 
-    Args:
-        deployed: the deployed form in float32.
-        precision: which parts become int8. The pooling score stays float: one column, and `exp` follows it.
-        input_ranges: per layer, the largest absolute activation to represent (from calibration).
+    The pooling score stays float. `input_ranges` has the largest absolute input of each layer to represent.
 
     Raises:
-        ExportError: a layer has no calibrated range, or nothing was quantized although something should be.
+        ExportError: a layer has no calibrated range, or nothing became smaller.
     """
     tensors = dict(deployed.tensors)
     changed: dict[str, dict[str, Any]] = {}
@@ -65,40 +62,45 @@ def int8(deployed: Deployed, precision: Precision, input_ranges: Mapping[str, fl
         tensors |= _equalize(deployed, pooled, input_ranges)
         changed["mean.gain"] = {"gain": float(tensors["mean.gain"][0])}
     for layer in deployed.dense():
-        weight = tensors[f"{layer}.weight"]
-        if precision.of(layer) == "int8-weights":
-            quantized, scale = quantize_columns(weight, 127)
-            tensors |= {f"{layer}.weight": quantized, f"{layer}.weight_scale": scale}
-            changed[layer] = facts(weight, quantized, scale)
-        if precision.of(layer) != "int8":
-            continue
-        if not input_ranges.get(layer, 0) > 0:
-            raise ExportError(f"int8: the calibration text never reached the layer {layer!r}; give more text")
-        quantized, scale = quantize_columns(weight)
-        tensors[f"{layer}.weight"] = quantized
-        tensors[f"{layer}.weight_scale"] = scale
-        tensors[f"{layer}.input_scale"] = np.array([input_ranges[layer] / 127], np.float32)
-        changed[layer] = facts(weight, quantized, scale) | {"input_range": float(input_ranges[layer])}
+        if precision.of(layer) in ("int8", "int8-weights"):
+            changed[layer] = quantize_layer(tensors, layer, precision.of(layer), input_ranges)
     result = replace(deployed, tensors=tensors)
     for name in changed:
         if name != "mean.gain" and result.precision(name) == "fp32":
             raise ExportError(f"int8: {name!r} is still a float")
-    report = PassReport(name="int8", bytes_before=deployed.nbytes(), bytes_after=result.nbytes(), changed=changed)
-    if any(blocks) and not all(blocks) and not changed:
-        return result, report  # the palettize pass makes a table whole, with its int8 blocks
-    if not changed or report.bytes_after >= report.bytes_before:
-        raise ExportError("int8: nothing was quantized; check the recipe's precision")
-    return result, report
+    if any(blocks) and not all(blocks) and not changed:  # the palettize pass writes a table with some int8 blocks
+        return result, PassReport(name="int8", bytes_before=deployed.nbytes(), bytes_after=result.nbytes())
+    return result, PassReport.of("int8", deployed, result, changed)
+
+
+def quantize_layer(
+    tensors: dict[str, Array], layer: str, kind: str, input_ranges: Mapping[str, float]
+) -> dict[str, Any]:
+    """Quantize the weight of `layer` in `tensors`, and its input if `kind` is int8; return what the report says of it.
+
+    Raises:
+        ExportError: the layer has no calibrated range.
+    """
+    weight = tensors[f"{layer}.weight"]
+    quantized, scale = quantize_columns(weight, 63 if kind == "int8" else 127)
+    tensors |= {f"{layer}.weight": quantized, f"{layer}.weight_scale": scale}
+    changed = facts(weight, quantized, scale)
+    if kind == "int8":
+        if not input_ranges.get(layer, 0) > 0:
+            raise ExportError(f"int8: no calibration text uses the layer {layer!r}; give more text")
+        tensors[f"{layer}.input_scale"] = np.array([input_ranges[layer] / 127], np.float32)
+        changed["input_range"] = float(input_ranges[layer])
+    return changed
 
 
 def _equalize(deployed: Deployed, layer: str, input_ranges: Mapping[str, float]) -> dict[str, Array]:
     """Return the tensors that bring the two halves of the pooled vector, the input of `layer`, to the same range.
 
-    The mean over the tokens is several times smaller than the maximum; with one scale for both it would be left a few
+    The mean over the tokens is several times smaller than the maximum; with one scale for both it would have only a few
     dozen of the 255 steps. The gain is undone in the rows of `layer` (cross-layer equalization, Nagel et al. 2019).
     """
     if not input_ranges.get("mean", 0) > 0:
-        raise ExportError(f"int8: the calibration text never reached the layer {layer!r}; give more text")
+        raise ExportError(f"int8: no calibration text uses the layer {layer!r}; give more text")
     gain = np.float32(input_ranges[layer] / input_ranges["mean"])
     weight = deployed.tensors[f"{layer}.weight"].copy()
     weight[: len(deployed.tensors["score.weight"])] /= gain

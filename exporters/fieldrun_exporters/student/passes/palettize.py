@@ -1,15 +1,15 @@
 """Palettize: k-means clustering of weights, so that a matrix is codes into a small codebook (arXiv 2603.17917).
 
-A row (a column, of a dense matrix) has a scale of its own, and what is clustered is the row over its scale: outlier
+Every row (every column of a dense matrix) has its own scale, and the row divided by its scale is clustered: outlier
 rows would spoil a codebook that all rows share. `palette16` clusters single numbers; `palette256x4` clusters runs of
-four neighbouring numbers, which is worth more at two bits a number than any choice of four single values (product
+four neighbouring numbers, which is better at two bits a number than any choice of four single values (product
 quantization, Jegou et al. 2011). `int4` is the palette of the 15 evenly spaced values -7..7.
-`palette64:20%+palette256x8` gives the fifth of the rows that texts use most six bits a number and the rest one: nine
-tenths of a text's words are in that fifth, as the checkpoint's counts say, and a codebook is made for the rows as often
-as they are used.
+`palette64:20%+palette256x8` gives the fifth of the rows that texts use most six bits a number, and the others one:
+by the checkpoint's token counts, nine tenths of a text's words are in that fifth. Rows count for a codebook by their
+use.
 
-The codebook's entries are rounded to int8, so that the matrix is an int8 matrix with one scale a row and stays exactly
-that when a bundle is opened: the graphs and the kernels of the int8 recipe run it as it is.
+The codebook's entries are rounded to int8, so that the matrix is an int8 matrix with one scale a row. It is exactly the
+same when a bundle is loaded, and the graphs and kernels of int8 recipes run it without change.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 
 _SAMPLE = 1_000_000  # numbers that a codebook is made from
 _STEPS = 15
-_LLOYD_STEPS = 2000  # on sorted numbers a step costs as much as there are centroids; from the quantiles it needs many
+_LLOYD_STEPS = 2000  # on sorted numbers a step is cheap, and from the quantiles it takes many
 _ROUNDS = 3  # of codes, then scales
 _CHUNK = 1 << 16
 _VECTORS = 1 << 11  # whose distances to all centroids are held at once: 4 MB stay in the cache
@@ -61,8 +61,12 @@ class Clustered:
         """Return the codes as they are stored."""
         return pack_codes(self.codes, code_bits(len(self.codebook)))
 
+    def stored(self, name: str) -> dict[str, Array]:
+        """Return what is stored of the matrix `name`, but its width."""
+        return {f"{name}.codes.0": self.packed(), f"{name}.codebook.0": self.codebook}
+
     def steps(self) -> Array:
-        """Return the int8 matrix `(rows, width)`, by the way that opening a bundle takes."""
+        """Return the int8 matrix `(rows, width)`, unpacked as when a bundle is loaded."""
         return unpack_codes(self.packed(), self.codebook, self.width)
 
     def values(self) -> Array:
@@ -83,59 +87,49 @@ class Block:
     stored: Mapping[str, Array]
 
 
-def palettize(deployed: Deployed, folded: Deployed, precision: Precision, seed: int = 0) -> tuple[Deployed, PassReport]:
-    """Put palettes in place of the parts that `precision` says.
+def palettize(deployed: Deployed, folded: Deployed, precision: Precision) -> tuple[Deployed, PassReport]:
+    """Replace the parts that `precision` says by palettes.
 
-    Args:
-        deployed: the deployed form, what is int8 or float16 already so.
-        folded: the same in float32, whose numbers are clustered.
-        precision: which parts become palettes. The table's other blocks are int8 then.
-        seed: of the samples that codebooks are made from.
+    `deployed` has its int8 and float16 parts already so; the numbers that are clustered are those of `folded`, the same
+    in float32. If one block of the table becomes a palette, the others become palettes or int8.
 
     Raises:
-        ExportError: a scale is beyond float16, or nothing became a palette although something should.
+        ExportError: a scale is beyond float16, or nothing became smaller.
     """
     tensors = dict(deployed.tensors)
     packed: dict[str, Array] = {}
     changed: dict[str, Mapping[str, Any]] = {}
-    wanted = {part: precision.of(part) for part in (*deployed.blocks, *deployed.dense())}
-    if any(palettes(wanted[block]) for block in deployed.blocks):
+    if any(palettes(precision.of(block)) for block in deployed.blocks):
         table, scale = folded.tensors["table"], np.empty(len(folded.tensors["table"]), np.float16)
         steps = np.empty(table.shape, np.int8)
-        stored: dict[str, Array] = {"table.width": np.array([table.shape[1]], np.int32)}
-        padding = int(folded.tensors["rows.base"][list(deployed.blocks).index("offset0")])
+        packed["table.width"] = np.array([table.shape[1]], np.int32)
         for number, (block, (start, stop)) in enumerate(deployed.blocks.items()):
-            usage = None if folded.usage is None else folded.usage[start:stop]
-            even = padding - start if start <= padding < stop else None
-            found = cluster_block(table[start:stop], wanted[block], seed, even, usage)
+            wanted = precision.of(block)
+            found = cluster_block(folded, block, wanted)
             own = {_numbered(name, number): tensor for name, tensor in found.stored.items()}
-            stored |= own
+            packed |= own
             steps[start:stop], scale[start:stop] = found.steps, found.scale
-            changed[block] = palette_facts(block, table[start:stop], found.steps, found.scale, wanted[block], own)
+            changed[block] = palette_facts(block, table[start:stop], found.steps, found.scale, wanted, own)
         tensors |= {"table": steps, "table.scale": scale.astype(np.float32)}
-        packed |= stored
     for layer in deployed.dense():
-        palette, name = Palette.of(wanted[layer]), f"{layer}.weight"
+        palette, name = Palette.of(precision.of(layer)), f"{layer}.weight"
         if palette is not None:
             weight = np.ascontiguousarray(folded.tensors[name].T)
-            dense = cluster(weight, palette, seed)
-            stored = {f"{name}.codes.0": dense.packed(), f"{name}.codebook.0": dense.codebook}
-            changed[layer] = palette_facts(layer, weight, dense.steps(), dense.scale, wanted[layer], stored)
+            dense = cluster(weight, palette)
+            stored = dense.stored(name)
+            changed[layer] = palette_facts(layer, weight, dense.steps(), dense.scale, precision.of(layer), stored)
             tensors |= {
                 name: np.ascontiguousarray(dense.steps().T),
                 f"{name}_scale": dense.scale.astype(np.float32),
             }
             packed |= stored | {f"{name}.width": np.array([weight.shape[1]], np.int32)}
     result = replace(deployed, tensors=tensors, packed=packed)
-    if not any(map(palettes, wanted.values())) or result.nbytes() >= folded.nbytes():
-        raise ExportError("palettize: nothing became a palette; check the recipe's precision")
+    report = PassReport.of("palettize", deployed, result, changed)
     opened = expand(result.stored())
     wrong = [name for name in tensors if not np.array_equal(opened[name], tensors[name])]
     if wrong:
-        raise ExportError(f"palettize: the packed form of {wrong[0]!r} does not give it back")
-    return result, PassReport(
-        name="palettize", bytes_before=deployed.nbytes(), bytes_after=result.nbytes(), changed=changed
-    )
+        raise ExportError(f"palettize: unpacking {wrong[0]!r} gives other numbers")
+    return result, report
 
 
 def _numbered(name: str, number: int) -> str:
@@ -144,44 +138,41 @@ def _numbered(name: str, number: int) -> str:
     return f"table.{kind}.{number}" + (f".{rest}" if rest else "")
 
 
-def cluster_block(rows: Array, precision: str, seed: int, even: int | None, usage: Array | None) -> Block:
-    """Return a block of the table at a precision that a table may have beside others: int8, a palette, or a split.
-
-    Args:
-        rows: the block, `(rows, width) float32`.
-        precision: as a recipe spells it.
-        seed: of the samples that codebooks are made from.
-        even: the number of the padding's row, None if the block has none.
-        usage: how often texts use each row, `(rows,)`; None where it is not known.
+def cluster_block(folded: Deployed, block: str, precision: str) -> Block:
+    """Return a block of the table at a precision that it may have beside other blocks: int8, a palette, or a split.
 
     Raises:
-        ExportError: a split of rows whose use is not known.
+        ExportError: a split, and it is not known how often rows are used.
     """
+    start, stop = folded.blocks[block]
+    rows = folded.tensors["table"][start:stop]
+    usage = None if folded.usage is None else folded.usage[start:stop]
+    padding = int(folded.tensors["rows.base"][list(folded.blocks).index("offset0")])
+    even = padding - start if start <= padding < stop else None
     split, whole = Split.of(precision), Palette.of(precision)
-    if split is None and whole is None:
-        steps, scale = int8_rows(rows)
-        return Block(steps=steps, scale=scale, stored={"rows": steps})
     if whole is not None:
-        found = cluster(rows, whole, seed, even, usage)
+        found = cluster(rows, whole, even, usage)
         return Block(
             steps=found.steps(), scale=found.scale, stored={"codes": found.packed(), "codebook": found.codebook}
         )
-    assert split is not None  # one of the three
+    if split is None:
+        steps, scale = int8_rows(rows)
+        return Block(steps=steps, scale=scale, stored={"rows": steps})
     if usage is None:
         raise ExportError(
-            f"palettize: {precision!r} needs to know how often rows are used, and the checkpoint has no counts "
-            "(usage.safetensors); distill it again, or give all rows one palette"
+            f"palettize: {precision!r} needs to know how often rows are used, and the checkpoint has no token counts "
+            "(usage.safetensors); distill it again, or use one palette for all rows"
         )
     order = np.argsort(-usage.astype(np.int64), kind="stable")
     chosen = np.zeros(len(rows), bool)
     chosen[order[: max(1, len(rows) * split.percent // 100)]] = True
     if even is not None:
-        chosen[even] = True  # the padding's row is said exactly, wherever codebooks are better
+        chosen[even] = True  # the padding's row must be exact, wherever codebooks are better
     steps, scale = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float16)
     stored: dict[str, Array] = {"often": np.packbits(chosen, bitorder="little")}
     for name, mask, palette in (("", chosen, split.often), (".rarely", ~chosen, split.rarely)):
         own = int(mask[:even].sum()) if even is not None and mask[even] else None
-        found = cluster(rows[mask], palette, seed, own, usage[mask])
+        found = cluster(rows[mask], palette, own, usage[mask])
         stored |= {f"codes{name}": found.packed(), f"codebook{name}": found.codebook}
         steps[mask], scale[mask] = found.steps(), found.scale
     return Block(steps=steps, scale=scale, stored=stored)
@@ -204,7 +195,7 @@ def palette_facts(
 ) -> dict[str, Any]:
     """Return bytes and error of a part, and prove that a palette is one: as many values as its codebook has."""
     if not np.isfinite(scale).all():
-        raise ExportError(f"palettize: a row of {name!r} needs a scale beyond float16; keep it in fp32 or int8")
+        raise ExportError(f"palettize: a row of {name!r} needs a scale beyond float16; use fp32 or int8 for it")
     after = sum(tensor.nbytes for tensor in stored.values()) + scale.nbytes
     facts: dict[str, Any] = {"weights": int(before.size), "bytes_before": before.nbytes, "bytes_after": after}
     error = norm = 0.0
@@ -225,15 +216,13 @@ def palette_facts(
     return facts
 
 
-def cluster(
-    matrix: Array, palette: Palette, seed: int = 0, even: int | None = None, usage: Array | None = None
-) -> Clustered:
+def cluster(matrix: Array, palette: Palette, even: int | None = None, usage: Array | None = None) -> Clustered:
     """Return `matrix (rows, width) float32` clustered into `palette`; its width need not divide by `palette.dims`.
 
-    Codes and scales are found in turns: the nearest entry, then the scale of least squared error. `even` is the number
-    of a row of one negative number, that of the padding, which the codebook must be able to say exactly. With `usage
-    (rows,)` a row counts for the codebook by the square root of how often it is used: what is never met counts little,
-    and the few words that are met all the time do not have it to themselves.
+    Codes and scales are found in turns: the nearest entry, then the scale with the least squared error. `even` is the
+    number of the padding's row, which has one negative number throughout and must be exact. With `usage (rows,)` a row
+    counts for the codebook by the square root of how often it is used: rows that are never used count little, and the
+    few most frequent words do not decide alone.
     """
     d = palette.dims
     width = matrix.shape[1]
@@ -245,7 +234,7 @@ def cluster(
         scale = peak / (half * (127 // half))
     else:
         scale = np.sqrt(np.square(rows, dtype=np.float64).mean(1)).astype(np.float32)
-        codebook = _codebook(rows, scale, palette, seed, usage)
+        codebook = _codebook(rows, scale, palette, usage)
         largest = np.abs(codebook).max() or np.float32(1)
         codebook = np.rint(codebook * (127 / largest))
         if even is not None and palette.dims > 1:
@@ -267,13 +256,13 @@ def cluster(
 
 
 def _half(scale: Array) -> Array:
-    """Return `scale` in float16: zero if too small for it, infinity, which `palette_facts` refuses, if too large."""
+    """Return `scale` in float16: zero if it is too small, and infinity, which `palette_facts` refuses, if too large."""
     with np.errstate(over="ignore"):
         return scale.astype(np.float16)
 
 
 def _stored(scale: Array) -> Array:
-    """Return `scale` in float32 as float16 holds it, what it cannot hold as zero."""
+    """Return `scale` as float16 holds it, in float32; zero where it cannot."""
     stored = _half(scale).astype(np.float32)
     return np.where(np.isfinite(stored), stored, 0)
 
@@ -284,14 +273,14 @@ def _best_scale(rows: Array, codes: Array, codebook: Array) -> Array:
         part = slice(start, start + _CHUNK // 8)
         steps = codebook[codes[part]].reshape(rows[part].shape).astype(np.float64)
         squares = np.square(steps).sum(1)
-        # products and sums apart: a processor that fuses them rounds otherwise
+        # products and sums apart, because a processor that fuses them rounds differently
         out[part] = (rows[part] * steps).sum(1) / np.where(squares > 0, squares, 1)
     return np.maximum(out, 0)
 
 
-def _codebook(rows: Array, scale: Array, palette: Palette, seed: int, usage: Array | None) -> Array:
+def _codebook(rows: Array, scale: Array, palette: Palette, usage: Array | None) -> Array:
     """Return the codebook `(K, d) float32` of a sample of the scaled rows."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     wanted = min(len(rows), -(-_SAMPLE // rows.shape[1]))
     if usage is None:
         chosen = np.sort(rng.choice(len(rows), wanted, replace=False))
@@ -322,7 +311,7 @@ def lloyd(values: Array, entries: int) -> Array:
 
 
 def kmeans(vectors: Array, entries: int, rng: np.random.Generator) -> Array:
-    """Return the `(entries, d) float32` centroids of `vectors (n, d)`; an entry that nothing is near starts anew."""
+    """Return the `(entries, d) float32` centroids of `vectors (n, d)`; an entry without vectors starts anew."""
     centroids = vectors[rng.choice(len(vectors), entries, replace=len(vectors) < entries)].astype(np.float32)
     for _ in range(_STEPS):
         nearest = _nearest(vectors, centroids)
@@ -349,9 +338,9 @@ def _nearest(vectors: Array, centroids: Array) -> Array:
 
 
 def _whole(numbers: Array) -> Array:
-    """Return `numbers` in steps of 1/1024 as whole float64 numbers: their sums of products are exact.
+    """Return `numbers` in steps of 1/1024 as whole float64 numbers, whose sums of products are exact.
 
-    So no processor and no BLAS gives another nearest entry than the others.
+    So every processor and every BLAS finds the same nearest entry.
     """
     whole: Array = np.rint(numbers.astype(np.float64) * 1024)
     return whole

@@ -1,13 +1,13 @@
-"""Prune the vocabulary: keep the word pieces and the n-grams that a domain's text uses.
+"""Prune the vocabulary: keep the word pieces and the n-grams that the texts of a domain use.
 
-Kept are the special tokens, with those that the post-processor alone names, every piece of one character, and every
-piece that the domain's texts are cut into. The tokenizer takes the longest piece that it knows, so texts of which every
-piece is kept are cut as before, and all others fall back to shorter pieces that the student also knows, down to single
-characters. (A word becomes unknown only if a character inside it has no continuation piece of its own.)
+The special tokens are kept, including those that only the post-processor names, and so are pieces of one character and
+the pieces in the domain's texts. The tokenizer takes the longest piece that it knows. So texts are tokenized as before
+if all their pieces are kept, and others fall back to shorter pieces, down to single characters. (A word becomes unknown
+only if a character inside it has no continuation piece.)
 
-An n-gram's bucket is a hash of token ids. The ids change, so the table is filled anew: a bucket holds the mean of the
-rows of the n-grams of the domain that fall into it, as often as they occur, and zero, which adds nothing, where none
-does. A pruned student is another checkpoint; exports begin from it as from any other.
+An n-gram's bucket is a hash of token ids. The ids change, so the table is filled again: a bucket holds the mean of the
+rows of the domain's n-grams that fall into it, weighted by how often they occur, or zeros, which add nothing. A pruned
+student is a checkpoint like any other.
 """
 
 from __future__ import annotations
@@ -39,12 +39,9 @@ _LEAST_TEXTS = 100
 def prune_vocabulary(
     checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], plan: Prune
 ) -> tuple[Checkpoint, PassReport]:
-    """Return `checkpoint` with the pieces and n-grams of the domain alone.
+    """Return `checkpoint` with only the pieces and n-grams of the domain.
 
-    Args:
-        checkpoint: with a WordPiece tokenizer.
-        sequences: token ids of the domain's texts, `_LEAST_TEXTS` or more, by the checkpoint's tokenizer.
-        plan: which pieces are kept, and into how many buckets the n-grams go.
+    `sequences` are the token ids of `_LEAST_TEXTS` or more texts of the domain, by the checkpoint's tokenizer.
 
     Raises:
         ExportError: too few texts, another kind of tokenizer, or nothing became smaller.
@@ -52,13 +49,13 @@ def prune_vocabulary(
     """
     if len(sequences) < _LEAST_TEXTS:
         raise ExportError(
-            f"prune-vocabulary: {len(sequences)} texts do not show a domain; give at least {_LEAST_TEXTS} of its texts "
-            "with --calibration"
+            f"prune-vocabulary: {len(sequences)} texts are too few for a domain; give at least {_LEAST_TEXTS} with "
+            "--calibration"
         )
     config = checkpoint.config
     if plan.ngram_buckets is not None and plan.ngram_buckets > config.ngram_buckets:
         raise RecipeError(
-            f"prune.ngram_buckets is {plan.ngram_buckets}, the student has {config.ngram_buckets}; give less"
+            f"prune.ngram_buckets is {plan.ngram_buckets}, the student has {config.ngram_buckets}; give fewer"
         )
     tokenizer = _read(checkpoint.tokenizer)
     counts = count_usage(config, sequences)["tokens"]
@@ -107,14 +104,13 @@ def _read(tokenizer: bytes) -> dict[str, Any]:
     last = value.get("post_processor") or {}
     if kind != "WordPiece" or last.get("type", "TemplateProcessing") not in ("TemplateProcessing", "BertProcessing"):
         raise ExportError(
-            f"prune-vocabulary knows WordPiece tokenizers, and this one is {kind!r} with {last.get('type')!r}; "
-            "leave the pass out"
+            f"prune-vocabulary takes WordPiece tokenizers, not {kind!r} with {last.get('type')!r}; leave the pass out"
         )
     return value
 
 
 def _kept(tokenizer: dict[str, Any], counts: Array, least: int, vocab_size: int) -> Array:
-    """Return the ids that are kept, in order; padding, id 0, stays the first."""
+    """Return the ids that are kept, in order; padding, id 0, stays first."""
     prefix = tokenizer["model"]["continuing_subword_prefix"]
     keep = counts >= least
     keep[0] = True
@@ -136,7 +132,7 @@ def _kept(tokenizer: dict[str, Any], counts: Array, least: int, vocab_size: int)
 
 
 def _framing(tokenizer: dict[str, Any]) -> list[int]:
-    """Return the ids that the post-processor puts around texts; it may name tokens that no text of the domain shows."""
+    """Return the ids that the post-processor puts around texts; the domain's texts may not have all of them."""
     last = tokenizer.get("post_processor") or {}
     if last.get("type") == "TemplateProcessing":
         return [int(i) for token in last["special_tokens"].values() for i in token["ids"]]
@@ -144,7 +140,7 @@ def _framing(tokenizer: dict[str, Any]) -> list[int]:
 
 
 def _renumber(tokenizer: dict[str, Any], number: Array) -> dict[str, Any]:
-    """Return the tokenizer with the kept pieces alone, under their new ids."""
+    """Return the tokenizer with only the kept pieces, under their new ids."""
     model = dict(tokenizer["model"])
     model["vocab"] = {piece: int(number[i]) for piece, i in model["vocab"].items() if number[i] >= 0}
     added = [token | {"id": int(number[token["id"]])} for token in tokenizer.get("added_tokens", ())]
@@ -159,7 +155,7 @@ def _renumber(tokenizer: dict[str, Any], number: Array) -> dict[str, Any]:
 
 
 def _distinct(config: StudentConfig, sequences: Sequence[Sequence[int]]) -> int:
-    """Return how many different n-grams the texts have, of all kinds together; at least one."""
+    """Return how many different n-grams the texts have, all kinds together; at least 1."""
     found: set[tuple[int, ...]] = set()
     for ids in sequences:
         for kind, gram in enumerate(config.ngrams):
@@ -187,7 +183,7 @@ def _rehash(
 
 
 def _prime(least: int) -> int:
-    """Return the smallest prime from `least` on by which no multiplier of the hash divides: it would say nothing."""
+    """Return the smallest prime from `least` on that is not a multiplier of the hash: modulo that, a factor is 0."""
     candidate = max(2, least)
     while candidate in HASH_MULTIPLIERS or any(
         candidate % factor == 0 for factor in range(2, math.isqrt(candidate) + 1)

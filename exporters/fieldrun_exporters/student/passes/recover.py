@@ -47,12 +47,8 @@ def recover(
 ) -> tuple[Deployed, PassReport]:
     """Return `deployed` tuned, and what the fields of held-out texts gained.
 
-    Args:
-        deployed: with a palette, or smaller than `folded` and with a float32 layer.
-        folded: the student in float32, whose fields are the target.
-        sequences: token ids of real texts, `_LEAST_TEXTS` or more; some of them, drawn at random, are held out.
-        plan: steps, texts a step, rate, seed.
-        progress: called with ("recover", steps done, steps in all).
+    `deployed` has a palette, or is smaller than `folded`, whose fields are the target, and has a float32 layer. Some of
+    `sequences`, token ids of `_LEAST_TEXTS` or more real texts, are drawn at random and held out.
 
     Raises:
         MissingDependency: torch is not installed.
