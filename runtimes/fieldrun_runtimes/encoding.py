@@ -40,11 +40,16 @@ class Encoding:
 
 
 def pool_windows(values: Floats, weights: Sequence[int], owners: Sequence[int], n: int) -> Floats:
-    """Return the mean over each owner's windows, weighted by their tokens, `(n, columns) float32`."""
+    """Return the mean over each owner's windows, weighted by their tokens, `(n, columns) float32`.
+
+    It has the same bits in any company: an owner's windows are added in their order, and one window alone is kept.
+    """
     weight = np.array(weights, np.float32)[:, None]
     total = np.zeros((n, values.shape[1]), np.float32)
     share = np.zeros((n, 1), np.float32)
     np.add.at(total, owners, values * weight)
     np.add.at(share, owners, weight)
     pooled: Floats = total / share
+    rows = np.bincount(owners, minlength=n)[owners] == 1  # which are as they would be alone, to the last bit
+    pooled[np.asarray(owners)[rows]] = values[rows]
     return pooled

@@ -15,6 +15,7 @@ import fieldrun
 from fieldrun.errors import IntegrityError
 from fieldrun.formats.bundle import REFERENCE_BUNDLE
 from fieldrun.formats.tensors import Array
+from fieldrun.heads.head import Head
 from fieldrun_runtimes.engines.native_engine import is_compiled
 from tests import toy
 
@@ -149,3 +150,25 @@ def test_bundles_copied_over_each_other_are_never_mixed(toy_bundle: Path, other_
             assert np.array_equal(found, old) or np.array_equal(found, new)
     assert refused > 5
     np.testing.assert_array_equal(found, new)
+
+
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "onnxruntime"])
+@pytest.mark.parametrize("overflow", ["truncate", "window"])
+def test_an_answer_has_the_same_bits_alone_and_in_any_company(engine: str, overflow: str, toy_bundle: Path) -> None:
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(toy.WORDS, size=n)) for n in (1, 2, 3, 5, 8, 13, 40, 90, 300, 700) for _ in range(6)]
+    weight, bias = rng.standard_normal((32, 5)).astype(np.float32), np.zeros(5, np.float32)
+    with fieldrun.load(toy_bundle, engine=engine, overflow=overflow) as model:
+        model.attach(Head(name="mine", kind="single", labels=tuple("abcde"), weight=weight, bias=bias))
+        together = model.forward(texts)
+        pairs = list(zip(texts, texts[1:], strict=False))
+        scores = {task: model.predict_proba(texts, task) for task in ("mood", "mine")}
+        same = model.predict_proba(pairs, "same")
+        for row, text in enumerate(texts):
+            alone = model.forward([text])
+            np.testing.assert_array_equal(alone.field[0], together.field[row])
+            np.testing.assert_array_equal(alone.logits[0], together.logits[row])
+            for task, expected in scores.items():
+                np.testing.assert_array_equal(model.predict_proba([text], task)[0], expected[row])
+        for row, pair in enumerate(pairs):
+            np.testing.assert_array_equal(model.predict_proba([pair], "same")[0], same[row])

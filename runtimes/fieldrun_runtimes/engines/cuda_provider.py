@@ -30,7 +30,10 @@ _TYPES = {"tensor(int32)": np.int32, "tensor(float)": np.float32}
 
 
 class CudaEngine(GraphEngine):
-    """Runs a bundle's TensorRT graphs on ONNX Runtime's CUDA provider."""
+    """Runs a bundle's TensorRT graphs on ONNX Runtime's CUDA provider.
+
+    A text gives the same numbers in the same bucket; in a bucket of another size a kernel may add in another order.
+    """
 
     capture = False
 
