@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -161,7 +162,7 @@ def test_an_answer_has_the_same_bits_alone_and_in_any_company(engine: str, overf
     with fieldrun.load(toy_bundle, engine=engine, overflow=overflow) as model:
         model.attach(Head(name="mine", kind="single", labels=tuple("abcde"), weight=weight, bias=bias))
         together = model.forward(texts)
-        pairs = list(zip(texts, texts[1:], strict=False))
+        pairs = list(pairwise(texts))
         scores = {task: model.predict_proba(texts, task) for task in ("mood", "mine")}
         same = model.predict_proba(pairs, "same")
         for row, text in enumerate(texts):
