@@ -89,6 +89,12 @@ class TextTokenizer:
             raise BundleError(f"tokenizer.json gives token ids beyond {self._vocabulary}; export again")
         return ids
 
+    def whole(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each text, however many; both tokenizers must agree where a text is of both."""
+        rust = self._encode(texts)
+        words = [None if self._words is None else self._words.ids(text) for text in texts]
+        return [ids if found in (None, ids) else [] for found, ids in zip(words, rust, strict=True)]
+
     def _ids(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text; of a very long one those of its beginning, more than fit, if that is enough."""
         if self._cutter is not None and max(map(len, texts)) > self._part:

@@ -22,6 +22,7 @@ from fieldrun.heads.head import softmax
 from .engines import ENGINES, GPU_ENGINES, PROVIDERS
 from .engines.buckets import GraphEngine
 from .engines.onnxruntime_engine import import_onnxruntime
+from .engines.weights import check_padding
 from .model import Encoding, FieldModel
 from .tensorrt.device import find_gpu, require_gpu
 from .tensorrt.engine import built_engines
@@ -142,6 +143,7 @@ def verify(
         UsageError: a provider together with `"all"`.
     """
     bundle = Bundle.load(path)
+    check_padding(bundle.exported())
     found, skipped = [], {}
     if engine != "all":
         found.append(_replay(bundle, engine, provider, threads))
@@ -219,6 +221,9 @@ def _compare(
             worst_scores = float(np.maximum(worst_scores, _gaps(scores, expected).max()))
             agree.append(scores.argmax(1) == expected.argmax(1))
     same_tokens = sequences == [list(ids) for ids in golden["ids"]]
+    if "tokenizer" in golden:  # bundles of earlier versions have none
+        every = golden["tokenizer"]
+        same_tokens &= model._tokenize.whole(list(every["texts"])) == [list(ids) for ids in every["ids"]]
     within = worst_field <= tolerance and worst_scores <= tolerance and (typical is None or quartile <= typical)
     return EngineReport(
         passed=same_tokens and within,

@@ -12,7 +12,7 @@ from fieldrun.formats.bundle import Bundle, GraphNetwork, Network
 from fieldrun.formats.packing import expand
 from fieldrun.formats.tensors import Array
 
-__all__ = ["check_weights", "lookup_network", "map_weights", "unusable"]
+__all__ = ["check_padding", "check_weights", "lookup_network", "map_weights", "unusable"]
 
 _INTEGERS = (np.int32,)
 _FLOATS = (np.float32,)
@@ -113,6 +113,32 @@ def check_weights(bundle: Bundle, net: Network, weights: Mapping[str, Array], ta
         raise BundleError(
             f"{bundle.path}: {wrong[0]!r} in weights.safetensors does not fit the manifest's network; copy it again"
         )
+
+
+def check_padding(bundle: Bundle) -> None:
+    """Prove that a padding position adds nothing, whatever stands beside it: its sum is negative in every column.
+
+    The row of the padding token, which no other token has, outweighs the largest numbers of all other rows.
+
+    Raises:
+        BundleError: it does not.
+    """
+    net = bundle.manifest.network
+    if isinstance(net, GraphNetwork):
+        return
+    weights = map_weights(bundle)
+    check_weights(bundle, net, weights, weights["table"].shape if "table" in weights else None)
+    table, scale, coef = weights["table"], weights["table.scale"], weights["rows.coef"]
+    own = [j for j in range(coef.shape[1]) if coef[net.shifts.index(0), j] and np.count_nonzero(coef[:, j]) == 1]
+    most = np.zeros(net.width)
+    for j, (base, modulus) in enumerate(zip(weights["rows.base"], weights["rows.modulus"], strict=True)):
+        if own and j == own[0]:
+            most += scale[base] * table[base].astype(np.float64)
+        else:
+            rows = slice(int(base), int(base + modulus))
+            most += max(0.0, float((scale[rows] * table[rows].max(1)).max()))
+    if not own or (most > 0).any():
+        raise BundleError(f"{bundle.path}: padding is not zero in weights.safetensors; export again")
 
 
 def _is_sane(tensor: Array) -> bool:
