@@ -75,7 +75,8 @@ def golden_replies(
     if len(kept) < _LEAST:
         raise ExportError(f"only {len(kept)} texts fit the buckets without being cut; give more and shorter texts")
     fields, logits = _run(folder, network, singles, kept, "all")
-    change = np.abs(fields - _run(folder, network, singles, kept, "none")[0]).max(1)
+    literal = _run(folder, network, singles, kept, "none")[0]
+    change = np.abs(fields - literal).max(1)
     rows = list(range(len(kept)))
     if tolerance is not None:
         stable = [k for k in rows if change[k] <= _STABLE * tolerance]
@@ -96,6 +97,12 @@ def golden_replies(
         return Golden(replies=replies, tolerance=tolerance)
     largest, quartile = max(float(change.max()), bucket_gap), float(np.quantile(change, TYPICAL_QUANTILE))
     tolerance = max(_FLOOR, _SPARE * largest)
+    distances = ((literal[:, None] - fields) ** 2).sum(2)
+    confused = int((np.diag(distances) > distances.min(1) * (1 + 1e-6)).sum())
+    if confused:
+        raise ExportError(
+            f"rounding alone makes {confused} of {len(fields)} texts more like another text; keep more parts in fp32"
+        )
     if not tolerance < 1:
         raise ExportError(f"rounding alone changes fields by {largest:.3g}; keep more parts in fp32")
     replies["typical_tolerance"] = typical = min(max(_FLOOR, _SPARE * quartile), tolerance)

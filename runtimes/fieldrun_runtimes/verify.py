@@ -47,6 +47,9 @@ class EngineReport:
     batch 1 of 16 tokens) that a golden text fits in; it is empty for an engine that runs no graph. `buckets` is their
     number.
 
+    `identified` is the share of texts whose field is nearer to its own golden field than to any other; it must be 1: a
+    tolerance that lets a text pass for another one proves nothing.
+
     `quartile_abs_field` is the lower quartile, over the texts, of each one's largest difference when it runs alone. A
     deep int8 network may round some texts another way here, which moves them far: then the quartile must keep to
     `typical_tolerance`, None elsewhere.
@@ -63,6 +66,7 @@ class EngineReport:
     max_abs_scores: float
     min_cosine: float
     agreement: float
+    identified: float
     quartile_abs_field: float
     tolerance: float
     typical_tolerance: float | None
@@ -220,11 +224,17 @@ def _compare(
             expected = np.array(wanted, np.float32)
             worst_scores = float(np.maximum(worst_scores, _gaps(scores, expected).max()))
             agree.append(scores.argmax(1) == expected.argmax(1))
+    identified = _identified(encoding.field, fields)
     same_tokens = sequences == [list(ids) for ids in golden["ids"]]
     if "tokenizer" in golden:  # bundles of earlier versions have none
         every = golden["tokenizer"]
         same_tokens &= model._tokenize.whole(list(every["texts"])) == [list(ids) for ids in every["ids"]]
-    within = worst_field <= tolerance and worst_scores <= tolerance and (typical is None or quartile <= typical)
+    within = (
+        identified == 1
+        and worst_field <= tolerance
+        and worst_scores <= tolerance
+        and (typical is None or quartile <= typical)
+    )
     return EngineReport(
         passed=same_tokens and within,
         engine=model.engine,
@@ -237,6 +247,7 @@ def _compare(
         max_abs_scores=worst_scores,
         min_cosine=float(cosines.min()),
         agreement=float(np.mean(np.concatenate(agree))) if agree else 1.0,
+        identified=identified,
         quartile_abs_field=quartile,
         tolerance=tolerance,
         typical_tolerance=typical,
@@ -282,6 +293,13 @@ def _gaps(found: Array, expected: Array) -> Array:
     if expected.shape != found.shape:
         raise ValueError(f"values of shape {expected.shape} instead of {found.shape}")
     return np.asarray(np.abs(found - expected))
+
+
+def _identified(found: Array, golden: Array) -> float:
+    """Return the share of rows of `found (n, dim)` whose nearest row of `golden (n, dim)` is the one of their number."""
+    squares = (golden**2).sum(1) - 2 * found @ golden.T  # the squared distances less what a row has in common
+    slack = 1e-5 * float(np.abs(squares).max(initial=1e-30))  # equal texts are as near as each other
+    return float(np.mean(np.diag(squares) <= squares.min(1) + slack))
 
 
 def _as_json(report: EngineReport | VerifyReport) -> dict[str, Any]:

@@ -214,3 +214,18 @@ def test_padding_that_is_not_zero_is_found(toy_bundle: Path, tmp_path: Path) -> 
     write_json(folder / MANIFEST, seal(manifest))
     with pytest.raises(BundleError, match="padding is not zero"):
         fieldrun.verify(folder, engine="numpy")
+
+
+def test_a_loose_tolerance_lets_no_text_pass_for_another(
+    tamper: Callable[[Callable[[dict[str, Any]], Any]], Path],
+) -> None:
+    def exchange(golden: dict[str, Any]) -> None:
+        golden["fields"][0], golden["fields"][1] = golden["fields"][1], golden["fields"][0]
+
+    folder = tamper(exchange)
+    manifest = read_json(folder / MANIFEST)
+    manifest["golden_tolerance"] = 0.99
+    write_json(folder / MANIFEST, seal(manifest))
+    entry = fieldrun.verify(folder, engine="numpy").engines[0]
+    assert not entry.passed
+    assert entry.identified < 1
