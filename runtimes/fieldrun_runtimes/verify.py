@@ -229,12 +229,8 @@ def _compare(
     if "tokenizer" in golden:  # bundles of earlier versions have none
         every = golden["tokenizer"]
         same_tokens &= model._tokenize.whole(list(every["texts"])) == [list(ids) for ids in every["ids"]]
-    within = (
-        identified == 1
-        and worst_field <= tolerance
-        and worst_scores <= tolerance
-        and (typical is None or quartile <= typical)
-    )
+    within = worst_field <= tolerance and worst_scores <= tolerance and (typical is None or quartile <= typical)
+    within &= identified == 1
     return EngineReport(
         passed=same_tokens and within,
         engine=model.engine,
@@ -296,7 +292,7 @@ def _gaps(found: Array, expected: Array) -> Array:
 
 
 def _identified(found: Array, golden: Array) -> float:
-    """Return the share of rows of `found (n, dim)` whose nearest row of `golden (n, dim)` is the one of their number."""
+    """Return the share of rows of `found (n, dim)` whose nearest row of `golden (n, dim)` is their own."""
     squares = (golden**2).sum(1) - 2 * found @ golden.T  # the squared distances less what a row has in common
     slack = 1e-5 * float(np.abs(squares).max(initial=1e-30))  # equal texts are as near as each other
     return float(np.mean(np.diag(squares) <= squares.min(1) + slack))

@@ -6,6 +6,7 @@ Texts go into the smallest length that fits, full batches first; a single text r
 from __future__ import annotations
 
 import abc
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
@@ -77,6 +78,8 @@ class GraphEngine(abc.ABC):
         self._plan = BucketPlan(graphs.buckets)
         self._calls: dict[str, Call] = {}
         self._lock = threading.Lock()
+        self._process = os.getpid()
+        self._inherited: list[dict[str, Call]] = []
 
     @abc.abstractmethod
     def _open(self, graph: str) -> Call:
@@ -130,6 +133,8 @@ class GraphEngine(abc.ABC):
         return output[:, : self._network.field_dim], output[:, self._network.field_dim :]
 
     def _call(self, graph: str) -> Call:
+        if self._process != os.getpid():
+            self._start_again()
         call = self._calls.get(graph)
         if call is None:
             with self._lock:
@@ -137,3 +142,11 @@ class GraphEngine(abc.ABC):
                     self._calls[graph] = self._open(graph)
                 call = self._calls[graph]
         return call
+
+    def _start_again(self) -> None:
+        """Open all graphs anew after a fork: a process has none of its parent's threads, and locks as they stood.
+
+        The parent's graphs are kept, and never used: to close one would wait for its threads.
+        """
+        self._inherited.append(self._calls)
+        self._calls, self._lock, self._process = {}, threading.Lock(), os.getpid()
