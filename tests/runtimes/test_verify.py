@@ -14,7 +14,7 @@ import pytest
 
 import fieldrun
 from fieldrun.errors import BundleError, EngineError, UnknownName, UsageError
-from fieldrun.formats.bundle import MANIFEST, Bundle, seal
+from fieldrun.formats.bundle import MANIFEST, Bundle, Network, seal
 from fieldrun.formats.storage import read_json, sha256_file, write_json
 from fieldrun.formats.tensors import read_tensors, write_tensors
 
@@ -204,7 +204,9 @@ def test_padding_that_is_not_zero_is_found(toy_bundle: Path, tmp_path: Path) -> 
     folder = Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
     path = folder / "weights.safetensors"
     tensors = {name: np.array(tensor) for name, tensor in read_tensors(path).items()}
-    shifts = Bundle.load(folder).manifest.network.shifts
+    network = Bundle.load(folder).manifest.network
+    assert isinstance(network, Network)
+    shifts = network.shifts
     coefs = tensors["rows.coef"].T
     own = next(j for j, coef in enumerate(coefs) if coef[shifts.index(0)] and np.count_nonzero(coef) == 1)
     tensors["table"][tensors["rows.base"][own]] = 1
