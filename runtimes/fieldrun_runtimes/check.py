@@ -18,6 +18,7 @@ from fieldrun.evaluation.copies import count_copies, near_equal_labels, text_key
 from fieldrun.evaluation.dataset import read_bytes
 from fieldrun.evaluation.tables import Columns, Row, open_table
 from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.progress import Progress, silent
 
 from .tokenization import TextTokenizer
 
@@ -30,6 +31,7 @@ a about all an and are as at be but by can do for from get go had has have he he
 not of on one or our out she so that the their them there they this to up was we what when where which who why will
 with would you your
 """
+_COMMON_WORDS = frozenset(_COMMON.split())
 _WORDS = 6  # a text of fewer words may do without a common one
 
 
@@ -152,10 +154,15 @@ def _report(
     )
 
 
-def text_warnings(texts: Sequence[str | tuple[str, str]], tokenizer: TextTokenizer) -> list[str]:
+def text_warnings(
+    texts: Sequence[str | tuple[str, str]], tokenizer: TextTokenizer, progress: Progress = silent
+) -> list[str]:
     """Return the warnings of `check` that are about texts, or pairs of texts, not about labels."""
     sides = [part for text in texts for part in ((text,) if isinstance(text, str) else text)]
-    found = [one for start in range(0, len(sides), _BATCH) for one in tokenizer.count(sides[start : start + _BATCH])]
+    found: list[tuple[int, float]] = []
+    for start in range(0, len(sides), _BATCH):
+        found += tokenizer.count(sides[start : start + _BATCH])
+        progress("check", len(found), len(sides))
     tokens, known = [count for count, _ in found], [share for _, share in found]
     return [*_of_texts(_facts(sides, tokens, known, tokenizer.longest), len(sides))]
 
@@ -184,11 +191,11 @@ def looks_english(text: str) -> bool:
 
     It is a rough guess: short texts of other languages in ASCII pass, and lists of names do not.
     """
-    letters = [c for c in text if c.isalpha()]
+    letters = [] if text.isascii() else [c for c in text if c.isalpha()]
     if letters and sum(c.isascii() for c in letters) < 0.8 * len(letters):
         return False
     words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
-    return len(words) < _WORDS or not {*_COMMON.split()}.isdisjoint(words)
+    return len(words) < _WORDS or not _COMMON_WORDS.isdisjoint(words)
 
 
 def _sides(row: Row) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ def fit(
         head = trainer.fit()
         if held_out is not None:
             head = replace(head, about=_with_dev(head.about, shared))
-        said = text_warnings([text for dataset in datasets for text in dataset.texts], model.tokenizer)
+        said = text_warnings([text for dataset in datasets for text in dataset.texts], model.tokenizer, progress)
         head = replace(head, about={**head.about, "warnings": [*head.about["warnings"], *said]})
         model.attach(head, replace=force)
         found = (

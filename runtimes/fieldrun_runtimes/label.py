@@ -19,15 +19,23 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fieldrun.errors import DatasetError, EngineError, InputTextError, OutputExists, StorageError, UsageError
+from fieldrun.errors import (
+    DatasetError,
+    EngineError,
+    InputTextError,
+    OutputExists,
+    StorageError,
+    TextTooLong,
+    UsageError,
+)
 from fieldrun.evaluation.tables import Columns, is_table, open_table
 from fieldrun.formats.bundle import MANIFEST
 from fieldrun.formats.progress import Progress, silent
@@ -129,7 +137,8 @@ def label(
         out: the file to write; it appears when all lines are labelled.
         tasks: the tasks to answer, all of one kind; by default every task for single texts.
         bundle: a bundle folder, or `"reference"`.
-        workers: processes, each with a model of its own over the same mapped weights.
+        workers: processes, each with a model of its own over the same mapped weights; with 1, this process does the
+            work. With more, a script calls `label` under `if __name__ == "__main__":`, as multiprocessing asks for.
         top: the number of labels in `scores`; all by default.
         on_error: what a line that cannot be answered does: `"report"` writes one `Failed` in its place, with the name
             of its file, `"skip"` leaves it out, `"fail"` raises its error.
@@ -215,11 +224,13 @@ def _label(
 ) -> _Position:
     """Label all lines behind `start`; return the position at the end of the input."""
     sizes = [_size(source.path) for source in sources]
-    context = multiprocessing.get_context("spawn")  # a fork of a process that has threads may hang
     batches = _batches(sources, start)
     waiting: collections.deque[tuple[_Position, int, Future[tuple[bytes, int, int, int]]]] = collections.deque()
     reached, noted = start, time.monotonic()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_open, initargs=(job,))
+    pool: Executor = _InProcess(job)
+    if workers > 1:
+        context = multiprocessing.get_context("spawn")  # a fork of a process that has threads may hang
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_open, initargs=(job,))
     try:
         while True:
             while len(waiting) < _AHEAD * workers and (batch := next(batches, None)) is not None:
@@ -386,7 +397,26 @@ class _Output:
         self._note.unlink()
 
 
-_worker: list[Any] = []  # of a worker's process: its job and its model
+_worker: list[Any] = []  # of the process that answers: its job and its model
+
+
+class _InProcess(Executor):
+    """Answers in this process, at once."""
+
+    def __init__(self, job: _Job) -> None:
+        _worker[:] = [job, load(job.bundle, **job.settings)]
+
+    def submit(self, call: Callable[..., Any], /, *arguments: Any, **settings: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(call(*arguments, **settings))
+        except (InputTextError, TextTooLong) as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        del wait, cancel_futures
+        _worker.clear()
 
 
 def _open(job: _Job) -> None:

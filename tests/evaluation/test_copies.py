@@ -140,6 +140,7 @@ def test_labels_that_are_nearly_equal_are_said_and_joined_on_request() -> None:
     assert near_equal_labels(spellings) == [("Pos", "pos", "pos "), ("cafe\u0301", "caf\u00e9")]
     assert join_labels(spellings) == ["pos"] * 4 + ["caf\u00e9"] * 2
     assert join_labels(["POS", "neg"], ["Pos"]) == ["Pos", "neg"]
+    assert join_labels(["pos ", "pos", "neg", "Neg"]) == ["pos", "pos", "Neg", "Neg"]
     labels = [spellings[i % 4] if i % 5 else "neg" for i in range(60)]
     head = fit_head(Words(), TEXTS, labels)
     assert any("'Pos', 'pos', 'pos '" in said for said in head.about["warnings"])

@@ -105,6 +105,16 @@ def test_few_batches_are_on_their_way(toy_bundle: Path, tmp_path: Path, here: ty
     assert here.most_waiting == 2 * module._AHEAD
 
 
+def test_one_worker_is_this_process(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ProcessPoolExecutor", None)
+    texts = _file(tmp_path / "in", 600)
+    assert _label(toy_bundle, [tmp_path / "in"], tmp_path / "out", workers=1).lines == 600
+    assert [row["text"] for row in _objects(tmp_path / "out")] == texts
+    (tmp_path / "in").write_bytes(b"good\n \n")
+    with pytest.raises(InputTextError, match="in, line 2: the text is empty"):
+        _label(toy_bundle, [tmp_path / "in"], tmp_path / "other", workers=1)
+
+
 @pytest.mark.parametrize("fail_at", [1, 4, 6])
 @pytest.mark.parametrize("beyond", [b"", b'{"half a li'])
 def test_an_ended_run_goes_on(

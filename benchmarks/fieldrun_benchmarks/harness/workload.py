@@ -11,6 +11,7 @@ from typing import Any
 
 from fieldrun.errors import DatasetError
 from fieldrun.evaluation.dataset import read_tsv
+from fieldrun.evaluation.tables import Columns, is_table
 from fieldrun.formats.storage import sha256_bytes
 
 __all__ = ["SAMPLES", "Source", "Workload", "read_workload", "sample_files"]
@@ -75,7 +76,7 @@ def read_workload(paths: Sequence[Path], *, limit: int | None = None, seed: int 
 
 
 def _read(path: Path) -> tuple[list[str], str]:
-    if path.suffix == ".tsv":
+    if path.suffix == ".tsv" or is_table(path, Columns()):
         data = read_tsv(path)
         if data.kind != "single":
             raise DatasetError(f"{path} holds pairs; a workload is single texts")

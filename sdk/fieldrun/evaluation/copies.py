@@ -77,6 +77,10 @@ def count_copies(keys: Sequence[Hashable], labels: Sequence[Hashable]) -> Copies
     return Copies(copies=len(keys) - sum(map(len, of.values())), conflicting=sum(len(of[key]) > 1 for key in keys))
 
 
+def _plain(label: str) -> str:
+    return unicodedata.normalize("NFC", label.strip())
+
+
 def near_equal_labels(labels: Iterable[str]) -> list[tuple[str, ...]]:
     """Return the groups of labels that differ only in case, whitespace or Unicode form."""
     groups: dict[Any, set[str]] = {}
@@ -89,7 +93,8 @@ def join_labels(labels: Sequence[str], known: Iterable[str] = ()) -> list[str]:
     """Return `labels`, those that are nearly equal in one spelling: the one in `known`, or else the most frequent."""
     counts = Counter(labels)
     spelling: Mapping[Any, str] = {
-        text_key(label): label for label in sorted(counts, key=lambda label: (counts[label], label))
+        text_key(label): label
+        for label in sorted(sorted(counts, reverse=True), key=lambda label: (counts[label], label == _plain(label)))
     } | {text_key(label): label for label in known}
     exact = set(known)
     return [label if label in exact else spelling[text_key(label)] for label in labels]

@@ -24,9 +24,10 @@ from ..evaluation.copies import count_copies, first_rows, join_labels, numbered,
 from ..evaluation.rows import Labels, Texts, check_labels, run_located, split_texts
 from ..formats.progress import Progress, silent
 from ..formats.tensors import Array
+from .blas import one_thread
 from .head import Head, pair_features
 from .logistic import Basis
-from .selection import Problem, choose
+from .selection import Problem, choose, in_percent
 
 __all__ = ["Encoder", "HeadTrainer", "fit_fields", "fit_head"]
 
@@ -222,17 +223,21 @@ def fit_fields(
     if not weigh_copies:
         order = [order[k] for k in first_rows((own[i], names[i]) for i in order)]
     index = {label: k for k, label in enumerate(classes)}
-    basis = Basis.of(x[order])
-    problem = Problem(
-        z=basis.rotate(x[order]),
-        y=np.array([index[names[i]] for i in order]),
-        groups=np.array(numbered([own[i] for i in order], [digests[i] for i in order])),
-        classes=len(classes),
-        variance=basis.variance,
-        scale=float(basis.variance.sum()) / x.shape[1],
-    )
-    choice = choose(problem, progress)
-    weight, bias = basis.restore(problem.solve(choice.strength, tolerance=1e-8))
+    with one_thread():
+        basis = Basis.of(x[order])
+        problem = Problem(
+            z=basis.rotate(x[order]),
+            y=np.array([index[names[i]] for i in order]),
+            groups=np.array(numbered([own[i] for i in order], [digests[i] for i in order])),
+            classes=len(classes),
+            variance=basis.variance,
+            scale=float(basis.variance.sum()) / x.shape[1],
+        )
+        choice = choose(problem, progress)
+        last = in_percent(progress, "solve")
+        theta = problem.solve(choice.strength, start=choice.start, tolerance=1e-8, report=last)
+        progress("solve", 100, 100)
+        weight, bias = basis.restore(theta)
     counts = dict(zip(classes, np.bincount(problem.y).tolist(), strict=True))
     cv = choice.cv and choice.cv | {"never_held_out": [classes[k] for k in choice.cv["never_held_out"]]}
     copies = count_copies(own, names)

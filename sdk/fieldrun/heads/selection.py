@@ -8,7 +8,7 @@ tasks, their report files among the texts: its results on these are a little opt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,17 @@ from ..formats.progress import Progress
 from ..formats.tensors import Array
 from .logistic import solve
 
-__all__ = ["SEARCH_ROWS", "STRENGTHS", "Choice", "Problem", "best_temperature", "choose", "deal", "sample"]
+__all__ = [
+    "SEARCH_ROWS",
+    "STRENGTHS",
+    "Choice",
+    "Problem",
+    "best_temperature",
+    "choose",
+    "deal",
+    "in_percent",
+    "sample",
+]
 
 STRENGTHS = tuple(10 ** (k / 2) for k in range(6, -5, -1))
 """The penalties that are tried, strongest first: 1000, 316, 100, ... 0.01."""
@@ -31,6 +41,8 @@ _UNTRIED = 10**1.5  # the strength for one example a label, where nothing can be
 _FOLDS = 5
 _REPEATS = 3  # of the cross-validation, below so many rows:
 _FEW_ROWS = 1000
+_TOLERANCE = 1e-4  # nats, of many rows: strengths that are told apart differ by hundreds of these
+_TOLERANCE_OF_FEW = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,21 +60,33 @@ class Problem:
     scale: float
 
     def solve(
-        self, strength: float, *, rows: Array | None = None, start: Array | None = None, tolerance: float
+        self,
+        strength: float,
+        *,
+        rows: Array | None = None,
+        start: Array | None = None,
+        tolerance: float,
+        report: Callable[[float], None] | None = None,
     ) -> Array:
         """Return the solution `(rank + 1, classes)` at `strength` for all rows or some, from `start` or zero."""
         z, y = (self.z, self.y) if rows is None else (self.z[rows], self.y[rows])
         penalty = strength * self.scale / len(y)
-        return solve(z, y, self.classes, penalty, variance=self.variance, start=start, tolerance=tolerance)
+        return solve(
+            z, y, self.classes, penalty, variance=self.variance, start=start, tolerance=tolerance, report=report
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The penalty and the temperature, and `cv`: what was measured on held-out rows."""
+    """The penalty and the temperature, and `cv`: what was measured on held-out rows.
+
+    `start` is a solution for most of the rows, where to begin with all of them.
+    """
 
     strength: float
     temperature: float
     cv: dict[str, Any] | None
+    start: Array | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,15 +112,16 @@ def choose(problem: Problem, report: Progress) -> Choice:
     folds = min(_FOLDS, int(np.bincount(y[searched[_leads(y, groups, searched)]]).max()))
     if folds < 2:
         return Choice(strength=_UNTRIED, temperature=1.0, cv=None)
+    theta = None
     repeats = _REPEATS if len(searched) < _FEW_ROWS else 1
     splits = [split for turn in range(repeats) for split in deal(y, searched, folds, turn, groups)]
     strength, held = _search(problem, splits, repeats, report)
     if not whole:  # accuracy and temperature of a model of all rows are measured on a fifth of them
         repeats, splits = 1, list(deal(y, np.arange(len(y)), _FOLDS, 0, groups))[:1]
         trained, out = splits[0]
-        theta = problem.solve(strength, rows=trained, tolerance=1e-6)
+        theta = problem.solve(strength, rows=trained, tolerance=1e-6, report=in_percent(report, "measure"))
         held = _HeldOut.of(problem.z[out] @ theta.astype(np.float32), problem.y[out])
-        report("fit", 1, 1)
+        report("measure", 100, 100)
     outs = np.concatenate([out for _, out in splits[: len(splits) // repeats]])
     n = len(np.unique(groups[outs]))  # texts: their copies say nothing new
     share = float((held.logits.argmax(1) == held.y).mean())
@@ -107,7 +132,12 @@ def choose(problem: Problem, report: Progress) -> Choice:
     cv |= {"balanced_accuracy": round(balanced, 5), "balanced_ci95": [round(end, 5) for end in ends]}
     cv |= {"never_held_out": np.flatnonzero(of_label == 0).tolist()}
     cv |= {"log_loss": round(float(held.losses.mean()), 5), "folds": len(splits) // repeats, "repeats": repeats}
-    return Choice(strength=strength, temperature=held.temperature, cv=cv)
+    return Choice(strength=strength, temperature=held.temperature, cv=cv, start=theta)
+
+
+def in_percent(report: Progress, phase: str) -> Callable[[float], None]:
+    """Return a callback for the share that is done of `phase`."""
+    return lambda share: report(phase, int(100 * share), 100)
 
 
 def _search(
@@ -119,10 +149,11 @@ def _search(
     starts: list[Array | None] = [None] * len(splits)
     tried: list[_HeldOut] = []
     best = 0
+    tolerance = _TOLERANCE if len(splits[0][0]) >= _FEW_ROWS else _TOLERANCE_OF_FEW
     for k, strength in enumerate(STRENGTHS):
         logits = []
         for s, (trained, out) in enumerate(splits):
-            theta = problem.solve(strength, rows=trained, start=starts[s], tolerance=1e-5)
+            theta = problem.solve(strength, rows=trained, start=starts[s], tolerance=tolerance)
             starts[s] = theta
             logits.append(problem.z[out] @ theta.astype(np.float32))
             report("fit", k * len(splits) + s + 1, len(STRENGTHS) * len(splits))
