@@ -390,7 +390,11 @@ class FieldModel(SentenceEncoder):
             return
         first, second = split_pairs(texts)
         for start in range(0, len(first), _TOGETHER):
-            a, b = (self._forward(side[start : start + _TOGETHER], start) for side in (first, second))
+            if len(first) == 1:  # one call of the engine, as a pair is answered one at a time
+                both = self._forward(first + second)
+                a, b = both.part(0, 1), both.part(1, 2)
+            else:
+                a, b = (self._forward(side[start : start + _TOGETHER], start) for side in (first, second))
             yield self._logits_of(a, task, b), self.rejected(a, b)
 
     def _logits_of(self, encoding: Encoding, task: Task, other: Encoding | None) -> Floats:

@@ -75,12 +75,13 @@ def test_a_wheelhouse_has_what_is_installed_from_it(page: str, repository: Path)
 def test_units(repository: Path, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
-    units = dict(pair for page in PAGES for pair in UNIT.findall((repository / page).read_text("utf-8")))
-    assert set(units) == {"fieldrun.socket", "fieldrun.service", "fieldrun.service.d/gpu.conf"}
+    pages = (*PAGES, "docs/serve.md")
+    units = dict(pair for page in pages for pair in UNIT.findall((repository / page).read_text("utf-8")))
+    assert set(units) == {"fieldrun-http.socket", "fieldrun-http.service", "fieldrun-http.service.d/gpu.conf"}
     for name, text in units.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         # systemd wants to see a program, and this machine has none in /opt
         (tmp_path / name).write_text(text.replace("/opt/fieldrun/bin/fieldrun", str(shutil.which("cat"))), "utf-8")
-    command = ["systemd-analyze", "verify", "./fieldrun.socket", "./fieldrun.service"]
+    command = ["systemd-analyze", "verify", "./fieldrun-http.socket", "./fieldrun-http.service"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
