@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fieldrun.errors import (
+    BundleError,
     DatasetError,
     EngineError,
     InputTextError,
@@ -39,7 +40,7 @@ from fieldrun.errors import (
 from fieldrun.evaluation.tables import Columns, is_table, open_table
 from fieldrun.formats.bundle import MANIFEST
 from fieldrun.formats.progress import Progress, silent
-from fieldrun.formats.storage import read_json, sha256_file, write_json
+from fieldrun.formats.storage import read_json, sha256_bytes, write_json
 
 from .answers import answer, check_on_error, choose_tasks, parse_line
 from .model import load
@@ -101,6 +102,7 @@ class _Job:
     """What a worker needs."""
 
     bundle: str
+    manifest: str
     tasks: tuple[str, ...]
     paired: bool
     top: int | None
@@ -169,8 +171,11 @@ def label(
         paired = any(model.kind(task) == "pair" for task in tasks)
         chosen = choose_tasks(model, tasks, paired=paired)
         paired = model.kind(chosen[0]) == "pair"
-        manifest = sha256_file(model.path / MANIFEST)
-    job = _Job(bundle=str(bundle), tasks=chosen, paired=paired, top=top, on_error=on_error, settings=settings)
+        manifest = sha256_bytes(model._bundle.contents[MANIFEST])
+        place = str(model.path)
+    job = _Job(
+        bundle=place, manifest=manifest, tasks=chosen, paired=paired, top=top, on_error=on_error, settings=settings
+    )
     key = {"manifest_sha256": manifest, "tasks": list(chosen), "top": top, "overflow": overflow, "on_error": on_error}
     key |= {"unknown": unknown}
     output = _Output(out, key | {"sources": [path.name for path in given]}, force)
@@ -423,7 +428,10 @@ def _open(job: _Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
     if parent := multiprocessing.parent_process():
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _worker[:] = [job, load(job.bundle, **job.settings)]
+    model = load(job.bundle, **job.settings)
+    if sha256_bytes(model._bundle.contents[MANIFEST]) != job.manifest:
+        raise BundleError(f"{job.bundle} was replaced while the workers started; run the same command again")
+    _worker[:] = [job, model]
 
 
 def _end_with(parent: BaseProcess) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fieldrun.errors import InputTextError, StorageError, UnknownName, UsageError
+from fieldrun.errors import BundleError, InputTextError, IntegrityError, StorageError, UnknownName, UsageError
 from fieldrun.evaluation.rows import Texts, check_texts, split_pairs
-from fieldrun.formats.bundle import Bundle, Manifest
+from fieldrun.formats.bundle import MANIFEST, REFERENCE_BUNDLE, Bundle, Manifest
+from fieldrun.formats.storage import sha256_bytes
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import Head, head_logits, pair_features, softmax
 
@@ -26,6 +27,7 @@ from .tokenization import TextTokenizer
 
 __all__ = ["REJECTED", "UNKNOWNS", "Encoding", "FieldModel", "Scored", "load"]
 
+_TOGETHER = 4096  # texts whose fields are in memory at once, where only scores or labels are asked for
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
@@ -107,13 +109,23 @@ class FieldModel(SentenceEncoder):
         self.path: Path = bundle.path
         self.manifest: Manifest = bundle.manifest
         longest = max(bucket.length for bucket in bundle.manifest.buckets)
-        self._tokenize = TextTokenizer((bundle.path / "tokenizer.json").read_bytes(), longest, overflow)
-        choice = choose_engine(bundle.exported(), engine, threads, provider)
+        vocabulary = bundle.manifest.network.vocab_size
+        try:
+            self._tokenize = TextTokenizer(bytes(bundle.contents["tokenizer.json"]), longest, overflow, vocabulary)
+            choice = choose_engine(bundle.exported(), engine, threads, provider)
+        except MemoryError as error:
+            raise BundleError(f"{bundle.path} needs more memory than this process may have: {error}") from error
         self.engine: str = choice.name
         self.engine_reason: str = choice.reason
         self._engine: Engine = choice.engine
         self._bundle = bundle
         self._tasks = Tasks(bundle)
+        self._settings: dict[str, Any] = {
+            "engine": engine,
+            "provider": provider,
+            "threads": threads,
+            "overflow": overflow,
+        }
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -211,9 +223,13 @@ class FieldModel(SentenceEncoder):
                 field, logits = self._engine.run([ids])
                 counts = {"tokens": np.array((len(ids),)), "dropped": np.array((0,))}
                 return Encoding(field=field, logits=logits, known=np.array((known,), np.float32), **counts)
-        tokenized = self._tokenize(checked)
+        return self._forward(checked)
+
+    def _forward(self, checked: list[str], start: int = 0) -> Encoding:
+        """Run checked texts, which messages count from `start`."""
+        tokenized = self._tokenize(checked, start)
         if self._unknown == "error" and not min(tokenized.known):
-            raise InputTextError(_NOTHING_KNOWN.format(tokenized.known.index(0)))
+            raise InputTextError(_NOTHING_KNOWN.format(start + tokenized.known.index(0)))
         field, logits = self._engine.run(tokenized.ids)
         if len(tokenized.ids) > len(checked):
             weights = [len(ids) for ids in tokenized.ids]
@@ -261,7 +277,8 @@ class FieldModel(SentenceEncoder):
         Raises as `forward` does, and `UnknownName` for a task that the model does not have.
         """
         found = self._tasks.find(task)
-        scores: Floats = softmax(self._logits(texts, found)[0], found.spec.temperature)
+        blocks = [softmax(logits, found.spec.temperature) for logits, _ in self._logits(texts, found)]
+        scores: Floats = np.concatenate(blocks)
         return scores
 
     def predict(
@@ -280,11 +297,14 @@ class FieldModel(SentenceEncoder):
         lists are given or no label is left.
         """
         found = self._tasks.find(task)
-        (logits, rejected), labels = self._logits(texts, found), found.spec.labels
+        labels, chosen = found.spec.labels, None
         if allow is not None or deny is not None:
             chosen = found.chosen(allow, deny)
-            logits, labels = logits[:, chosen], tuple(labels[i] for i in chosen)
-        return _labelled(logits, labels, rejected)
+            labels = tuple(labels[i] for i in chosen)
+        best: list[str] = []
+        for logits, rejected in self._logits(texts, found):
+            best += _labelled(logits if chosen is None else logits[:, chosen], labels, rejected)
+        return best
 
     def top_k(
         self,
@@ -307,8 +327,12 @@ class FieldModel(SentenceEncoder):
         found = self._tasks.find(task)
         chosen, labels = np.array(found.chosen(allow, deny)), found.spec.labels
         rows: list[list[Scored]] = []
-        logits, rejected = self._logits(texts, found)
-        for scores, refused in zip(softmax(logits, found.spec.temperature), rejected.tolist(), strict=True):
+        each = (
+            pair
+            for logits, rejected in self._logits(texts, found)
+            for pair in zip(softmax(logits, found.spec.temperature), rejected.tolist(), strict=True)
+        )
+        for scores, refused in each:
             if refused:
                 rows.append([])
                 continue
@@ -342,25 +366,32 @@ class FieldModel(SentenceEncoder):
         a little optimistic. Raises as `predict_proba` does.
         """
         found = self._tasks.find(task)
-        logits, rejected = self._logits(texts, found)
-        values = _rejection(logits, found.spec.temperature)
-        values[rejected] = REJECTED
-        return values
+        blocks = []
+        for logits, rejected in self._logits(texts, found):
+            values = _rejection(logits, found.spec.temperature)
+            values[rejected] = REJECTED
+            blocks.append(values)
+        rejections: Floats = np.concatenate(blocks)
+        return rejections
 
     def _check_dim(self, dim: int) -> None:
         whole = self.manifest.network.field_dim
         if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= whole:
             raise UsageError(f"dim must be a whole number from 1 to {whole}, the length of the field, not {dim!r}")
 
-    def _logits(self, texts: Texts, task: Task) -> tuple[Floats, npt.NDArray[np.bool_]]:
-        """Return the logits of `task`, and which texts are rejected."""
+    def _logits(self, texts: Texts, task: Task) -> Iterator[tuple[Floats, npt.NDArray[np.bool_]]]:
+        """Yield the logits of some texts at a time, and which of them are rejected; never all fields are in memory."""
         if task.spec.kind == "single":
-            encoding, other = self.forward(texts), None  # type: ignore[arg-type]
-        else:
-            first, second = split_pairs(texts)
-            both = self.forward(first + second)
-            encoding, other = both.part(0, len(first)), both.part(len(first), len(both))
-        return self._logits_of(encoding, task, other), self.rejected(encoding, other)
+            checked = check_texts(texts)
+            for start in range(0, len(checked), _TOGETHER):
+                part = checked[start : start + _TOGETHER]
+                encoding = self.forward(part) if len(checked) == 1 else self._forward(part, start)
+                yield self._logits_of(encoding, task, None), self.rejected(encoding, None)
+            return
+        first, second = split_pairs(texts)
+        for start in range(0, len(first), _TOGETHER):
+            a, b = (self._forward(side[start : start + _TOGETHER], start) for side in (first, second))
+            yield self._logits_of(a, task, b), self.rejected(a, b)
 
     def _logits_of(self, encoding: Encoding, task: Task, other: Encoding | None) -> Floats:
         """Return the logits `(n, labels) float32` of `task`, from the graphs or, for an attached head, from fields."""
@@ -384,6 +415,18 @@ class FieldModel(SentenceEncoder):
         """Release the engine; the model cannot be used afterwards. It may be closed twice."""
         self._engine = _Closed()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the path of the bundle, how it was opened, and the attached heads; another process loads it again.
+
+        Raises:
+            UsageError: the model was closed.
+        """
+        if isinstance(self._engine, _Closed):
+            raise UsageError("this model was closed, so it cannot be pickled; load the bundle again")
+        path = "reference" if self.path == REFERENCE_BUNDLE.resolve() else str(self.path)
+        heads = [replace(head, about=dict(head.about)) for head in self.attached.values()]
+        return _loaded_again, (path, sha256_bytes(self._bundle.contents[MANIFEST]), self._settings, heads)
+
     def __enter__(self) -> FieldModel:
         return self
 
@@ -402,6 +445,19 @@ def _labelled(logits: Floats, labels: Sequence[str], rejected: npt.NDArray[np.bo
     for i in np.flatnonzero(rejected).tolist():
         found[i] = None
     return found
+
+
+def _loaded_again(path: str, sha256: str, settings: dict[str, Any], heads: Sequence[Head]) -> FieldModel:
+    """Load what `FieldModel.__reduce__` described; `IntegrityError` if another bundle is there now."""
+    bundle = Bundle.load(path)
+    if sha256_bytes(bundle.contents[MANIFEST]) != sha256:
+        raise IntegrityError(f"{path} was replaced after the model was pickled; pickle a model of the bundle there now")
+    model = FieldModel(bundle, **settings)
+    for name in model.attached:
+        model.detach(name)
+    for head in heads:
+        model.attach(head)
+    return model
 
 
 def _rejection(logits: Floats, temperature: float) -> Floats:

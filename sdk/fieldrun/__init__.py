@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fieldrun_runtimes.answers import Answer, answer
     from fieldrun_runtimes.check import CheckReport, check
     from fieldrun_runtimes.fit import FitReport, fit
+    from fieldrun_runtimes.install import InstallReport, install, rollback
     from fieldrun_runtimes.label import LabelReport, label
     from fieldrun_runtimes.model import FieldModel, load
     from fieldrun_runtimes.tensorrt.build import BuildReport, build
@@ -58,6 +59,7 @@ __all__ = [
     "Head",
     "HeadTrainer",
     "ImportReport",
+    "InstallReport",
     "LabelReport",
     "VerifyReport",
     "__version__",
@@ -73,9 +75,11 @@ __all__ = [
     "fit",
     "fit_head",
     "import_encoder",
+    "install",
     "label",
     "load",
     "report",
+    "rollback",
     "verify",
 ]
 
@@ -96,6 +100,7 @@ _HOMES = {
     "fieldrun_runtimes.answers": "Answer answer",
     "fieldrun_runtimes.check": "CheckReport check",
     "fieldrun_runtimes.fit": "FitReport fit",
+    "fieldrun_runtimes.install": "InstallReport install rollback",
     "fieldrun_runtimes.label": "LabelReport label",
     "fieldrun_runtimes.model": "FieldModel load",
     "fieldrun_runtimes.tensorrt.build": "BuildReport build",

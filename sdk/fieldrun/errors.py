@@ -28,7 +28,7 @@ Every message names the fact and the next step. The command line prints it on on
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 __all__ = [
     "BundleError",
@@ -60,6 +60,16 @@ class FieldrunError(Exception):
     """The base class of all errors that fieldrun raises on purpose."""
 
     exit_code: ClassVar[int] = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle message and facts, whatever the arguments of `__init__` are: a pool that cannot unpickle hangs."""
+        return _restored, (type(self), self.args, self.__dict__.copy())
+
+
+def _restored(kind: type[FieldrunError], arguments: tuple[Any, ...], facts: dict[str, Any]) -> FieldrunError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(facts)
+    return error
 
 
 class UsageError(FieldrunError, ValueError):

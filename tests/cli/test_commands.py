@@ -88,6 +88,7 @@ def test_verify_ends_with_the_code_of_a_parity_error(monkeypatch: pytest.MonkeyP
             max_abs_scores=0.25,
             min_cosine=0.98765,
             agreement=0.75,
+            identified=1.0,
             quartile_abs_field=0.1,
             tolerance=1e-5,
             typical_tolerance=None,

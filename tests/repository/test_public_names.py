@@ -21,7 +21,7 @@ from fieldrun.toml import parse_toml
 
 PACKAGES = ("fieldrun", "fieldrun_benchmarks", "fieldrun_exporters", "fieldrun_runtimes")
 FACE = {"answer", "bench", "build", "check", "compress", "distill", "doctor", "evaluate", "export", "fit", "fit_head"}
-FACE |= {"import_encoder", "label", "load", "report", "verify"}
+FACE |= {"import_encoder", "install", "label", "load", "report", "rollback", "verify"}
 LAZY = ("click", "fieldrun_exporters", "fieldrun_runtimes", "onnx", "onnxruntime", "torch", "transformers")
 
 CONSUMER = """

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fieldrun.errors import BundleError, EngineError, UsageError
+from fieldrun.errors import BundleError, EngineError, IntegrityError, UsageError
 from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.integrity import read_files
 from fieldrun.formats.progress import Progress, silent
-from fieldrun.formats.tensors import read_tensors
 
 from ..engines.weights import unusable
 from .cache import EngineCache
@@ -118,7 +118,7 @@ def build(
         _capability(library, first.compute_capability)
     store = EngineCache(cache)
     folder = store.folder(opened, first)
-    weights = read_tensors(opened.path / "weights.safetensors")
+    weights = opened.tensors()
     try:
         shapes, wanted = part_shapes(weights), wanted_precisions(weights)
     except KeyError as error:
@@ -135,6 +135,9 @@ def build(
             if about is None:
                 timing = store.timing(folder, key) if target == "tensorrt" else b""
                 made = compile_graph(library, opened.path / name, key, shapes, timing)
+                # the parser reads by path: an engine is kept only if the files are still those that were loaded
+                parsed = {file: opened.manifest.files[file] for file in (name, "weights.safetensors")}
+                read_files(opened.path, parsed, IntegrityError)
                 about = {"seconds": made.seconds, "layers": made.layers, "bytes": len(made.engine)}
                 store.write(folder, key, made.engine, about)
                 if made.timing:

@@ -30,6 +30,7 @@ COMMANDS = {
     "info": "describe:info",
     "tasks": "describe:tasks",
     "verify": "verify:verify",
+    "install": "install:install",
     "export": "export:export",
     "compress": "compress:compress",
     "import-encoder": "import_encoder:import_encoder",

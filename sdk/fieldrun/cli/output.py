@@ -98,8 +98,21 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
+_STREAMS = 3  # stdin, stdout, stderr
+
+
 def tolerate_encodings() -> None:
-    """Make stdout and stderr escape characters that their encoding lacks, instead of failing."""
+    """Make stdout and stderr escape characters that their encoding lacks, instead of failing.
+
+    Those that were closed before the start (`>&-`) write nowhere: else the next file that is opened would take their
+    place.
+    """
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) < _STREAMS:
+        pass
+    os.close(nowhere)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115  # for as long as the process runs
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -25,7 +25,7 @@ from ..evaluation.rows import Labels, Texts, check_labels, run_located, split_te
 from ..formats.progress import Progress, silent
 from ..formats.tensors import Array
 from .blas import one_thread
-from .head import Head, pair_features
+from .head import RESERVED, Head, pair_features
 from .logistic import Basis
 from .selection import Problem, choose, in_percent
 
@@ -117,6 +117,8 @@ class HeadTrainer:
     ) -> None:
         if not isinstance(name, str) or not name or not all(c.isalnum() or c in "-_" for c in name):
             raise UsageError(f"a head's name must be letters, digits, '-' and '_', not {name!r}")
+        if name in RESERVED:
+            raise UsageError(f"the name {name!r} stands for all tasks; choose another name")
         self.name = name
         self.kind: str | None = None
         """`"single"` or `"pair"`; None before the first example."""
