@@ -139,7 +139,7 @@ def label(
         out: the file to write; it appears when all lines are labelled.
         tasks: the tasks to answer, all of one kind; by default every task for single texts.
         bundle: a bundle folder, or `"reference"`.
-        workers: processes, each with a model of its own over the same mapped weights; with 1, this process does the
+        workers: processes, each with a model of its own; with 1, this process does the
             work. With more, a script calls `label` under `if __name__ == "__main__":`, as multiprocessing asks for.
         top: the number of labels in `scores`; all by default.
         on_error: what a line that cannot be answered does: `"report"` writes one `Failed` in its place, with the name

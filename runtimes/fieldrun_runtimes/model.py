@@ -125,6 +125,7 @@ class FieldModel(SentenceEncoder):
             "provider": provider,
             "threads": threads,
             "overflow": overflow,
+            "unknown": unknown,
         }
 
     @property

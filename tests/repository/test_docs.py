@@ -18,6 +18,7 @@ import pytest
 
 import fieldrun
 from fieldrun.cli import main
+from fieldrun.formats import limits
 from fieldrun_exporters.recipe import recipe_names
 from fieldrun_runtimes.engines import ENGINES
 
@@ -122,6 +123,14 @@ def test_every_public_name_is_on_the_api_page(repository: Path) -> None:
     text = (repository / "docs" / "api.md").read_text("utf-8")
     shown = {line.rpartition(".")[2] for line in re.findall(r"^::: (\S+)", text, re.MULTILINE)}
     assert set(fieldrun.__all__) - {"FieldrunError", "__version__"} <= shown
+
+
+def test_the_limits_of_a_bundle_are_on_the_page_of_formats(repository: Path) -> None:
+    rows = re.findall(
+        r"^\| `([A-Z_]+)` \| ([\d,]+) \|", (repository / "docs" / "formats.md").read_text("utf-8"), re.MULTILINE
+    )
+    constants = {name: getattr(limits, name) for name in limits.__all__ if name.isupper()}
+    assert {name: int(value.replace(",", "")) for name, value in rows} == constants
 
 
 @pytest.mark.slow

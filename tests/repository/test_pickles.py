@@ -81,9 +81,10 @@ def test_a_spawned_worker_gets_the_model_and_returns_its_errors(toy_bundle: Path
 
 def test_a_pickled_model_is_the_same_bundle_or_an_error(toy_bundle: Path, tmp_path: Path) -> None:
     own = Path(shutil.copytree(toy_bundle, tmp_path / "own"))
-    with fieldrun.load(own, engine="numpy") as model:
+    with fieldrun.load(own, engine="numpy", unknown="reject") as model:
         model.attach(head())
         model.save(tmp_path / "saved")
+        assert not any(pickle.loads(pickle.dumps(model)).predict(["\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35"], "mine"))
     with fieldrun.load(tmp_path / "saved", engine="numpy") as saved:
         saved.detach("mine")
         again = pickle.loads(pickle.dumps(saved))

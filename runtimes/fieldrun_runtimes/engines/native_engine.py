@@ -1,9 +1,9 @@
 """The native engine: one call of a small C library (`native/native.c`), compiled when fieldrun is installed.
 
-It computes what the NumPy engine does, on the same mapped weights, in float32 throughout and without padding. A text's
+It computes what the NumPy engine does, on the same weights, in float32 throughout and without padding. A text's
 answer has the same bits alone, in any batch and on any number of threads.
 
-A packed table stays packed in its file: a row is opened when a text first needs it, into memory that the system gives
+A packed table stays packed in memory: a row is opened when a text first needs it, into memory that the system gives
 page by page. A process that has read some thousand words holds their rows and no others, and starts at once.
 """
 

@@ -1,4 +1,4 @@
-"""The NumPy engine: the deployed student in NumPy alone, on the mapped tables; it runs on any CPU.
+"""The NumPy engine: the deployed student in NumPy alone, on the tables of the bundle; it runs on any CPU.
 
 It reads `weights.safetensors` as it is: rows of the table are gathered as int8 and scaled in float32. An int8 layer is
 computed exactly: its int8 input times its int8 weights are whole numbers below 2**24, which float32 sums without

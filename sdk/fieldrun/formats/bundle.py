@@ -3,7 +3,7 @@
 | File | Holds |
 |---|---|
 | `manifest.json` | schema, recipe, network, buckets, tasks, licence, provenance, sha256 of itself and of every file |
-| `weights.safetensors` | every weight once: external data of the graphs, and what the NumPy engine maps |
+| `weights.safetensors` | every weight once: external data of the graphs, and what the other engines read |
 | `b<batch>-l<length>.onnx` | ids (see `frame`) -> field and logits in one, `(batch, dim + labels) float32` |
 | `pair-b<batch>.onnx` | a, b `(batch, 256) float32` -> logits `(batch, pair labels) float32`; only with pair tasks |
 | `trt-*.onnx` | the same graphs in TensorRT's spelling, over the same weights; only with a recipe for it |
