@@ -95,7 +95,7 @@ def export(
 
     Raises:
         CheckpointError, RecipeError, UnknownName, InputTextError: an input is wrong.
-        ParityError, ExportError: a graph differs from the reference, a pass did not do what it says, or accuracy falls
+        ParityError, ExportError: a graph differs from the reference, a pass failed its check, or accuracy falls
             by more than `max_drop`.
         UsageError, DatasetError: `max_drop` without `data` or not a number, or rows that do not fit their task.
         OutputExists, StorageError: `out` is taken or cannot be written.

@@ -78,9 +78,9 @@ class Source(ABC):
     golden_tolerance: float | None = None
     """How far a device may be from the golden replies; measured when None (`fieldrun_exporters.golden`)."""
     imported: Mapping[str, Any] = field(default_factory=dict)
-    """What `report.json` says of the import."""
+    """What `report.json` says about the import."""
     described: Sequence[tuple[str, str]] = ()
-    """What the card says of an imported network: rows of a name and a value."""
+    """What the card says about an imported network: rows of a name and a value."""
 
     @abstractmethod
     def weights(self) -> bytes:
@@ -109,7 +109,7 @@ class Source(ABC):
     def prove(
         self, folder: Path, graphs: TensorrtGraphs | None, golden: Mapping[str, Any], gate: Parity
     ) -> Mapping[str, Any]:
-        """Check what else there is to check of the graphs in `folder`; return what `report.json` says of it.
+        """Check more of the graphs in `folder` than parity; return the results for `report.json`.
 
         Raises:
             ParityError: a graph is beyond a limit.
@@ -127,12 +127,12 @@ it has no tasks until a head is fitted and attached.
 |---|---|
 {rows}
 
-What the import changed is in `report.json`: the fields of real text against the original model, per
-bucket. sha256 of every file that was imported is in the provenance of the manifest.
+What the import changed is in `report.json`: the fields of real text, compared with the original model in every
+bucket. The sha256 of every imported file is in the provenance of the manifest.
 
 ## Limits
 
-Those of the imported model, which were not examined here.
+Those of the imported model, which was not evaluated here.
 """
 
 
@@ -157,7 +157,7 @@ def write_bundle(out: Path, source: Source, plan: Recipe, texts: CalibrationText
         progress: called with (phase, done, total).
 
     Raises:
-        ParityError, ExportError: a graph differs from the reference, or a pass did not do what it says.
+        ParityError, ExportError: a graph differs from the reference, or a pass failed its check.
         OutputExists, StorageError: `out` is taken or cannot be written.
     """
     batches, lengths = plan.buckets.batches, plan.buckets.lengths
@@ -259,7 +259,7 @@ def _save(path: Path, model: onnx.ModelProto) -> None:
 
 
 def _tensorrt(buckets: Sequence[Bucket], pairs: Mapping[int, str], tolerance: float) -> TensorrtGraphs:
-    """Return what the manifest says of the graphs in TensorRT's spelling."""
+    """Return the manifest's entry for the graphs in TensorRT's spelling."""
     return TensorrtGraphs(
         buckets=tuple(Bucket(batch=b.batch, length=b.length, graph=f"trt-{b.graph}") for b in buckets),
         pair_graphs={batch: f"trt-{name}" for batch, name in pairs.items()},

@@ -20,13 +20,16 @@ class Encoding:
     `field (n, dim)` and `logits (n, labels of all exported single tasks)` are float32; the logits of attached heads are
     computed from the field when they are asked for. `tokens (n,)` counts each text's tokens, special tokens included;
     `dropped (n,)` those that were cut off, 0 unless the text was too long and `overflow="truncate"`. Of a very long
-    text (64 characters for each token that fits) only the beginning is read, and both count what was read.
+    text (64 characters for each token that fits) only the beginning is read, and both count what was read. `known (n,)`
+    is the share of a text's tokens, special ones apart, that the vocabulary has: texts of 0 (another script, emoji) all
+    have the same field, and what the model says of them means nothing; see `unknown` of `fieldrun.load`.
     """
 
     field: Floats
     logits: Floats
     tokens: npt.NDArray[np.int64]
     dropped: npt.NDArray[np.int64]
+    known: Floats
 
     def __len__(self) -> int:
         return len(self.field)
@@ -34,9 +37,7 @@ class Encoding:
     def part(self, start: int, stop: int) -> Encoding:
         """Return the texts `start` to `stop` (excluded) of this encoding."""
         rows = slice(start, stop)
-        return Encoding(
-            field=self.field[rows], logits=self.logits[rows], tokens=self.tokens[rows], dropped=self.dropped[rows]
-        )
+        return Encoding(**{name: getattr(self, name)[rows] for name in Encoding.__slots__})
 
 
 def pool_windows(values: Floats, weights: Sequence[int], owners: Sequence[int], n: int) -> Floats:

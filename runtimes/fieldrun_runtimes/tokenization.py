@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,13 +32,15 @@ class Tokenized:
     """Token ids for an engine. `owners[i]` is the text that `ids[i]` belongs to; windows of a text share an owner.
 
     `tokens` counts the tokens of each text, `dropped` those that were cut off. Of a text with more than 64 characters
-    for each token that fits, only the beginning is read, and both count what was read.
+    for each token that fits, only the beginning is read, and both count what was read. `known` is the share of a text's
+    tokens, special tokens apart, that are not the unknown token.
     """
 
     ids: list[list[int]]
     owners: list[int]
     tokens: list[int]
     dropped: list[int]
+    known: list[float]
 
 
 class TextTokenizer:
@@ -68,6 +71,7 @@ class TextTokenizer:
             first, last = (list(side) for side in self._words.frame)
         self._first, self._last = first, last
         self._frame = len(first) + len(last)
+        self._unknown = _unknown(tokenizer_json) if self._words is None else self._words.unknown
 
     @cached_property
     def _rust(self) -> Tokenizer:
@@ -129,6 +133,14 @@ class TextTokenizer:
             ids = self._encode([text])[0]
         return ids if self._frame < len(ids) <= self.longest else None
 
+    def known(self, ids: list[int]) -> float:
+        """Return the share of a text's tokens, special ones apart, that are in the vocabulary."""
+        return 1 - ids.count(self._unknown) / (len(ids) - self._frame)
+
+    def count(self, texts: list[str]) -> list[tuple[int, float]]:
+        """Return each text's number of tokens, 0 if it has none but special ones, and the share of known ones."""
+        return [(len(ids), self.known(ids)) if len(ids) > self._frame else (0, 0.0) for ids in self._ids(texts)]
+
     def __call__(self, texts: list[str], start: int = 0) -> Tokenized:
         """Tokenize checked texts, which messages count from `start`.
 
@@ -142,11 +154,13 @@ class TextTokenizer:
             raise InputTextError(
                 f"text {start + tokens.index(min(tokens))} has no token: only control characters; leave it out"
             )
+        known = [self.known(ids) for ids in all_ids]
         if max(tokens) <= self.longest:
-            return Tokenized(ids=all_ids, owners=list(range(len(texts))), tokens=tokens, dropped=[0] * len(texts))
-        return self._long(all_ids, tokens, start)
+            owners = list(range(len(texts)))
+            return Tokenized(ids=all_ids, owners=owners, tokens=tokens, dropped=[0] * len(texts), known=known)
+        return self._long(all_ids, tokens, known, start)
 
-    def _long(self, all_ids: list[list[int]], tokens: list[int], start: int) -> Tokenized:
+    def _long(self, all_ids: list[list[int]], tokens: list[int], known: list[float], start: int) -> Tokenized:
         out: list[list[int]] = []
         owners: list[int] = []
         dropped = [0] * len(all_ids)
@@ -167,7 +181,17 @@ class TextTokenizer:
                 pieces = [self._first + inner[k : k + room] + self._last for k in range(0, len(inner), room)]
             out += pieces
             owners += [i] * len(pieces)
-        return Tokenized(ids=out, owners=owners, tokens=tokens, dropped=dropped)
+        return Tokenized(ids=out, owners=owners, tokens=tokens, dropped=dropped, known=known)
+
+
+def _unknown(tokenizer_json: bytes) -> int:
+    """Return the id of the unknown token, -1 if there is none."""
+    try:
+        model = json.loads(tokenizer_json)["model"]
+        found = model["unk_id"] if "unk_id" in model else model["vocab"][model["unk_token"]]
+    except (KeyError, TypeError, ValueError):
+        return -1
+    return found if isinstance(found, int) else -1
 
 
 @contextlib.contextmanager

@@ -59,6 +59,11 @@ class WordTable(dict[str, tuple[int, ...]]):
         """The special tokens before and after a text."""
         return self._first, self._last
 
+    @property
+    def unknown(self) -> int:
+        """The id of the token for a word that has no pieces."""
+        return self._unknown[0]
+
     def ids(self, text: str) -> list[int] | None:
         """Return the ids of `text` with its special tokens, or None if the text needs the Rust tokenizer."""
         if not text.isascii() or "[" in text or not text.isprintable():

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fieldrun_exporters.export import ExportReport, export
     from fieldrun_exporters.search.compress import CompressReport, compress
     from fieldrun_runtimes.answers import Answer, answer
+    from fieldrun_runtimes.check import CheckReport, check
     from fieldrun_runtimes.fit import FitReport, fit
     from fieldrun_runtimes.install import InstallReport, install, rollback
     from fieldrun_runtimes.label import LabelReport, label
@@ -44,6 +45,7 @@ __all__ = [
     "Answer",
     "BuildReport",
     "Bundle",
+    "CheckReport",
     "Checkpoint",
     "CompressReport",
     "DoctorReport",
@@ -64,6 +66,7 @@ __all__ = [
     "answer",
     "bench",
     "build",
+    "check",
     "compress",
     "distill",
     "doctor",
@@ -95,6 +98,7 @@ _HOMES = {
     "fieldrun_exporters.export": "ExportReport export",
     "fieldrun_exporters.search.compress": "CompressReport compress",
     "fieldrun_runtimes.answers": "Answer answer",
+    "fieldrun_runtimes.check": "CheckReport check",
     "fieldrun_runtimes.fit": "FitReport fit",
     "fieldrun_runtimes.install": "InstallReport install rollback",
     "fieldrun_runtimes.label": "LabelReport label",

@@ -127,17 +127,19 @@ class MissingDependency(FieldrunError, ImportError):
 _EXTRAS = {  # module -> the package it comes in, if that has another name, and the extra of ours that has it
     "cuda": ("cuda-bindings", "tensorrt"),
     "jinja2": ("", "bench"),
-    "markupsafe": ("", "bench"),
+    "markupsafe": ("jinja2", "bench"),
     "matplotlib": ("", "bench"),
     "mlperf_loadgen": ("mlcommons-loadgen", "bench"),
     "onnx": ("", "export"),
     "onnxruntime": ("", "ort"),
-    "optimum": ("optimum-onnx", "optimum"),
     "packaging": ("", "bench"),
+    "ray": ("", "ray"),
     "rich": ("", "export"),
+    "sklearn": ("scikit-learn", "sklearn"),
     "tomli": ("", "export"),
     "torch": ("", "distill"),
     "transformers": ("", "distill"),
+    "uvicorn": ("", "serve"),
 }
 
 

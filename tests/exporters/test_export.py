@@ -95,6 +95,18 @@ def test_the_report_is_in_the_bundle(exported: dict[str, ExportReport], toy_chec
     assert {"onnx", "onnxruntime", "numpy", "tokenizers"} == set(stored["libraries"])
 
 
+def test_the_summary_says_equal_only_within_rounding(exported: dict[str, ExportReport]) -> None:
+    assert exported["cpu-fp32"].equal
+    assert "equal to the reference's within float32 rounding" in exported["cpu-fp32"].summary()
+    report = exported["all-int8"]
+    assert not report.equal
+    assert "equal" not in report.summary()
+    assert f"{report.proof['field']['mean_cosine']:.4f} (lowest {report.proof['field']['min_cosine']:.4f})" in (
+        report.summary()
+    )
+    assert f"{100 * report.proof['field']['rank_agreement']:.1f} %" in report.summary()
+
+
 def test_pairs_are_measured_on_the_fields_that_a_device_has(
     toy_checkpoint: Path, tmp_path: Path, texts: list[str]
 ) -> None:

@@ -50,7 +50,7 @@ def prepare_encoder(encoder: Encoder, plan: Recipe, texts: CalibrationText, prog
 
     Raises:
         RecipeError: a part, a type, a component or a bucket that an encoder cannot have.
-        ExportError: a pass did not do what it says.
+        ExportError: a pass failed its check.
     """
     config, longest = encoder.config, plan.buckets.lengths[-1]
     plan.precision.check_imported("an encoder", MAPS, palette=True)
@@ -147,7 +147,7 @@ def _smaller(
 
 
 def _check(deployed: DeployedEncoder, plan: Recipe, sizes: Sequence[tuple[int, int, int]]) -> None:
-    """Refuse a part or a size that is not as the recipe, not the passes, says."""
+    """Check that every part has the type of the recipe, and every layer its sizes; `ExportError` if not."""
     for part in ("table", *deployed.dense()):
         wanted, found = plan.precision.of(part.split(".")[-1]), deployed.precision(part)
         if (part if part == "table" else f"{part}.weight") in packed_names(deployed.packed):

@@ -76,7 +76,7 @@ def prepare_foreign(model: ForeignModel, plan: Recipe, texts: CalibrationText, p
 
     Raises:
         RecipeError: a part, a type or a bucket that the graph cannot have.
-        ExportError: the graph cannot be exported, or a pass did not do what it says.
+        ExportError: the graph cannot be exported, or a pass failed its check.
     """
     _check_plan(model, plan)
     longest = plan.buckets.lengths[-1]

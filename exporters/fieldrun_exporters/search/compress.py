@@ -49,7 +49,7 @@ _CHILDREN = 24
 _GENERATIONS = 40
 _JUDGED = 6  # steps along the front towards a limit of accuracy
 _MARGIN = 8000  # bytes by which golden replies and reports differ
-_OF_A_TASK = 600  # bytes of what a report says of a task's accuracy, at most
+_OF_A_TASK = 600  # bytes in a report for the accuracy of a task, at most
 _PROBE = Parity(min_cosine=0.1, max_abs=100.0, min_top1=0.1)  # of a bundle that is only weighed
 
 

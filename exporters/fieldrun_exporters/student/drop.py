@@ -100,6 +100,6 @@ def check_drop(found: Mapping[str, Any], limit: float, parts: Mapping[str, Mappi
         raise ExportError(what)
     worst = min(parts, key=lambda name: parts[name]["mean_cosine"])
     raise ExportError(
-        f"{what}. {worst!r} costs most: alone it takes the fields to a cosine of {parts[worst]['mean_cosine']:.4f}; "
-        "give it more bits"
+        f"{what}. {worst!r} costs most: on its own it lowers the cosine of the fields to "
+        f"{parts[worst]['mean_cosine']:.4f}; give it more bits"
     )

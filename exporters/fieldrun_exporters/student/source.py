@@ -78,8 +78,8 @@ class StudentSource(Source):
     ) -> Mapping[str, Any]:
         """Hold the graphs in TensorRT's spelling to the recipe's gate, and to the golden fields, on a CPU.
 
-        ONNX Runtime runs such a graph as the standard defines it, Q/DQ pairs in float. Only one thing is missing on a
-        CPU: it multiplies floats where the graph has halves. NumPy tells what rounding to halves does.
+        ONNX Runtime runs such a graph as the standard defines it, with Q/DQ pairs in float. Only the rounding of fp16
+        products is missing on a CPU, and NumPy computes that.
 
         Raises:
             ParityError: a graph is not within the gate, or a golden field is farther off than half of the recipe's
@@ -120,7 +120,7 @@ def prepare_student(
 
     Raises:
         RecipeError, UsageError, UnknownName, DatasetError: an input does not fit the student.
-        ExportError: a pass did not do what it says, or accuracy falls by more than `max_drop` points.
+        ExportError: a pass failed its check, or accuracy falls by more than `max_drop` points.
     """
     check_tasks(checkpoint.heads, data)
     longest, source, reports = plan.buckets.lengths[-1], checkpoint, []
@@ -206,7 +206,7 @@ def run_passes(
 
 
 def _check_precision(deployed: Deployed, precision: Precision) -> None:
-    """Refuse a part that is not in the type that the recipe, not the passes, says."""
+    """Check that every part has the type of the recipe; `ExportError` if not."""
     blocks = {precision.of(block) for block in deployed.blocks}
     types = {"table": blocks.pop() if len(blocks) == 1 else "int8"} | {n: precision.of(n) for n in deployed.dense()}
     for part, value in types.items():

@@ -24,6 +24,7 @@ COMMANDS = {
     "label": "label:label",
     "field": "field:field",
     "serve": "serve:serve",
+    "check": "check:check",
     "fit": "fit:fit",
     "eval": "evaluate:evaluate",
     "info": "describe:info",

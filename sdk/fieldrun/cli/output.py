@@ -12,10 +12,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
+
 from fieldrun.errors import StorageError
 from fieldrun.formats.storage import write_bytes
 
 __all__ = [
+    "end_with_errors",
     "flush",
     "hush",
     "note",
@@ -66,6 +69,14 @@ def note_dropped(dropped: int, cut: int, total: int) -> None:
     """Say how many texts were cut, if any was."""
     if cut:
         note(f"{cut} of {total} texts were too long and lost {dropped} tokens; --overflow window reads them whole")
+
+
+def end_with_errors(count: int, total: int, code: int) -> None:
+    """Say how many texts failed, and end the command with `code`; do nothing if none failed."""
+    if count:
+        note(f"{count} of {total} texts could not be answered")
+        flush()
+        click.get_current_context().exit(code)
 
 
 def warn(message: str) -> None:

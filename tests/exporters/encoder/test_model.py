@@ -13,10 +13,10 @@ import torch
 from safetensors.numpy import save_file
 from transformers import BertConfig, BertModel
 
-from fieldrun.errors import CheckpointError
+from fieldrun.errors import CheckpointError, OutputExists
 from fieldrun.formats.tensors import Array
 from fieldrun_exporters.encoder.gelu import erf, gelu
-from fieldrun_exporters.encoder.importing import load_encoder
+from fieldrun_exporters.encoder.importing import import_encoder, load_encoder
 from fieldrun_exporters.encoder.model import Encoder, forward
 from tests.tiny_bert import CONFIG, bert_weights, write_bert
 
@@ -242,3 +242,15 @@ def test_damaged_folders(tmp_path: Path) -> None:
 def test_transformers_reads_the_fixture_as_this_does(bert_folder: Path) -> None:
     config = BertConfig.from_pretrained(bert_folder)
     assert config.num_attention_heads == load_encoder(bert_folder).config.heads
+
+
+def test_an_import_is_a_checkpoint_and_a_report(bert_folder: Path, tmp_path: Path) -> None:
+    report = import_encoder(bert_folder, tmp_path / "c", pooling="cls", normalize=True)
+    encoder = Encoder.load(tmp_path / "c")
+    assert report.path == tmp_path / "c"
+    assert (report.layers, report.field_dim, report.max_tokens) == (2, 32, 40)
+    assert (report.pooling, report.normalize, report.licence) == ("cls", True, encoder.licence)
+    assert report.parameters == encoder.parameters()
+    assert json.loads(json.dumps(report.to_dict()))["path"] == str(tmp_path / "c")
+    with pytest.raises(OutputExists):
+        import_encoder(bert_folder, tmp_path / "c")

@@ -42,7 +42,7 @@ def lowrank(deployed: Deployed, sequences: Sequence[Sequence[int]], plan: LowRan
     `deployed` is in float32, as `fold` makes it; `sequences` are token ids of real texts, `LEAST_TEXTS` or more.
 
     Raises:
-        RecipeError: the student has no such site, or not more features than are to be kept.
+        RecipeError: the student has no such site, or no more features than the recipe keeps.
         ExportError: too few texts, or nothing became smaller.
     """
     for name in plan.wanted:

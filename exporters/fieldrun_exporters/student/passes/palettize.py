@@ -193,7 +193,7 @@ def palette_facts(
     precision: str,
     stored: Mapping[str, Array],
 ) -> dict[str, Any]:
-    """Return bytes and error of a part, and prove that a palette is one: as many values as its codebook has."""
+    """Return bytes and error of a part, and check that a palette has no more values than its codebook."""
     if not np.isfinite(scale).all():
         raise ExportError(f"palettize: a row of {name!r} needs a scale beyond float16; use fp32 or int8 for it")
     after = sum(tensor.nbytes for tensor in stored.values()) + scale.nbytes
