@@ -389,6 +389,11 @@ class FieldModel(SentenceEncoder):
                 yield self._logits_of(encoding, task, None), self.rejected(encoding, None)
             return
         first, second = split_pairs(texts)
+        if len(first) == 1:
+            both = self._forward(first + second)
+            a, b = both.part(0, 1), both.part(1, 2)
+            yield self._logits_of(a, task, b), self.rejected(a, b)
+            return
         for start in range(0, len(first), _TOGETHER):
             a, b = (self._forward(side[start : start + _TOGETHER], start) for side in (first, second))
             yield self._logits_of(a, task, b), self.rejected(a, b)
