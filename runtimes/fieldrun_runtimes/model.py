@@ -390,6 +390,11 @@ class FieldModel(SentenceEncoder):
                 yield self._logits_of(encoding, task, None), self.rejected(encoding, None)
             return
         first, second = split_pairs(texts)
+        if len(first) == 1:
+            both = self._forward(first + second)
+            a, b = both.part(0, 1), both.part(1, 2)
+            yield self._logits_of(a, task, b), self.rejected(a, b)
+            return
         for start in range(0, len(first), _TOGETHER):
             if len(first) == 1:  # one call of the engine, as a pair is answered one at a time
                 both = self._forward(first + second)

@@ -71,6 +71,8 @@ class TextTokenizer:
             first, last = (list(side) for side in self._words.frame)
         self._first, self._last = first, last
         self._frame = len(first) + len(last)
+        if self._frame >= longest:
+            raise BundleError(f"tokenizer.json cannot be used: {self._frame} special tokens leave no room for a text")
         self._unknown = _unknown(tokenizer_json) if self._words is None else self._words.unknown
 
     @cached_property

@@ -15,6 +15,7 @@ import numpy as np
 from fieldrun._version import __version__
 from fieldrun.errors import BundleError, EngineError, MissingDependency, TextTooLong, UsageError
 from fieldrun.formats.bundle import TYPICAL_QUANTILE, Bundle
+from fieldrun.formats.limits import GOLDEN
 from fieldrun.formats.storage import parse_json, write_json
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import softmax
@@ -196,6 +197,8 @@ def _compare(
     model: FieldModel, golden: dict[str, Any], tolerance: float, provider: str | None, threads: int
 ) -> EngineReport:
     texts, fields = golden["texts"], np.array(golden["fields"], np.float32)
+    if not isinstance(texts, list) or not 0 < len(texts) == len(fields) <= GOLDEN:
+        raise ValueError(f"it must have 1 to {GOLDEN} texts, and a field for each")
     if set(golden["scores"]) != set(model.tasks):
         raise ValueError("its scores are not those of the bundle's tasks")
     typical = golden.get("typical_tolerance")

@@ -133,6 +133,7 @@ def main(mutants: int, first: int, bundle: str | None, engines: str, out: Path |
     record = {
         "schema": 1,
         "kind": "forge",
+        "command": f"python -m studies.forge --first {first} --mutants {mutants}",
         "bundle": bundle or "toy",
         "mutants": mutants,
         "first": first,

@@ -19,6 +19,7 @@ __all__ = [
     "BLOCKS",
     "BUCKETS",
     "FIELD_DIM",
+    "GOLDEN",
     "JSON_DEPTH",
     "KERNEL",
     "LABELS",
@@ -82,6 +83,9 @@ NUMBER = 1e4
 
 WORD = 10_000
 """`max_input_chars_per_word` of a tokenizer."""
+
+GOLDEN = 1024
+"""Golden texts, each of which runs in every bucket."""
 
 JSON_DEPTH = 32
 """Objects and lists inside each other in the manifest."""
