@@ -62,15 +62,15 @@ def golden_replies(
     least as large as `bucket_gap`, the difference of a text's fields in two buckets.
 
     Raises:
-        ExportError: too few texts fit the buckets whole and have a stable field, or rounding alone changes a field by
-            1 or more.
+        ExportError: too few texts fit the buckets without being cut and have a stable field, or rounding alone changes
+            a field by 1 or more.
     """
     singles = sorted((b for b in buckets if b.batch == 1), key=lambda b: b.length)
     whole = [i for i, ids in enumerate(sequences) if len(ids) < singles[-1].length]
     candidates = _spread(whole, _COUNT if tolerance is None else 4 * _COUNT)
     kept = [sequences[i] for i in candidates]
     if len(kept) < _LEAST:
-        raise ExportError(f"only {len(kept)} texts fit the buckets whole; give more and shorter texts")
+        raise ExportError(f"only {len(kept)} texts fit the buckets without being cut; give more and shorter texts")
     fields, logits = _run(folder, network, singles, kept, "all")
     change = np.abs(fields - _run(folder, network, singles, kept, "none")[0]).max(1)
     rows = list(range(len(kept)))

@@ -138,7 +138,7 @@ def test_export_passes_the_calibration_texts(monkeypatch: pytest.MonkeyPatch, tm
         settings["progress"]("fold", 1, 2)
         seen.append((checkpoint, out, settings["recipe"], settings["calibration"]))
         about = {"path": out, "bytes": 200_000, "recipe": settings["recipe"]}
-        said = {"summary": lambda: "as near as can be", "to_dict": lambda: {"recipe": settings["recipe"]}}
+        said = {"summary": lambda: "close", "to_dict": lambda: {"recipe": settings["recipe"]}}
         return SimpleNamespace(**about, **said, proof={}, warnings=())
 
     monkeypatch.setattr(fieldrun, "export", export, raising=False)
@@ -146,8 +146,10 @@ def test_export_passes_the_calibration_texts(monkeypatch: pytest.MonkeyPatch, tm
     (tmp_path / "b.tsv").write_text("text_a\ttext_b\tlabel\nx\ty\tz\n")
     out = tmp_path / "bundle"
     result = call("export", "reference", "-o", out, "--calibration", tmp_path / "a.txt")
-    first = f"{out}: 0.2 MB, recipe cpu-int8, within the parity limits"
-    assert result.stdout == f"{first}\n  as near as can be\nnext: fieldrun verify {out}\n"
+    assert (
+        result.stdout
+        == f"{out}: 0.2 MB, recipe cpu-int8, within the parity limits\n  close\nnext: fieldrun verify {out}\n"
+    )
     call("export", "c", "-o", out, "--calibration", tmp_path / "b.tsv", "--recipe", "cpu-fp32")
     assert lines(call("export", "c", "-o", out, "--json")) == [{"recipe": "cpu-int8"}]
     assert seen == [

@@ -96,7 +96,7 @@ def bench(
     Args:
         subjects: names (`harness.subject` has the table) or specs.
         workload: files of texts to send; the shipped samples when empty.
-        limit: send at most so many texts, drawn at random.
+        limit: send at most this many texts, drawn at random.
         data: labelled rows to measure accuracy on, by task; the shipped samples when None.
         quick: measure for some 20 s instead of some four minutes.
         repeats: repeats of SingleStream, instead of 5.

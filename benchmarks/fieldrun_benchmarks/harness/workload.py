@@ -62,7 +62,7 @@ def read_workload(paths: Sequence[Path], *, limit: int | None = None, seed: int 
 
     Args:
         paths: the files; the shipped samples when empty.
-        limit: at most so many texts, drawn at random.
+        limit: at most this many texts, drawn at random.
         seed: of the order in which texts are sent, and of the draw.
 
     Raises:

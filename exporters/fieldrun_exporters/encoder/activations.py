@@ -124,7 +124,9 @@ def accumulate(
         ExportError: no text has two tokens or more.
     """
     if not any(len(ids) > 1 for ids in sequences):
-        raise ExportError("calibration needs texts of two tokens or more; give some hundreds like those to come")
+        raise ExportError(
+            "calibration needs texts of two tokens or more; give a few hundred texts like those you will run"
+        )
     second: dict[str, Array] = {}
     mean: dict[str, Array] = {}
     within: dict[str, Array] = {}

@@ -148,7 +148,7 @@ def palettize_encoder(
     opened = expand(result.packed)
     wrong = [name for name in opened if not np.array_equal(opened[name], tensors[name])]
     if wrong:
-        raise ExportError(f"palettize: the packed form of {wrong[0]!r} does not give it back")
+        raise ExportError(f"palettize: unpacking {wrong[0]!r} gives other numbers")
     return result, report
 
 

@@ -107,7 +107,7 @@ def lowrank(
     before = sum(facts["parameters_before"] for facts in changed.values())
     after = sum(facts["parameters_after"] for facts in changed.values())
     if any(ratios.values()) and after >= before:
-        raise ExportError(f"lowrank: taking {max(ratios.values()):g} away changes no size here; take more")
+        raise ExportError(f"lowrank: removing {max(ratios.values()):g} changes no size; remove more")
     return replace(encoder, tensors=tensors), PassReport(
         name="lowrank", bytes_before=_BYTES * before, bytes_after=_BYTES * after, changed=changed
     )

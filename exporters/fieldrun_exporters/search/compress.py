@@ -158,7 +158,7 @@ def compress(
         if max_bytes is not None and done.bytes > max_bytes:
             raise ExportError(
                 f"the chosen bundle has {done.bytes:,} bytes, {done.bytes - max_bytes:,} above the limit; "
-                "give a limit lower by as much"
+                "lower the limit by that much"
             )
         warnings = list(done.warnings)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -38,10 +39,7 @@ def evaluate(
     data: Path,
     confusion: Path | None,
     force: bool,
-    engine: str,
-    provider: str | None,
-    threads: int,
-    overflow: str,
+    runtime: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Measure a task's accuracy on labelled texts, with Wilson's 95 % interval and macro F1.
@@ -55,7 +53,7 @@ def evaluate(
     if confusion is not None:
         check_output(confusion, force=force)
     rows = read_tsv(data)
-    load = fieldrun.load(bundle, engine=engine, provider=provider, threads=threads, overflow=overflow)
+    load = fieldrun.load(bundle, **runtime)
     with load as model, progress() as step:
         found = fieldrun.evaluate(model, rows, task, progress=step)
         name, about = task or model.tasks[0], {"bundle": model.manifest.name, "engine": model.engine}

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from .inputs import encode
-from .options import (
-    bundle_option,
-    check_output,
-    examples,
-    force_option,
-    json_option,
-    output_option,
-    runtime_options,
-)
+from .options import bundle_option, check_output, examples, force_option, json_option, output_option, runtime_options
 from .output import note_dropped, put, put_json, save_array
 
 __all__ = ["field"]
@@ -38,10 +31,7 @@ def field(
     output: Path,
     dim: int | None,
     force: bool,
-    engine: str,
-    provider: str | None,
-    threads: int,
-    overflow: str,
+    runtime: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Write the meaning fields of texts to a .npy file, (texts, 256) float32, in the order of the texts.
@@ -52,7 +42,7 @@ def field(
     import fieldrun
 
     check_output(output, force=force)
-    with fieldrun.load(bundle, engine=engine, provider=provider, threads=threads, overflow=overflow) as model:
+    with fieldrun.load(bundle, **runtime) as model:
         (fields, dropped), used = encode(model, texts, dim), model.engine
     save_array(output, fields)
     note_dropped(int(dropped.sum()), int((dropped > 0).sum()), len(fields))

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import (
-    bundle_option,
-    examples,
-    force_option,
-    json_option,
-    output_option,
-    runtime_options,
-)
+from .options import bundle_option, examples, force_option, json_option, output_option, runtime_options
 from .output import note_dropped, put, put_json
 from .progress import progress
 
@@ -46,10 +39,7 @@ def fit(
     output: Path,
     dev: Path | None,
     force: bool,
-    engine: str,
-    provider: str | None,
-    threads: int,
-    overflow: str,
+    runtime: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Train a head on labelled texts and write the bundle with it, in seconds and without torch.
@@ -64,19 +54,7 @@ def fit(
     import fieldrun
 
     with progress() as step:
-        report = fieldrun.fit(
-            files,
-            output,
-            name=name,
-            bundle=bundle,
-            dev=dev,
-            force=force,
-            engine=engine,
-            provider=provider,
-            threads=threads,
-            overflow=overflow,
-            progress=step,
-        )
+        report = fieldrun.fit(files, output, name=name, bundle=bundle, dev=dev, force=force, **runtime, progress=step)
     note_dropped(report.dropped, report.cut, report.n)
     if as_json:
         put_json(report.to_dict())

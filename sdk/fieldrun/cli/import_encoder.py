@@ -19,7 +19,7 @@ __all__ = ["import_encoder"]
     ),
 )
 @click.argument("folder", type=click.Path(path_type=Path))
-@output_option("checkpoint folder")
+@output_option("encoder folder")
 @click.option(
     "--pooling",
     type=click.Choice(["mean", "cls"]),

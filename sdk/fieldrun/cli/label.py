@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .options import (
-    bundle_option,
-    examples,
-    force_option,
-    json_option,
-    output_option,
-    runtime_options,
-    task_option,
-)
+from .options import bundle_option, examples, force_option, json_option, output_option, runtime_options, task_option
 from .output import note, note_dropped, put, put_json
 from .progress import progress
 
@@ -45,10 +38,7 @@ def label(
     workers: int,
     top: int | None,
     force: bool,
-    engine: str,
-    provider: str | None,
-    threads: int,
-    overflow: str,
+    runtime: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Label every line of FILEs, in their order, with little memory.
@@ -60,18 +50,7 @@ def label(
 
     with progress() as step:
         done = fieldrun.label(
-            files,
-            output,
-            tasks=tasks,
-            bundle=bundle,
-            workers=workers,
-            top=top,
-            force=force,
-            engine=engine,
-            provider=provider,
-            threads=threads,
-            overflow=overflow,
-            progress=step,
+            files, output, tasks=tasks, bundle=bundle, workers=workers, top=top, force=force, **runtime, progress=step
         )
     note_dropped(done.dropped, done.cut, done.lines)
     if done.resumed_at:

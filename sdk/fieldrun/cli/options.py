@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable
@@ -126,16 +127,22 @@ def cache_option(function: F) -> F:
     )(function)
 
 
-def runtime_options(function: F) -> F:
-    """Add `--engine`, `--provider`, `--threads` and `--overflow`."""
-    function = click.option(
+def runtime_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--engine`, `--provider`, `--threads` and `--overflow`, as one dict `runtime` for `fieldrun.load`."""
+    names = ("engine", "provider", "threads", "overflow")
+
+    @functools.wraps(function)
+    def gathered(**values: Any) -> Any:
+        return function(runtime={name: values.pop(name) for name in names}, **values)
+
+    overflow = click.option(
         "--overflow",
         type=click.Choice(["truncate", "window", "error"]),
         default="truncate",
         show_default=True,
         help="What to do with a text over the token limit: cut it (and count it), read it in windows, or stop.",
-    )(function)
-    return engine_options(function)
+    )
+    return engine_options(overflow(gathered))
 
 
 def engine_options(function: F) -> F:

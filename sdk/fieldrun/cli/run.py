@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -37,10 +37,7 @@ def run(
     tasks: tuple[str, ...],
     pairs: tuple[tuple[str, str], ...],
     top: int | None,
-    engine: str,
-    provider: str | None,
-    threads: int,
-    overflow: str,
+    runtime: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Label texts: the arguments TEXT, or each line of stdin as it arrives.
@@ -54,7 +51,7 @@ def run(
     import fieldrun
 
     dropped = cut = total = 0
-    with fieldrun.load(bundle, engine=engine, provider=provider, threads=threads, overflow=overflow) as model:
+    with fieldrun.load(bundle, **runtime) as model:
         chosen, paired = choose_tasks(model, tasks, paired=bool(pairs))
         task_width = max(map(len, chosen)) if len(chosen) > 1 else 0
         label_width = max(len(label) for task in chosen for label in model.labels(task))

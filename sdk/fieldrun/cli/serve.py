@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -73,10 +74,7 @@ def serve(
     concurrency: int | None,
     watch: float,
     access_log: bool,
-    engine: str,
-    provider: str | None,
-    threads: int,
-    overflow: str,
+    runtime: dict[str, Any],
 ) -> None:
     """Answer HTTP requests with BUNDLE, a folder or a link to one.
 
@@ -92,14 +90,6 @@ def serve(
         body_bytes=max_body, texts=max_texts, characters=max_characters, seconds=timeout, requests=max_requests
     )
     application = service.app(
-        bundle,
-        engine=engine,
-        provider=provider,
-        threads=threads,
-        overflow=overflow,
-        limits=limits,
-        concurrency=concurrency,
-        watch_s=watch,
-        access_log=access_log,
+        bundle, **runtime, limits=limits, concurrency=concurrency, watch_s=watch, access_log=access_log
     )
     service.run(application, host=host, port=port, uds=uds, fd=fd)

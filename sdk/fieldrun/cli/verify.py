@@ -35,13 +35,7 @@ __all__ = ["verify"]
 @json_option
 @click.pass_context
 def verify(
-    ctx: click.Context,
-    bundle: str,
-    engine: str,
-    provider: str | None,
-    threads: int,
-    record: Path | None,
-    as_json: bool,
+    ctx: click.Context, bundle: str, engine: str, provider: str | None, threads: int, record: Path | None, as_json: bool
 ) -> None:
     """Replay the golden texts of a bundle and compare fields and scores with those of the export.
 

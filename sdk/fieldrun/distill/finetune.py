@@ -27,7 +27,7 @@ from fieldrun.student.windows import pad_ids
 from .compressor import make_heads, pair_input
 from .pool import TaskData, TextPool
 from .recipe import DistillRecipe, FinetuneRecipe
-from .state import load_state, save_state
+from .state import RunState
 from .teacher import load_teacher, load_tokenizer, teacher_shape, tokenize
 
 __all__ = ["finetune_teacher"]
@@ -159,7 +159,9 @@ class _Finetuning:
         ]
         optimizer = torch.optim.AdamW(groups, fused=True)
         rates = [group["lr"] for group in groups]
-        step = self._restore(path, optimizer)
+        state = RunState(path, self.identity, encoder=self.encoder, heads=self.heads, optimizer=optimizer)
+        before = state.restore() or {"step": 0, "curve": []}
+        step, self.curve = int(before["step"]), list(before["curve"])
         self.encoder.train()
         losses: dict[str, list[float]] = {}
         while step < total:
@@ -182,30 +184,7 @@ class _Finetuning:
                 self.curve.append({"step": step, **means})
                 losses = {}
             if step % plan.checkpoint_steps == 0 or step == total:
-                self._save(path, optimizer, step)
+                state.save(step=step, curve=self.curve)
             if progress is not None:
                 progress(step, total)
         self.encoder.eval()
-
-    def _save(self, path: Path, optimizer: torch.optim.Optimizer, step: int) -> None:
-        state = {
-            "run": self.identity,
-            "step": step,
-            "curve": self.curve,
-            "encoder": self.encoder.state_dict(),
-            "heads": self.heads.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
-        save_state(path, state)
-
-    def _restore(self, path: Path, optimizer: torch.optim.Optimizer) -> int:
-        if not path.exists():
-            return 0
-        state = load_state(path)
-        if state["run"] != self.identity:
-            raise TrainingError(f"{path} belongs to another run; choose another work folder")
-        self.encoder.load_state_dict(state["encoder"])
-        self.heads.load_state_dict(state["heads"])
-        optimizer.load_state_dict(state["optimizer"])
-        self.curve = list(state["curve"])
-        return int(state["step"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,58 +92,18 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
     """
     rng = np.random.default_rng(recipe.seed)
     hashes: dict[str, str] = {}
-    raw: list[tuple[TaskRecipe, tuple[str, ...], list[Dataset], Dataset | None, Integers]] = []
-    for task in recipe.tasks or discover_tasks(data):
-        files = [data / task.name / name for name in task.train]
-        sets = [read_tsv(path) for path in files]
-        report = read_tsv(data / task.name / task.report) if task.report else None
-        for path in (*files, *([data / task.name / task.report] if task.report else [])):
-            hashes[str(path.relative_to(data).as_posix())] = sha256_file(path)
-        if len({s.kind for s in (*sets, *([report] if report else []))}) != 1:
-            raise DatasetError(f"task {task.name!r} has files of single texts and of pairs; split it into two tasks")
-        labels = tuple(sorted({label for s in sets for label in s.labels}))
-        n = sum(len(s) for s in sets)
-        if task.similarity:
-            labels = _check_grades(task, [*sets, *([report] if report else [])])
-        elif len(labels) < 2 or n < 20:
-            raise DatasetError(
-                f"task {task.name!r} has {n} rows and {len(labels)} labels; it needs 20 rows and 2 labels"
-            )
-        raw.append((task, labels, sets, report, rng.permutation(n)))
-
-    for corpus in recipe.corpus:
-        unknown = sorted(set(corpus.tasks) - {task.name for task, *_ in raw})
-        if unknown:
-            raise RecipeError(
-                f"corpus {corpus.file!r} names the task {unknown[0]!r}, which the data does not have; correct its tasks"
-            )
-
-    reserved: dict[str, None] = {}
-    seen: dict[str, None] = {}
-    plans = []
-    for task, labels, sets, report, order in raw:
-        rows = [text for s in sets for text in s.texts]
-        names = [label for s in sets for label in s.labels]
-        wanted = min(2000, max(2, round(recipe.training.held_out * len(rows))))
-        if task.phrases:
-            held, dropped = _hold_out_sentences([str(text) for text in rows], order, min(wanted, _SENTENCES))
-            kept = [i for i in range(len(rows)) if i not in dropped]
-            renumber = {i: k for k, i in enumerate(kept)}
-            rows, names, held = [rows[i] for i in kept], [names[i] for i in kept], {renumber[i] for i in held}
-        else:
-            held = {int(i) for i in order[:wanted]}
-        for text in (rows[i] for i in sorted(held)):
-            reserved.update(dict.fromkeys(_parts(text)))
-        if report is not None:
-            for text in report.texts:
-                reserved.update(dict.fromkeys(_parts(text)))
-        plans.append((task, labels, rows, names, held, report))
-    for _, _, rows, _, _, _ in plans:
-        for text in rows:
-            seen.update(dict.fromkeys(part for part in _parts(text) if part not in reserved))
+    tasks = [
+        _read_task(task, data, recipe.training.held_out, rng, hashes) for task in recipe.tasks or discover_tasks(data)
+    ]
+    reserved = dict.fromkeys(part for task in tasks for part in task.reserved())
+    seen = dict.fromkeys(part for task in tasks for part in _parts_of(task.rows) if part not in reserved)
     n_labelled = len(seen)
     spans: dict[str, tuple[int, int]] = {}
     for corpus in recipe.corpus:
+        unknown = sorted(set(corpus.tasks) - {task.recipe.name for task in tasks})
+        if unknown:
+            what = f"corpus {corpus.file!r} names the task {unknown[0]!r}"
+            raise RecipeError(f"{what}, which the data does not have; correct its tasks")
         lines, hashes[f"corpus/{corpus.file}.txt"] = _corpus_lines(data, corpus)
         if corpus.treebank:
             lines = [line.replace("n't", " n't") if number % 2 else line for number, line in enumerate(lines)]
@@ -154,39 +114,86 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
                 break
             seen.setdefault(lines[i])
         spans[corpus.file] = (start, len(seen))
-    for task, _, rows, _, held, _ in plans:
+    for task in tasks:
         start = len(seen)
-        own = dict.fromkeys(part for i, text in enumerate(rows) if i not in held for part in _parts(text))
-        for text in _altered([text for text in own if text in seen], task.augment, rng):
-            if text not in reserved:
-                seen.setdefault(text)
-        if task.augment:
-            spans[f"{task.name}, altered"] = (start, len(seen))
+        own = dict.fromkeys(_parts_of(text for i, text in enumerate(task.rows) if i not in task.held))
+        altered = _altered([text for text in own if text in seen], task.recipe.augment, rng)
+        seen |= dict.fromkeys(text for text in altered if text not in reserved)
+        if task.recipe.augment:
+            spans[f"{task.recipe.name}, altered"] = (start, len(seen))
     n_transfer = len(seen)
-    for text in reserved:
-        seen.setdefault(text)
+    seen |= reserved
     index = {text: i for i, text in enumerate(seen)}
-    tasks: list[TaskData] = []
-    similarities: list[TaskData] = []
-    for task, labels, rows, names, held, report in plans:
-        kept = [i for i in range(len(rows)) if i not in held and not any(p in reserved for p in _parts(rows[i]))]
-        if not kept:
-            raise DatasetError(f"task {task.name!r}: all train texts are held out or reported on too; add other rows")
-        train = _split([rows[i] for i in kept], [names[i] for i in kept], labels, index, task)
-        slice_ = _split([rows[i] for i in sorted(held)], [names[i] for i in sorted(held)], labels, index, task)
-        reported = None if report is None else _split(report.texts, report.labels, labels, index, task)
-        kind = "similarity" if task.similarity else "pair" if train.rows.ndim == 2 else "single"
-        made = TaskData(name=task.name, kind=kind, labels=labels, train=train, held_out=slice_, report=reported)
-        (similarities if task.similarity else tasks).append(made)
+    found = [task.split(index, reserved.keys()) for task in tasks]
     return TextPool(
         texts=tuple(seen),
         n_transfer=n_transfer,
         n_labelled=n_labelled,
         corpus=spans,
-        tasks=tuple(tasks),
-        similarities=tuple(similarities),
+        tasks=tuple(task for task in found if task.kind != "similarity"),
+        similarities=tuple(task for task in found if task.kind == "similarity"),
         hashes=hashes,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """The files of a task: the rows of its train files with their `names` of labels, and which rows are `held` out."""
+
+    recipe: TaskRecipe
+    labels: tuple[str, ...]
+    rows: Sequence[str | tuple[str, str]]
+    names: Sequence[str]
+    held: frozenset[int]
+    report: Dataset | None
+
+    def reserved(self) -> Iterator[str]:
+        """Yield the texts that must not be trained on."""
+        yield from _parts_of(self.rows[i] for i in sorted(self.held))
+        yield from _parts_of(self.report.texts if self.report else ())
+
+    def split(self, index: Mapping[str, int], reserved: KeysView[str]) -> TaskData:
+        """Return the splits as numbers; `index` has the number of each text."""
+        kept = [i for i, row in enumerate(self.rows) if i not in self.held and reserved.isdisjoint(_parts(row))]
+        if not kept:
+            what = f"task {self.recipe.name!r}: all train texts are held out or reported on too"
+            raise DatasetError(f"{what}; add other rows")
+        train, held = (
+            _split([self.rows[i] for i in rows], [self.names[i] for i in rows], self.labels, index, self.recipe)
+            for rows in (kept, sorted(self.held))
+        )
+        report = None
+        if self.report is not None:
+            report = _split(self.report.texts, self.report.labels, self.labels, index, self.recipe)
+        kind = "similarity" if self.recipe.similarity else "pair" if train.rows.ndim == 2 else "single"
+        return TaskData(name=self.recipe.name, kind=kind, labels=self.labels, train=train, held_out=held, report=report)
+
+
+def _read_task(task: TaskRecipe, data: Path, share: float, rng: np.random.Generator, hashes: dict[str, str]) -> _Task:
+    """Read the files of a task and choose the rows to hold out; add the sha256 of the files to `hashes`."""
+    sets = [read_tsv(data / task.name / name) for name in task.train]
+    report = read_tsv(data / task.name / task.report) if task.report else None
+    every = [*sets, *([report] if report else [])]
+    hashes |= {found.path.relative_to(data).as_posix(): str(found.sha256) for found in every}
+    if len({found.kind for found in every}) != 1:
+        raise DatasetError(f"task {task.name!r} has files of single texts and of pairs; split it into two tasks")
+    rows = [text for found in sets for text in found.texts]
+    names = [label for found in sets for label in found.labels]
+    labels = tuple(sorted(set(names)))
+    if task.similarity:
+        labels = _check_grades(task, every)
+    elif len(labels) < 2 or len(rows) < 20:
+        many = f"{len(rows)} rows and {len(labels)} labels"
+        raise DatasetError(f"task {task.name!r} has {many}; it needs 20 rows and 2 labels")
+    order = rng.permutation(len(rows))
+    wanted = min(2000, max(2, round(share * len(rows))))
+    held = {int(i) for i in order[:wanted]}
+    if task.phrases:
+        held, dropped = _hold_out_sentences([str(text) for text in rows], order, min(wanted, _SENTENCES))
+        kept = [i for i in range(len(rows)) if i not in dropped]
+        renumber = {i: k for k, i in enumerate(kept)}
+        rows, names, held = [rows[i] for i in kept], [names[i] for i in kept], {renumber[i] for i in held}
+    return _Task(recipe=task, labels=labels, rows=rows, names=names, held=frozenset(held), report=report)
 
 
 def _check_grades(task: TaskRecipe, sets: Sequence[Dataset]) -> tuple[str, ...]:
@@ -258,6 +265,10 @@ def _corpus_lines(data: Path, corpus: CorpusRecipe) -> tuple[list[str], str]:
 
 def _parts(text: str | tuple[str, str]) -> tuple[str, ...]:
     return (text,) if isinstance(text, str) else text
+
+
+def _parts_of(texts: Iterable[str | tuple[str, str]]) -> Iterator[str]:
+    return (part for text in texts for part in _parts(text))
 
 
 def _split(

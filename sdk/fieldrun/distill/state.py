@@ -11,7 +11,7 @@ import torch
 from fieldrun.errors import StorageError, TrainingError
 from fieldrun.formats.storage import read_json
 
-__all__ = ["load_json", "load_state", "reason", "save_state"]
+__all__ = ["RunState", "load_json", "load_state", "reason", "save_state"]
 
 
 def reason(error: BaseException, limit: int = 200) -> str:
@@ -49,6 +49,35 @@ def load_state(path: Path) -> dict[str, Any]:
     except Exception as error:  # zip, pickle and torch errors; all mean the same to the caller
         raise TrainingError(f"{path} is corrupt ({reason(error, 80)}); delete it to repeat its phase") from error
     return state
+
+
+class RunState:
+    """The state file of a training run: plain values, and the state of the `parts` (modules and an optimizer).
+
+    `run` identifies the run; a file of another one is refused.
+    """
+
+    def __init__(self, path: Path, run: dict[str, Any], **parts: Any) -> None:
+        self.path, self.run, self.parts = path, run, parts
+
+    def save(self, **values: Any) -> None:
+        """Write `values` and the state of all parts; raises as `save_state` does."""
+        save_state(self.path, {"run": self.run, **values} | {name: p.state_dict() for name, p in self.parts.items()})
+
+    def restore(self) -> dict[str, Any] | None:
+        """Load the state of all parts and return the values, or None if there is no file.
+
+        Raises:
+            TrainingError: the file is corrupt, or belongs to another run.
+        """
+        if not self.path.exists():
+            return None
+        state = load_state(self.path)
+        if state["run"] != self.run:
+            raise TrainingError(f"{self.path} belongs to another run; choose another work folder")
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        return state
 
 
 def load_json(path: Path, default: Any) -> Any:

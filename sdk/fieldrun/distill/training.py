@@ -19,7 +19,7 @@ from fieldrun.student.windows import pad_ids
 from .compressor import Compressed, TaskHeads, graded_loss, pair_input, similarity_loss, sum_of
 from .pool import TaskData, TextPool
 from .recipe import TrainingRecipe
-from .state import load_state, save_state
+from .state import RunState
 from .student import Student
 
 __all__ = ["arithmetic", "fields_of", "train_student"]
@@ -191,8 +191,10 @@ def train_student(
             field: torch.Tensor = student(ids)
         return field.float()
 
-    state = _State(work / "student.state", student, heads, optimizer, {"total": total, "n": n, "seed": seed})
-    step, curve, running = state.restore()
+    run = {"total": total, "n": n, "seed": seed}
+    state = RunState(work / "student.state", run, student=student, heads=heads, optimizer=optimizer)
+    before = state.restore() or {"step": 0, "curve": [], "running": []}
+    step, curve, running = int(before["step"]), list(before["curve"]), list(before["running"])
     for epoch in range(step // per_epoch, epochs):
         batches = _batches(np.random.default_rng([seed, epoch]), lengths, epoch_rows, recipe.batch)
         for rows in batches[step - epoch * per_epoch :]:
@@ -221,46 +223,13 @@ def train_student(
                 curve.append({"step": step, "loss": round(sum(running) / len(running), 5)})
                 running = []
             if step % recipe.checkpoint_steps == 0 or step == total:
-                state.save(step, curve, running)
+                state.save(step=step, curve=curve, running=running)
             if progress is not None:
                 progress(step, total)
     student.cpu().eval()
     heads.cpu()
     compressed.heads.cpu()
     return curve
-
-
-class _State:
-    """The state file of a training run, written atomically: weights, optimizer, step and curve."""
-
-    def __init__(
-        self, path: Path, student: Student, heads: TaskHeads, optimizer: torch.optim.Optimizer, run: dict[str, int]
-    ) -> None:
-        self.path, self.student, self.heads, self.optimizer, self.run = path, student, heads, optimizer, run
-
-    def save(self, step: int, curve: list[dict[str, float]], running: list[float]) -> None:
-        state = {
-            "run": self.run,
-            "step": step,
-            "curve": curve,
-            "running": running,
-            "student": self.student.state_dict(),
-            "heads": self.heads.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        save_state(self.path, state)
-
-    def restore(self) -> tuple[int, list[dict[str, float]], list[float]]:
-        """Return the steps done, the curve, and the losses since its last point."""
-        if not self.path.exists():
-            return 0, [], []
-        state = load_state(self.path)
-        if state["run"] != self.run:
-            raise TrainingError(f"{self.path} belongs to another run; choose another work folder")
-        self.student.load_state_dict(state["student"])
-        self.heads.load_state_dict(state["heads"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"]), list(state["curve"]), list(state.get("running", ()))
 
 
 def fields_of(student: Student, sequences: Sequence[Sequence[int]], rows: Array, max_tokens: int) -> torch.Tensor:

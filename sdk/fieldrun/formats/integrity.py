@@ -57,11 +57,11 @@ def read_schema(
     try:
         value = read_json(path)
     except FileNotFoundError as cause:
-        raise error(f"{path.parent} has no {path.name}; it is not a {_kind(path)}, or an incomplete copy") from cause
+        raise error(f"{path.parent} has no {path.name}; it is not {_kind(path)}, or an incomplete copy") from cause
     except (OSError, ValueError) as cause:
         raise error(f"{path.parent}: {cause}; restore the file") from cause
     if not isinstance(value, dict) or not isinstance(value.get("schema"), int):
-        raise error(f"{path} has no schema version; it is not a {_kind(path)}")
+        raise error(f"{path} has no schema version; it is not {_kind(path)}")
     if value["schema"] > schema:
         raise SchemaTooNew(
             f"{path} has schema {value['schema']}, this fieldrun reads {schema}: pip install --upgrade fieldrun"
@@ -102,8 +102,8 @@ def _check_file(folder: Path, root: Path, name: str, entry: FileEntry, error: ty
 
 
 def _kind(path: Path) -> str:
-    kinds = {"student.json": "checkpoint", "encoder.json": "encoder checkpoint"}
-    return kinds.get(path.name, "bundle")
+    kinds = {"student.json": "a checkpoint", "encoder.json": "an encoder checkpoint"}
+    return kinds.get(path.name, "a bundle")
 
 
 def from_mapping(cls: Any, value: Any, what: str, error: type[Exception] = CheckpointError) -> Any:

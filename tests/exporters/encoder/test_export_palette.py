@@ -232,7 +232,7 @@ def test_codes_that_open_to_something_else_are_seen(encoder_folder: Path, monkey
 
     monkeypatch.setattr("fieldrun_exporters.encoder.deployed.expand", wrong)
     folded, _ = fold_encoder(Encoder.load(encoder_folder))
-    with pytest.raises(ExportError, match="the packed form of 'table' does not give it back"):
+    with pytest.raises(ExportError, match="unpacking 'table' gives other numbers"):
         palettize_encoder(folded, folded, Precision({"tables": "palette16"}), {})
 
 

@@ -87,7 +87,7 @@ def quantize_layer(
     changed = facts(weight, quantized, scale)
     if kind == "int8":
         if not input_ranges.get(layer, 0) > 0:
-            raise ExportError(f"int8: the calibration text never reached the layer {layer!r}; give more text")
+            raise ExportError(f"int8: no calibration text uses the layer {layer!r}; give more text")
         tensors[f"{layer}.input_scale"] = np.array([input_ranges[layer] / 127], np.float32)
         changed["input_range"] = float(input_ranges[layer])
     return changed
@@ -100,7 +100,7 @@ def _equalize(deployed: Deployed, layer: str, input_ranges: Mapping[str, float])
     dozen of the 255 steps. The gain is undone in the rows of `layer` (cross-layer equalization, Nagel et al. 2019).
     """
     if not input_ranges.get("mean", 0) > 0:
-        raise ExportError(f"int8: the calibration text never reached the layer {layer!r}; give more text")
+        raise ExportError(f"int8: no calibration text uses the layer {layer!r}; give more text")
     gain = np.float32(input_ranges[layer] / input_ranges["mean"])
     weight = deployed.tensors[f"{layer}.weight"].copy()
     weight[: len(deployed.tensors["score.weight"])] /= gain

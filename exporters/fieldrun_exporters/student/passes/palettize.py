@@ -128,7 +128,7 @@ def palettize(deployed: Deployed, folded: Deployed, precision: Precision) -> tup
     opened = expand(result.stored())
     wrong = [name for name in tensors if not np.array_equal(opened[name], tensors[name])]
     if wrong:
-        raise ExportError(f"palettize: the packed form of {wrong[0]!r} does not give it back")
+        raise ExportError(f"palettize: unpacking {wrong[0]!r} gives other numbers")
     return result, report
 
 
