@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 INPUTS := pyproject.toml hatch_build.py runtimes/fieldrun_runtimes/native/native.c .ci/constraints.txt $(VENV)/.made
 
@@ -14,10 +15,10 @@ demo: $(VENV)/.demo ## export, verify and run the reference model
 	@$(BIN)/python -m studies.demo
 
 test: lint ## lint, type-check and test with coverage
-	@$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest --cov; tests=$$?; wait $$types && exit $$tests
+	@$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest --cov -n $(JOBS) --dist loadfile; tests=$$?; wait $$types && exit $$tests
 
 test-studies: $(VENV)/.dev ## test the studies behind the tables and pages, which make test leaves out
-	$(BIN)/python -m pytest -m study
+	$(BIN)/python -m pytest -m study -n $(JOBS) --dist loadfile
 
 wheels: $(VENV)/.dev ## build the wheels of fieldrun and of its reference checkpoint into dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist . ./sdk/checkpoints

@@ -28,11 +28,11 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         """Compile, and mark the wheel as one for this platform; say why where it cannot be."""
         del version
         library = Path(self.root, LIBRARY)
-        library.unlink(missing_ok=True)
         compiler = shlex.split(os.environ.get("CC", ""))
         if not compiler:
             compiler = [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
         if not compiler or shutil.which(compiler[0]) is None:
+            library.unlink(missing_ok=True)  # an old one must not be shipped
             self.app.display_warning("no C compiler: fieldrun is installed without its native engine")
             return
         partial = library.with_name("native.partial")
@@ -40,6 +40,7 @@ class NativeBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode != 0:
             partial.unlink(missing_ok=True)
+            library.unlink(missing_ok=True)
             self.app.display_warning(f"fieldrun is installed without its native engine:\n{ended.stderr[-2000:]}")
             return
         partial.replace(library)

@@ -88,7 +88,7 @@ def _speed(model: fieldrun.FieldModel, texts: list[str]) -> None:
         "text in, label out": lambda text: model.predict([text], "banking77"),
     }
     timed = time_texts(subjects, texts, repeats=2)
-    alone, whole = (timed[name].p50_us for name in subjects)
+    alone, whole = (timed[name]["p50_us"] for name in subjects)
     tokens = sum(model.forward(texts).tokens) / len(texts)
     click.echo(
         f"   speed: text in to label out {whole:.0f} us (p50, one text at a time, one thread, {tokens:.0f} tokens); "

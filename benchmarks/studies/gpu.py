@@ -38,8 +38,8 @@ def measure(bundle: str | Path, engine: str, provider: str | None = None, *, cal
         for bucket in manifest.buckets:
             texts = [" ".join(["film"] * (bucket.length - 2))] * bucket.batch  # two tokens mark the ends
             timed = time_texts({engine: model.field}, [texts] * calls, repeats=1)[engine]
-            speed = {"texts_per_s": round(1e6 * bucket.batch / timed.p50_us)}
-            buckets.append({"batch": bucket.batch, "length": bucket.length} | timed.to_dict() | speed)
+            speed = {"texts_per_s": round(1e6 * bucket.batch / timed["p50_us"])}
+            buckets.append({"batch": bucket.batch, "length": bucket.length} | timed | speed)
     return {
         "gpu": {"name": gpu.name, "compute_capability": gpu.compute_capability, "cuda": gpu.cuda, "jetpack": jetpack()},
         "engine": engine,

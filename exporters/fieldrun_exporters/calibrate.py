@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from fieldrun.errors import CheckpointError, InputTextError
+from fieldrun.evaluation.copies import first_rows, text_key
+from fieldrun.evaluation.rows import as_list
 from fieldrun.formats.storage import sha256_bytes
 from fieldrun.formats.tensors import Array
 
@@ -28,20 +30,21 @@ class _Tokenized(Protocol):
 def choose_texts(texts: Sequence[str] | None, count: int) -> list[str]:
     """Return at most `count` different texts of `texts`, evenly spread; of the shipped sample when None.
 
+    Of texts that are equal but for case, whitespace and Unicode form, only the first is taken.
+
     Raises:
         InputTextError: not a list of strings, or fewer than 16 different texts.
     """
     if texts is None:
         texts = SHIPPED_TEXT.read_text("utf-8").splitlines()
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-        raise InputTextError("calibration must be a list of strings, one text each")
-    texts = list(texts)
+    texts = as_list(texts, "calibration")
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputTextError(f"calibration must be a list of strings; item {i} is {type(text).__name__}")
         if any("\ud800" <= c <= "\udfff" for c in text):
             raise InputTextError(f"calibration text {i} holds a lone surrogate; decode it as UTF-8 first")
-    different = [text for text in dict.fromkeys(text.strip() for text in texts) if text]
+    stripped = [text for text in (text.strip() for text in texts) if text]
+    different = [stripped[i] for i in first_rows(map(text_key, stripped))]
     if len(different) < 16:
         raise InputTextError(
             f"calibration has {len(different)} different texts; give at least 16 texts like those you will run"
@@ -59,12 +62,11 @@ class CalibrationText:
 
     def __init__(self, texts: Sequence[str] | None, count: int) -> None:
         self.given = texts is not None
-        listed = isinstance(texts, Iterable) and not isinstance(texts, str | bytes)
-        self._texts = list(texts) if texts is not None and listed else texts  # read twice, and checked below
+        self._texts = None if texts is None else as_list(texts, "calibration")  # read twice
         self.chosen = choose_texts(self._texts, count)
         self.held_back = len(self.chosen) >= _ENOUGH
-        self._hidden = set(sorted(self.chosen, key=len)[::4]) if self.held_back else set()
-        self.proof = [text for text in self.chosen if text in self._hidden] if self.held_back else self.chosen
+        self._hidden = {text_key(text) for text in sorted(self.chosen, key=len)[::4]} if self.held_back else set()
+        self.proof = [text for text in self.chosen if text_key(text) in self._hidden] or self.chosen
         self.calibration = self._seen(self.chosen)
 
     def learning(self, count: int) -> list[str]:
@@ -81,7 +83,7 @@ class CalibrationText:
         }
 
     def _seen(self, texts: Sequence[str]) -> list[str]:
-        return [text for text in texts if text not in self._hidden]
+        return [text for text in texts if text_key(text) not in self._hidden]
 
 
 def tokenize(model: _Tokenized, texts: Sequence[str], max_length: int) -> list[list[int]]:

@@ -23,6 +23,7 @@ from fieldrun.formats.bundle import TYPICAL_QUANTILE, Bucket, GraphNetwork, Netw
 from fieldrun.formats.tensors import Array, shortest
 from fieldrun.heads.head import softmax
 
+from .calibrate import open_tokenizer
 from .parity import open_session, run_bucket
 
 __all__ = ["Golden", "golden_replies"]
@@ -52,6 +53,7 @@ def golden_replies(
     texts: Sequence[str],
     sequences: Sequence[Sequence[int]],
     *,
+    tokenizer: bytes,
     tolerance: float | None,
     bucket_gap: float,
 ) -> Golden:
@@ -59,11 +61,12 @@ def golden_replies(
 
     A pair task is asked about every golden text and the next one. The texts are chosen from `texts`, whose token ids
     are `sequences`. With a fixed `tolerance` unstable texts are left out; when it is None it is measured, and is at
-    least as large as `bucket_gap`, the difference of a text's fields in two buckets.
+    least as large as `bucket_gap`, the difference of a text's fields in two buckets. `tokenizer` is the
+    `tokenizer.json`, whose ids of texts of every kind are kept too.
 
     Raises:
-        ExportError: too few texts fit the buckets without being cut and have a stable field, or rounding alone changes
-            a field by 1 or more.
+        ExportError: too few texts fit the buckets without being cut and have a stable field, or rounding alone
+            changes a field by 1 or more.
     """
     singles = sorted((b for b in buckets if b.batch == 1), key=lambda b: b.length)
     whole = [i for i, ids in enumerate(sequences) if len(ids) < singles[-1].length]
@@ -72,7 +75,8 @@ def golden_replies(
     if len(kept) < _LEAST:
         raise ExportError(f"only {len(kept)} texts fit the buckets without being cut; give more and shorter texts")
     fields, logits = _run(folder, network, singles, kept, "all")
-    change = np.abs(fields - _run(folder, network, singles, kept, "none")[0]).max(1)
+    literal = _run(folder, network, singles, kept, "none")[0]
+    change = np.abs(fields - literal).max(1)
     rows = list(range(len(kept)))
     if tolerance is not None:
         stable = [k for k in rows if change[k] <= _STABLE * tolerance]
@@ -87,17 +91,50 @@ def golden_replies(
         "ids": [list(kept[k]) for k in rows],
         "fields": [[shortest(x) for x in row] for row in fields],
         "scores": _scores(folder, pairs, tasks, fields, logits),
+        "tokenizer": _tokens(tokenizer, singles[-1].length),
     }
     if tolerance is not None:
         return Golden(replies=replies, tolerance=tolerance)
     largest, quartile = max(float(change.max()), bucket_gap), float(np.quantile(change, TYPICAL_QUANTILE))
     tolerance = max(_FLOOR, _SPARE * largest)
+    distances = ((literal[:, None] - fields) ** 2).sum(2)
+    confused = int((np.diag(distances) > distances.min(1) * (1 + 1e-6)).sum())
+    if confused:
+        raise ExportError(
+            f"rounding alone makes {confused} of {len(fields)} texts more like another text; keep more parts in fp32"
+        )
     if not tolerance < 1:
         raise ExportError(f"rounding alone changes fields by {largest:.3g}; keep more parts in fp32")
     replies["typical_tolerance"] = typical = min(max(_FLOOR, _SPARE * quartile), tolerance)
     rounding = {"max_abs": largest, "golden_tolerance": tolerance}
     rounding |= {"quartile_abs": quartile, "typical_tolerance": typical}
     return Golden(replies=replies, tolerance=tolerance, proof={"rounding": rounding})
+
+
+_EVERY_KIND = (
+    "Na\u00efve caf\u00e9, cafe\u0301; \u00c5ngstr\u00f6m",
+    "\u4e2d\u6587\u5b57 and \u65e5\u672c\u8a9e \ud55c\uad6d\uc5b4",
+    "\u0440\u0443\u0441\u0441\u043a\u0438\u0439 \u0395\u03bb\u03bb\u03ac\u03c2",
+    "\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u0e44\u0e17\u0e22",
+    "good \U0001f600\U0001f1e9\U0001f1ea \u2764\ufe0f",
+    "[CLS] [SEP] [MASK] [UNK] <s> </s> <mask>",
+    "tab\tand\u00a0space\u2028line",
+    "don't -- \u201cquote\u201d\u2026 (12,345.67%) a_b/c",
+    "THE Same in CAPITALS",
+    "x" * 100,
+    "y" * 101,
+    "0f3a9c77b2" * 20,
+)
+"""Texts of every kind that a tokenizer treats apart: accents, scripts, emoji, special tokens, marks, long words."""
+
+
+def _tokens(tokenizer: bytes, longest: int) -> dict[str, Any]:
+    """Return texts of every kind, and one that takes several windows, with their ids; nothing is cut."""
+    texts = [*_EVERY_KIND, "a long text, " * longest]
+    opened = open_tokenizer(tokenizer)
+    opened.no_padding()
+    opened.no_truncation()
+    return {"texts": texts, "ids": [encoding.ids for encoding in opened.encode_batch_fast(texts)]}
 
 
 def _spread(items: Sequence[int], count: int) -> list[int]:

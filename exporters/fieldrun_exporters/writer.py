@@ -204,6 +204,7 @@ def write_bundle(out: Path, source: Source, plan: Recipe, texts: CalibrationText
             source.tasks,
             chosen,
             tokenize(source, chosen, lengths[-1]),
+            tokenizer=source.tokenizer,
             tolerance=source.golden_tolerance,
             bucket_gap=max(bucket.bucket_gap for bucket in parity),
         )

@@ -10,27 +10,39 @@ line is lost or written twice. The position includes the sha256 of all input rea
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 import json
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fieldrun.errors import DatasetError, EngineError, InputTextError, OutputExists, StorageError, UsageError
+from fieldrun.errors import (
+    BundleError,
+    DatasetError,
+    EngineError,
+    InputTextError,
+    OutputExists,
+    StorageError,
+    TextTooLong,
+    UsageError,
+)
+from fieldrun.evaluation.tables import Columns, is_table, open_table
 from fieldrun.formats.bundle import MANIFEST
 from fieldrun.formats.progress import Progress, silent
-from fieldrun.formats.storage import read_json, sha256_file, write_json
+from fieldrun.formats.storage import read_json, sha256_bytes, write_json
 
-from .answers import answer, choose_tasks, parse_line
+from .answers import answer, check_on_error, choose_tasks, parse_line
 from .model import load
 
 __all__ = ["LabelReport", "label"]
@@ -43,9 +55,10 @@ _NOTE_S = 1.0  # between two notes of the position
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelReport:
-    """What `label` did: the lines in the output, and those of an earlier run among them (`resumed_at`).
+    """What `label` did: the lines that were read, and those of an earlier run among them (`resumed_at`).
 
-    `cut` texts were too long and lost `dropped` tokens. `seconds` are of this run.
+    `cut` texts were too long and lost `dropped` tokens; `errors` lines could not be answered. `seconds` are of this
+    run.
     """
 
     path: Path
@@ -53,6 +66,7 @@ class LabelReport:
     resumed_at: int
     cut: int
     dropped: int
+    errors: int
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,6 +85,16 @@ class _Position:
     lines: int = 0
     cut: int = 0
     dropped: int = 0
+    errors: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """An input file: the one whose bytes are read, the one that the caller named, and whether it holds `Row`s."""
+
+    path: Path
+    given: Path
+    rows: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,71 +102,94 @@ class _Job:
     """What a worker needs."""
 
     bundle: str
+    manifest: str
     tasks: tuple[str, ...]
     paired: bool
     top: int | None
+    on_error: str
     settings: dict[str, Any]
 
 
 def label(
-    files: Sequence[str | Path],
+    files: Sequence[str | Path] | str | Path,
     out: str | Path,
     *,
     tasks: Sequence[str] = (),
     bundle: str | Path = "reference",
     workers: int = 1,
     top: int | None = None,
+    on_error: str = "report",
+    text_column: str | None = None,
+    text_b_column: str | None = None,
     force: bool = False,
     engine: str = "auto",
     provider: str | None = None,
     threads: int = 1,
     overflow: str = "truncate",
+    unknown: str = "answer",
     progress: Progress = silent,
 ) -> LabelReport:
-    """Label every line of `files` and write the file `out`, an `Answer` as JSON for each line and task.
+    """Label every text of `files` and write the file `out`, an `Answer` as JSON for each text and task.
 
     An interrupted run is resumed by the same call.
 
     Args:
-        files: UTF-8 files with one text per line, or `a<TAB>b` for pair tasks.
+        files: UTF-8 files with one text per line, or `a<TAB>b` for pair tasks; or tables with named columns, see
+            `fieldrun.evaluation.tables`: `.csv`, `.jsonl` and `.parquet` files, and `.tsv` files with a header.
         out: the file to write; it appears when all lines are labelled.
         tasks: the tasks to answer, all of one kind; by default every task for single texts.
         bundle: a bundle folder, or `"reference"`.
-        workers: processes, each with a model of its own over the same mapped weights.
+        workers: processes, each with a model of its own over the same mapped weights; with 1, this process does the
+            work. With more, a script calls `label` under `if __name__ == "__main__":`, as multiprocessing asks for.
         top: the number of labels in `scores`; all by default.
+        on_error: what a line that cannot be answered does: `"report"` writes one `Failed` in its place, with the name
+            of its file, `"skip"` leaves it out, `"fail"` raises its error.
+        text_column, text_b_column: the columns of the texts in tables; `text`, or `text_a` and `text_b`, by default.
         force: replace `out` if it exists, and what an interrupted run with other files or settings left.
-        engine, provider, threads, overflow: of every worker, as for `fieldrun.load`.
+        engine, provider, threads, overflow, unknown: of every worker, as for `fieldrun.load`.
         progress: called with ("label", bytes read, bytes in total).
 
     Raises:
         OutputExists: `out` exists, another run is writing it, or another run left it unfinished.
         DatasetError: a file cannot be read.
-        InputTextError, TextTooLong: a line cannot be answered. The message names it; the lines before it are kept.
+        InputTextError, TextTooLong: with `"fail"`, a line cannot be answered. The message names it; the lines before it
+            are kept.
         EngineError: a worker was killed.
         StorageError: the output cannot be written.
     """
     began = time.perf_counter()
-    sources, out = [Path(path) for path in files], Path(out)
-    if workers < 1 or not sources:
+    named = [files] if isinstance(files, str | os.PathLike) else files
+    given, out = [Path(path) for path in named], Path(out)
+    check_on_error(on_error)
+    if workers < 1 or not given:
         raise UsageError("label needs at least one file and one worker")
     _check_free(out, force)
-    settings: dict[str, Any] = {"engine": engine, "provider": provider, "threads": threads, "overflow": overflow}
+    settings: dict[str, Any] = {"engine": engine, "provider": provider, "threads": threads}
+    settings |= {"overflow": overflow, "unknown": unknown}
+    tasks = [tasks] if isinstance(tasks, str) else tasks
     with load(bundle, **settings) as model:
         paired = any(model.kind(task) == "pair" for task in tasks)
         chosen = choose_tasks(model, tasks, paired=paired)
         paired = model.kind(chosen[0]) == "pair"
-        manifest = sha256_file(model.path / MANIFEST)
-    job = _Job(bundle=str(bundle), tasks=chosen, paired=paired, top=top, settings=settings)
-    key = {"manifest_sha256": manifest, "tasks": list(chosen), "top": top, "overflow": overflow}
-    output = _Output(out, key | {"sources": [path.name for path in sources]}, force)
-    try:
-        with output:
-            start = output.resume(sources)
-            reached = _label(job, sources, start, output, workers, progress)
-            output.finish(reached.lines)
-    except OSError as error:
-        why = error.strerror or error
-        raise StorageError(f"cannot write {out}: {why}; free space, then run the same command again") from error
+        manifest = sha256_bytes(model._bundle.contents[MANIFEST])
+        place = str(model.path)
+    job = _Job(
+        bundle=place, manifest=manifest, tasks=chosen, paired=paired, top=top, on_error=on_error, settings=settings
+    )
+    key = {"manifest_sha256": manifest, "tasks": list(chosen), "top": top, "overflow": overflow, "on_error": on_error}
+    key |= {"unknown": unknown}
+    output = _Output(out, key | {"sources": [path.name for path in given]}, force)
+    columns = Columns(text=text_column, text_b=text_b_column)
+    with contextlib.ExitStack() as stack:
+        sources = [_source(path, columns, job, out, stack) for path in given]
+        try:
+            with output:
+                start = output.resume(sources)
+                reached = _label(job, sources, start, output, workers, progress)
+                output.finish(reached.lines)
+        except OSError as error:
+            why = error.strerror or error
+            raise StorageError(f"cannot write {out}: {why}; free space, then run the same command again") from error
     if not reached.lines:
         raise InputTextError("the files are empty; give one text per line")
     return LabelReport(
@@ -151,33 +198,63 @@ def label(
         resumed_at=start.lines,
         cut=reached.cut,
         dropped=reached.dropped,
+        errors=reached.errors,
         seconds=time.perf_counter() - began,
     )
 
 
+def _source(path: Path, columns: Columns, job: _Job, out: Path, stack: contextlib.ExitStack) -> _Source:
+    """Return a file of lines as it is, and a table as a temporary file of JSON lines, the same ones in every run."""
+    if not is_table(path, columns):
+        return _Source(path=path, given=path)
+    try:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)))
+    except OSError as error:
+        raise StorageError(f"cannot write beside {out}: {error.strerror}; choose another folder") from error
+    try:
+        with path.open("rb") as file, (folder / "rows").open("w", encoding="ascii") as made:
+            table = open_table(file, path, columns, labelled=False)
+            if (table.kind == "pair") != job.paired:
+                wanted, there = ("pairs", "single texts") if job.paired else ("single texts", "pairs")
+                raise DatasetError(f"{path}, line 1: {job.tasks[0]} takes {wanted}, and the file has {there}")
+            for row in table.rows:
+                made.write(json.dumps([row.line, row.text, row.error, table.unit]) + "\n")
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    return _Source(path=folder / "rows", given=path, rows=True)
+
+
 def _label(
-    job: _Job, sources: Sequence[Path], start: _Position, output: _Output, workers: int, progress: Progress
+    job: _Job, sources: Sequence[_Source], start: _Position, output: _Output, workers: int, progress: Progress
 ) -> _Position:
     """Label all lines behind `start`; return the position at the end of the input."""
-    sizes = [_size(path) for path in sources]
-    context = multiprocessing.get_context("spawn")  # a fork of a process that has threads may hang
+    sizes = [_size(source.path) for source in sources]
     batches = _batches(sources, start)
-    waiting: collections.deque[tuple[_Position, int, Future[tuple[bytes, int, int]]]] = collections.deque()
+    waiting: collections.deque[tuple[_Position, int, Future[tuple[bytes, int, int, int]]]] = collections.deque()
     reached, noted = start, time.monotonic()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_open, initargs=(job,))
+    pool: Executor = _InProcess(job)
+    if workers > 1:
+        context = multiprocessing.get_context("spawn")  # a fork of a process that has threads may hang
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_open, initargs=(job,))
     try:
         while True:
             while len(waiting) < _AHEAD * workers and (batch := next(batches, None)) is not None:
                 behind, lines = batch
-                name, first = sources[behind.file].name, behind.in_file - len(lines) + 1
-                waiting.append((behind, len(lines), pool.submit(_answer, name, first, lines)))
+                source, first = sources[behind.file], behind.in_file - len(lines) + 1
+                arguments = (source.given.name, first, lines, source.rows)
+                waiting.append((behind, len(lines), pool.submit(_answer, *arguments)))
             if not waiting:
                 return reached
             behind, count, future = waiting.popleft()
-            answers, cut, dropped = future.result()
+            answers, cut, dropped, errors = future.result()
             output.write(answers)
-            lost = reached.dropped + dropped
-            reached = replace(behind, lines=reached.lines + count, cut=reached.cut + cut, dropped=lost)
+            reached = replace(
+                behind,
+                lines=reached.lines + count,
+                cut=reached.cut + cut,
+                dropped=reached.dropped + dropped,
+                errors=reached.errors + errors,
+            )
             progress("label", sum(sizes[: reached.file]) + reached.offset, sum(sizes))
             if time.monotonic() - noted > _NOTE_S:
                 output.note(reached)
@@ -189,21 +266,21 @@ def _label(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _batches(sources: Sequence[Path], start: _Position) -> Iterator[tuple[_Position, list[bytes]]]:
+def _batches(sources: Sequence[_Source], start: _Position) -> Iterator[tuple[_Position, list[bytes]]]:
     """Yield the lines behind `start` in batches, each with the input position behind it."""
     digest = hashlib.sha256()
-    for number, path in enumerate(sources):
+    for number, source in enumerate(sources):
         try:
-            with path.open("rb") as file:
+            with source.path.open("rb") as file:
                 if number < start.file:
-                    _read_over(file, _size(path), digest)
+                    _read_over(file, _size(source.path), digest)
                     continue
                 in_file = 0
                 if number == start.file:
                     _read_over(file, start.offset, digest)
                     if start.digest and digest.hexdigest() != start.digest:
                         raise OutputExists(
-                            f"{path} has changed since it was partly labelled; add --force to start over"
+                            f"{source.given} has changed since it was partly labelled; add --force to start over"
                         )
                     in_file = start.in_file
                 while lines := file.readlines(_BATCH_BYTES):
@@ -213,7 +290,7 @@ def _batches(sources: Sequence[Path], start: _Position) -> Iterator[tuple[_Posit
                     at = file.tell()
                     yield _Position(file=number, offset=at, in_file=in_file, digest=digest.hexdigest()), lines
         except OSError as error:
-            raise DatasetError(f"cannot read {path}: {error.strerror}; check the path") from error
+            raise DatasetError(f"cannot read {source.given}: {error.strerror}; check the path") from error
 
 
 def _read_over(file: BinaryIO, count: int, digest: Any) -> None:
@@ -270,7 +347,7 @@ class _Output:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def resume(self, sources: Sequence[Path]) -> _Position:
+    def resume(self, sources: Sequence[_Source]) -> _Position:
         """Return the position to continue from, and cut the output off there."""
         start, length = self._read_note()
         if self._force and start.digest and self._changed(sources, start):
@@ -280,7 +357,7 @@ class _Output:
         self.note(start)  # from here on the run can be interrupted at any time
         return start
 
-    def _changed(self, sources: Sequence[Path], start: _Position) -> bool:
+    def _changed(self, sources: Sequence[_Source], start: _Position) -> bool:
         try:
             next(_batches(sources, start), None)
         except OutputExists:
@@ -325,14 +402,36 @@ class _Output:
         self._note.unlink()
 
 
-_worker: list[Any] = []  # of a worker's process: its job and its model
+_worker: list[Any] = []  # of the process that answers: its job and its model
+
+
+class _InProcess(Executor):
+    """Answers in this process, at once."""
+
+    def __init__(self, job: _Job) -> None:
+        _worker[:] = [job, load(job.bundle, **job.settings)]
+
+    def submit(self, call: Callable[..., Any], /, *arguments: Any, **settings: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(call(*arguments, **settings))
+        except (InputTextError, TextTooLong) as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        del wait, cancel_futures
+        _worker.clear()
 
 
 def _open(job: _Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
     if parent := multiprocessing.parent_process():
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _worker[:] = [job, load(job.bundle, **job.settings)]
+    model = load(job.bundle, **job.settings)
+    if sha256_bytes(model._bundle.contents[MANIFEST]) != job.manifest:
+        raise BundleError(f"{job.bundle} was replaced while the workers started; run the same command again")
+    _worker[:] = [job, model]
 
 
 def _end_with(parent: BaseProcess) -> None:
@@ -341,18 +440,35 @@ def _end_with(parent: BaseProcess) -> None:
     os._exit(1)
 
 
-def _answer(name: str, first: int, lines: list[bytes]) -> tuple[bytes, int, int]:
-    """Return the JSON lines of a batch, and how many texts lost how many tokens."""
+def _answer(name: str, first: int, lines: list[bytes], rows: bool) -> tuple[bytes, int, int, int]:
+    """Return the JSON lines of a batch, how many texts lost how many tokens, and how many could not be answered."""
     job, model = _worker
-    names = [f"{name}, line {first + i}" for i in range(len(lines))]
-    texts = [
-        parse_line(line.removesuffix(b"\n").removesuffix(b"\r"), where, paired=job.paired)
-        for line, where in zip(lines, names, strict=True)
-    ]
-    out, cut, dropped = [], 0, 0
-    for i, found in enumerate(answer(model, texts, job.tasks, top=job.top, names=names)):
+    numbers, names = [], []
+    texts: list[Any] = []
+    for i, line in enumerate(lines):
+        number, text, wrong, unit = json.loads(line) if rows else (first + i, None, None, "line")
+        where = f"{name}, {unit} {number}"
+        numbers.append(number)
+        names.append(where)
+        try:
+            if wrong is not None:
+                raise InputTextError(f"{where}: {wrong}")
+            if not rows:
+                text = parse_line(line.removesuffix(b"\n").removesuffix(b"\r"), where, paired=job.paired)
+        except InputTextError as error:
+            if job.on_error == "fail":
+                raise
+            text = error
+        texts.append(tuple(text) if isinstance(text, list) else text)
+    out, cut, dropped, answered = [], 0, 0, 0
+    settings = {"top": job.top, "on_error": job.on_error, "lines": numbers, "names": names}
+    for found in answer(model, texts, job.tasks, **settings):
+        if "error" in found:
+            out.append(json.dumps({"file": name, **found}))
+            continue
         out.append(json.dumps(found, allow_nan=False))
-        if i % len(job.tasks) == 0:  # the same tokens in every task
+        if found["task"] == job.tasks[0]:  # the same tokens in every task
+            answered += 1
             cut += found["dropped"] > 0
             dropped += found["dropped"]
-    return ("\n".join(out) + "\n").encode("ascii"), cut, dropped
+    return "".join(f"{line}\n" for line in out).encode("ascii"), cut, dropped, len(texts) - answered

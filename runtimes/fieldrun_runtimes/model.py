@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fieldrun.errors import StorageError, UsageError
+from fieldrun.errors import BundleError, InputTextError, IntegrityError, StorageError, UnknownName, UsageError
 from fieldrun.evaluation.rows import Texts, check_texts, split_pairs
-from fieldrun.formats.bundle import Bundle, Manifest
+from fieldrun.formats.bundle import MANIFEST, REFERENCE_BUNDLE, Bundle, Manifest
+from fieldrun.formats.storage import sha256_bytes
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import Head, head_logits, pair_features, softmax
 
@@ -24,10 +25,20 @@ from .sentences import SentenceEncoder
 from .tasks import Task, Tasks
 from .tokenization import TextTokenizer
 
-__all__ = ["Encoding", "FieldModel", "Scored", "load"]
+__all__ = ["REJECTED", "UNKNOWNS", "Encoding", "FieldModel", "Scored", "load"]
 
+_TOGETHER = 4096  # texts whose fields are in memory at once, where only scores or labels are asked for
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
+
+
+UNKNOWNS = ("answer", "reject", "error")
+"""What a text without a known token gets, see `load`."""
+
+REJECTED = 1.0
+"""The rejection of a text that `unknown="reject"` refuses; that of all others is at most 0."""
+
+_NOTHING_KNOWN = "text {} has no known token (another script, emoji or very long words); leave it out"
 
 
 class Scored(NamedTuple):
@@ -44,6 +55,7 @@ def load(
     provider: str | None = None,
     threads: int = 1,
     overflow: str = "truncate",
+    unknown: str = "answer",
 ) -> FieldModel:
     """Open a bundle.
 
@@ -58,14 +70,20 @@ def load(
             Runtime runs each graph on them. NumPy and the GPU engines use one thread and refuse more.
         overflow: a text longer than the largest bucket is an `"error"`, is cut (`"truncate"`, the count is in
             `Encoding.dropped`), or is encoded in several windows whose fields are averaged (`"window"`).
+        unknown: a text without a single known token (another script, emoji, very long words), or a pair with one, is
+            given the labels of the field that all such texts share (`"answer"`), the label None and a rejection of
+            `REJECTED`, larger than that of any other text (`"reject"`), or is an `"error"`. `predict_proba` and fields
+            are the same with `"answer"` and `"reject"`.
 
     Raises:
         BundleError, IntegrityError, SchemaTooNew: the bundle is not what it says.
-        UnknownName, MissingDependency, EngineError: the engine is unknown, not installed, or cannot run.
+        UnknownName, MissingDependency, EngineError: the engine or a policy is unknown, not installed, or cannot run.
         UsageError: `threads` is not a positive integer, or above 1 for an engine that uses one; or a provider for an
             engine that has none.
     """
-    return FieldModel(Bundle.load(path), engine=engine, provider=provider, threads=threads, overflow=overflow)
+    return FieldModel(
+        Bundle.load(path), engine=engine, provider=provider, threads=threads, overflow=overflow, unknown=unknown
+    )
 
 
 class FieldModel(SentenceEncoder):
@@ -83,17 +101,31 @@ class FieldModel(SentenceEncoder):
         provider: str | None = None,
         threads: int = 1,
         overflow: str = "truncate",
+        unknown: str = "answer",
     ) -> None:
+        if unknown not in UNKNOWNS:
+            raise UnknownName("unknown", unknown, UNKNOWNS)
+        self._unknown = unknown
         self.path: Path = bundle.path
         self.manifest: Manifest = bundle.manifest
         longest = max(bucket.length for bucket in bundle.manifest.buckets)
-        self._tokenize = TextTokenizer((bundle.path / "tokenizer.json").read_bytes(), longest, overflow)
-        choice = choose_engine(bundle.exported(), engine, threads, provider)
+        vocabulary = bundle.manifest.network.vocab_size
+        try:
+            self._tokenize = TextTokenizer(bytes(bundle.contents["tokenizer.json"]), longest, overflow, vocabulary)
+            choice = choose_engine(bundle.exported(), engine, threads, provider)
+        except MemoryError as error:
+            raise BundleError(f"{bundle.path} needs more memory than this process may have: {error}") from error
         self.engine: str = choice.name
         self.engine_reason: str = choice.reason
         self._engine: Engine = choice.engine
         self._bundle = bundle
         self._tasks = Tasks(bundle)
+        self._settings: dict[str, Any] = {
+            "engine": engine,
+            "provider": provider,
+            "threads": threads,
+            "overflow": overflow,
+        }
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -109,6 +141,11 @@ class FieldModel(SentenceEncoder):
     def max_seq_length(self) -> int:
         """The tokens of the longest text that fits, special tokens included; `overflow` decides about longer ones."""
         return self._tokenize.longest
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """What turns texts into token ids."""
+        return self._tokenize
 
     def get_embedding_dimension(self) -> int:
         """Return the length of a field."""
@@ -180,9 +217,19 @@ class FieldModel(SentenceEncoder):
         if len(checked) == 1:
             ids = self._tokenize.one(checked[0])
             if ids is not None:
+                known = self._tokenize.known(ids)
+                if not known and self._unknown == "error":
+                    raise InputTextError(_NOTHING_KNOWN.format(0))
                 field, logits = self._engine.run([ids])
-                return Encoding(field=field, logits=logits, tokens=np.array((len(ids),)), dropped=np.array((0,)))
-        tokenized = self._tokenize(checked)
+                counts = {"tokens": np.array((len(ids),)), "dropped": np.array((0,))}
+                return Encoding(field=field, logits=logits, known=np.array((known,), np.float32), **counts)
+        return self._forward(checked)
+
+    def _forward(self, checked: list[str], start: int = 0) -> Encoding:
+        """Run checked texts, which messages count from `start`."""
+        tokenized = self._tokenize(checked, start)
+        if self._unknown == "error" and not min(tokenized.known):
+            raise InputTextError(_NOTHING_KNOWN.format(start + tokenized.known.index(0)))
         field, logits = self._engine.run(tokenized.ids)
         if len(tokenized.ids) > len(checked):
             weights = [len(ids) for ids in tokenized.ids]
@@ -193,6 +240,7 @@ class FieldModel(SentenceEncoder):
             logits=logits,
             tokens=np.array(tokenized.tokens, np.int64),
             dropped=np.array(tokenized.dropped, np.int64),
+            known=np.array(tokenized.known, np.float32),
         )
 
     def scores_of(self, encoding: Encoding, task: str | None, other: Encoding | None = None) -> Floats:
@@ -207,7 +255,16 @@ class FieldModel(SentenceEncoder):
     def rejection_of(self, encoding: Encoding, task: str | None, other: Encoding | None = None) -> Floats:
         """Return `rejection` for texts that were encoded before; encodings as in `scores_of`."""
         found = self._tasks.find(task)
-        return _rejection(self._logits_of(encoding, found, other), found.spec.temperature)
+        values = _rejection(self._logits_of(encoding, found, other), found.spec.temperature)
+        values[self.rejected(encoding, other)] = REJECTED
+        return values
+
+    def rejected(self, encoding: Encoding, other: Encoding | None = None) -> npt.NDArray[np.bool_]:
+        """Return which texts, or pairs, get no label: with `unknown="reject"`, those with nothing known."""
+        if self._unknown != "reject":
+            return np.zeros(len(encoding), bool)
+        nothing: npt.NDArray[np.bool_] = encoding.known == 0
+        return nothing if other is None else nothing | (other.known == 0)
 
     def field(self, texts: Iterable[str], *, dim: int | None = None) -> Floats:
         """Return the meaning field of each text, `(n, dim) float32`; arguments and errors are those of `forward`."""
@@ -220,7 +277,8 @@ class FieldModel(SentenceEncoder):
         Raises as `forward` does, and `UnknownName` for a task that the model does not have.
         """
         found = self._tasks.find(task)
-        scores: Floats = softmax(self._logits(texts, found), found.spec.temperature)
+        blocks = [softmax(logits, found.spec.temperature) for logits, _ in self._logits(texts, found)]
+        scores: Floats = np.concatenate(blocks)
         return scores
 
     def predict(
@@ -233,15 +291,20 @@ class FieldModel(SentenceEncoder):
     ) -> list[str]:
         """Return the best label of each text, of those in `allow` or of those not in `deny`.
 
+        It is None for a text that `unknown="reject"` refuses, although the type does not say so.
+
         Raises as `predict_proba` does, `UnknownName` for a label that the task does not have, and `UsageError` if both
         lists are given or no label is left.
         """
         found = self._tasks.find(task)
-        logits, labels = self._logits(texts, found), found.spec.labels
+        labels, chosen = found.spec.labels, None
         if allow is not None or deny is not None:
             chosen = found.chosen(allow, deny)
-            logits, labels = logits[:, chosen], tuple(labels[i] for i in chosen)
-        return [labels[i] for i in logits.argmax(1).tolist()]
+            labels = tuple(labels[i] for i in chosen)
+        best: list[str] = []
+        for logits, rejected in self._logits(texts, found):
+            best += _labelled(logits if chosen is None else logits[:, chosen], labels, rejected)
+        return best
 
     def top_k(
         self,
@@ -256,14 +319,23 @@ class FieldModel(SentenceEncoder):
         """Return the `k` best labels of each text with their probabilities, best first.
 
         Labels with a probability below `threshold`, not in `allow` or in `deny` are left out: a list may be short or
-        empty, and the probabilities of the other labels do not change. Raises as `predict` does.
+        empty (always for a text that `unknown="reject"` refuses), and the probabilities of the other labels do not
+        change. Raises as `predict` does.
         """
         if not isinstance(k, int) or isinstance(k, bool) or k < 1:
             raise UsageError(f"k must be a positive integer, not {k!r}")
         found = self._tasks.find(task)
         chosen, labels = np.array(found.chosen(allow, deny)), found.spec.labels
-        rows = []
-        for scores in softmax(self._logits(texts, found), found.spec.temperature):
+        rows: list[list[Scored]] = []
+        each = (
+            pair
+            for logits, rejected in self._logits(texts, found)
+            for pair in zip(softmax(logits, found.spec.temperature), rejected.tolist(), strict=True)
+        )
+        for scores, refused in each:
+            if refused:
+                rows.append([])
+                continue
             best = chosen[np.argsort(-scores[chosen], kind="stable")[:k]].tolist()
             rows.append([Scored(labels[i], float(scores[i])) for i in best if scores[i] >= threshold])
         return rows
@@ -271,7 +343,8 @@ class FieldModel(SentenceEncoder):
     def predict_all(self, texts: Iterable[str]) -> dict[str, list[str]]:
         """Return the best label of each text for every single task, from one forward pass; raises as `forward` does."""
         encoding = self.forward(texts)
-        row = encoding.logits[0] if len(encoding.logits) == 1 else None
+        rejected = self.rejected(encoding)
+        row = encoding.logits[0] if len(encoding.logits) == 1 and not rejected[0] else None
         found: dict[str, list[str]] = {}
         for task in self._tasks:
             spec = task.spec
@@ -280,7 +353,7 @@ class FieldModel(SentenceEncoder):
             if row is not None and task.head is None:  # the common case, one text, in half the time
                 found[spec.name] = [spec.labels[row[spec.start : spec.start + len(spec.labels)].argmax()]]
             else:
-                found[spec.name] = [spec.labels[i] for i in self._logits_of(encoding, task, None).argmax(1).tolist()]
+                found[spec.name] = _labelled(self._logits_of(encoding, task, None), spec.labels, rejected)
         return found
 
     def rejection(self, texts: Texts, task: str | None = None) -> Floats:
@@ -293,19 +366,32 @@ class FieldModel(SentenceEncoder):
         a little optimistic. Raises as `predict_proba` does.
         """
         found = self._tasks.find(task)
-        return _rejection(self._logits(texts, found), found.spec.temperature)
+        blocks = []
+        for logits, rejected in self._logits(texts, found):
+            values = _rejection(logits, found.spec.temperature)
+            values[rejected] = REJECTED
+            blocks.append(values)
+        rejections: Floats = np.concatenate(blocks)
+        return rejections
 
     def _check_dim(self, dim: int) -> None:
         whole = self.manifest.network.field_dim
         if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= whole:
             raise UsageError(f"dim must be a whole number from 1 to {whole}, the length of the field, not {dim!r}")
 
-    def _logits(self, texts: Texts, task: Task) -> Floats:
+    def _logits(self, texts: Texts, task: Task) -> Iterator[tuple[Floats, npt.NDArray[np.bool_]]]:
+        """Yield the logits of some texts at a time, and which of them are rejected; never all fields are in memory."""
         if task.spec.kind == "single":
-            return self._logits_of(self.forward(texts), task, None)  # type: ignore[arg-type]
+            checked = check_texts(texts)
+            for start in range(0, len(checked), _TOGETHER):
+                part = checked[start : start + _TOGETHER]
+                encoding = self.forward(part) if len(checked) == 1 else self._forward(part, start)
+                yield self._logits_of(encoding, task, None), self.rejected(encoding, None)
+            return
         first, second = split_pairs(texts)
-        both = self.forward(first + second)
-        return self._logits_of(both.part(0, len(first)), task, both.part(len(first), len(both)))
+        for start in range(0, len(first), _TOGETHER):
+            a, b = (self._forward(side[start : start + _TOGETHER], start) for side in (first, second))
+            yield self._logits_of(a, task, b), self.rejected(a, b)
 
     def _logits_of(self, encoding: Encoding, task: Task, other: Encoding | None) -> Floats:
         """Return the logits `(n, labels) float32` of `task`, from the graphs or, for an attached head, from fields."""
@@ -329,6 +415,18 @@ class FieldModel(SentenceEncoder):
         """Release the engine; the model cannot be used afterwards. It may be closed twice."""
         self._engine = _Closed()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the path of the bundle, how it was opened, and the attached heads; another process loads it again.
+
+        Raises:
+            UsageError: the model was closed.
+        """
+        if isinstance(self._engine, _Closed):
+            raise UsageError("this model was closed, so it cannot be pickled; load the bundle again")
+        path = "reference" if self.path == REFERENCE_BUNDLE.resolve() else str(self.path)
+        heads = [replace(head, about=dict(head.about)) for head in self.attached.values()]
+        return _loaded_again, (path, sha256_bytes(self._bundle.contents[MANIFEST]), self._settings, heads)
+
     def __enter__(self) -> FieldModel:
         return self
 
@@ -339,6 +437,27 @@ class FieldModel(SentenceEncoder):
 
     def __repr__(self) -> str:
         return f"FieldModel({self.manifest.name!r}, recipe={self.manifest.recipe['name']!r}, engine={self.engine!r})"
+
+
+def _labelled(logits: Floats, labels: Sequence[str], rejected: npt.NDArray[np.bool_]) -> list[str]:
+    """Return the best label of each row, None for a rejected one."""
+    found: list[Any] = [labels[i] for i in logits.argmax(1).tolist()]
+    for i in np.flatnonzero(rejected).tolist():
+        found[i] = None
+    return found
+
+
+def _loaded_again(path: str, sha256: str, settings: dict[str, Any], heads: Sequence[Head]) -> FieldModel:
+    """Load what `FieldModel.__reduce__` described; `IntegrityError` if another bundle is there now."""
+    bundle = Bundle.load(path)
+    if sha256_bytes(bundle.contents[MANIFEST]) != sha256:
+        raise IntegrityError(f"{path} was replaced after the model was pickled; pickle a model of the bundle there now")
+    model = FieldModel(bundle, **settings)
+    for name in model.attached:
+        model.detach(name)
+    for head in heads:
+        model.attach(head)
+    return model
 
 
 def _rejection(logits: Floats, temperature: float) -> Floats:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -144,6 +144,8 @@ class SentenceEncoder(ABC):
     def _as_embeddings(self, values: Any) -> Floats:
         if isinstance(values, str):
             return self.field([values])
+        if isinstance(values, Iterator) or hasattr(values, "to_pylist"):
+            values = as_list(values, "texts")
         first = next(iter(values), None) if hasattr(values, "__len__") else None
         if isinstance(first, str):
             return self.field(values)

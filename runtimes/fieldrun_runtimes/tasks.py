@@ -10,9 +10,9 @@ from types import MappingProxyType
 
 import numpy as np
 
-from fieldrun.errors import CheckpointError, HeadMismatch, NameTaken, UnknownName, UsageError
+from fieldrun.errors import BundleError, CheckpointError, HeadMismatch, NameTaken, UnknownName, UsageError
 from fieldrun.formats.bundle import Bundle, TaskSpec
-from fieldrun.heads.head import Head, attached_task
+from fieldrun.heads.head import RESERVED, Head, attached_task
 
 __all__ = ["Task", "Tasks"]
 
@@ -83,7 +83,12 @@ class Tasks:
 
     def attach(self, head: Head, *, replace: bool) -> None:
         """Add the task of `head`; see `FieldModel.attach`."""
-        task = _task_of(_checked(head, self._field_dim))
+        try:
+            task = _task_of(_checked(head, self._field_dim))
+        except BundleError as error:  # a label that no bundle may have
+            raise HeadMismatch(str(error)) from error
+        if head.name in RESERVED:
+            raise UsageError(f"the name {head.name!r} stands for all tasks; choose another name")
         with self._lock:
             taken = self._table.get(head.name)
             if taken is not None and taken.head is None:

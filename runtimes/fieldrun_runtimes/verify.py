@@ -15,13 +15,14 @@ import numpy as np
 from fieldrun._version import __version__
 from fieldrun.errors import BundleError, EngineError, MissingDependency, TextTooLong, UsageError
 from fieldrun.formats.bundle import TYPICAL_QUANTILE, Bundle
-from fieldrun.formats.storage import read_json, write_json
+from fieldrun.formats.storage import parse_json, write_json
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import softmax
 
 from .engines import ENGINES, GPU_ENGINES, PROVIDERS
 from .engines.buckets import GraphEngine
 from .engines.onnxruntime_engine import import_onnxruntime
+from .engines.weights import check_padding
 from .model import Encoding, FieldModel
 from .tensorrt.device import find_gpu, require_gpu
 from .tensorrt.engine import built_engines
@@ -46,6 +47,9 @@ class EngineReport:
     batch 1 of 16 tokens) that a golden text fits in; it is empty for an engine that runs no graph. `buckets` is their
     number.
 
+    `identified` is the share of texts whose field is nearer to its own golden field than to any other; it must be 1: a
+    tolerance that lets a text pass for another one proves nothing.
+
     `quartile_abs_field` is the lower quartile, over the texts, of each one's largest difference when it runs alone. A
     deep int8 network may round some texts another way here, which moves them far: then the quartile must keep to
     `typical_tolerance`, None elsewhere.
@@ -62,6 +66,7 @@ class EngineReport:
     max_abs_scores: float
     min_cosine: float
     agreement: float
+    identified: float
     quartile_abs_field: float
     tolerance: float
     typical_tolerance: float | None
@@ -142,6 +147,7 @@ def verify(
         UsageError: a provider together with `"all"`.
     """
     bundle = Bundle.load(path)
+    check_padding(bundle.exported())
     found, skipped = [], {}
     if engine != "all":
         found.append(_replay(bundle, engine, provider, threads))
@@ -179,7 +185,9 @@ def _replay(bundle: Bundle, engine: str, provider: str | None, threads: int) -> 
         graphs = model.manifest.tensorrt if on_gpu else None
         tolerance = model.manifest.golden_tolerance if graphs is None else graphs.golden_tolerance
         try:
-            return _compare(model, read_json(bundle.path / "golden.json"), tolerance, provider, threads)
+            return _compare(
+                model, parse_json(bundle.contents["golden.json"], "golden.json"), tolerance, provider, threads
+            )
         except (AttributeError, KeyError, OverflowError, TextTooLong, TypeError, ValueError) as error:
             raise BundleError(f"{bundle.path}: golden.json cannot be used ({error}); export again") from error
 
@@ -216,8 +224,13 @@ def _compare(
             expected = np.array(wanted, np.float32)
             worst_scores = float(np.maximum(worst_scores, _gaps(scores, expected).max()))
             agree.append(scores.argmax(1) == expected.argmax(1))
+    identified = _identified(encoding.field, fields)
     same_tokens = sequences == [list(ids) for ids in golden["ids"]]
+    if "tokenizer" in golden:  # bundles of earlier versions have none
+        every = golden["tokenizer"]
+        same_tokens &= model._tokenize.whole(list(every["texts"])) == [list(ids) for ids in every["ids"]]
     within = worst_field <= tolerance and worst_scores <= tolerance and (typical is None or quartile <= typical)
+    within &= identified == 1
     return EngineReport(
         passed=same_tokens and within,
         engine=model.engine,
@@ -230,6 +243,7 @@ def _compare(
         max_abs_scores=worst_scores,
         min_cosine=float(cosines.min()),
         agreement=float(np.mean(np.concatenate(agree))) if agree else 1.0,
+        identified=identified,
         quartile_abs_field=quartile,
         tolerance=tolerance,
         typical_tolerance=typical,
@@ -275,6 +289,13 @@ def _gaps(found: Array, expected: Array) -> Array:
     if expected.shape != found.shape:
         raise ValueError(f"values of shape {expected.shape} instead of {found.shape}")
     return np.asarray(np.abs(found - expected))
+
+
+def _identified(found: Array, golden: Array) -> float:
+    """Return the share of rows of `found (n, dim)` whose nearest row of `golden (n, dim)` is their own."""
+    squares = (golden**2).sum(1) - 2 * found @ golden.T  # the squared distances less what a row has in common
+    slack = 1e-5 * float(np.abs(squares).max(initial=1e-30))  # equal texts are as near as each other
+    return float(np.mean(np.diag(squares) <= squares.min(1) + slack))
 
 
 def _as_json(report: EngineReport | VerifyReport) -> dict[str, Any]:

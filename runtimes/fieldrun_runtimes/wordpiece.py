@@ -8,7 +8,6 @@ characters, the text of a special token, other kinds of tokenizer. Tests compare
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from itertools import chain
@@ -26,14 +25,14 @@ class WordTable(dict[str, tuple[int, ...]]):
     def __init__(self, vocab: Mapping[str, int], prefix: str, unknown: int, longest: int) -> None:
         super().__init__({piece: (number,) for piece, number in vocab.items() if len(piece) <= longest})
         self._pieces, self._prefix, self._unknown, self._longest = vocab, prefix, (unknown,), longest
+        self._reach = max(map(len, vocab), default=0)  # no piece is longer, so none is looked for
         self._first: tuple[int, ...] = ()
         self._last: tuple[int, ...] = ()
 
     @classmethod
-    def read(cls, tokenizer_json: bytes) -> WordTable | None:
-        """Return the table of an uncased BERT WordPiece tokenizer; None for any other file."""
+    def of(cls, value: Mapping[str, Any]) -> WordTable | None:
+        """Return the table of an uncased BERT WordPiece tokenizer, from the JSON of its file; None for any other."""
         try:
-            value = json.loads(tokenizer_json)
             model, normalizer = value["model"], value["normalizer"]
             uncased = {key: normalizer.get(key) for key in _UNCASED} == _UNCASED
             special = [token["content"] for token in value["added_tokens"]]
@@ -45,6 +44,8 @@ class WordTable(dict[str, tuple[int, ...]]):
             ):
                 return None
             vocab: dict[str, int] = model["vocab"]
+            if not isinstance(model["continuing_subword_prefix"], str):
+                return None
             table = cls(
                 vocab, model["continuing_subword_prefix"], vocab[model["unk_token"]], model["max_input_chars_per_word"]
             )
@@ -57,6 +58,11 @@ class WordTable(dict[str, tuple[int, ...]]):
     def frame(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The special tokens before and after a text."""
         return self._first, self._last
+
+    @property
+    def unknown(self) -> int:
+        """The id of the token for a word that has no pieces."""
+        return self._unknown[0]
 
     def ids(self, text: str) -> list[int] | None:
         """Return the ids of `text` with its special tokens, or None if the text needs the Rust tokenizer."""
@@ -74,7 +80,7 @@ class WordTable(dict[str, tuple[int, ...]]):
         start, pieces = 0, self._pieces
         while start < n:
             prefix = self._prefix if start else ""
-            for end in range(n, start, -1):
+            for end in range(min(n, start + self._reach), start, -1):
                 number = pieces.get(prefix + word[start:end])
                 if number is not None:
                     found.append(number)

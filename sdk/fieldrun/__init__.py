@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from fieldrun_exporters.export import ExportReport, export
     from fieldrun_exporters.search.compress import CompressReport, compress
     from fieldrun_runtimes.answers import Answer, answer
+    from fieldrun_runtimes.check import CheckReport, check
     from fieldrun_runtimes.fit import FitReport, fit
+    from fieldrun_runtimes.install import InstallReport, install, rollback
     from fieldrun_runtimes.label import LabelReport, label
     from fieldrun_runtimes.model import FieldModel, load
     from fieldrun_runtimes.tensorrt.build import BuildReport, build
@@ -43,6 +45,7 @@ __all__ = [
     "Answer",
     "BuildReport",
     "Bundle",
+    "CheckReport",
     "Checkpoint",
     "CompressReport",
     "DoctorReport",
@@ -56,12 +59,14 @@ __all__ = [
     "Head",
     "HeadTrainer",
     "ImportReport",
+    "InstallReport",
     "LabelReport",
     "VerifyReport",
     "__version__",
     "answer",
     "bench",
     "build",
+    "check",
     "compress",
     "distill",
     "doctor",
@@ -70,9 +75,11 @@ __all__ = [
     "fit",
     "fit_head",
     "import_encoder",
+    "install",
     "label",
     "load",
     "report",
+    "rollback",
     "verify",
 ]
 
@@ -91,7 +98,9 @@ _HOMES = {
     "fieldrun_exporters.export": "ExportReport export",
     "fieldrun_exporters.search.compress": "CompressReport compress",
     "fieldrun_runtimes.answers": "Answer answer",
+    "fieldrun_runtimes.check": "CheckReport check",
     "fieldrun_runtimes.fit": "FitReport fit",
+    "fieldrun_runtimes.install": "InstallReport install rollback",
     "fieldrun_runtimes.label": "LabelReport label",
     "fieldrun_runtimes.model": "FieldModel load",
     "fieldrun_runtimes.tensorrt.build": "BuildReport build",

@@ -28,7 +28,7 @@ Every message names the fact and the next step. The command line prints it on on
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 __all__ = [
     "BundleError",
@@ -60,6 +60,16 @@ class FieldrunError(Exception):
     """The base class of all errors that fieldrun raises on purpose."""
 
     exit_code: ClassVar[int] = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle message and facts, whatever the arguments of `__init__` are: a pool that cannot unpickle hangs."""
+        return _restored, (type(self), self.args, self.__dict__.copy())
+
+
+def _restored(kind: type[FieldrunError], arguments: tuple[Any, ...], facts: dict[str, Any]) -> FieldrunError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(facts)
+    return error
 
 
 class UsageError(FieldrunError, ValueError):
@@ -117,17 +127,19 @@ class MissingDependency(FieldrunError, ImportError):
 _EXTRAS = {  # module -> the package it comes in, if that has another name, and the extra of ours that has it
     "cuda": ("cuda-bindings", "tensorrt"),
     "jinja2": ("", "bench"),
-    "markupsafe": ("", "bench"),
+    "markupsafe": ("jinja2", "bench"),
     "matplotlib": ("", "bench"),
     "mlperf_loadgen": ("mlcommons-loadgen", "bench"),
     "onnx": ("", "export"),
     "onnxruntime": ("", "ort"),
-    "optimum": ("optimum-onnx", "optimum"),
     "packaging": ("", "bench"),
+    "ray": ("", "ray"),
     "rich": ("", "export"),
+    "sklearn": ("scikit-learn", "sklearn"),
     "tomli": ("", "export"),
     "torch": ("", "distill"),
     "transformers": ("", "distill"),
+    "uvicorn": ("", "serve"),
 }
 
 

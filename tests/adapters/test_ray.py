@@ -49,6 +49,16 @@ def test_what_cannot_be_answered_is_named(toy_bundle: Path) -> None:
         Labeller(str(toy_bundle))
 
 
+def test_a_bad_row_is_reported_on_request(toy_bundle: Path) -> None:
+    labeller = Labeller(str(toy_bundle), ["mood"], engine="numpy", on_error="report")
+    found = labeller({"text": np.array(["a good film", " ", None, "\u200b", "rain"], object)})
+    assert [label is None for label in found["mood"]] == [False, True, True, True, False]
+    assert np.isnan(found["mood_score"]).tolist() == [False, True, True, True, False]
+    assert labeller({"text": np.array([" "], object)})["mood"].tolist() == [None]
+    with pytest.raises(UnknownName, match="unknown on_error 'skip'"):
+        Labeller(str(toy_bundle), ["mood"], on_error="skip")
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_ray_data_maps_a_bundle(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,19 +150,19 @@ def test_a_subject_that_prints_does_not_break_the_protocol(importable: None) -> 
     assert _ask("Printing", "load")["about"]["engine"] == "none"
 
 
-def test_a_subject_that_refuses_keeps_its_error(importable: None) -> None:
-    with pytest.raises(EngineError, match="this machine lacks what it needs"):
-        _ask("Refusing", "load")
-
-
-def test_a_subject_that_crashes_is_quoted(importable: None) -> None:
-    with pytest.raises(FieldrunError, match="exit code 7: out of luck"):
-        _ask("Crashing", "load")
-
-
-def test_a_subject_that_hangs_is_ended(importable: None) -> None:
-    with pytest.raises(FieldrunError, match=r"no answer to load within 0\.5 s; it was stopped"):
-        _ask("Hanging", "load")
+@pytest.mark.parametrize(
+    ("name", "error", "words"),
+    [
+        ("Refusing", EngineError, "this machine lacks what it needs"),
+        ("Crashing", FieldrunError, "exit code 7: out of luck"),
+        ("Hanging", FieldrunError, r"no answer to load within 0\.5 s; it was stopped"),
+    ],
+)
+def test_a_subject_that_does_not_load_is_quoted(
+    importable: None, name: str, error: type[FieldrunError], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        _ask(name, "load")
 
 
 def test_one_that_fails_does_not_take_the_others_along(here: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ from fieldrun_benchmarks.report.render import page, read_records, to_csv, to_jso
 from fieldrun_benchmarks.report.sections import claim, sections
 from tests.benchmarks.test_bench import PLANTED, SHORT, HereProcess, _workload
 
+ABOUT = ("schema", "kind", "command", "conditions")
 needs_plots = pytest.mark.skipif(
     not all(__import__("importlib.util").util.find_spec(name) for name in ("jinja2", "matplotlib")),
     reason="needs the extra bench: pip install 'fieldrun[bench]'",
@@ -72,6 +73,10 @@ def _steady(record: dict[str, Any], p50_us: float, seed: int = 0) -> dict[str, A
     windows = [(p50_us * draw.normal(1, 0.01, 10)).tolist() for _ in range(5)]
     found["subjects"]["first"]["single_stream"] |= {"p50_us": p50_us, "windows_us": windows}
     return found
+
+
+def _values(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in ABOUT}
 
 
 def test_records_are_only_added(folder: Path, record: dict[str, Any], tmp_path: Path) -> None:
@@ -313,16 +318,11 @@ def test_throughput_and_cold_start_are_compared(record: dict[str, Any]) -> None:
 
 
 def test_records_of_peers_are_compared_by_workload(record: dict[str, Any], tmp_path: Path) -> None:
-    about = ("schema", "kind", "command", "conditions")
-    old = {key: record[key] for key in about} | {"kind": "peers", "workloads": {}}
+    old = {key: record[key] for key in ABOUT} | {"kind": "peers", "workloads": {}}
     new = copy.deepcopy(old)
     for name, p50_us in (("a/dev", 100.0), ("b/test", 50.0)):
-        values = {key: value for key, value in _steady(record, p50_us).items() if key not in about}
-        old["workloads"][name] = new["workloads"][name] = values
-    new["workloads"] = {
-        "b/test": {key: value for key, value in _steady(record, 70.0).items() if key not in about},
-        "c/dev": old["workloads"]["a/dev"],
-    }
+        old["workloads"][name] = _values(_steady(record, p50_us))
+    new["workloads"] = {"b/test": _values(_steady(record, 70.0)), "c/dev": old["workloads"]["a/dev"]}
     paths = [tmp_path / name for name in ("old.json", "new.json", "bench.json")]
     for path, value in zip(paths, (old, new, record), strict=True):
         write_json(path, value)
@@ -353,7 +353,7 @@ def test_other_machines_have_no_regressions_of_time(record: dict[str, Any]) -> N
 def test_the_functions_behind_the_commands(
     record: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = {key: value for key, value in record.items() if key not in ("schema", "kind", "command", "conditions")}
+    values = _values(record)
     seen: list[Any] = []
 
     def planted(*arguments: Any, **_: Any) -> dict[str, Any]:
@@ -427,7 +427,7 @@ def test_rows_that_a_bench_cannot_use_are_refused(tmp_path: Path) -> None:
 def test_bench_keeps_its_record_beside_the_report(
     record: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = {key: value for key, value in record.items() if key not in ("schema", "kind", "command", "conditions")}
+    values = _values(record)
     monkeypatch.setattr(bench, "measure", lambda *_, **__: dict(values))
     out = tmp_path / "out"
     result = _call("bench", "null", "--quick", "--report", out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fieldrun_benchmarks.report.values import shown, span
+from fieldrun_benchmarks.report.table import shown, span
 
 
 @pytest.mark.parametrize(

@@ -35,11 +35,17 @@ class FakeEncoding:
     logits: Any
     tokens: Any
     dropped: Any
+    known: Any
 
     def part(self, start: int, stop: int) -> FakeEncoding:
         rows = slice(start, stop)
         return FakeEncoding(
-            self.texts[rows], self.field[rows], self.logits[rows], self.tokens[rows], self.dropped[rows]
+            self.texts[rows],
+            self.field[rows],
+            self.logits[rows],
+            self.tokens[rows],
+            self.dropped[rows],
+            self.known[rows],
         )
 
 
@@ -50,7 +56,9 @@ class FakeModel:
     engine, engine_reason = "numpy", "it is the only one"
     tasks = tuple(task.name for task in TASKS)
 
-    def __init__(self, bundle: str, *, engine: str, provider: str | None, threads: int, overflow: str) -> None:
+    def __init__(
+        self, bundle: str, *, engine: str, provider: str | None, threads: int, overflow: str, unknown: str = "answer"
+    ) -> None:
         self.settings = (bundle, engine, threads, overflow)
         self.overflow = overflow
         self.calls: list[int] = []
@@ -85,7 +93,15 @@ class FakeModel:
             logits[i, 1] = 1.0 if "good" in text else -1.0
             logits[i, 4] = 2.0 if "film" in text else -2.0
         field = np.repeat(words[:, None], dim or 256, axis=1).astype(np.float32)
-        return FakeEncoding(list(texts), field, logits, np.minimum(words, 8), np.maximum(words - 8, 0))
+        return FakeEncoding(
+            list(texts), field, logits, np.minimum(words, 8), np.maximum(words - 8, 0), np.ones(len(texts))
+        )
+
+    def rejected(self, encoding: FakeEncoding, other: FakeEncoding | None = None) -> Any:
+        return np.zeros(len(encoding.texts), bool)
+
+    def get_embedding_dimension(self) -> int:
+        return 256
 
     def rejection_of(self, encoding: FakeEncoding, task: str, other: FakeEncoding | None = None) -> Any:
         return np.full(len(encoding.texts), -0.5, np.float32)
@@ -152,6 +168,7 @@ def test_run_json_lines(models: list[FakeModel]) -> None:
         "label": "up",
         "scores": {"up": pytest.approx(0.880797), "down": pytest.approx(0.119203)},
         "rejection": -0.5,
+        "known": 1.0,
         "tokens": 8,
         "dropped": 2,
     }
@@ -197,11 +214,70 @@ def test_run_refuses(models: list[FakeModel], arguments: tuple[str, ...], messag
     assert (result.stdout, result.stderr) == ("", f"fieldrun: error: {message}\n")
 
 
-def test_a_bad_line_ends_the_stream_after_what_came_before(models: list[FakeModel]) -> None:
-    result = call("run", "-b", "b", "--task", "mood", stdin=b"good\nbad\n \ngood\n", code=2)
+BAD = b"\xef\xbb\xbfgood\n \n\xff\nwrong\nbad\r\n\xe2\x80\x8b\n"
+"""A byte-order mark, and lines that are blank, not UTF-8, refused by the model."""
+
+
+def test_a_bad_line_is_reported_in_its_place(models: list[FakeModel]) -> None:
+    result = call("run", "-b", "b", "--task", "mood", "--json", stdin=BAD, code=2)
+    found = lines(result)
+    assert [row.get("label", row.get("line")) for row in found] == ["up", 2, 3, 4, "down", "down"]
+    assert found[1]["error"] == {"type": "InputTextError", "message": "the text is empty; leave it out"}
+    assert found[2]["error"]["message"] == "not valid UTF-8; convert the input to UTF-8"
+    assert found[3]["error"]["message"] == "the text cannot be encoded"
+    assert found[0]["text"] == "good", "without its byte-order mark"
+    assert "3 of 6 texts could not be answered" in result.stderr
+    shown = call("run", "-b", "b", "--task", "mood", stdin=BAD, code=2).stdout.splitlines()
+    assert [line[:6] for line in shown] == ["up    ", '{"line', '{"line', '{"line', "down  ", "down  "]
+    assert json.loads(shown[1])["line"] == 2
+
+
+def test_a_bad_line_is_left_out_on_request(models: list[FakeModel]) -> None:
+    result = call("run", "-b", "b", "--task", "mood", "--json", "--on-error", "skip", stdin=BAD)
+    assert [row["label"] for row in lines(result)] == ["up", "down", "down"]
+    result = call("run", "-b", "b", "--task", "mood", "good", " ", code=2)
+    assert (result.stdout, "text 2: the text is empty" in result.stderr) == ("up    0.881  good\n", True)
+    result = call("run", "-b", "b", "--task", "mood", "--on-error", "report", "good", " ", code=2)
+    assert json.loads(result.stdout.splitlines()[1])["line"] == 2
+
+
+def test_errors_in_pairs_and_in_several_tasks(models: list[FakeModel]) -> None:
+    result = call("run", "-b", "b", "--task", "same", "--json", stdin=b"a\ta\nno tab\nb\t \na\tb\n", code=2)
+    assert [row.get("label", row.get("line")) for row in lines(result)] == ["same", 2, 3, "different"]
+    both = call("run", "-b", "b", "--json", stdin=b"good\nwrong\ngood\n", code=2)
+    assert [row.get("task", row.get("line")) for row in lines(both)] == ["mood", "topic", 2, "mood", "topic"]
+    only = call("run", "-b", "b", "--json", stdin=b"\n\n", code=2)
+    assert [row["line"] for row in lines(only)] == [1, 2]
+
+
+def test_field_reports_and_skips_too(models: list[FakeModel], tmp_path: Path) -> None:
+    path = tmp_path / "fields.npy"
+    (value,) = lines(call("field", "-b", "b", "-o", path, "--json", stdin=BAD, code=2))
+    assert [error["line"] for error in value["errors"]] == [2, 3, 4]
+    assert np.isnan(np.load(path)).all(1).tolist() == [False, True, True, True, False, False]
+    said = call("field", "-b", "b", "-o", path, "--force", stdin=BAD, code=2).stderr
+    assert "line 4: the text cannot be encoded" in said
+    call("field", "-b", "b", "-o", path, "--force", "--on-error", "skip", stdin=BAD)
+    assert np.load(path).shape == (3, 256)
+
+
+def test_answer_reports_in_python(models: list[FakeModel]) -> None:
+    model: Any = fieldrun.load("b", engine="numpy", threads=1, overflow="truncate", provider=None)
+    texts = ["good", "wrong", "bad"]
+    found = list(fieldrun.answer(model, texts, ["mood"], on_error="report"))
+    assert found[1] == {"line": 2, "error": {"type": "InputTextError", "message": "the text cannot be encoded"}}
+    assert [row["label"] for row in fieldrun.answer(model, texts, ["mood"], on_error="skip")] == ["up", "down"]
+    with pytest.raises(InputTextError, match="text 1: the text cannot be encoded"):
+        list(fieldrun.answer(model, texts, ["mood"]))
+    with pytest.raises(UnknownName, match="unknown on_error 'ignore'"):
+        list(fieldrun.answer(model, texts, ["mood"], on_error="ignore"))
+
+
+def test_a_bad_line_may_end_the_stream_after_what_came_before(models: list[FakeModel]) -> None:
+    result = call("run", "-b", "b", "--task", "mood", "--on-error", "fail", stdin=b"good\nbad\n \ngood\n", code=2)
     assert result.stdout == "up    0.881  good\ndown  0.881  bad\n"
     assert result.stderr == "fieldrun: error: line 3: the text is empty; leave it out\n"
-    result = call("run", "-b", "b", "--task", "mood", "--json", stdin=b"good\n\xff\n", code=2)
+    result = call("run", "-b", "b", "--task", "mood", "--json", "--on-error", "fail", stdin=b"good\n\xff\n", code=2)
     good, error = lines(result)
     assert good["label"] == "up"
     assert error["error"] == {
@@ -212,13 +288,23 @@ def test_a_bad_line_ends_the_stream_after_what_came_before(models: list[FakeMode
 
 
 def test_a_text_the_model_refuses_is_named_with_its_line(models: list[FakeModel]) -> None:
-    result = call("run", "-b", "b", "--task", "mood", stdin=b"good\nwrong\ngood\n", code=2)
+    result = call("run", "-b", "b", "--task", "mood", "--on-error", "fail", stdin=b"good\nwrong\ngood\n", code=2)
     assert result.stdout == "up    0.881  good\n"
     assert result.stderr == "fieldrun: error: line 2: the text cannot be encoded\n"
     assert models[0].calls == [3, 1, 1, -1]
     long = b"1 2 3 4 5 6 7 8 9\n"
     result = call(
-        "run", "-b", "b", "--task", "mood", "--overflow", "error", stdin=b"good\n" + long, code=TextTooLong.exit_code
+        "run",
+        "-b",
+        "b",
+        "--task",
+        "mood",
+        "--overflow",
+        "error",
+        "--on-error",
+        "fail",
+        stdin=b"good\n" + long,
+        code=TextTooLong.exit_code,
     )
     assert result.stdout == "up    0.881  good\n"
     assert "line 2: the text has more tokens" in result.stderr
@@ -250,7 +336,7 @@ def test_field_writes_an_array(models: list[FakeModel], tmp_path: Path) -> None:
     assert fields[:2, 0].tolist() == [1.0, 2.0]
     assert "exists; choose another name or add --force" in call("field", "-b", "b", "x", "-o", path, code=2).stderr
     result = call("field", "-b", "b", "x", "-o", path, "--force", "--json")
-    assert lines(result) == [{"path": str(path), "shape": [1, 256], "engine": "numpy", "dropped": 0}]
+    assert lines(result) == [{"path": str(path), "shape": [1, 256], "engine": "numpy", "dropped": 0, "errors": []}]
     assert np.load(path).shape == (1, 256)
     call("field", "-b", "b", "one", "two words", "-o", path, "--force", "--dim", "64")
     assert np.load(path)[:, 0].tolist() == [1.0, 2.0]
@@ -260,7 +346,7 @@ def test_field_writes_an_array(models: list[FakeModel], tmp_path: Path) -> None:
 
 def test_field_that_fails_leaves_nothing(models: list[FakeModel], tmp_path: Path) -> None:
     path = tmp_path / "fields.npy"
-    assert "line 2" in call("field", "-b", "b", "-o", path, stdin=b"one\nwrong\n", code=2).stderr
+    assert "line 2" in call("field", "-b", "b", "-o", path, "--on-error", "fail", stdin=b"one\nwrong\n", code=2).stderr
     assert (
         "does not exist"
         in call("field", "-b", "b", "x", "-o", tmp_path / "no" / "f", code=StorageError.exit_code).stderr
@@ -287,6 +373,13 @@ def test_eval(models: list[FakeModel], tmp_path: Path) -> None:
     assert len(value.pop("data_sha256")) == 64
     assert value.pop("recall") == {"down": 1, "up": pytest.approx(300 / 301)}
     assert 0 < value.pop("calibration_error") < 1
+    assert value.pop("balanced_accuracy") == pytest.approx((1 + 300 / 301) / 2)
+    low, high = value.pop("balanced_ci95")
+    assert 0.5 < low < 0.99 < high <= 1
+    assert value.pop("warnings") == [
+        "299 rows repeat another row; each of them weighs",
+        "fewer than 8 rows: 'down'; add examples",
+    ]
     assert value == {
         "task": "mood",
         "n": 303,
@@ -301,7 +394,10 @@ def test_eval(models: list[FakeModel], tmp_path: Path) -> None:
     assert matrix.read_text() == "true\\predicted\tdown\tup\ndown\t2\t0\nup\t1\t300\n"
     assert "1 of 303 texts were too long" in result.stderr
     human = call("eval", "b", "--task", "mood", "--data", data).stdout
-    assert human == "mood  accuracy 99.67% (95 % interval 98.15% to 99.94%, n = 303)  macro F1 89.92%\n"
+    assert human == (
+        "mood  accuracy 99.67% (95 % interval 98.15% to 99.94%, n = 303)  "
+        "balanced 99.83% (66.94% to 99.97%)  macro F1 89.92%\n"
+    )
 
 
 @pytest.mark.parametrize(

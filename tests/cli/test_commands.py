@@ -44,12 +44,12 @@ def test_a_line_is_answered_before_the_next_one_comes(monkeypatch: pytest.Monkey
         monkeypatch.setattr(sys, "stdin", stdin)
         batches: Iterator[inputs.Batch] = inputs.read_batches(())
         pipe.write(b"one\n")
-        assert next(batches) == inputs.Batch(["one"], ["line 1"])
+        assert next(batches) == inputs.Batch(["one"], ["line 1"], [1])
         pipe.write(b"two\nthr")
-        assert next(batches) == inputs.Batch(["two"], ["line 2"])
+        assert next(batches) == inputs.Batch(["two"], ["line 2"], [2])
         pipe.write(b"ee")
         pipe.close()
-        assert next(batches) == inputs.Batch(["three"], ["line 3"])
+        assert next(batches) == inputs.Batch(["three"], ["line 3"], [3])
         assert next(batches, None) is None
 
 
@@ -88,6 +88,7 @@ def test_verify_ends_with_the_code_of_a_parity_error(monkeypatch: pytest.MonkeyP
             max_abs_scores=0.25,
             min_cosine=0.98765,
             agreement=0.75,
+            identified=1.0,
             quartile_abs_field=0.1,
             tolerance=1e-5,
             typical_tolerance=None,

@@ -35,7 +35,7 @@ def train(tmp_path: Path) -> Path:
 
 
 def test_a_bundle_learns_a_task(toy_bundle: Path, train: Path, tmp_path: Path) -> None:
-    out, dev = tmp_path / "out", tsv(tmp_path / "dev.tsv", TRAIN[::2])
+    out, dev = tmp_path / "out", tsv(tmp_path / "dev.tsv", [("a great film", "film"), ("my card", "money")])
     result = call("fit", "-b", toy_bundle, train, "--name", "topic", "--dev", dev, "-o", out, "--engine", "numpy")
     said = result.stdout.splitlines()
     assert said[0] == f"{out}: topic, 2 labels from 4 texts"
@@ -60,7 +60,10 @@ def test_several_files_and_a_new_label_later(toy_bundle: Path, train: Path, tmp_
     value = json.loads(call(*again, "--force").stdout)
     assert value["labels"] == {"film": 2, "money": 2, "weather": 2}
     assert (value["path"], value["task"], value["n"], value["dev"]) == (str(out), "topic", 6, None)
-    assert set(value) == {"path", "task", "n", "labels", "strength", "cv", "temperature", "dev", "dropped"}
+    assert set(value) == {
+        *("path", "task", "n", "labels", "copies", "conflicting", "strength", "cv", "warnings"),
+        *("temperature", "dev", "dropped"),
+    }
     assert value["cv"]["n"] == 6
     with fieldrun.load(out, engine="numpy") as model:
         assert model.tasks == ("mood", "intent", "same", "topic")
@@ -96,7 +99,7 @@ def test_what_is_refused_leaves_nothing(toy_bundle: Path, train: Path, tmp_path:
     ]:
         assert message in call("fit", "-b", toy_bundle, *arguments, "-o", out, "--engine", "numpy", code=code).stderr
         assert not out.exists()
-    assert "TRAIN.TSV" in call("fit", "-b", toy_bundle, "--name", "topic", "-o", out, code=2).stderr
+    assert "TRAIN" in call("fit", "-b", toy_bundle, "--name", "topic", "-o", out, code=2).stderr
 
 
 def test_the_shipped_bundle_is_not_written_to(
@@ -112,3 +115,42 @@ def test_the_shipped_bundle_is_not_written_to(
     assert "exists; choose another folder or add --force" in (
         call("fit", "-b", toy_bundle, train, "--name", "topic", "-o", "mine", code=2).stderr
     )
+
+
+def test_copies_are_said_and_change_nothing(toy_bundle: Path, tmp_path: Path) -> None:
+    once, often = tsv(tmp_path / "once.tsv", TRAIN), tsv(tmp_path / "often.tsv", [*TRAIN, ("A  GOOD film", "film")] * 5)
+    dev = tsv(tmp_path / "dev.tsv", [(" a CARD", "money"), ("my rain", "film"), ("my rain", "money")])
+    settings = ("-b", toy_bundle, "--name", "topic", "--json", "--dev", dev)
+    first = json.loads(call("fit", once, *settings, "-o", tmp_path / "a").stdout)
+    result = call("fit", often, *settings, "-o", tmp_path / "b")
+    second = json.loads(result.stdout)
+    assert second["cv"] == first["cv"]
+    assert (second["n"], second["copies"], second["in_dev"], second["dev"]["n"]) == (4, 21, 1, 2)
+    for said in ("21 rows repeat another row; copies weigh once", "1 rows of the dev file", "2 rows have a text"):
+        assert said in result.stderr
+    about = json.loads(call("info", tmp_path / "b", "--json").stdout)["provenance"]["heads"]["topic"]
+    assert (about["copies"], about["in_dev"]) == (21, 1)
+    weighed = call("fit", often, *settings, "-o", tmp_path / "c", "--weigh-copies")
+    assert json.loads(weighed.stdout)["n"] == 25
+    same = call("fit", once, "-b", toy_bundle, "--name", "topic", "--dev", often, "-o", tmp_path / "d", code=4)
+    assert "often.tsv: every row has a text that is in the training files; give other rows" in same.stderr
+    assert not (tmp_path / "d").exists()
+
+
+def test_labels_of_one_row_and_labels_nearly_equal(toy_bundle: Path, tmp_path: Path) -> None:
+    rows = [*[(f"a film of {i}", "other") for i in range(8)], ("a card", "refund"), ("my cash", "Other ")]
+    train = tsv(tmp_path / "train.tsv", rows)
+    settings = ("-b", toy_bundle, "--name", "topic")
+    result = call("fit", train, *settings, "-o", tmp_path / "a")
+    assert "balanced 100.00%" in result.stdout
+    assert "never held out, so that no accuracy covers them: 'Other ', 'refund'" in result.stderr
+    assert "the labels 'Other ', 'other' differ only in case" in result.stderr
+    joined = call("fit", train, *settings, "-o", tmp_path / "b", "--join-labels", "--json")
+    assert json.loads(joined.stdout)["labels"] == {"other": 9, "refund": 1}
+    dev = tsv(tmp_path / "dev.tsv", [("a film", "OTHER")])
+    refused = call("eval", tmp_path / "b", "--task", "topic", "--data", dev, code=4)
+    assert "has no label 'OTHER', but 'other'; correct it or join such labels" in refused.stderr
+    found = call("eval", tmp_path / "b", "--task", "topic", "--data", dev, "--join-labels", "--json")
+    value = json.loads(found.stdout)
+    assert (value["accuracy"], value["balanced_accuracy"]) == (1.0, 1.0)
+    assert "no rows, so that no accuracy covers them: 'refund'" in found.stderr

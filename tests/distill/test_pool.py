@@ -16,6 +16,7 @@ from fieldrun.distill import pool as module
 from fieldrun.distill.pool import Split, TextPool, build_pool, discover_tasks
 from fieldrun.distill.recipe import CorpusRecipe, DistillRecipe, TaskRecipe, load_recipe
 from fieldrun.errors import DatasetError, FieldrunError, RecipeError
+from fieldrun.evaluation.copies import text_key
 from fieldrun.evaluation.dataset import read_tsv
 
 from .conftest import write_tsv
@@ -70,7 +71,7 @@ def test_what_is_held_out_or_reported_is_never_trained_on(
     assert two.report is None
     reserved = {i for split in (one.held_out, one.report, two.held_out) for i in split.rows.reshape(-1).tolist()}
     assert reserved == set(range(pool.n_transfer, len(pool.texts)))
-    for task, rows in ((one, single), (two, pairs)):
+    for task, rows in ((one, list(dict.fromkeys(single))), (two, list(dict.fromkeys(pairs)))):
         assert task.kind == ("single" if task is one else "pair")
         assert (task.train.rows < pool.n_transfer).all()
         held = rows_of(pool, task.held_out, task.labels)
@@ -87,6 +88,22 @@ def test_what_is_held_out_or_reported_is_never_trained_on(
     assert stop == pool.n_transfer
     assert stop - start <= 8
     assert {*pool.texts[start:stop]} <= {*lines} - {text for text, _ in single} - {p for *ab, _ in pairs for p in ab}
+
+
+def test_copies_of_held_out_and_reported_texts_are_never_trained_on(tmp_path: Path) -> None:
+    rows = [(f"text number {i}", "xy"[i % 2]) for i in range(60)]
+    copies = [(form(text), label) for form in (str.upper, str.title) for text, label in rows]
+    write_tsv(tmp_path / "one" / "train.tsv", [*rows, *rows, *copies])
+    write_tsv(tmp_path / "one" / "test.tsv", [("Text  Number 7", "y"), ("another", "x")])
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "talk.txt").write_text("\n".join([text.upper() for text, _ in rows]), "utf-8")
+    pool = build_pool(quick(corpus=(CorpusRecipe(file="talk", rows=99),)), tmp_path)
+    (task,) = pool.tasks
+    trained = {text_key(text) for text in pool.texts[: pool.n_transfer]}
+    held = [text_key(pool.texts[i]) for i in task.held_out.rows.tolist()]
+    assert len(held) == len(set(held)) == round(0.05 * 60), "copies do not make the slice longer"
+    assert not trained & {*held, "text number 7"}
+    assert len(task.train) == 60 - len({*held, "text number 7"})
 
 
 def test_the_pool_of_a_folder(data: Path, recipe: Path) -> None:
@@ -155,10 +172,10 @@ def test_a_held_sentence_takes_its_phrases_out_of_training(
         except DatasetError:  # the held sentences take every row with them
             assume(False)
     (task,) = pool.tasks
-    words = [text.split() for text in texts]
+    words = [text.split() for text, _ in dict.fromkeys(zip(texts, labels, strict=True))]
     held = [pool.texts[i].split() for i in task.held_out.rows]
     whole = [row for row in words if not any(row != other and is_phrase(row, other) for other in words)]
-    assert len(held) == min(len(whole), max(2, round(0.2 * len(texts))))
+    assert len(held) == min(len(whole), max(2, round(0.2 * len(words))))
     assert all(row in whole for row in held), "a held row is no phrase of another"
     train = [pool.texts[i].split() for i in task.train.rows]
     assert not any(len(row) >= 4 and is_phrase(row, other) for row in train for other in held)

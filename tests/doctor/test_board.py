@@ -8,10 +8,8 @@ source. A device tree's strings end with a zero byte each, which a terminal does
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import subprocess
-import sys
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldrun.doctor import boards, containers, readiness
-from fieldrun.doctor.boards import Board, board, jetpack_series, parse_device_tree, parse_nvpmodel
+from fieldrun.doctor.boards import board, jetpack_series, parse_device_tree, parse_nvpmodel
 from fieldrun.doctor.gpu import has_library, nvidia, parse_cuda_version, parse_driver_version
 from fieldrun.doctor.installed import parse_dpkg_status
 from fieldrun_runtimes.tensorrt.device import parse_nv_tegra_release
+from tests.doctor.test_doctor import HOST, PIP, write
 
 DEVKIT = "Engineering Reference Developer Kit"
 TREES: dict[str, tuple[str, str, dict[str, str | None]]] = {
@@ -184,29 +183,22 @@ Version: 1.0
 """
 
 
-def write(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text, "utf-8")
-    return root
-
-
 @pytest.mark.parametrize("name", TREES)
 def test_device_trees(name: str) -> None:
     model, compatible, expected = TREES[name]
     found = parse_device_tree(model, compatible)
-    assert found.model == model.strip("\0")
-    assert {key: getattr(found, key) for key in expected} == expected
+    assert found["model"] == model.strip("\0")
+    assert {key: found[key] for key in expected} == expected
 
 
 def test_no_device_tree_is_no_board() -> None:
-    assert parse_device_tree(None, None) == Board()
-    assert parse_device_tree("\0", "") == Board()
+    for texts in ((None, None), ("\0", "")):
+        assert set(parse_device_tree(*texts).values()) == {None}
 
 
 @given(st.text(), st.text())
 def test_any_text_is_read(model: str, compatible: str) -> None:
-    assert parse_device_tree(model, compatible).kind in {None, "jetson", "raspberry-pi"}
+    assert parse_device_tree(model, compatible)["kind"] in {None, "jetson", "raspberry-pi"}
     parse_nv_tegra_release(model)
     parse_nvpmodel(model)
     parse_dpkg_status(model)
@@ -359,7 +351,6 @@ def test_containers(tmp_path: Path, files: dict[str, str], environment: dict[str
 
 JETSON = {"kind": "jetson", "compute_capability": "8.7", "jetpack_series": 6}
 THOR = {"kind": "jetson", "compute_capability": "11.0", "jetpack_series": 7}
-HOST = {"kind": None, "compute_capability": None, "jetpack_series": None}
 READY = {
     "gpu": True,
     "driver_library": True,
@@ -374,7 +365,6 @@ READY = {
 BARE = {**READY, "tensorrt": None, "tensorrt_library": False, "tensorrt_module": None, "cublas_library": False}
 NO_DRIVER = {**BARE, "driver_library": False}
 CUDA = "onnxruntime --provider cuda"
-PIP = f"{shlex.quote(sys.executable)} -m pip"
 
 
 def lacks(

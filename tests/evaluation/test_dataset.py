@@ -37,7 +37,12 @@ def test_single_texts(tmp_path: Path) -> None:
 def test_pairs(tmp_path: Path) -> None:
     dataset = read_tsv(str(write(tmp_path, b"text_a\ttext_b\tlabel\r\none\ttwo\tsame\r\n")))
     assert dataset == Dataset(
-        path=tmp_path / "data.tsv", kind="pair", texts=(("one", "two"),), labels=("same",), sha256=dataset.sha256
+        path=tmp_path / "data.tsv",
+        kind="pair",
+        texts=(("one", "two"),),
+        labels=("same",),
+        sha256=dataset.sha256,
+        lines=(2,),
     )
 
 
@@ -58,13 +63,12 @@ def test_only_newlines_end_a_line(tmp_path: Path) -> None:
         (b"", "line 1: the file is empty"),
         (b"text\tlabel\n", "line 2: there are no records"),
         (b"sentence\tlabel\na\tx\n", r"line 1: the header is 'sentence\\tlabel'; it must be 'text<TAB>label'"),
-        (b"label\ttext\nx\ta\n", "line 1: the header"),
         (b"Text\tLabel\na\tx\n", "line 1: the header"),
         (b"h" * 1000 + b"\n", "line 1: the header is 'hhh.*hhh[.][.][.]'"),
         (b"text\tlabel\na\tx\nb\n", "line 3: 1 tab-separated columns, 2 expected"),
         (b"text\tlabel\na\tb\tx\n", "line 2: 3 tab-separated columns, 2 expected"),
         (b"text_a\ttext_b\tlabel\na\tx\n", "line 2: 2 tab-separated columns, 3 expected"),
-        (b"text\tlabel\na\tx\n\n", "line 3: 1 tab-separated columns"),
+        (b"text\tlabel\na\tx\n\nb\ty\n", "line 3: the line is blank; delete it"),
         (b"text\tlabel\na\t\n", "line 2: the label is empty"),
         (b"text\tlabel\na\t \n", "line 2: the label is empty"),
         (b"text\tlabel\n  \tx\n", "line 2: the text is empty"),

@@ -59,7 +59,7 @@ def test_every_fourth_text_is_held_back_and_no_pass_sees_it() -> None:
     few = CalibrationText([f"text {i}" for i in range(20)], 80)
     assert few.chosen == few.proof == few.calibration == few.learning(1000)
     assert not few.held_back
-    with pytest.raises(InputTextError, match="must be a list of strings"):
+    with pytest.raises(InputTextError, match="must be a list, not str"):
         CalibrationText("one text", 80)
 
 

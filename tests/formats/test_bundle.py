@@ -157,14 +157,14 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> No
 
 def test_a_linked_bundle_folder_is_fine(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(folder)
-    assert Bundle.load(tmp_path / "link").path == tmp_path / "link"
+    assert Bundle.load(tmp_path / "link").path == folder.resolve()  # a link that is switched later changes nothing
 
 
 def test_an_unreadable_file_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(path: Path) -> str:
+    def denied(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("fieldrun.formats.integrity.sha256_file", denied)
+    monkeypatch.setattr("fieldrun.formats.integrity.read_bytes", denied)
     assert "Permission denied" in refused(folder, IntegrityError)
 
 
@@ -259,7 +259,7 @@ def test_a_name_that_no_file_can_have_is_refused(folder: Path, name: str) -> Non
         first["graph"] = name
 
     edit(folder / MANIFEST, rename)
-    refused(folder, IntegrityError)
+    refused(folder, BundleError if "\0" in name else IntegrityError)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_reference_is_the_one_of_the_package(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "REFERENCE_BUNDLE", tmp_path / "inside")
     assert resolve_bundle("reference") == tmp_path / "inside"
-    with pytest.raises(BundleError, match=r"has no manifest\.json"):
+    with pytest.raises(BundleError, match=r"inside cannot be read"):
         Bundle.load("reference")
     (tmp_path / "reference").mkdir()
     assert resolve_bundle("reference") == tmp_path / "inside", "it is no bundle"

@@ -219,8 +219,8 @@ def test_a_pickle_is_refused_and_never_loaded(folder: Path, name: str) -> None:
 
 
 def test_an_unreadable_file_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(path: Path) -> str:
+    def denied(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("fieldrun.formats.integrity.sha256_file", denied)
+    monkeypatch.setattr("fieldrun.formats.integrity.read_bytes", denied)
     assert "Permission denied" in refused(folder)

@@ -147,7 +147,12 @@ def test_many_rows_are_searched_on_a_sample() -> None:
     test, truth = clusters(7, 200, 3)
     share = accuracy(head, test, truth)
     assert share > 0.9
-    assert seen[-1] == ("fit", 1, 1)
+    assert seen[-1] == ("solve", 100, 100)
+    assert [*dict.fromkeys(phase for phase, _, _ in seen)] == ["fit", "measure", "solve"]
+    for phase in ("fit", "measure", "solve"):
+        done = [step for name, step, _ in seen if name == phase]
+        assert done == sorted(done)
+        assert len(done) > 2
     rare = sample(np.array([0] * 1000 + [1] * 3), 50)
     assert (rare >= 1000).sum() == 3
 

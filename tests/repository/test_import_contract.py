@@ -35,7 +35,7 @@ TABLE = """
 | fieldrun.toml | fieldrun.errors | tomli |
 | fieldrun.formats | fieldrun.errors fieldrun.toml numpy | |
 | fieldrun.student | fieldrun.errors fieldrun.formats numpy | |
-| fieldrun.evaluation | fieldrun.errors fieldrun.formats fieldrun.student numpy | |
+| fieldrun.evaluation | fieldrun.errors fieldrun.formats fieldrun.student numpy | pyarrow |
 | fieldrun.heads | fieldrun.errors fieldrun.formats fieldrun.student fieldrun.evaluation numpy | |
 | fieldrun_runtimes | LOW numpy tokenizers | cuda onnxruntime |
 | fieldrun_exporters | LOW numpy tokenizers onnx | matplotlib onnxruntime torch |

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,12 @@ from pathlib import Path
 import pytest
 
 import fieldrun
+from fieldrun.errors import _EXTRAS
+from fieldrun.toml import parse_toml
 
 PACKAGES = ("fieldrun", "fieldrun_benchmarks", "fieldrun_exporters", "fieldrun_runtimes")
-FACE = {"answer", "bench", "build", "compress", "distill", "doctor", "evaluate", "export", "fit", "fit_head"}
-FACE |= {"import_encoder", "label", "load", "report", "verify"}
+FACE = {"answer", "bench", "build", "check", "compress", "distill", "doctor", "evaluate", "export", "fit", "fit_head"}
+FACE |= {"import_encoder", "install", "label", "load", "report", "rollback", "verify"}
 LAZY = ("click", "fieldrun_exporters", "fieldrun_runtimes", "onnx", "onnxruntime", "torch", "transformers")
 
 CONSUMER = """
@@ -151,6 +154,13 @@ print(json.dumps(said))
         "distill",
     }
     assert all(": pip install 'fieldrun[" in line for line in said.values())
+
+
+def test_every_extra_that_is_named_has_the_package(repository: Path) -> None:
+    extras = parse_toml((repository / "pyproject.toml").read_text("utf-8"), "pyproject.toml")["project"]
+    for module, (package, extra) in _EXTRAS.items():
+        listed = [re.split(r"[\[<>=;~ ]", each)[0] for each in extras["optional-dependencies"][extra]]
+        assert (package or module) in listed, (module, extra)
 
 
 def test_an_unknown_name_of_the_face_is_an_attribute_error() -> None:

@@ -138,9 +138,9 @@ def clone(repository: Path, tmp_path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_runs(page: str, repository: Path, clone: Path) -> None:
-    for number, name in enumerate(ROWS.get(page, ())):
+    for name in ROWS.get(page, ()):
         rows = [
-            f"{word} {text}\t{label}" for label, text in TEXTS.items() for word in ("please", "hello", "well")[number:]
+            f"{word}, {name} {text}\t{label}" for label, text in TEXTS.items() for word in ("please", "hello", "well")
         ]
         (clone / name).write_text("\n".join(["text\tlabel", *rows]) + "\n", "utf-8")
     text = (repository / page).read_text("utf-8")

@@ -78,7 +78,7 @@ def _objects(path: Path) -> list[dict[str, Any]]:
 
 
 def _label(bundle: Path, sources: list[Path], output: Path, **settings: Any) -> fieldrun.LabelReport:
-    chosen: dict[str, Any] = {"workers": 2, "engine": "numpy", "tasks": ["mood"], **settings}
+    chosen: dict[str, Any] = {"workers": 2, "engine": "numpy", "tasks": ["mood"], "on_error": "fail", **settings}
     return fieldrun.label(sources, output, bundle=bundle, **chosen)
 
 
@@ -103,6 +103,16 @@ def test_few_batches_are_on_their_way(toy_bundle: Path, tmp_path: Path, here: ty
     _label(toy_bundle, [tmp_path / "in"], tmp_path / "out")
     assert here.submitted > 20
     assert here.most_waiting == 2 * module._AHEAD
+
+
+def test_one_worker_is_this_process(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ProcessPoolExecutor", None)
+    texts = _file(tmp_path / "in", 600)
+    assert _label(toy_bundle, [tmp_path / "in"], tmp_path / "out", workers=1).lines == 600
+    assert [row["text"] for row in _objects(tmp_path / "out")] == texts
+    (tmp_path / "in").write_bytes(b"good\n \n")
+    with pytest.raises(InputTextError, match="in, line 2: the text is empty"):
+        _label(toy_bundle, [tmp_path / "in"], tmp_path / "other", workers=1)
 
 
 @pytest.mark.parametrize("fail_at", [1, 4, 6])
@@ -164,6 +174,61 @@ def test_a_bad_line_is_named_and_can_be_mended(toy_bundle: Path, tmp_path: Path,
     source.write_bytes(b"\n".join(lines))
     assert _label(toy_bundle, [source], output).resumed_at > 0
     assert [row["text"] for row in _objects(output)] == texts
+
+
+def test_bad_lines_are_reported_or_left_out(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:
+    bad = [b"\xef\xbb\xbfgood", b"", b"\xff", b"\x00", "\u200b".encode(), b"bad\r", b"  "]
+    (tmp_path / "a.txt").write_bytes(b"\n".join(bad))
+    texts = _file(tmp_path / "b.txt", 20)
+    sources = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    report = _label(toy_bundle, sources, tmp_path / "out", on_error="report")
+    found = _objects(tmp_path / "out")
+    assert (report.lines, report.errors) == (27, 5)
+    assert [row.get("line", row.get("text")) for row in found] == ["good", 2, 3, 4, 5, "bad", 7, *texts]
+    assert {row["file"] for row in found if "error" in row} == {"a.txt"}
+    assert found[3]["error"] == {
+        "type": "InputTextError",
+        "message": "the text has no token: only control characters; leave it out",
+    }
+    report = _label(toy_bundle, sources, tmp_path / "skipped", on_error="skip")
+    assert [row["text"] for row in _objects(tmp_path / "skipped")] == ["good", "bad", *texts]
+    assert report.errors == 5
+
+
+def test_tables_are_labelled_by_their_column(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:
+    (tmp_path / "a.csv").write_text('id;text\n1;"good; film"\n2;"two\nlines"\n3;\n4;bad\n\n', "utf-16")
+    (tmp_path / "b.jsonl").write_text('{"text": "good"}\n{"id": 3}\n', "utf-8-sig")
+    (tmp_path / "c.tsv").write_text("label\ttext\nx\tbad\n", "utf-8")
+    sources = [tmp_path / name for name in ("a.csv", "b.jsonl", "c.tsv")]
+    report = _label(toy_bundle, sources, tmp_path / "out", on_error="report")
+    shown = [row.get("line", row.get("text")) for row in _objects(tmp_path / "out")]
+    assert shown == ["good; film", "two\nlines", 5, "bad", "good", 2, "bad"]
+    assert (report.lines, report.errors) == (7, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "b.jsonl", "c.tsv", "out"]
+    with pytest.raises(InputTextError, match=r"a\.csv, line 5: the text is empty"):
+        _label(toy_bundle, sources, tmp_path / "new")
+    (tmp_path / "p.csv").write_text("first,second\nit is wet,rain\n", "utf-8")
+    columns = {"text_column": "first", "text_b_column": "second"}
+    _label(toy_bundle, [tmp_path / "p.csv"], tmp_path / "pairs", tasks=[PAIR_TASK], **columns)
+    assert _objects(tmp_path / "pairs")[0]["text"] == ["it is wet", "rain"]
+    with pytest.raises(DatasetError, match="mood takes single texts, and the file has pairs"):
+        _label(toy_bundle, [tmp_path / "p.csv"], tmp_path / "x", **columns)
+
+
+def test_an_interrupted_table_goes_on(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:
+    (tmp_path / "a.csv").write_text("text\n" + "".join(f"good film {i}\n" for i in range(60)), "utf-8")
+    here.fail_at = 6
+    with pytest.raises(EngineError):
+        _label(toy_bundle, [tmp_path / "a.csv"], tmp_path / "out")
+    here.fail_at = None
+    assert _label(toy_bundle, [tmp_path / "a.csv"], tmp_path / "out").resumed_at > 0
+    assert [row["text"] for row in _objects(tmp_path / "out")] == [f"good film {i}" for i in range(60)]
+
+
+def test_one_file_and_one_task_by_name(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:
+    texts = _file(tmp_path / "in.txt", 3)
+    fieldrun.label(tmp_path / "in.txt", tmp_path / "out", bundle=toy_bundle, engine="numpy", tasks="mood")
+    assert [row["text"] for row in _objects(tmp_path / "out")] == texts
 
 
 def test_broken_notes_and_files(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:

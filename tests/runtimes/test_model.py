@@ -225,7 +225,8 @@ def test_a_long_text_is_an_error_cut_or_windowed(toy_bundle: Path) -> None:
 
 def test_a_megabyte_is_cut(model: FieldModel) -> None:
     encoding = model.forward(["rain " * 200_000])
-    assert encoding.dropped.tolist() == [200_002 - 256]
+    assert encoding.dropped.tolist() == (encoding.tokens - 256).tolist()
+    assert encoding.dropped[0] > 2000, "of the beginning, which is read"
     assert np.isfinite(encoding.field).all()
 
 
@@ -254,3 +255,46 @@ def test_a_closed_model_says_so(toy_bundle: Path) -> None:
     with pytest.raises(UsageError, match="was closed"):
         model.scores_of(encoding, "same", encoding)
     assert model.tasks == ("mood", "intent", "same")
+
+
+UNKNOWN = ["\U0001f600 \U0001f680", "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35", "x" * 300]
+"""Texts without a known token."""
+
+
+def test_the_share_of_known_tokens_is_reported() -> None:
+    with fieldrun.load(engine="numpy") as model:
+        texts = [*UNKNOWN[::2], "a good film", "a \U0001f600 film \U0001f680"]
+        alone = [float(model.forward([text]).known[0]) for text in texts]
+        assert model.forward(texts).known.tolist() == alone == [0, 0, 1, 0.5]
+        (found,) = fieldrun.answer(model, texts[:1], ["sst2"])
+        assert (found["known"], found["label"] is None) == (0.0, False)
+
+
+def test_a_text_with_nothing_known_is_answered_rejected_or_an_error() -> None:
+    texts = [UNKNOWN[0], "a good film", UNKNOWN[2]]
+    with fieldrun.load(engine="numpy") as model:
+        plain, scores = model.predict(texts, "sst2"), model.predict_proba(texts, "sst2")
+        assert plain[0] == plain[2]
+    with fieldrun.load(engine="numpy", unknown="reject") as model:
+        assert model.predict(texts, "sst2") == [None, plain[1], None]
+        assert model.predict(texts[:1], "sst2", allow=["positive"]) == [None]
+        assert [bool(best) for best in model.top_k(texts, "sst2")] == [False, True, False]
+        assert model.predict_all(texts[:1])["sst2"] == [None]
+        assert model.predict_all(texts)["sst2"] == [None, plain[1], None]
+        rejection = model.rejection(texts, "sst2")
+        assert rejection.argsort().tolist()[0] == 1
+        assert rejection[1] <= 0 < rejection[0] == rejection[2] == 1
+        np.testing.assert_array_equal(model.rejection_of(model.forward(texts), "sst2"), rejection)
+        np.testing.assert_array_equal(model.predict_proba(texts, "sst2"), scores)
+        pairs = [("it rains", texts[0]), ("it rains", "it is wet")]
+        assert [label is None for label in model.predict(pairs, "rte")] == [True, False]
+        assert [found["label"] is None for found in fieldrun.answer(model, pairs, ["rte"])] == [True, False]
+    with fieldrun.load(engine="numpy", unknown="error") as model:
+        for batch, place in ((texts, 0), (texts[1:], 1), (texts[:1], 0)):
+            with pytest.raises(InputTextError, match=f"text {place} has no known token"):
+                model.predict(batch, "sst2")
+        assert model.predict(texts[1:2], "sst2") == plain[1:2]
+        reported = list(fieldrun.answer(model, texts, ["sst2"], on_error="report"))
+        assert ["error" in found for found in reported] == [True, False, True]
+    with pytest.raises(UnknownName, match="unknown unknown 'ignore'"):
+        fieldrun.load(unknown="ignore")

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fieldrun
 from fieldrun.errors import BundleError, EngineError, UnknownName, UsageError
-from fieldrun.formats.bundle import MANIFEST, seal
-from fieldrun.formats.storage import read_json, sha256_file
+from fieldrun.formats.bundle import MANIFEST, Bundle, Network, seal
+from fieldrun.formats.storage import read_json, sha256_file, write_json
+from fieldrun.formats.tensors import read_tensors, write_tensors
 
 
 @pytest.fixture
@@ -176,3 +178,56 @@ def test_golden_replies_of_another_shape_are_refused(tamper: Callable[..., Path]
 def test_an_unknown_engine(toy_bundle: Path) -> None:
     with pytest.raises(UnknownName):
         fieldrun.verify(toy_bundle, engine="torch")
+
+
+def test_a_tokenizer_is_verified_on_every_kind_of_text(toy_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
+    golden = read_json(folder / "golden.json")
+    texts = "".join(golden["tokenizer"]["texts"])
+    for kind in ("\u00e9", "\u4e2d", "\U0001f600", "[CLS]", "x" * 100, "\u201c"):
+        assert kind in texts
+    assert max(map(len, golden["tokenizer"]["ids"])) > 256, "one takes several windows"
+    tokenizer = read_json(folder / "tokenizer.json")
+    tokenizer["normalizer"]["strip_accents"] = False  # which no other golden text needs
+    write_json(folder / "tokenizer.json", tokenizer)
+    manifest = read_json(folder / MANIFEST)
+    path = folder / "tokenizer.json"
+    manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    write_json(folder / MANIFEST, seal(manifest))
+    report = fieldrun.verify(folder, engine="numpy")
+    assert not report.passed
+    assert not report.engines[0].tokens_equal
+    assert report.max_abs_field < 1e-3
+
+
+def test_padding_that_is_not_zero_is_found(toy_bundle: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
+    path = folder / "weights.safetensors"
+    tensors = {name: np.array(tensor) for name, tensor in read_tensors(path).items()}
+    network = Bundle.load(folder).manifest.network
+    assert isinstance(network, Network)
+    shifts = network.shifts
+    coefs = tensors["rows.coef"].T
+    own = next(j for j, coef in enumerate(coefs) if coef[shifts.index(0)] and np.count_nonzero(coef) == 1)
+    tensors["table"][tensors["rows.base"][own]] = 1
+    path.write_bytes(write_tensors(tensors))
+    manifest = read_json(folder / MANIFEST)
+    manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    write_json(folder / MANIFEST, seal(manifest))
+    with pytest.raises(BundleError, match="padding is not zero"):
+        fieldrun.verify(folder, engine="numpy")
+
+
+def test_a_loose_tolerance_lets_no_text_pass_for_another(
+    tamper: Callable[[Callable[[dict[str, Any]], Any]], Path],
+) -> None:
+    def exchange(golden: dict[str, Any]) -> None:
+        golden["fields"][0], golden["fields"][1] = golden["fields"][1], golden["fields"][0]
+
+    folder = tamper(exchange)
+    manifest = read_json(folder / MANIFEST)
+    manifest["golden_tolerance"] = 0.99
+    write_json(folder / MANIFEST, seal(manifest))
+    entry = fieldrun.verify(folder, engine="numpy").engines[0]
+    assert not entry.passed
+    assert entry.identified < 1

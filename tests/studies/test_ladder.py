@@ -15,7 +15,7 @@ from fieldrun_exporters.recipe import load_recipe
 from studies.columns import markdown
 from studies.ladder import measure as ladder
 from studies.ladder.tables import BLOCKS
-from tests.studies.test_measure import _Cold, suite
+from tests.studies.test_measure import COLD, suite
 from tests.toy import TASKS, WORDS
 
 __all__ = ["suite"]
@@ -37,7 +37,7 @@ def test_the_record_and_its_table(
     suite: Path, tmp_path: Path, toy_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ladder, "_SPEED_TASKS", tuple(TASKS))
-    monkeypatch.setattr(ladder, "cold_starts", lambda programs, runs: {name: _Cold() for name in programs})
+    monkeypatch.setattr(ladder, "cold_starts", lambda programs, runs: dict.fromkeys(programs, COLD))
     arguments = ["--data", suite, "--work", tmp_path / "work", "--checkpoint", toy_checkpoint, "--rounds", 3]
     record = tmp_path / "ladder.json"
     domain_texts = [f"good film {a} {b}\tgood" for a in WORDS[:12] for b in WORDS[:12]]

@@ -47,7 +47,7 @@ def test_every_record_is_written(
     monkeypatch.setattr(fieldrun, "export", export)
     monkeypatch.setattr(measure, "_PREFIXES", (32, 8))
     monkeypatch.setattr(measure, "_OUT_OF_SCOPE", ("intent", "other"))
-    monkeypatch.setattr(measure, "cold_starts", lambda programs: {n: _Cold() for n in programs})
+    monkeypatch.setattr(measure, "cold_starts", lambda programs: dict.fromkeys(programs, COLD))
     out = tmp_path / "records"
     result = CliRunner().invoke(measure.main, ["--data", str(suite), "-o", str(out)], catch_exceptions=False)
     assert result.exit_code == 0
@@ -81,8 +81,4 @@ def test_a_missing_report_file_is_named(suite: Path, toy_bundle: Path) -> None:
         report_sets(toy_bundle, suite)
 
 
-class _Cold:
-    wall_s = 0.5
-
-    def to_dict(self) -> dict[str, float]:
-        return {"wall_s": self.wall_s, "peak_rss_mib": 40.0}
+COLD = {"wall_s": 0.5, "peak_rss_mib": 40.0}

@@ -32,6 +32,7 @@ from tests.benchmarks.test_bench import HereProcess
 from tests.toy import TASKS, WORDS
 
 FAKES = ("wordy", "slow")
+COLD = {"runs": 1, "wall_s": 0.1, "peak_rss_mib": 40.0}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def arguments(tmp_path: Path, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(peers, "_SETTINGS", replace(peers._SETTINGS, slice_calls=20, short_s=0.03, cold_runs=1))
     monkeypatch.setattr(heads, "fit_head", _no_head)
     monkeypatch.setattr(bench, "WorkerProcess", HereProcess)
-    monkeypatch.setattr(measurements, "cold_starts", lambda programs, **_: dict.fromkeys(programs, _Cold()))
+    monkeypatch.setattr(measurements, "cold_starts", lambda programs, **_: dict.fromkeys(programs, COLD))
     data, encoder = tmp_path / "data", tmp_path / "encoder"
     for task, labels in TASKS.items():
         rows = [(f"a {word} film {i}", label) for i, word in enumerate(WORDS[:6]) for label in labels]
@@ -261,13 +262,6 @@ def test_an_encoder_is_exported_and_quantized(tmp_path: Path) -> None:
         assert answer(folder, "mood")(["a good film", "rain"])[1] == best
     assert (vectors["gte-small-fp32"] * vectors["gte-small-int8"]).sum(1).min() > 0.98
     assert not np.array_equal(vectors["gte-small-fp32"], vectors["gte-small-int8"])
-
-
-class _Cold:
-    wall_s = 0.1
-
-    def to_dict(self) -> dict[str, float]:
-        return {"runs": 1, "wall_s": 0.1, "peak_rss_mib": 40.0}
 
 
 def _tsv(path: Path, rows: Sequence[tuple[str, str]]) -> Dataset:

@@ -11,7 +11,8 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,9 +29,16 @@ from ..report.canvas import check_matplotlib
 from ..report.metrics import Metric, metrics
 from ..report.render import page
 from ..report.sections import claim
-from .measurements import SCENARIO_VALUES, accuracy_value, cold_start_value, install_value, memory_value
+from .measurements import (
+    SCENARIO_VALUES,
+    Running,
+    accuracy_value,
+    cold_start_value,
+    install_value,
+    memory_value,
+    reason,
+)
 from .record import append_record, conditions, cores_allowed, make_folder, new_record
-from .running import Running, reason
 from .settings import SCENARIOS, Settings
 from .single_stream import by_length, paired_ratio, single_values, take_turns, turns
 from .subject import SubjectSpec, parse_subject
@@ -204,14 +212,20 @@ def measure(
         FieldrunError: the harness itself cannot run. A subject that fails is noted in its values.
     """
     sensors = sensors or Sensors()
-    values: dict[str, Any] = {"workload": workload.to_dict(), "settings": settings.to_dict()}
+    values: dict[str, Any] = {"workload": workload.to_dict(), "settings": asdict(settings)}
     for _ in _each("harness", [None], progress):
         values["harness"] = _harness(workload, settings)
         with Sampler(sensors) as idle:
             time.sleep(min(1.0, settings.short_s))
         values["idle"] = idle.summary()
     with ExitStack() as stack:
-        running = [_running(spec, workload, settings, stack) for spec in _each("load", specs, progress)]
+
+        def start(spec: SubjectSpec) -> WorkerProcess:
+            return stack.enter_context(WorkerProcess(spec, workload.texts, timeout_s=settings.timeout_s))
+
+        running = [Running(spec=spec, open=partial(start, spec)) for spec in specs]
+        for one in _each("load", running, progress):
+            one.load(settings)
         _single_stream(running, workload, settings, sensors, values, progress)
         jobs = [(one, "stages") for one in running]
         jobs += [(one, "offline") for _ in range(_OFFLINE_TURNS) for one in running]
@@ -260,15 +274,6 @@ def _harness(workload: Workload, settings: Settings) -> dict[str, Any]:
             except FieldrunError as error:
                 found["loadgen"] = {"unavailable": str(error)}
     return found
-
-
-def _running(spec: SubjectSpec, workload: Workload, settings: Settings, stack: ExitStack) -> Running:
-    def start() -> WorkerProcess:
-        return stack.enter_context(WorkerProcess(spec, workload.texts, timeout_s=settings.timeout_s))
-
-    one = Running(spec=spec, open=start)
-    one.load(settings)
-    return one
 
 
 def _single_stream(

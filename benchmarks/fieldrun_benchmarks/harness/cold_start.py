@@ -13,14 +13,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from fieldrun.errors import FieldrunError
 
 from .record import THREAD_SETTINGS
 
-__all__ = ["ColdStart", "cold_starts"]
+__all__ = ["cold_starts"]
 
 _MARK = "fieldrun-peak-kib"
 _REPORT_PEAK = f"""
@@ -31,23 +30,12 @@ print("\\n{_MARK}", peak, file=sys.stderr)
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ColdStart:
-    """Medians over `runs` fresh processes: seconds from start to exit, and the largest resident memory in MiB."""
-
-    runs: int
-    wall_s: float
-    peak_rss_mib: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as JSON."""
-        return asdict(self)
-
-
 def cold_starts(
     programs: Mapping[str, str], *, runs: int = 9, pythons: Mapping[str, str] | None = None, timeout_s: float = 600.0
-) -> dict[str, ColdStart]:
+) -> dict[str, dict[str, Any]]:
     """Run each program (`python -c` source) `runs` times in turns, after one uncounted run of each.
+
+    Returns medians by program: `wall_s`, the seconds from start to exit, and `peak_rss_mib`, the most resident memory.
 
     `pythons` names the interpreter of a program that needs another one than this. Linux only, because of `/proc`.
 
@@ -55,22 +43,15 @@ def cold_starts(
         FieldrunError: a program does not start, fails (the message has the last line it printed), exits before its peak
             is read, or does not end within `timeout_s`.
     """
-    wall: dict[str, list[float]] = {name: [] for name in programs}
-    peak: dict[str, list[float]] = {name: [] for name in programs}
-    for turn in range(runs + 1):
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
+    for _ in range(runs + 1):
         for name, source in programs.items():
-            seconds, mib = _run(name, source, (pythons or {}).get(name, sys.executable), timeout_s)
-            if turn:
-                wall[name].append(seconds)
-                peak[name].append(mib)
-    return {
-        name: ColdStart(
-            runs=runs,
-            wall_s=round(statistics.median(wall[name]), 4),
-            peak_rss_mib=round(statistics.median(peak[name]), 1),
-        )
-        for name in programs
-    }
+            measured[name].append(_run(name, source, (pythons or {}).get(name, sys.executable), timeout_s))
+    found = {}
+    for name, all_runs in measured.items():
+        wall_s, mib = map(statistics.median, zip(*all_runs[1:], strict=True))
+        found[name] = {"runs": runs, "wall_s": round(wall_s, 4), "peak_rss_mib": round(mib, 1)}
+    return found
 
 
 def _run(name: str, source: str, python: str, timeout_s: float) -> tuple[float, float]:

@@ -24,6 +24,7 @@ __all__ = ["SCENARIOS", "least_seconds", "run_loadgen"]
 SCENARIOS = ("SingleStream", "MultiStream", "Offline", "Server")
 _FEWEST = {"SingleStream": 64, "MultiStream": 662, "Offline": 1, "Server": 64}
 """Queries of a valid run."""
+_BATCH = 32  # texts that are answered at once in Offline
 _WHEELS = "x86_64"
 _FASTEST_NS = 20_000  # it plans queries of at least this length, so that a run of the null subject ends
 _KEPT = {
@@ -50,7 +51,6 @@ def run_loadgen(
     *,
     seconds: float,
     expected_us: float = 100.0,
-    batch: int = 32,
     per_second: float = 0.0,
     bound_ms: float = 0.0,
 ) -> dict[str, Any]:
@@ -64,7 +64,6 @@ def run_loadgen(
         scenario: one of `SCENARIOS`.
         seconds: the shortest time of a valid run.
         expected_us: the mean time of one text, from which LoadGen plans its queries.
-        batch: texts that `run` is given at once in Offline.
         per_second: texts a second that Server sends.
         bound_ms: Server's latency bound, for the 99th percentile.
 
@@ -97,8 +96,8 @@ def run_loadgen(
 
     def issue(samples: Any) -> None:
         try:
-            for start in range(0, len(samples), batch):
-                part = samples[start : start + batch]
+            for start in range(0, len(samples), _BATCH):
+                part = samples[start : start + _BATCH]
                 if not failures:  # after a failure queries are only marked as complete, so that LoadGen ends
                     run([texts[sample.index] for sample in part])
                 lg.QuerySamplesComplete([lg.QuerySampleResponse(sample.id, 0, 0) for sample in part])

@@ -1,11 +1,13 @@
-"""What is measured after SingleStream: each function returns the value of a record for one subject.
+"""A subject that is being measured, and what is measured of it after SingleStream.
 
-How long a scenario may take follows from the mean time of one text, so that slow subjects get fewer queries.
+Each function returns the value of a record for one subject. How long a scenario may take follows from the mean time of
+one text, so that slow subjects get fewer queries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,21 @@ from .cold_start import cold_starts
 from .loadgen import SCENARIOS as LOADGEN_SCENARIOS
 from .loadgen import least_seconds
 from .percentiles import calls_needed, median_interval, percentiles
-from .running import Running
+from .scenario import SAMPLES_PER_QUERY, SliceTimes
 from .settings import Settings
-from .subject import packages_of, program_of
+from .single_stream import Stream
+from .subject import SubjectSpec, packages_of, program_of
+from .worker_process import WorkerProcess
 
-__all__ = ["SCENARIO_VALUES", "accuracy_value", "cold_start_value", "install_value", "memory_value"]
+__all__ = [
+    "SCENARIO_VALUES",
+    "Running",
+    "accuracy_value",
+    "cold_start_value",
+    "install_value",
+    "memory_value",
+    "reason",
+]
 
 _BOUND = 10.0  # of the median: Server's latency bound
 _WITHIN = 0.99  # of the answers must keep the bound
@@ -31,6 +43,85 @@ _STAGES = 2  # times `short_s` for the boundaries
 _LOADGEN = 10  # times `short_s`, that LoadGen's least number of queries may take
 _PREDICTED = 256  # rows that are asked for at once
 _PYTHON = "python alone"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Running:
+    """A subject and what was measured of it; `open` starts a process for it."""
+
+    spec: SubjectSpec
+    open: Callable[[], WorkerProcess]
+    values: dict[str, Any] = field(init=False)
+    stream: Stream = field(init=False)
+    labels: dict[str, set[str]] = field(default_factory=dict)  # by task
+    rates: dict[tuple[int, int], list[float]] = field(default_factory=dict)  # texts a second by batch and threads
+    _worker: WorkerProcess | None = None
+
+    def __post_init__(self) -> None:
+        self.values = {"kind": self.spec.kind, "threads": self.spec.threads}
+        self.stream = Stream(ask=self._slice)
+
+    @property
+    def failed(self) -> str | None:
+        """Why the subject can no longer be measured."""
+        return self.stream.failed
+
+    @property
+    def worker(self) -> WorkerProcess:
+        """The subject's process, started on first use; raises `FieldrunError` when it cannot start."""
+        if self._worker is None:
+            self._worker = self.open()
+        return self._worker
+
+    def load(self, settings: Settings) -> None:
+        """Load the subject in its process and find out how fast it is; a failure is noted."""
+        try:
+            loaded = self.worker.ask("load")
+            self.stream.fit(settings)
+        except Exception as error:  # whatever a subject does, the others are measured
+            self.stream.failed = reason(error)
+            return
+        self.labels = {task: set(labels) for task, labels in loaded.pop("tasks").items()}
+        self.values |= {"slice_calls": self.stream.calls, **loaded}
+
+    def guard(self, name: str, call: Callable[..., Any], *arguments: Any, again: bool = False) -> None:
+        """Put what `call(self, ...)` returns into the values, or the reason why there is no value.
+
+        A subject that has failed is not asked. With `again`, one that gave no answer in time is started again.
+        """
+        if self.failed:
+            self.values.setdefault(name, {"unavailable": f"not measured: {self.failed}"})
+            return
+        lived = self.worker.alive
+        try:
+            self.values[name] = call(self, *arguments)
+        except Exception as error:  # the code of a subject may raise anything; the values of the others must be kept
+            self.values[name] = {"unavailable": reason(error)}
+            if not lived or self.worker.alive:
+                return
+            if again and self.worker.hung:
+                self._restart(name)
+            else:
+                self.stream.failed = reason(error)
+
+    def _restart(self, name: str) -> None:
+        self.values.setdefault("restarted_after", []).append(name)
+        self.worker.close()
+        self._worker = None
+        try:
+            self.worker.ask("load")
+        except FieldrunError as error:
+            self.stream.failed = reason(error)
+
+    def _slice(self, start: int, count: int, warm_up: int) -> SliceTimes:
+        answer = self.worker.ask("slice", start=start, count=count, warm_up=warm_up)
+        return SliceTimes(**answer | {"nanos": np.array(answer["nanos"], np.int64)})
+
+
+def reason(error: Exception) -> str:
+    """Return the message of an error, with its class unless that is one of ours."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, FieldrunError) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def _stages(one: Running, settings: Settings) -> dict[str, Any]:
@@ -46,7 +137,12 @@ def _stages(one: Running, settings: Settings) -> dict[str, Any]:
 
 def _multi_stream(one: Running, settings: Settings) -> dict[str, Any]:
     micros = np.array(one.worker.ask("scenario", name="multi_stream", seconds=settings.short_s)) / 1e3
-    return {"loop": "own", "samples_per_query": 8, "queries": len(micros), "percentiles": percentiles(micros)}
+    return {
+        "loop": "own",
+        "samples_per_query": SAMPLES_PER_QUERY,
+        "queries": len(micros),
+        "percentiles": percentiles(micros),
+    }
 
 
 def _offline(one: Running, settings: Settings) -> list[dict[str, Any]]:
@@ -166,7 +262,7 @@ def cold_start_value(one: Running, settings: Settings) -> dict[str, Any]:
         pythons={one.spec.name: one.spec.python, _PYTHON: one.spec.python},
         timeout_s=settings.timeout_s,
     )
-    return measured[one.spec.name].to_dict() | {"python_alone_s": measured[_PYTHON].wall_s, "page_cache": "warm"}
+    return measured[one.spec.name] | {"python_alone_s": measured[_PYTHON]["wall_s"], "page_cache": "warm"}
 
 
 def install_value(one: Running) -> dict[str, Any]:

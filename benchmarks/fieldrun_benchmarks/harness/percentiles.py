@@ -8,8 +8,10 @@ calls the percentile is not given.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -36,27 +38,22 @@ def percentiles(micros: Floats) -> dict[str, Any]:
 
     `value_us` is the percentile of these calls; `upper_us` is at or above the true one with 99 % confidence.
     """
-    ordered = np.sort(micros)
-    found: dict[str, Any] = {}
+    ordered, found = np.sort(micros), {}
     for p in PERCENTILES:
-        name, left_out = f"p{100 * p:g}", _left_out(len(ordered), p)
+        left_out = _left_out(len(ordered), p, 1 - CONFIDENCE)
         if left_out < 1:
-            found[name] = {"unavailable": f"needs {calls_needed(p)} calls, there are {len(ordered)}"}
+            about: dict[str, Any] = {"unavailable": f"needs {calls_needed(p)} calls, there are {len(ordered)}"}
         else:
-            value, upper = float(np.quantile(ordered, p)), float(ordered[len(ordered) - 1 - left_out])
-            found[name] = {"value_us": round(value, 3), "upper_us": round(max(value, upper), 3)}
+            value, upper = float(np.quantile(ordered, p)), float(ordered[-1 - left_out])
+            about = {"value_us": round(value, 3), "upper_us": round(max(value, upper), 3)}
+        found[f"p{100 * p:g}"] = about
     return found
 
 
+@cache
 def calls_needed(p: float) -> int:
     """Return how many calls the percentile `p` needs: the least n with which one call can be left out."""
-    low, high = 1, 2
-    while _below(high, p, 1) > 1 - CONFIDENCE:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _below(middle, p, 1) <= 1 - CONFIDENCE else (middle, high)
-    return high
+    return next(n for n in itertools.count(1) if p**n + n * (1 - p) * p ** (n - 1) <= 1 - CONFIDENCE)
 
 
 def median_interval(values: Sequence[float] | Floats) -> tuple[float, float] | None:
@@ -65,13 +62,8 @@ def median_interval(values: Sequence[float] | Floats) -> tuple[float, float] | N
     The ends are the order statistics between which Binomial(n, 1/2) has 95 % (the interval of the sign test).
     """
     ordered = np.sort(np.asarray(values, np.float64))
-    n = len(ordered)
-    left_out = -1
-    while _below(n, 0.5, left_out + 1) <= 0.025:
-        left_out += 1
-    if left_out < 0:
-        return None
-    return float(ordered[left_out]), float(ordered[n - 1 - left_out])
+    left_out = _left_out(len(ordered), 0.5, 0.025)
+    return None if left_out < 0 else (float(ordered[left_out]), float(ordered[-1 - left_out]))
 
 
 def ratio_interval(new: Sequence[Sequence[float]], old: Sequence[Sequence[float]], *, seed: int = 0) -> dict[str, Any]:
@@ -96,31 +88,9 @@ def _medians(repeats: Sequence[Sequence[float]], draw: np.random.Generator) -> F
     return found
 
 
-def _left_out(n: int, p: float) -> int:
-    """Return the largest t with P(Binomial(n, 1 - p) <= t) <= 1 - CONFIDENCE, -1 when even t = 0 is too much."""
-    low, high = -1, n
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _below(n, p, middle) <= 1 - CONFIDENCE else (low, middle)
-    return low
-
-
-def _below(n: int, p: float, t: int) -> float:
-    """Return P(Binomial(n, 1 - p) <= t), summed from the logarithms of its terms."""
-    if t < 0:
-        return 0.0
-    k = np.arange(min(t, n) + 1, dtype=np.float64)
-    logs = _log_factorials(n)
-    terms = logs[n] - logs[: len(k)] - logs[n - k.astype(np.int64)] + k * math.log1p(-p) + (n - k) * math.log(p)
-    top = float(terms.max())
-    return min(1.0, math.exp(top) * float(np.exp(terms - top).sum()))
-
-
-def _log_factorials(n: int) -> Floats:
-    if len(_LOGS[0]) <= n:
-        size = max(2 * len(_LOGS[0]), n + 1)
-        _LOGS[0] = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, size, dtype=np.float64)))])
-    return _LOGS[0]
-
-
-_LOGS: list[Floats] = [np.zeros(1)]
+def _left_out(n: int, p: float, most: float) -> int:
+    """Return the largest t with P(Binomial(n, 1 - p) <= t) <= `most`, -1 when even t = 0 is too much."""
+    k = np.arange(n + 1)
+    logs = np.cumsum(np.log(np.maximum(k, 1)))  # of the factorials
+    terms = np.exp(logs[n] - logs - logs[::-1] + k * math.log1p(-p) + (n - k) * math.log(p))
+    return int(np.searchsorted(np.cumsum(terms), most, side="right")) - 1

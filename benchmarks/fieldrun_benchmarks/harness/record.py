@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import itertools
 import os
 import platform
 from collections.abc import Mapping
@@ -78,28 +77,15 @@ def make_folder(folder: Path) -> None:
 
 
 def append_record(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Write a record to a new file of `folder`, named by kind and time, and return its path.
+    """Write a record to a new file of `folder`, named by kind and time (UTC, to the microsecond), and return its path.
 
     Raises:
-        StorageError: the folder or the file cannot be written.
+        StorageError: the file cannot be written.
     """
-    make_folder(folder)
-    stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-    for number in itertools.count(1):
-        path = folder / f"{record['kind']}-{stamp}{'' if number == 1 else f'-{number}'}.json"
-        try:
-            path.open("x").close()  # takes the name; a record is never replaced
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror}; choose a writable folder") from error
-        try:
-            write_json(path, record)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        return path
-    raise AssertionError
+    stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
+    path = folder / f"{record['kind']}-{stamp}.json"
+    write_json(path, record)
+    return path
 
 
 def read_record(path: Path, *kinds: str) -> dict[str, Any]:

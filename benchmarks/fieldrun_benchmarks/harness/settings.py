@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from fieldrun.errors import UsageError
@@ -57,7 +57,3 @@ class Settings:
     def whole(cls, *, seed: int = 0, cores: int = 2) -> Settings:
         """Return the settings of a report: over two minutes of SingleStream, so that its ends can be compared."""
         return cls(threads=tuple(sorted({1, *(n for n in (2, 4, 8, 16) if n <= cores)})), seed=seed)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON."""
-        return asdict(self)

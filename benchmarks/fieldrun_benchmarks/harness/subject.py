@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,10 +94,6 @@ class SubjectSpec:
     task: str = ""
     threads: int = 1
     python: str = field(default_factory=lambda: sys.executable)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object that a worker process is started with."""
-        return asdict(self)
 
 
 def parse_subject(text: str, *, engine: str = "auto", threads: int = 1) -> SubjectSpec:
@@ -186,9 +182,6 @@ def imported(place: str) -> Any:
 
 
 def _class(spec: SubjectSpec) -> Any:
-    if spec.kind == "python":
-        return imported(spec.place)
-    if spec.kind not in SUBJECTS:
+    if spec.kind not in (*SUBJECTS, "python"):
         raise UnknownName("kind of subject", spec.kind, [*sorted(SUBJECTS), "python"])
-    module, _, name = SUBJECTS[spec.kind].partition(":")
-    return getattr(importlib.import_module(module), name)
+    return imported(SUBJECTS.get(spec.kind, spec.place))

@@ -1,13 +1,13 @@
 """Time functions of this process on real texts: the loop of `fieldrun bench`, without its worker processes.
 
 timing = time_texts({"tokenizer": tokenize, "model": label}, texts, repeats=5)
-timing["model"].p50_us, timing.ratio("model", "tokenizer")["median"]
+timing["model"]["p50_us"], timing.ratio("model", "tokenizer")["median"]
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,31 +19,10 @@ from .settings import Settings
 from .single_stream import Slice, Stream, paired_ratio, single_values, take_turns
 from .subject import SubjectSpec, open_subject
 
-__all__ = ["Latency", "Timing", "text_to_labels_us", "time_texts"]
+__all__ = ["Timing", "text_to_labels_us", "time_texts"]
 
 Item = TypeVar("Item")
 _ROUNDS = 7
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Latency:
-    """Wall time of one subject's calls, in microseconds.
-
-    `ci95_us` is the 95 % interval of the median, None for fewer than 6 calls; `p99_us` is None for fewer calls than a
-    99th percentile needs (662).
-    """
-
-    calls: int
-    p50_us: float
-    p90_us: float
-    p99_us: float | None
-    min_us: float
-    ci95_us: tuple[float, float] | None
-    repeats_p50_us: tuple[float, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,28 +31,29 @@ class Timing:
 
     slices: Mapping[str, Sequence[Slice]]
 
-    def __getitem__(self, name: str) -> Latency:
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        """Return the wall time of one subject's calls, in microseconds.
+
+        `ci95_us` is the 95 % interval of the median, None for fewer than 6 calls; `p99_us` is None for fewer calls than
+        a 99th percentile needs (662).
+        """
         values = single_values(self.slices[name])
         micros = np.concatenate([piece.micros for piece in self.slices[name]])
         interval = median_interval(micros)
         p50, p90, p99 = (round(float(value), 3) for value in np.quantile(micros, (0.5, 0.9, 0.99)))
-        return Latency(
-            calls=len(micros),
-            p50_us=p50,
-            p90_us=p90,
-            p99_us=p99 if len(micros) >= calls_needed(0.99) else None,
-            min_us=values["min_us"],
-            ci95_us=None if interval is None else (round(interval[0], 3), round(interval[1], 3)),
-            repeats_p50_us=tuple(values["repeats_p50_us"]),
-        )
+        return {
+            "calls": len(micros),
+            "p50_us": p50,
+            "p90_us": p90,
+            "p99_us": p99 if len(micros) >= calls_needed(0.99) else None,
+            "min_us": values["min_us"],
+            "ci95_us": interval and (round(interval[0], 3), round(interval[1], 3)),
+            "repeats_p50_us": tuple(values["repeats_p50_us"]),
+        }
 
     def ratio(self, of: str, to: str) -> dict[str, Any]:
         """Return how many times the time of `to` `of` takes: `median`, its `ci95`, and the number of `pairs`."""
         return paired_ratio(self.slices[of], self.slices[to])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the latencies of all subjects as JSON."""
-        return {name: self[name].to_dict() for name in self.slices}
 
 
 def time_texts(
@@ -82,7 +62,6 @@ def time_texts(
     *,
     repeats: int = 5,
     warm_up: int | None = None,
-    seed: int = 0,
 ) -> Timing:
     """Call every subject with every text `repeats` times, one text at a time, in alternating slices.
 
@@ -91,7 +70,6 @@ def time_texts(
         texts: what each is called with: texts, or whatever the subjects take.
         repeats: how often each subject answers all texts.
         warm_up: texts before each slice that do not count; as many as take 5 ms when None.
-        seed: of the order within the turns.
 
     Raises:
         Exception: whatever a subject raises.
@@ -107,7 +85,7 @@ def time_texts(
             stream.warm_up = warm_up
         stream.calls = len(texts)
     plan = [(repeat, ends[i + 1], ends[i + 1] - ends[i]) for repeat in range(repeats) for i in range(count)]
-    take_turns([*streams.values()], plan, n=len(texts), seed=seed, reason=_raise)
+    take_turns([*streams.values()], plan, n=len(texts), seed=0, reason=_raise)
     return Timing({name: stream.slices for name, stream in streams.items()})
 
 
@@ -121,7 +99,7 @@ def text_to_labels_us(bundle: Path, texts: Sequence[str]) -> float:
         timing = time_texts({"bundle": lambda text: subject.run([text])}, texts, repeats=_ROUNDS)
     finally:
         subject.close()
-    return min(timing["bundle"].repeats_p50_us)
+    return float(min(timing["bundle"]["repeats_p50_us"]))
 
 
 def _asker(subject: Callable[[Item], object], texts: Sequence[Item]) -> Callable[[int, int, int], Any]:

@@ -11,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from fieldrun import errors
@@ -50,7 +50,7 @@ class WorkerProcess:
             self._errors.close()
             self._links.cleanup()
             raise FieldrunError(f"{spec.name}: cannot start {spec.python}: {error.strerror}") from error
-        self._send({"spec": spec.to_dict(), "texts": list(texts)})
+        self._send({"spec": asdict(spec), "texts": list(texts)})
 
     def ask(self, command: str, **arguments: Any) -> Any:
         """Return the answer to a command.
@@ -95,9 +95,7 @@ class WorkerProcess:
     def __enter__(self) -> WorkerProcess:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KeyboardInterrupt):
             self._kill()
         self.close()

@@ -11,6 +11,7 @@ from typing import Any
 
 from fieldrun.errors import DatasetError
 from fieldrun.evaluation.dataset import read_tsv
+from fieldrun.evaluation.tables import Columns, is_table
 from fieldrun.formats.storage import sha256_bytes
 
 __all__ = ["SAMPLES", "Source", "Workload", "read_workload", "sample_files"]
@@ -27,10 +28,6 @@ class Source:
     sha256: str
     texts: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object of this source."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
@@ -44,7 +41,7 @@ class Workload:
         """Return the workload for a record: sources, seed, and the histogram of lengths in characters."""
         lengths = [len(text) for text in self.texts]
         return {
-            "sources": [source.to_dict() for source in self.sources],
+            "sources": [asdict(source) for source in self.sources],
             "texts": len(self.texts),
             "distinct": len(set(self.texts)),
             "seed": self.seed,
@@ -79,14 +76,14 @@ def read_workload(paths: Sequence[Path], *, limit: int | None = None, seed: int 
 
 
 def _read(path: Path) -> tuple[list[str], str]:
-    if path.suffix == ".tsv":
+    if path.suffix == ".tsv" or is_table(path, Columns()):
         data = read_tsv(path)
         if data.kind != "single":
             raise DatasetError(f"{path} holds pairs; a workload is single texts")
         return [str(text) for text in data.texts], data.sha256 or ""
     try:
         raw = path.read_bytes()
-        lines = raw.decode("utf-8").split("\n")
+        lines = raw.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path}: not valid UTF-8; convert the file to UTF-8") from error
     except OSError as error:

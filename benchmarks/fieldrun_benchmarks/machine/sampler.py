@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from types import TracebackType
 from typing import Any
 
 from .sensors import THROTTLE_FLAGS, Reading, Sensors, Unavailable
@@ -39,9 +38,7 @@ class Sampler:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
         self.take()
@@ -72,11 +69,9 @@ class Sampler:
             about = {"min": min(values), "mean": sum(values) / len(values), "max": max(values)} if values else {}
             found[name] = {key: round(value, 1) for key, value in about.items()} or _why(last[name])
         governor = last["governor"]
-        found["governor"] = governor if isinstance(governor, str) else _why(governor)
-        found["throttled"] = self._throttled()
-        found["energy_j"] = self._energy(span)
-        found["other_cores"], found["stolen_cores"] = self._others(own_cpu_s, span)
-        return found
+        found |= {"governor": governor if isinstance(governor, str) else _why(governor)}
+        found |= {"throttled": self._throttled(), "energy_j": self._energy(span)}
+        return found | self._others(own_cpu_s, span)
 
     def _throttled(self) -> dict[str, Any]:
         """Return how much the counters grew, and which flags were set in a reading or between two."""
@@ -103,16 +98,17 @@ class Sampler:
             return {"joules": round(mean * span, 3), "mean_w": round(mean, 3), "of": "the board"}
         last = self._seen[-1][1]
         reasons = [last[name] for name in ("energy_j", "power_w")]
-        return {"unavailable": "; ".join(r.why for r in reasons if isinstance(r, Unavailable))}
+        return {"unavailable": "; ".join(str(why) for why in reasons if isinstance(why, Unavailable))}
 
-    def _others(self, own_cpu_s: float, span: float) -> tuple[Any, Any]:
+    def _others(self, own_cpu_s: float, span: float) -> dict[str, Any]:
         before, after = self._busy[0], self._busy[-1]
         if before is None or after is None:
             why = {"unavailable": "/proc/stat cannot be read"}
-            return why, why
+            return {"other_cores": why, "stolen_cores": why}
         own_cpu_s += self._cpu_s[-1] - self._cpu_s[0]
         others = max(0.0, after["busy"] - before["busy"] - own_cpu_s) / span
-        return round(others, 3), round((after["stolen"] - before["stolen"]) / span, 3)
+        stolen = (after["stolen"] - before["stolen"]) / span
+        return {"other_cores": round(others, 3), "stolen_cores": round(stolen, 3)}
 
     def _values(self, name: str) -> list[float]:
         return [value for _, seen in self._seen if isinstance(value := seen[name], float)]

@@ -23,12 +23,13 @@ import selectors
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 __all__ = ["THROTTLE_FLAGS", "Reading", "Sensors", "Unavailable", "parse_tegrastats", "process_memory"]
 
+Value = TypeVar("Value")
 _READ = ("clock_mhz", "governor", "temperature_c", "throttled", "throttle_flags", "energy_j", "power_w")
 _CPUFREQ = "sys/devices/system/cpu/cpu[0-9]*/cpufreq"
 _TEGRASTATS_POWER = re.compile(r"\b([A-Z]\w*) (-?\d+)mW")
@@ -46,158 +47,151 @@ THROTTLE_FLAGS = ("under-voltage", "frequency capped", "throttled", "soft temper
 """Bits 0 to 3 of the Raspberry Pi's `get_throttled`: true now; bits 16 to 19: true once since it was switched on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unavailable:
+class Unavailable(Exception):
     """The reason why there is no value."""
-
-    why: str
 
     def to_dict(self) -> dict[str, str]:
         """Return the JSON object that replaces the value."""
-        return {"unavailable": self.why}
+        return {"unavailable": str(self)}
 
 
 Reading: TypeAlias = float | str | Mapping[str, float] | Unavailable
 
 
 class Sensors:
-    """The sensors of the machine under `root`; another root is for tests."""
+    """The sensors of the machine under `root`; another root is for tests. A sensor raises `Unavailable`."""
 
     def __init__(self, root: Path = Path("/"), which: Callable[[str], str | None] = shutil.which) -> None:
         self._root, self._which = root, which
 
     def read(self) -> dict[str, Reading]:
-        """Read every sensor once."""
-        return {name: getattr(self, name)() for name in _READ}
+        """Read every sensor once: its value, or the reason why there is none."""
+        found: dict[str, Reading] = {}
+        for name in _READ:
+            try:
+                found[name] = getattr(self, name)()
+            except Unavailable as why:
+                found[name] = why
+        return found
 
-    def clock_mhz(self) -> Reading:
+    def clock_mhz(self) -> float:
         """Return the mean clock of the cores now."""
-        if khz := self._numbers(f"{_CPUFREQ}/scaling_cur_freq"):
-            return sum(khz) / len(khz) / 1000
-        clocks = re.findall(r"^cpu MHz\s*: ([\d.]+)$", self._found("proc/cpuinfo"), re.MULTILINE)
-        if clocks:
-            return sum(map(float, clocks)) / len(clocks)
-        return Unavailable("the kernel shows no clock: no cpufreq, no 'cpu MHz' in /proc/cpuinfo")
+        clocks = [khz / 1000 for khz in self._all(f"{_CPUFREQ}/scaling_cur_freq", self._number)]
+        clocks = clocks or [*map(float, self._matches("proc/cpuinfo", r"^cpu MHz\s*: ([\d.]+)$"))]
+        none = "the kernel shows no clock: no cpufreq, no 'cpu MHz' in /proc/cpuinfo"
+        return sum(clocks) / len(clocks) if clocks else _unavailable(none)
 
-    def governor(self) -> Reading:
+    def governor(self) -> str:
         """Return the cpufreq governors of the cores."""
-        found = [self._text(path) for path in self._glob(f"{_CPUFREQ}/scaling_governor")]
-        names = sorted({text.strip() for text in found if isinstance(text, str)})
-        return ", ".join(names) if names else Unavailable("no cpufreq: a virtual machine, or a fixed clock")
+        names = sorted({text.strip() for text in self._all(f"{_CPUFREQ}/scaling_governor", self._text)})
+        return ", ".join(names) or _unavailable("no cpufreq: a virtual machine, or a fixed clock")
 
-    def temperature_c(self) -> Reading:
+    def temperature_c(self) -> float:
         """Return the hottest thermal zone, in degrees Celsius."""
-        found = [value / 1000 for value in self._numbers("sys/class/thermal/thermal_zone*/temp") if value > 0]
-        return max(found) if found else Unavailable("no thermal zone can be read in /sys/class/thermal")
+        hottest = max(self._all("sys/class/thermal/thermal_zone*/temp", self._number), default=0.0)
+        return hottest / 1000 if hottest > 0 else _unavailable("no thermal zone can be read in /sys/class/thermal")
 
-    def throttled(self) -> Reading:
+    def throttled(self) -> float:
         """Return how often processor or container were throttled since the start; what counts is how much it grows."""
-        found = self._numbers("sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count")
+        found = self._all("sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count", self._number)
         for path in ("sys/fs/cgroup/cpu.stat", "sys/fs/cgroup/cpu/cpu.stat"):
-            found += map(float, re.findall(r"^nr_throttled (\d+)$", self._found(path), re.MULTILINE)[:1])
-        return sum(found) if found else Unavailable("the kernel shows no count of throttling")
+            found += map(float, self._matches(path, r"^nr_throttled (\d+)$")[:1])
+        return sum(found) if found else _unavailable("the kernel shows no count of throttling")
 
-    def throttle_flags(self) -> Reading:
+    def throttle_flags(self) -> float:
         """Return the flags of the Raspberry Pi's firmware as a number; `THROTTLE_FLAGS` names its bits."""
-        text = self._text(self._root / "sys/devices/platform/soc/soc:firmware/get_throttled")
-        try:
-            return float(int(text, 16)) if isinstance(text, str) else text
-        except ValueError:
-            return Unavailable("the firmware's get_throttled is not a number")
+        path = self._root / "sys/devices/platform/soc/soc:firmware/get_throttled"
+        return self._number(path, lambda text: int(text, 16))
 
-    def energy_j(self) -> Reading:
+    def energy_j(self) -> Mapping[str, float]:
         """Return the energy counter of each processor package, in joules since some start (RAPL)."""
-        found: dict[str, float] = {}
-        for name, folder in self._packages().items():
-            value = self._number(folder / "energy_uj")
-            if isinstance(value, Unavailable):
-                return value
-            found[name] = value / 1e6
-        return found or Unavailable("no RAPL counter of a package in /sys/class/powercap")
+        found = {zone.name: self._number(zone / "energy_uj") / 1e6 for zone in self._packages()}
+        return found or _unavailable("no RAPL counter of a package in /sys/class/powercap")
 
     def energy_range_j(self) -> dict[str, float]:
         """Return where each package's energy counter starts again from 0, for the packages that say so."""
-        found = {name: self._number(folder / "max_energy_range_uj") for name, folder in self._packages().items()}
-        return {name: value / 1e6 for name, value in found.items() if isinstance(value, float)}
+        found = {}
+        for zone in self._packages():
+            with suppress(Unavailable):
+                found[zone.name] = self._number(zone / "max_energy_range_uj") / 1e6
+        return found
 
-    def _packages(self) -> dict[str, Path]:
+    def _packages(self) -> list[Path]:
         """Return the RAPL zones of whole packages; `psys`, the platform, contains them, and a package its cores."""
-        zones = [path.parent for path in self._glob("sys/class/powercap/intel-rapl:*/energy_uj")]
-        names = {zone: self._text(zone / "name") for zone in zones}
-        return {zone.name: zone for zone, name in names.items() if isinstance(name, str) and name.startswith("package")}
+        names = self._all("sys/class/powercap/intel-rapl:*/name", lambda path: (path.parent, self._text(path)))
+        return [zone for zone, name in names if name.startswith("package") and (zone / "energy_uj").exists()]
 
-    def power_w(self) -> Reading:
+    def power_w(self) -> float:
         """Return the power now, in watts: of the board's input where it is measured, else of the module's rails."""
         why = "no INA3221 or INA238 in /sys/class/hwmon, and no tegrastats"
         rails: dict[str, float] = {}
-        for path in self._glob("sys/class/hwmon/hwmon*/name"):
-            chip = self._text(path)
-            read = {"ina238": self._ina238, "ina3221": self._ina3221}.get(chip.strip() if isinstance(chip, str) else "")
-            found = read(path.parent) if read else {}
-            if isinstance(found, Unavailable):
-                why = found.why
-            else:
-                rails |= found
+        for folder, name in self._all("sys/class/hwmon/hwmon*/name", lambda path: (path.parent, self._text(path))):
+            try:
+                if name.strip() == "ina238":  # the input of a Thor's carrier board; no other Jetson has this chip
+                    rails["VIN"] = self._number(folder / "power1_input") / 1e6
+                elif name.strip() == "ina3221":
+                    rails |= self._ina3221(folder)
+            except Unavailable as error:
+                why = str(error)
         if rails:
             return _total(rails)
         program = self._which("tegrastats")
-        return Unavailable(why) if program is None else _tegrastats(program)
+        return _tegrastats(program) if program else _unavailable(why)
 
-    def _ina238(self, folder: Path) -> dict[str, float] | Unavailable:
-        """Return the input of a Thor's carrier board; no other Jetson has this chip."""
-        value = self._number(folder / "power1_input")
-        return {"VIN": value / 1e6} if isinstance(value, float) else value
-
-    def _ina3221(self, folder: Path) -> dict[str, float] | Unavailable:
+    def _ina3221(self, folder: Path) -> dict[str, float]:
         watts: dict[str, float] = {}
-        for volts in sorted(folder.glob("in[1-3]_input")):
-            channel = volts.name[2]
-            millivolt, milliampere = self._number(volts), self._number(folder / f"curr{channel}_input")
-            label = self._text(folder / f"in{channel}_label")
-            if isinstance(millivolt, float) and isinstance(milliampere, float):
-                name = label.strip() if isinstance(label, str) else f"{folder.name} {channel}"
-                watts[name] = millivolt * milliampere / 1e6
-        return watts or Unavailable(f"{folder}: the INA3221 shows no channel")
+        for channel in "123":
+            with suppress(Unavailable):
+                volt, ampere = (self._number(folder / f"{kind}{channel}_input") / 1e3 for kind in ("in", "curr"))
+                name = f"{folder.name} {channel}"
+                with suppress(Unavailable):
+                    name = self._text(folder / f"in{channel}_label").strip()
+                watts[name] = volt * ampere
+        return watts or _unavailable(f"{folder}: the INA3221 shows no channel")
 
     def busy(self) -> dict[str, float] | None:
         """Return the seconds that all processors were busy, and that a hypervisor took, since the start."""
-        line = self._found("proc/stat").split("\n", 1)[0].split()
-        if len(line) < 9 or line[0] != "cpu":
+        found = self._matches("proc/stat", r"\Acpu((?: +\d+){8})")
+        if not found:
             return None
-        user, nice, system, _, _, irq, softirq, stolen = (int(value) / os.sysconf("SC_CLK_TCK") for value in line[1:9])
+        user, nice, system, _, _, irq, softirq, stolen = (int(n) / os.sysconf("SC_CLK_TCK") for n in found[0].split())
         return {"busy": user + nice + system + irq + softirq, "stolen": stolen}
 
-    def _glob(self, pattern: str) -> list[Path]:
-        return sorted(self._root.glob(pattern))
+    def _all(self, pattern: str, read: Callable[[Path], Value]) -> list[Value]:
+        """Read every file that the pattern finds; those that cannot be read are left out."""
+        found = []
+        for path in sorted(self._root.glob(pattern)):
+            with suppress(Unavailable):
+                found.append(read(path))
+        return found
 
-    def _found(self, path: str) -> str:
-        text = self._text(self._root / path)
-        return text if isinstance(text, str) else ""
+    def _matches(self, path: str, pattern: str) -> list[str]:
+        with suppress(Unavailable):
+            return re.findall(pattern, self._text(self._root / path), re.MULTILINE)
+        return []
 
-    def _text(self, path: Path) -> str | Unavailable:
+    def _text(self, path: Path) -> str:
         try:
             return path.read_text("utf-8", errors="replace")
-        except PermissionError:
-            return Unavailable(f"/{path.relative_to(self._root)}: only root may read it")
         except OSError as error:
-            return Unavailable(f"/{path.relative_to(self._root)}: {error.strerror or error}")
+            why = "only root may read it" if isinstance(error, PermissionError) else error.strerror or error
+            raise Unavailable(f"/{path.relative_to(self._root)}: {why}") from error
 
-    def _number(self, path: Path) -> float | Unavailable:
-        text = self._text(path)
+    def _number(self, path: Path, read: Callable[[str], float] = float) -> float:
         try:
-            return float(text) if isinstance(text, str) else text
-        except ValueError:
-            return Unavailable(f"/{path.relative_to(self._root)} is not a number")
-
-    def _numbers(self, pattern: str) -> list[float]:
-        return [value for path in self._glob(pattern) if isinstance(value := self._number(path), float)]
+            return float(read(self._text(path)))
+        except ValueError as error:
+            raise Unavailable(f"/{path.relative_to(self._root)} is not a number") from error
 
 
-def parse_tegrastats(line: str) -> Reading:
+def _unavailable(why: str) -> NoReturn:
+    raise Unavailable(why)
+
+
+def parse_tegrastats(line: str) -> float:
     """Return the watts in one line of tegrastats: of the board's input, or else the sum of the module's rails."""
-    found = _TEGRASTATS_POWER.findall(line) or _TEGRASTATS_OLD.findall(line)
-    rails = {name: int(now) / 1000 for name, now in found}
-    return _total(rails) if rails else Unavailable("tegrastats shows no power rail")
+    rails = {name: int(now) / 1000 for name, now in _TEGRASTATS_POWER.findall(line) or _TEGRASTATS_OLD.findall(line)}
+    return _total(rails) if rails else _unavailable("tegrastats shows no power rail")
 
 
 def _total(rails: dict[str, float]) -> float:
@@ -205,18 +199,18 @@ def _total(rails: dict[str, float]) -> float:
     return whole[0] if whole else sum(value for name, value in rails.items() if name not in _WITHIN_ANOTHER)
 
 
-def _tegrastats(program: str) -> Reading:
+def _tegrastats(program: str) -> float:
     try:
         running = subprocess.Popen([program, "--interval", "100"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except OSError as error:
-        return Unavailable(f"tegrastats: {error.strerror}")
+        raise Unavailable(f"tegrastats: {error.strerror}") from error
     with running, selectors.DefaultSelector() as ready:
         stdout, line = running.stdout, b""
         if stdout is not None and ready.register(stdout, selectors.EVENT_READ) and ready.select(_TEGRASTATS_S):
             line = os.read(stdout.fileno(), 1 << 16)
         running.kill()
     if not line:
-        return Unavailable(f"tegrastats printed nothing within {_TEGRASTATS_S:g} s")
+        raise Unavailable(f"tegrastats printed nothing within {_TEGRASTATS_S:g} s")
     return parse_tegrastats(line.decode("utf-8", "replace").partition("\n")[0])
 
 
@@ -227,12 +221,12 @@ def process_memory(pid: int | str = "self", root: Path = Path("/")) -> dict[str,
     """
     found: dict[str, Any] = {}
     for name, (file, key) in _MEMORY.items():
+        found[name] = {"unavailable": f"/proc/{pid}/{file} has no {key}"}
         try:
             text = (root / "proc" / str(pid) / file).read_text("utf-8")
         except OSError as error:
             found[name] = {"unavailable": f"/proc/{pid}/{file}: {error.strerror or error}"}
             continue
-        match = re.search(rf"^{key}:\s+(\d+) kB$", text, re.MULTILINE)
-        missing = {"unavailable": f"/proc/{pid}/{file} has no {key}"}
-        found[name] = round(int(match.group(1)) / 1024, 1) if match else missing
+        if match := re.search(rf"^{key}:\s+(\d+) kB$", text, re.MULTILINE):
+            found[name] = round(int(match[1]) / 1024, 1)
     return found

@@ -27,7 +27,6 @@ __all__ = [
     "from_zero",
     "legend",
     "logarithmic",
-    "numbered",
     "pen",
 ]
 
@@ -75,18 +74,18 @@ def check_matplotlib() -> None:
 
 
 def drawn(record: Record, draw: Callable[[Record, Axes], str | None], name: str) -> tuple[str, str] | None:
-    """Return caption and SVG element of what `draw` draws, with ids that begin with `name`.
-
-    `draw` returns the caption, or None when it has nothing to show.
-    """
+    """Return caption and SVG element of what `draw` draws, with ids that begin with `name`; None for empty axes."""
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
     with matplotlib.rc_context(STYLE):
         canvas = Canvas(figsize=(4.8, 3.1 + 0.13 * max(0, len(alive(record)) - _FEW)), layout="constrained")
-        caption = draw(record, canvas.add_subplot())
-        if caption is None:
+        axes = canvas.add_subplot()
+        caption = draw(record, axes)
+        if caption is None or not axes.has_data():
             return None
+        if not canvas.legends:
+            legend(axes)
         out = io.StringIO()
         canvas.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return caption, _embed(out.getvalue(), name, caption)
@@ -103,11 +102,6 @@ def _embed(svg: str, name: str, title: str) -> str:
     head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
     head = head.replace("<svg", f'<svg role="img" aria-labelledby="{name}-title"', 1)
     return f'{head}><title id="{name}-title">{escape(title)}</title>{body.strip()}'
-
-
-def numbered(record: Record) -> list[tuple[int, str, Any]]:
-    """Return the subjects that were measured: number, name, values."""
-    return [(i, name, subject) for i, (name, subject) in enumerate(alive(record).items())]
 
 
 def colour(i: int) -> str:
@@ -138,7 +132,7 @@ def logarithmic(axes: Axes, which: str) -> None:
 def from_zero(axes: Axes) -> None:
     """Let the y axis begin at 0, or make it logarithmic where the values of the lines differ too much."""
     values = [value for line in axes.lines for value in line.get_ydata()]
-    if max(values) > WIDE * min(values) > 0:
+    if values and max(values) > WIDE * min(values) > 0:
         logarithmic(axes, "y")
     else:
         axes.set(ylim=(0, None))

@@ -11,8 +11,7 @@ from fieldrun.evaluation.metrics import wilson_interval
 
 from ..harness.percentiles import ratio_interval
 from .metrics import Metric, machine_of, metrics_of
-from .table import Record, find, table
-from .values import UNITS, shown
+from .table import UNITS, Record, find, shown, table
 
 __all__ = ["Change", "Diff", "diff", "diff_all"]
 
@@ -170,48 +169,48 @@ _RULES = {  # by the start of the metric's name; the first that fits
 
 
 def _changes(name: str, before: Subject, after: Subject, same_machine: bool) -> Iterator[Change]:
-    facts: dict[str, Any]
     first, second = (float("failed" not in one and "ended_early" not in one) for one in (before, after))
     if first != second:
-        verdict = _verdict(second < first, second > first)
-        facts = {"old": first, "new": second, "change": second, "ci95": None, "verdict": verdict}
+        verdict = "regression" if second < first else "improvement"
+        facts: dict[str, Any] = {"old": first, "new": second, "change": second, "ci95": None, "verdict": verdict}
         yield Change(subject=name, metric="completed", unit="completed", **facts)
     if "failed" in before or "failed" in after:
         return
     known = {metric.metric: metric for metric in metrics_of(name, before)}
     for new in metrics_of(name, after):
-        old = known.get(new.metric, new)
+        old = known.get(new.metric)
         rule = next((rule for start, rule in _RULES.items() if new.metric.startswith(start)), None)
-        if rule is None or new.metric not in known or old.value is None or new.value is None:
+        if rule is None or old is None or old.value is None or new.value is None:
             continue
-        if rule.needs_same_machine and not same_machine:
+        compared = _compared(old, new, before, after)
+        if compared is None or (rule.needs_same_machine and not same_machine):
             continue
-        change, ends, is_ci95 = _compared(old, new, before, after)
-        if ends is None:
-            continue
+        change, (low, high), is_ci95 = compared
         null = 0.0 if new.unit == "share" else 1.0
-        up, down = ends[0] > null + rule.tolerance, ends[1] < null - rule.tolerance
-        verdict = _verdict(down, up) if rule.higher_is_better else _verdict(up, down)
-        ci95 = (round(ends[0], 5), round(ends[1], 5)) if is_ci95 else None
+        up, down = low > null + rule.tolerance, high < null - rule.tolerance
+        worse, better = (down, up) if rule.higher_is_better else (up, down)
+        verdict = "regression" if worse else "improvement" if better else "no change shown"
+        ci95 = (round(low, 5), round(high, 5)) if is_ci95 else None
         facts = {"old": old.value, "new": new.value, "change": round(change, 5), "ci95": ci95, "verdict": verdict}
         yield Change(subject=name, metric=new.metric, unit=new.unit, **facts)
 
 
-def _compared(old: Metric, new: Metric, before: Subject, after: Subject) -> tuple[float, Ends | None, bool]:
-    """Return the change, the ends that it may have, None where they are unknown, and whether they are an interval."""
+def _compared(old: Metric, new: Metric, before: Subject, after: Subject) -> tuple[float, Ends, bool] | None:
+    """Return the change, the ends that it may have, and whether they are a 95 % interval; None for what is unknown."""
     value, base = new.value or 0.0, old.value or 0.0
     if new.metric.startswith("single_stream"):
         found = ratio_interval(after["single_stream"]["windows_us"], before["single_stream"]["windows_us"])
         return found["ratio"], tuple(found["ci95"]), True
     if new.unit == "share":
         was, now = (subject["accuracy"][new.metric.partition("_")[2]] for subject in (before, after))
-        return value - base, newcombe(now, was) if was["sha256"] == now["sha256"] else None, True
+        return (value - base, newcombe(now, was), True) if was["sha256"] == now["sha256"] else None
     if not base:
-        return 0.0, None, False
-    if new.unit == "texts/s":
-        whole = old.low and old.high and new.low and new.high
-        return value / base, (new.low / old.high, new.high / old.low) if whole else None, False  # type: ignore[operator]
-    return value / base, (value / base, value / base), False
+        return None
+    if new.unit != "texts/s":
+        return value / base, (value / base, value / base), False
+    if not (old.low and old.high and new.low and new.high):
+        return None
+    return value / base, (new.low / old.high, new.high / old.low), False
 
 
 def newcombe(new: Mapping[str, Any], old: Mapping[str, Any]) -> Ends:
@@ -225,7 +224,3 @@ def newcombe(new: Mapping[str, Any], old: Mapping[str, Any]) -> Ends:
     low = p1 - p2 - ((p1 - l1) ** 2 + (u2 - p2) ** 2) ** 0.5
     high = p1 - p2 + ((u1 - p1) ** 2 + (p2 - l2) ** 2) ** 0.5
     return low, high
-
-
-def _verdict(worse: bool, better: bool) -> str:
-    return "regression" if worse else "improvement" if better else "no change shown"

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .metrics import machine_of
-from .table import Record, Section, Table, alive, at, find, table
-from .values import shown, span
+from .table import Record, Section, Table, alive, at, find, shown, span, table
 
 __all__ = ["facts", "not_measured"]
 

@@ -1,4 +1,4 @@
-"""The figures of a record, by name. Each function draws one and returns its caption, or None with nothing to show."""
+"""The figures of a record, by name. Each function draws one and returns its caption, or None for too little to show."""
 
 from __future__ import annotations
 
@@ -6,22 +6,8 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
-from .canvas import (
-    INK,
-    PAPER,
-    WIDE,
-    Axes,
-    check_matplotlib,
-    colour,
-    drawn,
-    from_zero,
-    legend,
-    logarithmic,
-    numbered,
-    pen,
-)
-from .table import Record, find
-from .values import shown
+from .canvas import INK, PAPER, WIDE, Axes, colour, drawn, from_zero, legend, logarithmic, pen
+from .table import Record, alive, find, shown
 
 __all__ = ["figures"]
 
@@ -33,32 +19,28 @@ def figures(record: Record, prefix: str) -> dict[str, tuple[str, str]]:
 
     `prefix` begins every id in the SVG, so that several drawings fit in one page.
     """
-    check_matplotlib()
     found = {name: drawn(record, draw, f"{prefix}-{name}") for name, draw in _DRAWINGS.items()}
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
 def _values(record: Record, path: str) -> Iterator[tuple[int, str, Any]]:
     """Yield number, name and value of the subjects whose value at `path` was measured."""
-    for i, name, subject in numbered(record):
+    for i, (name, subject) in enumerate(alive(record).items()):
         value = find(subject, path)
         if value and not (isinstance(value, dict) and "unavailable" in value):
             yield i, name, value
 
 
-def _ecdf(record: Record, axes: Axes) -> str | None:
+def _ecdf(record: Record, axes: Axes) -> str:
     for i, name, points in _values(record, "single_stream/ecdf"):
         shares, micros = zip(*[point for point in points if point[0] <= 0.995], strict=True)
         axes.plot(micros, [100 * share for share in shares], label=name, **pen(i))
-    if not axes.lines:
-        return None
     axes.set(xlabel="latency of one text, us", ylabel="answered within, %", ylim=(0, 100))
     logarithmic(axes, "x")
-    legend(axes)
     return "Distribution of latency (up to 99.5 %)"
 
 
-def _length(record: Record, axes: Axes) -> str | None:
+def _length(record: Record, axes: Axes) -> str:
     unit = ""
     for i, name, found in _values(record, "by_length"):
         rows, unit = [row for row in found["classes"] if row["calls"] >= _FEWEST], found["unit"]
@@ -66,15 +48,12 @@ def _length(record: Record, axes: Axes) -> str | None:
             x, p10, p50, p90 = ([row[key] for row in rows] for key in ("mean", "p10_us", "p50_us", "p90_us"))
             axes.plot(x, p50, label=name, **pen(i, marked=True))
             axes.fill_between(x, p10, p90, color=colour(i), alpha=0.15, linewidth=0)
-    if not axes.lines:
-        return None
     axes.set(xlabel=f"{unit} of the text", ylabel="latency, us")
     from_zero(axes)
-    legend(axes)
     return "Latency by length: median, and 10 to 90 %"
 
 
-def _stages(record: Record, axes: Axes) -> str | None:
+def _stages(record: Record, axes: Axes) -> str:
     parts = ("tokenize", "engine", "the rest")
     rows = [(name, found) for _, name, found in _values(record, "stages") if {*parts[:2], "end_to_end"} <= set(found)]
     for y, (_, stages) in enumerate(rows):
@@ -83,8 +62,6 @@ def _stages(record: Record, axes: Axes) -> str | None:
         for i, (left, right) in enumerate(pairwise(edges)):
             label = parts[i] if y == 0 else None
             axes.barh(y, right - left, left=left, color=colour(i), edgecolor=PAPER, height=0.5, label=label)
-    if not rows:
-        return None
     _name_rows(axes, [name for name, _ in rows])
     axes.set(xlabel="median, us")
     axes.grid(axis="y", visible=False)
@@ -113,7 +90,6 @@ def _throughput(record: Record, axes: Axes) -> str | None:
     axes.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:,.0f}")
-    legend(axes)
     return "Throughput by batch and callers (bars: least and most of 3)"
 
 
@@ -128,22 +104,18 @@ def _server(record: Record, axes: Axes) -> str | None:
         return None
     axes.set(xlabel="load, % of back-to-back calls", ylabel="latency, us")
     logarithmic(axes, "y")
-    legend(axes)
     return "Latency under load (dotted: the bound)"
 
 
-def _stability(record: Record, axes: Axes) -> str | None:
+def _stability(record: Record, axes: Axes) -> str:
     for i, name, points in _values(record, "single_stream/over_time"):
         axes.plot([p["s"] for p in points], [p["p50_us"] for p in points], label=name, **pen(i) | {"linewidth": 1.2})
-    if not axes.lines:
-        return None
     axes.set(xlabel="seconds since the start", ylabel="median of a slice, us")
     from_zero(axes)
-    legend(axes)
     return "Latency over time"
 
 
-def _workload(record: Record, axes: Axes) -> str | None:
+def _workload(record: Record, axes: Axes) -> str:
     rows = record["workload"]["characters"]["histogram"]
     axes.bar(range(len(rows)), [row["texts"] for row in rows], color=colour(0), width=0.9)
     axes.set_xticks(range(len(rows)), [f"{row['low']}-{row['high'] - 1}" for row in rows], rotation=45, ha="right")
@@ -166,7 +138,6 @@ def _pareto(record: Record, axes: Axes) -> str | None:
     axes.set(xlabel="median latency, us", ylabel="mean accuracy of the tasks, %")
     axes.margins(0.25)
     logarithmic(axes, "x")
-    legend(axes)
     return "Accuracy, latency and size (area)"
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from .table import Record, alive, find
-from .values import shown
+from .table import Record, alive, find, shown
 
 __all__ = ["Metric", "machine_of", "metrics", "metrics_of"]
 
@@ -35,10 +34,6 @@ class Metric:
     def text(self) -> str:
         """The value with its unit, or "not measured"."""
         return shown(self.value, self.unit)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figure as JSON."""
-        return asdict(self)
 
 
 def metrics(record: Record) -> list[Metric]:

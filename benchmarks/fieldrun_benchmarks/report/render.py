@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def read_records(paths: Sequence[Path]) -> list[Record]:
     return found
 
 
-def page(records: Sequence[Record], *, title: str = "fieldrun bench") -> str:
+def page(records: Sequence[Record]) -> str:
     """Return one HTML page that needs nothing outside itself: no script, no font, no request."""
     check_matplotlib()
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -112,7 +112,7 @@ def page(records: Sequence[Record], *, title: str = "fieldrun bench") -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("page.html.j2").render(title=title, parts=parts, mixed=_mixed(records))
+    return environment.get_template("page.html.j2").render(parts=parts, mixed=_mixed(records))
 
 
 def to_markdown(records: Sequence[Record]) -> str:
@@ -137,13 +137,13 @@ def to_csv(records: Sequence[Record]) -> str:
     writer.writeheader()
     for record in records:
         about = {"date": record["conditions"]["date"], "machine": machine_of(record)}
-        writer.writerows(about | metric.to_dict() for metric in metrics(record))
+        writer.writerows(about | asdict(metric) for metric in metrics(record))
     return out.getvalue()
 
 
 def to_json(records: Sequence[Record]) -> str:
     """Return the records as they are, with their metrics."""
-    found = [[metric.to_dict() for metric in metrics(record)] for record in records]
+    found = [[asdict(metric) for metric in metrics(record)] for record in records]
     value = {"records": list(records), "metrics": found}
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 

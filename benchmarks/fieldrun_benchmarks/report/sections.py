@@ -8,8 +8,7 @@ from typing import Any
 
 from .facts import facts
 from .metrics import machine_of
-from .table import Cell, Record, Section, alive, at, ends, find, table
-from .values import shown
+from .table import Cell, Record, Section, alive, at, ends, find, shown, table
 
 __all__ = ["claim", "sections"]
 

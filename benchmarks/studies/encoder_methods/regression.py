@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fieldrun.errors import ExportError
+from fieldrun.evaluation.copies import first_rows
 from fieldrun.formats.progress import Progress, silent
 from fieldrun.formats.tensors import Array
 from fieldrun.student.windows import pad_ids
@@ -103,7 +104,7 @@ def regress(
     network = Network(start)
     torch = network.torch
     rng = np.random.default_rng(plan.seed)
-    order = rng.permutation(len(sequences))
+    order = rng.permutation(first_rows(map(tuple, sequences)))  # a copy of a held-out text must not be learnt from
     held, train = np.split(order, [min(_HELD_OUT, len(order) // 4)])
     lengths = np.array([len(ids) for ids in sequences])
     compared = range(target.shape[1]) if start.config.layers == target.shape[1] else (-1,)

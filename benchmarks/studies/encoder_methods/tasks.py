@@ -20,6 +20,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from fieldrun.errors import DatasetError
+from fieldrun.evaluation.copies import first_rows, text_key
 from fieldrun.evaluation.dataset import Dataset, read_tsv
 from fieldrun.evaluation.metrics import spearman
 from fieldrun.formats.progress import Progress, silent
@@ -125,24 +126,27 @@ def read_suite(data: Path, limits: Limits) -> Suite:
     except ValueError as error:
         raise DatasetError(f"{similarity.path}: a grade is not a number ({error}); correct it") from error
     hashes = {f"{SIMILARITY}/dev.tsv": str(similarity.sha256)}
-    reported = {text for i in range(len(similarity)) for text in _sides(similarity, i)}
+    reported = {text_key(text) for i in range(len(similarity)) for text in _sides(similarity, i)}
     probes: dict[str, Probe] = {}
     trains = {SIMILARITY: read_tsv(data / SIMILARITY / "train.tsv")}
     for task, file in PROBES.items():
         train, report = read_tsv(data / task / "train.tsv"), read_tsv(data / task / file)
-        rows, asked = _drawn(len(train), limits.train), _drawn(len(report), limits.report)
+        own = {text_key(text) for text in report.texts}  # a copy of a reported row must not be learnt from
+        free_rows = [i for i in range(len(train)) if text_key(train.texts[i]) not in own]
+        rows = [free_rows[i] for i in _drawn(len(free_rows), limits.train)]
+        asked = _drawn(len(report), limits.report)
         probes[task] = Probe(
             train=numbered([str(train.texts[i]) for i in rows]),
             train_labels=tuple(train.labels[i] for i in rows),
             report=numbered([str(report.texts[i]) for i in asked]),
             report_labels=tuple(report.labels[i] for i in asked),
         )
-        reported |= {str(text) for text in report.texts}
+        reported |= own
         hashes[f"{task}/{file}"] = str(report.sha256)
         trains[task] = train
     hashes |= {f"{task}/train.tsv": str(train.sha256) for task, train in trains.items()}
     free = {
-        task: [t for i in range(len(train)) for t in _sides(train, i) if t not in reported]
+        task: [t for i in range(len(train)) for t in _sides(train, i) if text_key(t) not in reported]
         for task, train in trains.items()
     }
     wanted = {name: _mixed(free, getattr(limits, name), seed) for name, seed in (("calibration", 1), ("tuning", 2))}
@@ -170,7 +174,7 @@ def _mixed(free: Mapping[str, Sequence[str]], count: int, seed: int) -> list[str
     rng = np.random.default_rng(seed)
     found: list[str] = []
     for texts in free.values():
-        different = list(dict.fromkeys(texts))
+        different = [texts[i] for i in first_rows(map(text_key, texts))]
         found += [different[i] for i in rng.permutation(len(different))[: -(-count // len(free))]]
     return list(dict.fromkeys(found))[:count]
 

@@ -172,11 +172,11 @@ def _latency(paths: Mapping[str, Path], sets: Mapping[str, Dataset], rounds: int
         texts = [str(text) for text in sets[task].texts]
         first = None if result else time_texts(subjects, texts, repeats=1, warm_up=0)
         timed = time_texts(subjects, texts, repeats=rounds)
-        result[task] = {name: timed[name].to_dict() for name in subjects}
+        result[task] = {name: timed[name] for name in subjects}
         for name, found in result[task].items():
             found["to_int8"] = round(timed.ratio(name, "int8")["median"], 3)
             if first is not None:
-                found["first_to_int8"] = round(first[name].p50_us / first["int8"].p50_us, 3)
+                found["first_to_int8"] = round(first[name]["p50_us"] / first["int8"]["p50_us"], 3)
     for model in models.values():
         model.close()
     return result
@@ -238,7 +238,7 @@ def main(
             "mean_accuracy": sum(entry["accuracy"] for entry in tasks.values()) / len(tasks),
             "drop": {"mean": difference(list(lost.values())), "tasks": {t: difference([v]) for t, v in lost.items()}},
             "latency": {task: found[name] for task, found in latency.items()},
-            "fresh_process": cold[name].to_dict(),
+            "fresh_process": cold[name],
         }
     values = {
         "checkpoint": checkpoint,

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 
 from fieldrun.errors import CheckpointError, SchemaTooNew
-from fieldrun.formats.integrity import FileEntry, check_files, entry_of, from_mapping, read_schema
+from fieldrun.formats.integrity import FileEntry, entry_of, from_mapping, read_files, read_schema
 from fieldrun.formats.storage import is_folder, new_folder, write_bytes, write_json
-from fieldrun.formats.tensors import Array, check_tensors, read_tensors, write_tensors
+from fieldrun.formats.tensors import Array, check_tensors, tensors_in, write_tensors
 
 from ..calibrate import largest_id
 from .gelu import gelu
@@ -162,12 +162,12 @@ class Encoder:
                     f"{ENCODER_FILE} must list encoder.safetensors and tokenizer.json, not {sorted(files)}"
                 )
             config = from_mapping(EncoderConfig, about["encoder"], f"{ENCODER_FILE}: encoder")
-            check_files(folder, files, CheckpointError)
-            stored = read_tensors(folder / "encoder.safetensors")
+            read = read_files(folder, files, CheckpointError)
+            stored = tensors_in(read["encoder.safetensors"], "encoder.safetensors")
             encoder = cls(
                 config=config,
                 tensors={name: tensor.astype(np.float32) for name, tensor in stored.items()},
-                tokenizer=(folder / "tokenizer.json").read_bytes(),
+                tokenizer=bytes(read["tokenizer.json"]),
                 licence=str(about["licence"]),
                 provenance=about["provenance"],
             )

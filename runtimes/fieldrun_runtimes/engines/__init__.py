@@ -32,7 +32,14 @@ GPU_ENGINES = ("tensorrt", "tensorrt-rtx", "cuda", "cuda-graph")
 
 
 class Engine(Protocol):
-    """What the model needs of an engine. Implementations are thread-safe and hold no state between calls."""
+    """What the model needs of an engine. Implementations are thread-safe and hold no state between calls.
+
+    How far a text's answer depends on its company: `native` and `numpy` give the same bits alone, in any batch, in any
+    windows of other texts and on any number of threads. Engines of graphs give the same bits in the same bucket only: a
+    batch is another bucket, and may add in another order (differences of some 1e-6 in a field on a CPU). Two engines,
+    two processors or two versions of a library differ by as much, so a label may differ where its two best scores are
+    nearer than that.
+    """
 
     def run(self, sequences: Sequence[Sequence[int]]) -> tuple[Array, Array]:
         """Return field `(n, dim)` and logits of all single tasks `(n, labels)`, float32, of `n` texts' token ids.

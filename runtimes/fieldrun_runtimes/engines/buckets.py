@@ -6,12 +6,13 @@ Texts go into the smallest length that fits, full batches first; a single text r
 from __future__ import annotations
 
 import abc
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from fieldrun.errors import EngineError
+from fieldrun.errors import BundleError, EngineError
 from fieldrun.formats.bundle import Bucket, Bundle, Manifest, TensorrtGraphs
 from fieldrun.formats.tensors import Array
 
@@ -71,9 +72,14 @@ class GraphEngine(abc.ABC):
     def __init__(self, bundle: Bundle, graphs: Manifest | TensorrtGraphs) -> None:
         self.buckets, self.pair_graphs = graphs.buckets, graphs.pair_graphs
         self._network = bundle.manifest.network
+        tasks = [task for task in bundle.manifest.tasks if not task.attached]
+        singles, pairs = (sum(len(t.labels) for t in tasks if t.kind == kind) for kind in ("single", "pair"))
+        self._columns, self._pair_columns = bundle.manifest.network.field_dim + singles, pairs
         self._plan = BucketPlan(graphs.buckets)
         self._calls: dict[str, Call] = {}
         self._lock = threading.Lock()
+        self._process = os.getpid()
+        self._inherited: list[dict[str, Call]] = []
 
     @abc.abstractmethod
     def _open(self, graph: str) -> Call:
@@ -102,21 +108,33 @@ class GraphEngine(abc.ABC):
 
     def run_pair_graph(self, a: Array, b: Array, batch: int) -> Array:
         """Return what `run_pairs` does, with every pair in the graph of `batch` pairs."""
-        call, parts = self._call(self.pair_graphs[batch]), []
+        graph, parts = self.pair_graphs[batch], []
         for start in range(0, len(a), batch):
             rows = np.minimum(np.arange(start, start + batch), len(a) - 1)  # the last batch repeats the last pair
-            parts.append(call({"a": a[rows], "b": b[rows]})[: len(a) - start])
+            output = self._checked(graph, {"a": a[rows], "b": b[rows]}, batch, self._pair_columns)
+            parts.append(output[: len(a) - start])
         return np.concatenate(parts)
 
     def _batch(self, sequences: Sequence[Sequence[int]], bucket: Bucket) -> Array:
         """Return field and logits in one, `(n, dim + labels)`, of at most `bucket.batch` texts."""
         ids = self._network.frame(sequences, bucket.batch, bucket.length)
-        return self._call(bucket.graph)({"ids": ids})[: len(sequences)]
+        return self._checked(bucket.graph, {"ids": ids}, bucket.batch, self._columns)[: len(sequences)]
+
+    def _checked(self, graph: str, inputs: dict[str, Array], rows: int, columns: int) -> Array:
+        """Run `graph` and return its output `(rows, columns)`, whose numbers are all finite."""
+        output = self._call(graph)(inputs)
+        if output.shape != (rows, columns) or not np.isfinite(output).all():
+            raise BundleError(
+                f"{graph} gives numbers that are not finite, or not {rows} times {columns} of them; export again"
+            )
+        return output
 
     def _split(self, output: Array) -> tuple[Array, Array]:
         return output[:, : self._network.field_dim], output[:, self._network.field_dim :]
 
     def _call(self, graph: str) -> Call:
+        if self._process != os.getpid():
+            self._start_again()
         call = self._calls.get(graph)
         if call is None:
             with self._lock:
@@ -124,3 +142,11 @@ class GraphEngine(abc.ABC):
                     self._calls[graph] = self._open(graph)
                 call = self._calls[graph]
         return call
+
+    def _start_again(self) -> None:
+        """Open all graphs anew after a fork: a process has none of its parent's threads, and locks as they stood.
+
+        The parent's graphs are kept, and never used: to close one would wait for its threads.
+        """
+        self._inherited.append(self._calls)
+        self._calls, self._lock, self._process = {}, threading.Lock(), os.getpid()

@@ -30,7 +30,10 @@ _TYPES = {"tensor(int32)": np.int32, "tensor(float)": np.float32}
 
 
 class CudaEngine(GraphEngine):
-    """Runs a bundle's TensorRT graphs on ONNX Runtime's CUDA provider."""
+    """Runs a bundle's TensorRT graphs on ONNX Runtime's CUDA provider.
+
+    A text gives the same numbers in the same bucket; in a bucket of another size a kernel may add in another order.
+    """
 
     capture = False
 
@@ -51,7 +54,7 @@ class CudaEngine(GraphEngine):
                 "export with a recipe that has [tensorrt], such as jetson-orin-int8"
             )
         super().__init__(bundle, graphs)
-        self._path = bundle.path
+        self._bundle = bundle
 
     def _open(self, graph: str) -> Call:
         options = self._ort.SessionOptions()
@@ -60,7 +63,8 @@ class CudaEngine(GraphEngine):
         # the table is dequantized once, when the graph is opened, and not in every call
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         settings = {"device_id": "0", "use_tf32": "0", "enable_cuda_graph": "1" if self.capture else "0"}
-        return _Bound(self._ort, open_session(self._ort, self._path / graph, options, PROVIDER, settings))
+        session, _ = open_session(self._ort, self._bundle, graph, options, PROVIDER, settings)
+        return _Bound(self._ort, session)
 
 
 def _load_cuda_libraries(ort: Any) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.limits import SCRATCH
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import pair_features
 from fieldrun.student.config import SCORE_FLOOR
@@ -26,7 +27,9 @@ _TOGETHER = 32  # texts of one length in a call, which bounds the memory
 class NumpyEngine:
     """Runs any student with NumPy on one thread. Texts of the same length run together, without padding.
 
-    A product of matrices has the same shape for a text alone and in company, so the answers have the same bits.
+    A product of matrices has the same shape for a text alone and in company, so a text's answer has the same bits alone
+    and in any batch, on one machine and one NumPy. The native engine's answers differ from these by some 1e-6: they add
+    in another order.
     """
 
     def __init__(self, bundle: Bundle, threads: int, weights: Mapping[str, Array] | None = None) -> None:
@@ -43,6 +46,8 @@ class NumpyEngine:
         self._hidden = _Dense(weights, "hidden") if net.hidden else None
         self._output = _Dense(weights, "output")
         self._left = net.margins[0]
+        longest = max(bucket.length for bucket in bundle.manifest.buckets) + net.mixer_kernel
+        self._together = max(1, min(_TOGETHER, SCRATCH // (4 * longest * self._base.size * net.width)))
         self._pairs = PairHeads(weights)
 
     def run(self, sequences: Sequence[Sequence[int]]) -> tuple[Array, Array]:
@@ -53,8 +58,8 @@ class NumpyEngine:
         order: list[int] = []
         parts = []
         for length, rows in groups.items():
-            for start in range(0, len(rows), _TOGETHER):
-                part = rows[start : start + _TOGETHER]
+            for start in range(0, len(rows), self._together):
+                part = rows[start : start + self._together]
                 parts.append(self._run(self._net.frame([sequences[row] for row in part], len(part), length), length))
                 order += part
         output = parts[0]

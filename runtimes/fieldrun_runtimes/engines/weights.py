@@ -1,4 +1,4 @@
-"""The weights of a look-up student as the engines read them: mapped, unpacked, and checked before use."""
+"""The weights of a look-up student as the engines read them: unpacked, and checked before use."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from fieldrun.errors import BundleError, EngineError
+from fieldrun.formats import limits
 from fieldrun.formats.bundle import Bundle, GraphNetwork, Network
 from fieldrun.formats.packing import expand
-from fieldrun.formats.tensors import Array, read_tensors
+from fieldrun.formats.tensors import Array
 
-__all__ = ["check_weights", "lookup_network", "map_weights", "unusable"]
+__all__ = ["check_padding", "check_weights", "lookup_network", "map_weights", "unusable"]
 
 _INTEGERS = (np.int32,)
 _FLOATS = (np.float32,)
@@ -19,7 +20,7 @@ _WEIGHTS = (np.float32, np.float16, np.int8)
 
 
 def map_weights(bundle: Bundle, *, packed_table: bool = False) -> dict[str, Array]:
-    """Map `weights.safetensors` of `bundle` and unpack what is packed.
+    """Return the tensors of `weights.safetensors`, and unpack what is packed.
 
     With `packed_table` a packed table stays in its parts, for the native engine, which opens rows as they are needed.
 
@@ -27,7 +28,7 @@ def map_weights(bundle: Bundle, *, packed_table: bool = False) -> dict[str, Arra
         BundleError: the file does not hold what it says.
     """
     try:
-        return expand(read_tensors(bundle.path / "weights.safetensors"), but=("table",) if packed_table else ())
+        return expand(bundle.tensors(), but=("table",) if packed_table else ())
     except ValueError as error:
         raise unusable(bundle, error) from error
 
@@ -45,8 +46,9 @@ def lookup_network(bundle: Bundle, engine: str) -> Network:
 def check_weights(bundle: Bundle, net: Network, weights: Mapping[str, Array], table: tuple[int, ...] | None) -> None:
     """Check that `weights`, with a table of the shape `table`, belong to the network `net` of the manifest.
 
-    Checked is all that decides where an engine reads: shapes, types, and row numbers. The native engine reads no
-    farther than these say, so weights that pass cannot make it leave its arrays, whatever numbers the tables hold.
+    Checked is all that decides where an engine reads: shapes, types, and row numbers; and that floats are finite. The
+    native engine reads no farther than these say, so weights that pass cannot make it leave its arrays, whatever
+    numbers the tables hold.
 
     Raises:
         BundleError: a tensor is missing, or has another shape, type or value than the network needs.
@@ -66,6 +68,9 @@ def check_weights(bundle: Bundle, net: Network, weights: Mapping[str, Array], ta
         if table is None:
             raise KeyError("table")
         blocks = (weights["rows.modulus"].size,)
+        longest = max(bucket.length for bucket in bundle.manifest.buckets)
+        limits.check_size(blocks[0], limits.BLOCKS, "the number of table rows of a token")
+        limits.check_size(4 * longest * blocks[0] * net.width, limits.SCRATCH, "the bytes of a text's table rows")
         wanted: dict[str, tuple[tuple[int, ...], tuple[type[np.generic], ...]]] = {
             "rows.modulus": (blocks, _INTEGERS),
             "rows.coef": ((len(net.shifts), *blocks), _INTEGERS),
@@ -98,6 +103,8 @@ def check_weights(bundle: Bundle, net: Network, weights: Mapping[str, Array], ta
         modulus, base = weights["rows.modulus"], weights["rows.base"].astype(np.int64)
         steps = [name for name in wanted if name.endswith("input_scale") or name == "mean.gain"]
         wrong += [name for name in steps if not (np.isfinite(weights[name][0]) and weights[name][0] > 0)]
+        floats = [name for name, (_, kinds) in wanted.items() if np.float32 in kinds] + ["table"]
+        wrong += [name for name in floats if name in weights and not _is_sane(weights[name])]
         if (modulus <= 0).any():
             wrong.append("rows.modulus")
         if (base < 0).any() or (base + modulus > table[0]).any():
@@ -106,6 +113,39 @@ def check_weights(bundle: Bundle, net: Network, weights: Mapping[str, Array], ta
         raise BundleError(
             f"{bundle.path}: {wrong[0]!r} in weights.safetensors does not fit the manifest's network; copy it again"
         )
+
+
+def check_padding(bundle: Bundle) -> None:
+    """Prove that a padding position adds nothing, whatever stands beside it: its sum is negative in every column.
+
+    The row of the padding token, which no other token has, outweighs the largest numbers of all other rows.
+
+    Raises:
+        BundleError: it does not.
+    """
+    net = bundle.manifest.network
+    if isinstance(net, GraphNetwork):
+        return
+    weights = map_weights(bundle)
+    check_weights(bundle, net, weights, weights["table"].shape if "table" in weights else None)
+    table, scale, coef = weights["table"], weights["table.scale"], weights["rows.coef"]
+    own = [j for j in range(coef.shape[1]) if coef[net.shifts.index(0), j] and np.count_nonzero(coef[:, j]) == 1]
+    most = np.zeros(net.width)
+    for j, (base, modulus) in enumerate(zip(weights["rows.base"], weights["rows.modulus"], strict=True)):
+        if own and j == own[0]:
+            most += scale[base] * table[base].astype(np.float64)
+        else:
+            rows = slice(int(base), int(base + modulus))
+            most += max(0.0, float((scale[rows] * table[rows].max(1)).max()))
+    if not own or (most > 0).any():
+        raise BundleError(f"{bundle.path}: padding is not zero in weights.safetensors; export again")
+
+
+def _is_sane(tensor: Array) -> bool:
+    """Return whether no number of `tensor` is NaN, infinite or beyond the limit."""
+    if tensor.dtype.kind != "f" or not tensor.size:
+        return True
+    return bool(tensor.min() >= -limits.NUMBER and tensor.max() <= limits.NUMBER)  # a NaN fails both
 
 
 def unusable(bundle: Bundle, error: Exception) -> BundleError:

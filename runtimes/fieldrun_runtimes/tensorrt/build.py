@@ -16,14 +16,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fieldrun.errors import BundleError, EngineError, UsageError
+from fieldrun.errors import BundleError, EngineError, IntegrityError, UsageError
 from fieldrun.formats.bundle import Bundle
+from fieldrun.formats.integrity import read_files
 from fieldrun.formats.progress import Progress, silent
-from fieldrun.formats.tensors import read_tensors
 
 from ..engines.weights import unusable
 from .cache import EngineCache
-from .device import Gpu, find_gpu, require_gpu
+from .device import find_gpu, require_gpu
 from .key import OPTIONS, EngineKey, keys_of
 from .layers import fallen_back, layer_precisions, part_shapes, unchecked, wanted_precisions
 from .library import load_library, quiet_logger
@@ -105,7 +105,8 @@ def build(
         raise UsageError(f"a compute capability is two numbers with a point, as in 8.6, not {compute_capability!r}")
     opened = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     library = load_library(target)
-    gpu = _gpu(target)
+    found = require_gpu() if target == "tensorrt" else find_gpu()
+    gpu = None if isinstance(found, str) else found
     if target == "tensorrt" and gpu is not None and compute_capability not in (None, gpu.compute_capability):
         raise EngineError(
             f"TensorRT builds for the GPU that it runs on, {gpu.compute_capability}, not for {compute_capability}; "
@@ -117,7 +118,7 @@ def build(
         _capability(library, first.compute_capability)
     store = EngineCache(cache)
     folder = store.folder(opened, first)
-    weights = read_tensors(opened.path / "weights.safetensors")
+    weights = opened.tensors()
     try:
         shapes, wanted = part_shapes(weights), wanted_precisions(weights)
     except KeyError as error:
@@ -134,22 +135,18 @@ def build(
             if about is None:
                 timing = store.timing(folder, key) if target == "tensorrt" else b""
                 made = compile_graph(library, opened.path / name, key, shapes, timing)
+                # the parser reads by path: an engine is kept only if the files are still those that were loaded
+                parsed = {file: opened.manifest.files[file] for file in (name, "weights.safetensors")}
+                read_files(opened.path, parsed, IntegrityError)
                 about = {"seconds": made.seconds, "layers": made.layers, "bytes": len(made.engine)}
                 store.write(folder, key, made.engine, about)
                 if made.timing:
                     store.write_timing(folder, key, made.timing)
             pairs = key.bucket.startswith("pairs")
             here = {part: kind for part, kind in wanted.items() if (part == "pairs") == pairs}
-            engines.append(
-                BuiltEngine(
-                    graph=name,
-                    bucket=key.bucket,
-                    reused=reused,
-                    **about,
-                    fallen_back=fallen_back(about["layers"], here),
-                    unchecked=unchecked(about["layers"], here),
-                )
-            )
+            lines, parts = fallen_back(about["layers"], here), unchecked(about["layers"], here)
+            facts = about | {"bucket": key.bucket, "reused": reused}
+            engines.append(BuiltEngine(graph=name, fallen_back=lines, unchecked=parts, **facts))
         report("engines", len(keys), len(keys))
     return BuildReport(
         target=target,
@@ -159,13 +156,6 @@ def build(
         folder=folder,
         engines=tuple(engines),
     )
-
-
-def _gpu(target: str) -> Gpu | None:
-    if target == "tensorrt":
-        return require_gpu()
-    found = find_gpu()
-    return None if isinstance(found, str) else found
 
 
 def _capability(library: ModuleType, capability: str) -> Any:

@@ -16,7 +16,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class Entry:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry as JSON."""
-        return {"path": str(self.path), "bytes": self.bytes, "key": self.key.to_dict()}
+        return {"path": str(self.path), "bytes": self.bytes, "key": asdict(self.key)}
 
 
 class EngineCache:
@@ -89,14 +89,11 @@ class EngineCache:
             with tempfile.TemporaryFile(dir=folder):
                 pass
             free = shutil.disk_usage(folder).free
-        except (FileExistsError, NotADirectoryError) as error:
-            raise StorageError(
-                f"a file is where the engine cache {folder} goes; give another one with --cache"
-            ) from error
         except OSError as error:
-            raise StorageError(
-                f"cannot write the engine cache {folder}: {error.strerror or error}; give another one with --cache"
-            ) from error
+            why = f"cannot write the engine cache {folder}: {error.strerror or error}"
+            if isinstance(error, FileExistsError | NotADirectoryError):
+                why = f"a file is where the engine cache {folder} goes"
+            raise StorageError(f"{why}; give another one with --cache") from error
         except EngineError as error:
             raise StorageError(str(error)) from error
         if free < need:
@@ -125,13 +122,12 @@ class EngineCache:
                 except FileNotFoundError:
                     continue
             try:
-                try:
-                    with _lock_errors(folder):
-                        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    waiting()
                 with _lock_errors(folder):
-                    fcntl.flock(handle, fcntl.LOCK_EX)  # returns at once if it is held already
+                    try:
+                        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:  # another builder holds it
+                        waiting()
+                        fcntl.flock(handle, fcntl.LOCK_EX)
                     held = _is_at(handle, lock)  # a lock on a file that `clear` deleted stops no other builder
                     for left in folder.iterdir() if held else ():
                         if _LEFT.fullmatch(left.name):
@@ -153,7 +149,7 @@ class EngineCache:
         path = _engine_path(folder, key.graph)
         write_bytes(path, engine)
         entry = {"bytes": len(engine), "sha256": sha256_bytes(engine)}
-        write_json(path.with_suffix(".json"), {"schema": SCHEMA, "key": key.to_dict(), "engine": entry, "about": about})
+        write_json(path.with_suffix(".json"), {"schema": SCHEMA, "key": asdict(key), "engine": entry, "about": about})
         for written in (path, path.with_suffix(".json")):
             written.chmod(0o600)  # a umask that lets the group write would have the engine refused
 
@@ -166,9 +162,7 @@ class EngineCache:
     def about(self, folder: Path, key: EngineKey) -> dict[str, Any] | None:
         """Return `{bytes, seconds, layers}` of a valid engine's build; None if there is no valid one."""
         with contextlib.suppress(EngineError):
-            self.read(folder, key, "")
-            about: dict[str, Any] = self.check(folder, key, "")["about"]
-            return about
+            return self._read(folder, key, "")[1]
         return None
 
     def check(self, folder: Path, key: EngineKey, remedy: str) -> dict[str, Any]:
@@ -197,12 +191,15 @@ class EngineCache:
             raise EngineError(f"the engine {path} cannot be used: {error}; {remedy}") from error
         if differences:
             raise EngineStale(f"the engine {path}", differences, remedy)
-        if not _has(sidecar["engine"], "bytes", "sha256") or not _is_about(sidecar.get("about")):
+        if not _is_whole(sidecar):
             raise EngineError(f"the sidecar of the engine {path} is corrupt; {remedy}")
         return sidecar
 
     def read(self, folder: Path, key: EngineKey, remedy: str) -> bytes:
         """Return the bytes of the engine for `key`; raises as `check`, and `EngineError` if they were changed."""
+        return self._read(folder, key, remedy)[0]
+
+    def _read(self, folder: Path, key: EngineKey, remedy: str) -> tuple[bytes, dict[str, Any]]:
         sidecar = self.check(folder, key, remedy)
         path = _engine_path(folder, key.graph)
         try:
@@ -211,7 +208,7 @@ class EngineCache:
             raise EngineError(f"the engine {path} cannot be read: {error.strerror}; {remedy}") from error
         if sidecar["engine"] != {"bytes": len(engine), "sha256": sha256_bytes(engine)}:
             raise EngineError(f"the engine {path} was cut or changed after it was built; {remedy}")
-        return engine
+        return engine, sidecar["about"]
 
     def timing(self, folder: Path, key: EngineKey) -> bytes:
         """Return the timing cache of the builder in `key`; empty if it is missing, corrupt or another user's."""
@@ -234,8 +231,7 @@ class EngineCache:
         """Return every engine that has a readable sidecar, in the order of their paths."""
         found = []
         for path in (path for folder in self._folders() for path in sorted(folder.glob("*.engine"))):
-            key = _key_of(path)
-            if key is not None:
+            if key := _key_of(path):
                 found.append(Entry(path=path, key=key, bytes=path.stat().st_size))
         return found
 
@@ -263,9 +259,8 @@ class EngineCache:
                         with contextlib.suppress(OSError):
                             empty.rmdir()
         except OSError as error:
-            raise StorageError(
-                f"cannot clear {self.root}: {error.strerror or error}; delete it as its owner"
-            ) from error
+            why = f"cannot clear {self.root}: {error.strerror or error}"
+            raise StorageError(f"{why}; delete it as its owner") from error
         return engines, size
 
     def _make(self, folder: Path) -> None:
@@ -274,19 +269,14 @@ class EngineCache:
 
     def _folders(self) -> list[Path]:
         """Return the folders of engines, in order."""
-        return [
-            folder
-            for folder in sorted(self.root.glob("*/*"))
-            if _OURS.fullmatch(folder.relative_to(self.root).as_posix()) and folder.is_dir()
-        ]
+        found = (path for path in sorted(self.root.glob("*/*")) if path.is_dir())
+        return [path for path in found if _OURS.fullmatch(path.relative_to(self.root).as_posix())]
 
 
 @contextlib.contextmanager
 def _lock_errors(folder: Path) -> Iterator[None]:
     try:
         yield
-    except BlockingIOError:  # another builder holds it
-        raise
     except OSError as error:
         raise StorageError(
             f"cannot lock the engine cache {folder}: {error.strerror or error}; run as the cache's owner, or give "
@@ -306,23 +296,16 @@ def _refuse_to_wait(folder: Path) -> None:
     raise StorageError(f"a build is running in {folder}; clear the cache when it has ended")
 
 
-def _has(value: Any, *names: str) -> bool:
-    """Return whether `value` is a JSON object with exactly these names."""
-    return isinstance(value, dict) and set(value) == set(names)
-
-
-def _is_about(value: Any) -> bool:
-    """Return whether `value` is the `about` that `write` takes."""
-    if not _has(value, "bytes", "seconds", "layers"):
+def _is_whole(sidecar: dict[str, Any]) -> bool:
+    """Return whether a sidecar has what `write` writes beside the key."""
+    engine, about = sidecar["engine"], sidecar.get("about")
+    if not isinstance(engine, dict) or not isinstance(about, dict):
         return False
-    size, seconds, layers = value["bytes"], value["seconds"], value["layers"]
-    return (
-        type(size) is int
-        and type(seconds) in (int, float)
-        and math.isfinite(seconds)
-        and isinstance(layers, dict)
-        and all(isinstance(kind, str) for kind in layers.values())
-    )
+    if set(engine) != {"bytes", "sha256"} or set(about) != {"bytes", "seconds", "layers"}:
+        return False
+    size, seconds, layers = about["bytes"], about["seconds"], about["layers"]
+    numbers = type(size) is int and type(seconds) in (int, float) and math.isfinite(seconds)
+    return numbers and isinstance(layers, dict) and all(isinstance(kind, str) for kind in layers.values())
 
 
 def _key_of(engine: Path) -> EngineKey | None:

@@ -52,13 +52,15 @@ class Stream:
 
     def upload(self, buffer: Buffer) -> None:
         """Copy a buffer's host side to the device, after the work that the stream already has."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        call(self._runtime, "cudaMemcpyAsync", buffer.address, buffer.pinned, buffer.host.nbytes, kind, self._stream)
+        self._copy(buffer.address, buffer.pinned, buffer, "cudaMemcpyHostToDevice")
 
     def download(self, buffer: Buffer) -> None:
         """Copy a buffer's device side to the host."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        call(self._runtime, "cudaMemcpyAsync", buffer.pinned, buffer.address, buffer.host.nbytes, kind, self._stream)
+        self._copy(buffer.pinned, buffer.address, buffer, "cudaMemcpyDeviceToHost")
+
+    def _copy(self, to: int, source: int, buffer: Buffer, kind: str) -> None:
+        way = getattr(self._runtime.cudaMemcpyKind, kind)
+        call(self._runtime, "cudaMemcpyAsync", to, source, buffer.host.nbytes, way, self._stream)
 
     def wait(self) -> None:
         """Wait until all work of the stream is done."""

@@ -6,8 +6,8 @@ crashes the process when it ends.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import hashlib
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fieldrun.errors import EngineError
+from fieldrun.formats.storage import sha256_bytes
 
 __all__ = ["Gpu", "find_gpu", "jetpack", "machine_id", "parse_nv_tegra_release", "require_gpu"]
 
@@ -82,19 +83,17 @@ def parse_nv_tegra_release(text: str) -> str | None:
 
 def jetpack(root: Path = Path("/")) -> str | None:
     """Return the L4T release that JetPack installed, such as "36.4.0"; None on other machines."""
-    try:
-        text = (root / "etc/nv_tegra_release").read_text("utf-8", "replace")
-    except OSError:
-        return None
-    return parse_nv_tegra_release(text)
+    return parse_nv_tegra_release(_read(root / "etc/nv_tegra_release"))
 
 
 def machine_id(gpu: Gpu | None, root: Path = Path("/")) -> str:
     """Return 16 hexadecimal digits that identify this machine: a hash of its identity and its GPU's."""
-    parts = [gpu.uuid if gpu is not None else ""]
-    for name in _IDENTITY:
-        try:
-            parts.append((root / name).read_text("utf-8", "replace").strip("\0 \n"))
-        except OSError:
-            parts.append("")
-    return hashlib.sha256("\n".join(["fieldrun engines", *parts]).encode("utf-8")).hexdigest()[:16]
+    parts = ["fieldrun engines", gpu.uuid if gpu is not None else ""]
+    parts += [_read(root / name).strip("\0 \n") for name in _IDENTITY]
+    return sha256_bytes("\n".join(parts).encode("utf-8"))[:16]
+
+
+def _read(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text("utf-8", "replace")
+    return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from types import ModuleType
 from typing import Any
 
@@ -39,10 +39,6 @@ class EngineKey:
     bucket: str
     options: Mapping[str, Any]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the key as JSON."""
-        return asdict(self)
-
     def builder(self) -> str:
         """Return 12 hexadecimal digits that identify the builder and its GPU: what kernel timings are valid for."""
         names = ("target", "tensorrt", "cuda", "compute_capability", "device", "machine", "jetpack")
@@ -50,7 +46,7 @@ class EngineKey:
 
     @classmethod
     def from_dict(cls, value: Any) -> EngineKey:
-        """Read what `to_dict` returned; `EngineError` for anything else."""
+        """Read what a sidecar has; `EngineError` for anything else."""
         key: EngineKey = from_mapping(cls, value, "the key of the engine", EngineError)
         texts = [(f.name, getattr(key, f.name)) for f in fields(key) if f.name != "options"]
         wrong = [name for name, text in texts if not isinstance(text, str) and not (name in _OPTIONAL and text is None)]

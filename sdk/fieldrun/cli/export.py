@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .inputs import labelled_rows, read_texts
-from .options import calibration_option, data_option, examples, json_option, output_option
+from .options import calibration_option, columns_options, data_option, examples, json_option, output_option
 from .output import put, put_json, warn
 from .progress import progress
 
@@ -43,6 +43,7 @@ class _Command(click.Command):
 @click.option("--recipe", default="cpu-int8", show_default=True, help="A recipe of the list below, or a .toml file.")
 @calibration_option
 @data_option("The report shows how the accuracy on them changes.")
+@columns_options()
 @click.option("--max-drop", type=click.FloatRange(min=0), help="The points of accuracy on --data that may be lost.")
 @json_option
 def export(
@@ -51,6 +52,9 @@ def export(
     recipe: str,
     calibration: Path | None,
     data: tuple[str, ...],
+    text_column: str | None,
+    text_b_column: str | None,
+    label_column: str | None,
     max_drop: float | None,
     as_json: bool,
 ) -> None:
@@ -63,7 +67,8 @@ def export(
 
     if max_drop is not None and not data:
         raise click.UsageError("--max-drop is measured on labelled rows; give --data TASK=FILE")
-    rows, texts = labelled_rows(data), read_texts(calibration)
+    columns = {"text_column": text_column, "text_b_column": text_b_column, "label_column": label_column}
+    rows, texts = labelled_rows(data, **columns), read_texts(calibration)
     with progress() as step:
         report = fieldrun.export(
             checkpoint, output, recipe=recipe, calibration=texts, data=rows, max_drop=max_drop, progress=step

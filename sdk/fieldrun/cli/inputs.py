@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
-from fieldrun.errors import DatasetError, InputTextError, UsageError
+from fieldrun.errors import DatasetError, FieldrunError, InputTextError, TextTooLong, UsageError
 from fieldrun.evaluation.dataset import Dataset, read_tsv
+from fieldrun.evaluation.tables import Columns, is_table
 from fieldrun.formats.bundle import MANIFEST
 from fieldrun.formats.storage import is_folder
 
 from .output import note
 
 if TYPE_CHECKING:
-    from fieldrun_runtimes.answers import Text
+    from fieldrun_runtimes.answers import Failed, Text
     from fieldrun_runtimes.model import FieldModel, Floats, Integers
 
 __all__ = ["Batch", "choose_tasks", "encode", "labelled_rows", "read_batches", "read_texts", "read_tsv"]
@@ -29,10 +30,14 @@ Named: TypeAlias = "tuple[str, str | bytes | tuple[str, str]]"
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some texts, or pairs of texts, and what errors call each of them ("line 3", "text 1")."""
+    """Some texts, or pairs of texts, what errors call each of them ("line 3", "text 1"), and their numbers.
 
-    texts: list[Text]
+    In the place of a text that could not be read stands its error.
+    """
+
+    texts: list[Text | FieldrunError]
     names: list[str]
+    lines: list[int]
 
 
 def choose_tasks(model: FieldModel, wanted: Sequence[str], *, paired: bool) -> tuple[tuple[str, ...], bool]:
@@ -44,7 +49,7 @@ def choose_tasks(model: FieldModel, wanted: Sequence[str], *, paired: bool) -> t
 
 
 def read_batches(
-    texts: Sequence[str], pairs: Sequence[tuple[str, str]] = (), *, paired: bool = False
+    texts: Sequence[str], pairs: Sequence[tuple[str, str]] = (), *, paired: bool = False, on_error: str = "fail"
 ) -> Iterator[Batch]:
     """Yield the texts of the arguments or, without any, the lines of stdin, in batches.
 
@@ -54,9 +59,10 @@ def read_batches(
         texts: the arguments TEXT; if `paired`, each is `a<TAB>b`.
         pairs: the options `--pair`.
         paired: whether the texts are pairs.
+        on_error: `"fail"` raises the error of a text that cannot be read; else it is yielded in the text's place.
 
     Raises:
-        InputTextError: there are no texts, or one is empty, not UTF-8 or, if `paired`, not a pair.
+        InputTextError: there are no texts, or, with `"fail"`, one is empty, not UTF-8 or, if `paired`, not a pair.
         UsageError: the first argument names a bundle.
     """
     from fieldrun_runtimes.answers import BATCH, parse_line
@@ -67,25 +73,29 @@ def read_batches(
     if texts or pairs:
         given: list[Named] = [(f"text {i}", text) for i, text in enumerate(texts, start=1)]
         chunks = [given + [(f"pair {i}", pair) for i, pair in enumerate(pairs, start=1)]]
-    found = False
+    found, number = False, 0
     for chunk in chunks:
-        batch = Batch([], [])
+        batch = Batch([], [], [])
         for name, text in chunk:
+            number += 1
             try:
                 if isinstance(text, tuple) and all(part.strip() for part in text):
-                    parsed: Text = text
+                    parsed: Text | FieldrunError = text
                 else:
                     line = "\t".join(text) if isinstance(text, tuple) else text
                     parsed = parse_line(line, name, paired=paired)
-            except InputTextError:
-                if batch.texts:
-                    yield batch
-                raise
+            except InputTextError as error:
+                if on_error == "fail":
+                    if batch.texts:
+                        yield batch
+                    raise
+                parsed = error
             batch.texts.append(parsed)
             batch.names.append(name)
+            batch.lines.append(number)
             if len(batch.texts) == BATCH:
                 yield batch
-                batch = Batch([], [])
+                batch = Batch([], [], [])
         if batch.texts:
             yield batch
         found = True
@@ -93,22 +103,51 @@ def read_batches(
         raise InputTextError("no texts: give them as arguments, or one per line on stdin")
 
 
-def encode(model: FieldModel, texts: Sequence[str], dim: int | None) -> tuple[Floats, Integers]:
-    """Return the fields of the arguments `texts`, or of the lines of stdin, and how many tokens each text lost."""
+def encode(
+    model: FieldModel, texts: Sequence[str], dim: int | None, on_error: str
+) -> tuple[Floats, Integers, list[Failed]]:
+    """Return fields, the tokens that each text lost, and what failed, of the arguments or of the lines of stdin.
+
+    With `on_error="report"` the field of a text that cannot be encoded is NaN; with `"skip"` there is none.
+    """
     import numpy as np
 
     from fieldrun.evaluation.rows import run_located
+    from fieldrun_runtimes.answers import failed
 
     fields, dropped = [], []
-    for batch in read_batches(texts):
-        found = run_located(lambda part: model.forward(part, dim=dim), batch.texts, batch.names.__getitem__)
-        fields.append(found.field)
-        dropped.append(found.dropped)
-    return np.concatenate(fields), np.concatenate(dropped)
+    errors: list[Failed] = []
+    for batch in read_batches(texts, on_error=on_error):
+        rows = batch.texts
+        try:
+            if any(isinstance(text, FieldrunError) for text in rows):
+                raise InputTextError
+            found = run_located(lambda part: model.forward(part, dim=dim), rows, batch.names.__getitem__)
+            fields.append(found.field)
+            dropped.append(found.dropped)
+            continue
+        except (InputTextError, TextTooLong):
+            if on_error == "fail":
+                raise
+        for i, text in enumerate(rows):  # which ones are they?
+            try:
+                if isinstance(text, FieldrunError):
+                    raise text
+                found = model.forward([text], dim=dim)  # type: ignore[list-item]  # not a pair
+                fields.append(found.field)
+                dropped.append(found.dropped)
+            except (InputTextError, TextTooLong) as error:
+                errors.append(failed(error, batch.lines[i], batch.names[i]))
+                if on_error == "report":
+                    fields.append(np.full((1, dim or model.get_embedding_dimension()), np.nan, np.float32))
+                    dropped.append(np.zeros(1, np.int64))
+    if not fields:
+        raise InputTextError("no text could be encoded")
+    return np.concatenate(fields), np.concatenate(dropped), errors
 
 
-def labelled_rows(values: Sequence[str]) -> dict[str, Dataset]:
-    """Read the rows of every TASK=FILE, by task."""
+def labelled_rows(values: Sequence[str], **columns: str | None) -> dict[str, Dataset]:
+    """Read the rows of every TASK=FILE, by task; `columns` as for `read_tsv`."""
     files: dict[str, str] = {}
     for value in values:
         task, _, path = value.partition("=")
@@ -119,17 +158,17 @@ def labelled_rows(values: Sequence[str]) -> dict[str, Dataset]:
                 f"--data names the task {task!r} twice, with {files[task]} and {path}; put their rows into one file"
             )
         files[task] = path
-    return {task: read_tsv(path) for task, path in files.items()}
+    return {task: read_tsv(path, **columns) for task, path in files.items()}
 
 
 def read_texts(path: Path | None) -> list[str] | None:
     """Read the texts of a calibration file; a pair counts as two texts."""
     if path is None:
         return None
-    if path.suffix == ".tsv":
+    if path.suffix == ".tsv" or is_table(path, Columns()):
         return [text for item in read_tsv(path).texts for text in ([item] if isinstance(item, str) else item)]
     try:
-        lines = path.read_text("utf-8").split("\n")
+        lines = path.read_text("utf-8-sig").split("\n")
     except FileNotFoundError as error:
         raise DatasetError(f"{path} does not exist; give a file with one text per line") from error
     except UnicodeDecodeError as error:

@@ -7,8 +7,21 @@ from typing import Any
 
 import click
 
-from .options import bundle_option, examples, force_option, json_option, output_option, runtime_options, task_option
-from .output import note, note_dropped, put, put_json
+from fieldrun.errors import InputTextError
+
+from .options import (
+    bundle_option,
+    columns_options,
+    examples,
+    force_option,
+    json_option,
+    on_error_option,
+    output_option,
+    runtime_options,
+    task_option,
+    unknown_option,
+)
+from .output import end_with_errors, note, note_dropped, put, put_json
 from .progress import progress
 
 __all__ = ["label"]
@@ -25,8 +38,11 @@ __all__ = ["label"]
 @bundle_option
 @task_option
 @output_option("file of JSON lines")
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="The number of processes.")
-@click.option("--top", type=click.IntRange(min=1), help="The number of labels in scores, best first.  [default: all]")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Use so many processes.")
+@click.option("--top", type=click.IntRange(min=1), help="Keep so many labels in scores, best first.  [default: all]")
+@on_error_option
+@unknown_option
+@columns_options(labels=False)
 @force_option
 @runtime_options
 @json_option
@@ -37,20 +53,39 @@ def label(
     output: Path,
     workers: int,
     top: int | None,
+    on_error: str | None,
+    unknown: str,
+    text_column: str | None,
+    text_b_column: str | None,
     force: bool,
     runtime: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Label every line of FILEs, in their order, with little memory.
 
-    A FILE has one text per line or, for a pair task, two texts with a tab between them. The output has one JSON object
-    per text and task, as 'fieldrun run --json' prints it. After an interruption, the same command continues.
+    A FILE has one text per line or, for a pair task, two texts with a tab between them; or it is a table with named
+    columns: CSV, JSON lines, Parquet, or TSV with a header. The output has one JSON object per text and task, as
+    'fieldrun run --json' prints it, also for a line that cannot be answered. After an interruption, the same command
+    continues.
     """
     import fieldrun
 
+    policy = on_error or "report"
     with progress() as step:
         done = fieldrun.label(
-            files, output, tasks=tasks, bundle=bundle, workers=workers, top=top, force=force, **runtime, progress=step
+            files,
+            output,
+            tasks=tasks,
+            bundle=bundle,
+            workers=workers,
+            top=top,
+            on_error=policy,
+            unknown=unknown,
+            text_column=text_column,
+            text_b_column=text_b_column,
+            force=force,
+            **runtime,
+            progress=step,
         )
     note_dropped(done.dropped, done.cut, done.lines)
     if done.resumed_at:
@@ -60,3 +95,5 @@ def label(
     else:
         rate = (done.lines - done.resumed_at) / done.seconds
         put(f"{output}: {done.lines:,} lines, {rate:,.0f} lines/s with {workers} worker{'' if workers == 1 else 's'}")
+    if policy == "report":
+        end_with_errors(done.errors, done.lines, InputTextError.exit_code)

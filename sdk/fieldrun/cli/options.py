@@ -19,18 +19,22 @@ __all__ = [
     "cache_option",
     "calibration_option",
     "check_output",
+    "columns_options",
     "data_option",
     "engine_option",
     "engine_options",
     "examples",
     "force_option",
+    "join_labels_option",
     "json_option",
+    "on_error_option",
     "output_option",
     "parse_bytes",
     "runtime_options",
     "seed_option",
     "task_option",
     "threads_option",
+    "unknown_option",
     "work_option",
 ]
 
@@ -82,6 +86,52 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")(function)
 
 
+def join_labels_option(function: F) -> F:
+    """Add `--join-labels`."""
+    return click.option(
+        "--join-labels", is_flag=True, help="Take labels that differ only in case, blanks or Unicode form for one."
+    )(function)
+
+
+def on_error_option(function: F) -> F:
+    """Add `--on-error`."""
+    return click.option(
+        "--on-error",
+        type=click.Choice(["fail", "skip", "report"]),
+        help="What a text that cannot be read does: end the command, be left out, or be reported in its place, with an "
+        "exit code at the end.  [default: report; for texts given as arguments: fail]",
+    )(function)
+
+
+def unknown_option(function: F) -> F:
+    """Add `--unknown`."""
+    return click.option(
+        "--unknown",
+        type=click.Choice(["answer", "reject", "error"]),
+        default="answer",
+        show_default=True,
+        help="What a text without a known token gets (another script, emoji): labels that mean nothing, no label, or "
+        "an error.",
+    )(function)
+
+
+def columns_options(*, labels: bool = True) -> Callable[[F], F]:
+    """Add `--text-column`, `--text-b-column` and `--label-column`, for files with named columns."""
+    whats = {
+        "--label-column": "of the labels.  [default: label]",
+        "--text-b-column": "of the second texts, for pairs.  [default: text_b]",
+        "--text-column": "of the texts.  [default: text; for pairs: text_a]",
+    }
+
+    def add(function: F) -> F:
+        for name, what in whats.items():
+            if labels or name != "--label-column":
+                function = click.option(name, metavar="NAME", help=f"The column {what}")(function)
+        return function
+
+    return add
+
+
 def seed_option(function: F) -> F:
     """Add `--seed`."""
     return click.option(
@@ -96,7 +146,7 @@ def data_option(purpose: str, *, required: bool = False) -> Callable[[F], F]:
         multiple=True,
         required=required,
         metavar="TASK=FILE",
-        help=f"Labelled rows of a task, a TSV file; repeat it for several tasks. {purpose}",
+        help=f"Labelled rows of a task, a TSV, CSV, JSON lines or Parquet file; repeat it for several tasks. {purpose}",
     )
 
 

@@ -12,10 +12,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
+
 from fieldrun.errors import StorageError
 from fieldrun.formats.storage import write_bytes
 
 __all__ = [
+    "end_with_errors",
     "flush",
     "hush",
     "note",
@@ -68,6 +71,14 @@ def note_dropped(dropped: int, cut: int, total: int) -> None:
         note(f"{cut} of {total} texts were too long and lost {dropped} tokens; --overflow window reads them whole")
 
 
+def end_with_errors(count: int, total: int, code: int) -> None:
+    """Say how many texts failed, and end the command with `code`; do nothing if none failed."""
+    if count:
+        note(f"{count} of {total} texts could not be answered")
+        flush()
+        click.get_current_context().exit(code)
+
+
 def warn(message: str) -> None:
     """Write one line to stderr, with the program's name."""
     sys.stderr.write(f"fieldrun: {one_line(message)}\n")
@@ -87,8 +98,21 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
+_STREAMS = 3  # stdin, stdout, stderr
+
+
 def tolerate_encodings() -> None:
-    """Make stdout and stderr escape characters that their encoding lacks, instead of failing."""
+    """Make stdout and stderr escape characters that their encoding lacks, instead of failing.
+
+    Those that were closed before the start (`>&-`) write nowhere: else the next file that is opened would take their
+    place.
+    """
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) < _STREAMS:
+        pass
+    os.close(nowhere)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115  # for as long as the process runs
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fieldrun.errors import DatasetError, RecipeError
+from fieldrun.evaluation.copies import Key, first_rows, text_key
 from fieldrun.evaluation.dataset import Dataset, read_tsv
 from fieldrun.formats.storage import sha256_file
 from fieldrun.formats.tensors import Array
@@ -19,6 +21,7 @@ from .recipe import CorpusRecipe, DistillRecipe, TaskRecipe, is_task_name
 __all__ = ["Split", "TaskData", "TextPool", "build_pool", "discover_tasks"]
 
 _SENTENCES = 600  # to hold out of a file of phrases; each removes about five others from the train rows
+_ENDS = (".tsv", ".csv", ".jsonl", ".parquet")
 _REPLACED, _LEFT_OUT = 0.15, 0.1  # of the words of an altered copy
 Integers = npt.NDArray[np.int64]
 
@@ -69,13 +72,18 @@ class TextPool:
 
 
 def discover_tasks(data: Path) -> tuple[TaskRecipe, ...]:
-    """Return a task for every folder of `data` with a `train.tsv`, to report on its `dev.tsv` or else `test.tsv`."""
+    """Return a task for every folder of `data` with a train file, to report on its dev file or else its test file.
+
+    A file is a table of any kind: `train.tsv`, `train.csv`, `train.jsonl` or `train.parquet`.
+    """
     tasks = []
-    for folder in sorted(p.parent for p in data.glob("*/train.tsv")):
+    for train in sorted({p.parent: p for end in reversed(_ENDS) for p in data.glob(f"*/train{end}")}.values()):
+        folder = train.parent
         if not is_task_name(folder.name):
             raise DatasetError(f"the folder {folder} cannot name a task; rename it to letters, digits, '-' and '_'")
-        report = next((name for name in ("dev.tsv", "test.tsv") if (folder / name).is_file()), None)
-        tasks.append(TaskRecipe(name=folder.name, report=report))
+        names = (f"{stem}{end}" for stem in ("dev", "test") for end in _ENDS)
+        report = next((name for name in names if (folder / name).is_file()), None)
+        tasks.append(TaskRecipe(name=folder.name, train=(train.name,), report=report))
     if not tasks:
         raise DatasetError(f"{data} has no task; add {data}/<task>/train.tsv with the header text<TAB>label")
     return tuple(tasks)
@@ -84,7 +92,8 @@ def discover_tasks(data: Path) -> tuple[TaskRecipe, ...]:
 def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
     """Read the data folder: tasks, a held-out slice of each train file, and the drawn corpus lines.
 
-    A text that is held out or reported on is never trained on, even if a train file or corpus has it too.
+    A text that is held out or reported on is never trained on, even if a train file or corpus has it too. Texts are
+    the same when they are equal but for case, whitespace and Unicode form, and a row that is there twice counts once.
 
     Raises:
         DatasetError: a file is missing or not valid, or a task has fewer than two labels or too few rows.
@@ -96,7 +105,8 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
         _read_task(task, data, recipe.training.held_out, rng, hashes) for task in recipe.tasks or discover_tasks(data)
     ]
     reserved = dict.fromkeys(part for task in tasks for part in task.reserved())
-    seen = dict.fromkeys(part for task in tasks for part in _parts_of(task.rows) if part not in reserved)
+    hidden = {text_key(text) for text in reserved}
+    seen = dict.fromkeys(part for task in tasks for part in _parts_of(task.rows) if text_key(part) not in hidden)
     n_labelled = len(seen)
     spans: dict[str, tuple[int, int]] = {}
     for corpus in recipe.corpus:
@@ -107,7 +117,7 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
         lines, hashes[f"corpus/{corpus.file}.txt"] = _corpus_lines(data, corpus)
         if corpus.treebank:
             lines = [line.replace("n't", " n't") if number % 2 else line for number, line in enumerate(lines)]
-        lines = [line for line in lines if line not in reserved and len(line) <= corpus.max_chars]
+        lines = [line for line in lines if len(line) <= corpus.max_chars and text_key(line) not in hidden]
         start = len(seen)
         for i in rng.permutation(len(lines)):
             if len(seen) - start == corpus.rows:
@@ -118,13 +128,13 @@ def build_pool(recipe: DistillRecipe, data: Path) -> TextPool:
         start = len(seen)
         own = dict.fromkeys(_parts_of(text for i, text in enumerate(task.rows) if i not in task.held))
         altered = _altered([text for text in own if text in seen], task.recipe.augment, rng)
-        seen |= dict.fromkeys(text for text in altered if text not in reserved)
+        seen |= dict.fromkeys(text for text in altered if text_key(text) not in hidden)
         if task.recipe.augment:
             spans[f"{task.recipe.name}, altered"] = (start, len(seen))
     n_transfer = len(seen)
     seen |= reserved
     index = {text: i for i, text in enumerate(seen)}
-    found = [task.split(index, reserved.keys()) for task in tasks]
+    found = [task.split(index, hidden) for task in tasks]
     return TextPool(
         texts=tuple(seen),
         n_transfer=n_transfer,
@@ -152,9 +162,10 @@ class _Task:
         yield from _parts_of(self.rows[i] for i in sorted(self.held))
         yield from _parts_of(self.report.texts if self.report else ())
 
-    def split(self, index: Mapping[str, int], reserved: KeysView[str]) -> TaskData:
-        """Return the splits as numbers; `index` has the number of each text."""
-        kept = [i for i, row in enumerate(self.rows) if i not in self.held and reserved.isdisjoint(_parts(row))]
+    def split(self, index: Mapping[str, int], hidden: Set[Key]) -> TaskData:
+        """Return the splits as numbers; `index` has the number of each text, `hidden` the keys of reserved ones."""
+        free = (i for i in range(len(self.rows)) if i not in self.held)
+        kept = [i for i in free if hidden.isdisjoint(map(text_key, _parts(self.rows[i])))]
         if not kept:
             what = f"task {self.recipe.name!r}: all train texts are held out or reported on too"
             raise DatasetError(f"{what}; add other rows")
@@ -177,8 +188,11 @@ def _read_task(task: TaskRecipe, data: Path, share: float, rng: np.random.Genera
     hashes |= {found.path.relative_to(data).as_posix(): str(found.sha256) for found in every}
     if len({found.kind for found in every}) != 1:
         raise DatasetError(f"task {task.name!r} has files of single texts and of pairs; split it into two tasks")
-    rows = [text for found in sets for text in found.texts]
-    names = [label for found in sets for label in found.labels]
+    given: list[tuple[Any, str]] = [
+        (text, label) for found in sets for text, label in zip(found.texts, found.labels, strict=True)
+    ]
+    different = [given[i] for i in first_rows((text_key(text), label) for text, label in given)]
+    rows, names = [text for text, _ in different], [label for _, label in different]
     labels = tuple(sorted(set(names)))
     if task.similarity:
         labels = _check_grades(task, every)
@@ -256,7 +270,7 @@ def _corpus_lines(data: Path, corpus: CorpusRecipe) -> tuple[list[str], str]:
     if not path.is_file():
         raise DatasetError(f"the recipe's corpus {path} does not exist; add it to the data folder")
     try:
-        return [line for line in path.read_text("utf-8").split("\n") if line.strip()], sha256_file(path)
+        return [line for line in path.read_text("utf-8-sig").split("\n") if line.strip()], sha256_file(path)
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not valid UTF-8 at byte {error.start}; convert the file to UTF-8") from error
     except OSError as error:

@@ -25,7 +25,7 @@ from .gpu import nvidia
 from .installed import ROOT, parse_dpkg_status, read, version
 from .readiness import engines, extras
 
-__all__ = ["DoctorReport", "board_facts", "doctor", "examine"]
+__all__ = ["DoctorReport", "doctor", "examine"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,17 +70,26 @@ class _Callable(ModuleType):
 sys.modules[__name__].__class__ = _Callable
 
 
-def board_facts() -> dict[str, Any]:
-    """Return `{device, board, nvidia, container, cpu, memory}`: what a measurement on this machine depends on."""
+def examine(*, commands: bool = True) -> dict[str, Any]:
+    """Return everything that can be read of the machine and the installation, as one JSON object.
+
+    `commands`: include the commands that install what is missing. They name folders of this machine, so records, which
+    are shown to others, leave them out.
+    """
     cpu = parse_cpuinfo(read(ROOT / "proc/cpuinfo") or "")
     packages = parse_dpkg_status(read(ROOT / "var/lib/dpkg/status") or "")
-    known = board(packages)
+    known, gpu, inside = board(packages), nvidia(packages), container()
     allowed = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else None
-    return {
+    found = {
+        "fieldrun": version("fieldrun"),
+        "python": platform.python_version(),
+        "implementation": platform.python_implementation(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
         "device": known["model"],
         "board": known,
-        "nvidia": nvidia(packages),
-        "container": container(),
+        "nvidia": gpu,
+        "container": inside,
         "cpu": {
             "model": cpu.model or platform.processor() or None,
             "features": list(cpu.features),
@@ -91,25 +100,8 @@ def board_facts() -> dict[str, Any]:
             "container_limit": container_cpus(),
         },
         "memory": {**parse_meminfo(read(ROOT / "proc/meminfo") or ""), "container_limit_mib": container_memory_mib()},
-    }
-
-
-def examine(*, commands: bool = True) -> dict[str, Any]:
-    """Return everything that can be read of the machine and the installation, as one JSON object.
-
-    `commands`: include the commands that install what is missing. They name folders of this machine, so records, which
-    are shown to others, leave them out.
-    """
-    facts = board_facts()
-    found = {
-        "fieldrun": version("fieldrun"),
-        "python": platform.python_version(),
-        "implementation": platform.python_implementation(),
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        **facts,
         "packages": {name: version(name) for name in ("numpy", "tokenizers", "click")},
-        "engines": engines(facts["board"], facts["nvidia"], facts["container"]),
+        "engines": engines(known, gpu, inside),
         "extras": extras(),
     }
     return found if commands else _without_commands(found)

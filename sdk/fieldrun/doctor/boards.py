@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from fieldrun_runtimes.tensorrt.device import parse_nv_tegra_release
 
 from .installed import ROOT, read
 
-__all__ = ["Board", "board", "jetpack_series", "parse_device_tree", "parse_nvpmodel"]
+__all__ = ["board", "jetpack_series", "parse_device_tree", "parse_nvpmodel"]
 
 MODULES = {
     "p2888-0001": "Jetson AGX Xavier 16GB",
@@ -48,44 +47,28 @@ _SERIES = {32: 4, 34: 5, 35: 5, 36: 6, 38: 7, 39: 7}  # JetPack by the first num
 _NVPMODEL_SECONDS = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Board:
-    """A board as its device tree describes it; None for what the tree does not say.
+def parse_device_tree(model: str | None, compatible: str | None) -> dict[str, str | None]:
+    """Read the texts of `/proc/device-tree/model` and `compatible` (names that end with a zero byte).
 
-    `kind` is "jetson" or "raspberry-pi". `model` is the tree's own text, which on another maker's carrier board can
-    name a module that is not on it. `part`, and the `module` it stands for, come from the compatible strings.
+    Returns `{kind, model, module, part, soc, compute_capability}`, each None where the tree does not say it. `kind` is
+    "jetson" or "raspberry-pi". `model` is the tree's own text, which on another maker's carrier board can name a module
+    that is not on it. `part`, and the `module` it stands for, come from the compatible strings.
     """
-
-    kind: str | None = None
-    model: str | None = None
-    module: str | None = None
-    part: str | None = None
-    soc: str | None = None
-    compute_capability: str | None = None
-
-
-def parse_device_tree(model: str | None, compatible: str | None) -> Board:
-    """Read the texts of `/proc/device-tree/model` and `compatible` (names that end with a zero byte)."""
     name = (model or "").strip("\0 \n") or None
     entries = [entry for entry in re.split(r"[\0\n]", compatible or "") if entry]
+    found = dict.fromkeys(("kind", "model", "module", "part", "soc", "compute_capability")) | {"model": name}
     soc = next((m[1] for entry in entries if (m := re.fullmatch(r"nvidia,(tegra\d+)", entry))), None)
     if soc is not None:
         # The module has an entry of its own, or stands after its carrier board: "nvidia,p3737-0000+p3701-0000".
         parts = [m[1] for e in entries if (m := re.fullmatch(r"nvidia,(?:[\w-]+\+)?(p\d{4}-\d{4})(?:-[a-z]+)?", e))]
         part = next((p for p in parts if p in MODULES), parts[-1] if parts else None)
-        return Board(
-            kind="jetson",
-            model=name,
-            module=MODULES.get(part or ""),
-            part=part,
-            soc=soc,
-            compute_capability=COMPUTE_CAPABILITY.get(soc),
-        )
-    if any(entry.startswith("raspberrypi,") for entry in entries) or (name or "").startswith("Raspberry Pi"):
+        found |= {"kind": "jetson", "module": MODULES.get(part or ""), "part": part}
+        found |= {"soc": soc, "compute_capability": COMPUTE_CAPABILITY.get(soc)}
+    elif any(entry.startswith("raspberrypi,") for entry in entries) or (name or "").startswith("Raspberry Pi"):
         chip = next((m[1] for entry in entries if (m := re.fullmatch(r"brcm,(bcm\d+)", entry))), None)
         module = re.sub(r" Rev \d+(\.\d+)*$", "", name) if name else None
-        return Board(kind="raspberry-pi", model=name, module=module, soc=chip)
-    return Board(model=name)
+        found |= {"kind": "raspberry-pi", "module": module, "soc": chip}
+    return found
 
 
 def jetpack_series(l4t: str | None) -> int | None:
@@ -109,9 +92,9 @@ def board(packages: dict[str, str], root: Path = ROOT) -> dict[str, Any]:
     l4t = parse_nv_tegra_release(read(root / "etc/nv_tegra_release") or "")
     if l4t is None and (core := re.match(r"\d+(?:\.\d+)+", packages.get("nvidia-l4t-core", ""))):
         l4t = core[0]
-    kind = tree.kind or ("jetson" if l4t else None)
+    kind = tree["kind"] or ("jetson" if l4t else None)
     return {
-        **asdict(tree),
+        **tree,
         "kind": kind,
         "l4t": l4t,
         "jetpack": packages.get("nvidia-jetpack"),

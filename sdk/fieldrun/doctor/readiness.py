@@ -7,10 +7,9 @@ import platform
 import re
 import shlex
 import sys
-from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from fieldrun_runtimes.tensorrt.library import MODULES, OLDEST
@@ -28,16 +27,12 @@ _CUDA13_DRIVER = 580  # docs.nvidia.com/deploy/cuda-compatibility: CUDA 13 needs
 _WITH_SYSTEM = "/usr/bin/python3 -m venv --system-site-packages"
 
 
-@dataclass(frozen=True, slots=True)
-class _Lack:
-    """A part that an engine lacks; `command` installs it, None where no command can."""
+Lack: TypeAlias = dict[str, str | None]
 
-    part: str
-    reason: str
-    command: str | None = None
 
-    def to_dict(self) -> dict[str, str | None]:
-        return {"part": self.part, "reason": self.reason, "command": self.command}
+def _lack(part: str, reason: str, command: str | None = None) -> Lack:
+    """Return a part that an engine lacks; `command` installs it, None where no command can."""
+    return {"part": part, "reason": reason, "command": command}
 
 
 def engines(board: dict[str, Any], nvidia: dict[str, Any], container: str | None) -> list[dict[str, Any]]:
@@ -47,7 +42,7 @@ def engines(board: dict[str, Any], nvidia: dict[str, Any], container: str | None
     "cuda-python", "device", "driver" or "compiler"; `command` is None where no command installs it.
     """
     gpu = _Gpu(board, nvidia, container)
-    ort = [] if util.find_spec("onnxruntime") else [_Lack("package", "onnxruntime is not installed", _extra("ort"))]
+    ort = [] if util.find_spec("onnxruntime") else [_lack("package", "onnxruntime is not installed", _extra("ort"))]
     found = [
         _engine("native", installed.version("fieldrun"), _native()),
         _engine("onnxruntime", installed.version(*_ORT), ort),
@@ -59,23 +54,23 @@ def engines(board: dict[str, Any], nvidia: dict[str, Any], container: str | None
     return found
 
 
-def _engine(name: str, version: str | None, missing: list[_Lack], provider: str | None = None) -> dict[str, Any]:
+def _engine(name: str, version: str | None, missing: list[Lack], provider: str | None = None) -> dict[str, Any]:
     return {
         "name": name if provider is None else f"{name} --provider {provider}",
         "engine": name,
         "provider": provider,
         "ready": not missing,
         "version": None if missing else version,
-        "missing": [lack.to_dict() for lack in missing],
+        "missing": missing,
     }
 
 
-def _native() -> list[_Lack]:
+def _native() -> list[Lack]:
     runtimes = getattr(util.find_spec("fieldrun_runtimes"), "origin", None)
     if runtimes is not None and (Path(runtimes).parent / "native" / "native.so.1").is_file():
         return []
     command = "sudo apt-get install gcc libc6-dev && " + _pip(f"install --force-reinstall --no-deps {_source()}")
-    return [_Lack("compiler", "there was no C compiler when fieldrun was installed", command)]
+    return [_lack("compiler", "there was no C compiler when fieldrun was installed", command)]
 
 
 def _pip(arguments: str) -> str:
@@ -111,39 +106,39 @@ class _Gpu:
         driver = nvidia["driver"]
         self.before_cuda13 = self.old_jetpack if driver is None else int(driver.partition(".")[0]) < _CUDA13_DRIVER
 
-    def driver(self) -> list[_Lack]:
+    def driver(self) -> list[Lack]:
         """Say whether there is a GPU and its driver."""
         there = self.nvidia["gpu"] or self.jetson
         if self.nvidia["driver_library"] and there:
             return []
         if self.container and there:
             flags = "--runtime nvidia" if self.jetson else "--gpus all"
-            return [_Lack("driver", "the container was started without the GPU's driver", f"docker run {flags} ...")]
+            return [_lack("driver", "the container was started without the GPU's driver", f"docker run {flags} ...")]
         if self.jetson:
             reason = "libcuda.so.1 of Jetson Linux is not installed"
-            return [_Lack("driver", reason, "sudo apt-get install nvidia-l4t-cuda")]
+            return [_lack("driver", reason, "sudo apt-get install nvidia-l4t-cuda")]
         if not there:
             inside = ", or it was not given to this container (docker run --gpus all ...)" if self.container else ""
-            return [_Lack("device", f"no NVIDIA GPU on this machine{inside}")]
+            return [_lack("device", f"no NVIDIA GPU on this machine{inside}")]
         ubuntu = _distribution() == "ubuntu"
         command = "sudo ubuntu-drivers install" if ubuntu else "sudo apt-get install nvidia-driver"
-        return [_Lack("driver", "no NVIDIA driver", command)]
+        return [_lack("driver", "no NVIDIA driver", command)]
 
-    def tensorrt(self, engine: str) -> list[_Lack]:
+    def tensorrt(self, engine: str) -> list[Lack]:
         """Say whether TensorRT's bindings and library are there and new enough, and CUDA's bindings."""
         capability, version = self.board["compute_capability"], self.nvidia[engine.replace("-", "_")]
         if engine == "tensorrt-rtx" and capability in _RTX_REFUSED:
-            return [_Lack("device", f"TensorRT-RTX does not support compute capability {capability}: use tensorrt")]
+            return [_lack("device", f"TensorRT-RTX does not support compute capability {capability}: use tensorrt")]
         found = []
         if not _is_there(*MODULES[engine]):
-            found.append(_Lack("bindings", *self._install(engine)))
+            found.append(_lack("bindings", *self._install(engine)))
         elif not _is_there(_LIBRARIES[engine]) and not self.nvidia[f"{engine.replace('-', '_')}_library"]:
             reason = f"{_TITLES[engine]}'s Python module is installed, its shared library is not"
-            found.append(_Lack("library", reason, self._install(engine)[1]))
+            found.append(_lack("library", reason, self._install(engine)[1]))
         elif engine == "tensorrt" and version is not None and _is_too_old(version):
             needed = ".".join(map(str, OLDEST[engine]))
             command = "flash JetPack 6.1 or later" if self.jetson else _pip("install --upgrade tensorrt")
-            found.append(_Lack("library", f"TensorRT {version} is too old: {needed} or later is needed", command))
+            found.append(_lack("library", f"TensorRT {version} is too old: {needed} or later is needed", command))
         return found + self._cuda_python(engine)
 
     def _install(self, engine: str) -> tuple[str, str]:
@@ -161,18 +156,18 @@ class _Gpu:
         running = f"{sys.version_info.major}.{sys.version_info.minor}"
         return f"{hidden} to this Python {running}, only to the system's", f"{_WITH_SYSTEM} fieldrun-gpu"
 
-    def _cuda_python(self, engine: str) -> list[_Lack]:
+    def _cuda_python(self, engine: str) -> list[Lack]:
         """Say whether cuda-python is there, for a CUDA that the driver supports: it contains CUDA's runtime."""
         version = installed.version("cuda-bindings", "cuda-python")
         command = _pip("install 'cuda-bindings>=12.8,<13'") if self.before_cuda13 else _extra(engine)
         if version is None:
-            return [_Lack("cuda-python", "cuda-python is not installed", command)]
+            return [_lack("cuda-python", "cuda-python is not installed", command)]
         if self.before_cuda13 and int(version.partition(".")[0]) >= 13:
             reason = f"cuda-python {version} needs a driver for CUDA 13, and this one is older"
-            return [_Lack("cuda-python", reason, command)]
+            return [_lack("cuda-python", reason, command)]
         return []
 
-    def cuda_provider(self) -> list[_Lack]:
+    def cuda_provider(self) -> list[Lack]:
         """Say whether the installed ONNX Runtime has the CUDA provider, and CUDA's own libraries are there."""
         package = f"'onnxruntime-gpu[cuda,cudnn]{_LAST_ORT_OF_CUDA12 if self.before_cuda13 else ''}'"
         spec = util.find_spec("onnxruntime")
@@ -181,13 +176,13 @@ class _Gpu:
             if self.nvidia["cublas_library"]:
                 return []
             command = "sudo apt-get install nvidia-jetpack" if self.jetson else _pip(f"install {package}")
-            return [_Lack("library", "CUDA's own libraries (cuBLAS) are not installed", command)]
+            return [_lack("library", "CUDA's own libraries (cuBLAS) are not installed", command)]
         reason = "onnxruntime is not installed" if spec is None else "this onnxruntime has no CUDA provider"
         before = "" if spec is None else _pip("uninstall --yes onnxruntime") + " && "
         if self.old_jetpack:
             reason += "; pip's package for ARM is for CUDA 13, so use NVIDIA's wheel for this JetPack"
             package = "./onnxruntime_gpu-*.whl"
-        return [_Lack("package", reason, before + _pip(f"install {package}"))]
+        return [_lack("package", reason, before + _pip(f"install {package}"))]
 
 
 def _is_too_old(version: str) -> bool:

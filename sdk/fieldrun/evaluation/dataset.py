@@ -1,34 +1,25 @@
-"""Labelled texts from a TSV file.
-
-| Header (first line) | Kind | One line |
-|---|---|---|
-| `text<TAB>label` | single | a text and its label |
-| `text_a<TAB>text_b<TAB>label` | pair | two texts and the label of the pair |
-
-UTF-8 (a byte-order mark is allowed), one record per line, ended by LF or CR LF. There is no quoting: a quote character
-is text, and so is every other character but tab and newline.
-"""
+"""Labelled texts, of a program or from a file."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import io
+from collections.abc import Collection, Hashable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import DatasetError
+from .copies import text_key
 from .rows import Labels, Texts, check_labels, split_texts
+from .tables import PAIR, SINGLE, Columns, Row, open_table
 
-__all__ = ["Dataset", "read_tsv"]
-
-_BOM = b"\xef\xbb\xbf"
-_HEADERS: dict[str, Literal["single", "pair"]] = {"text\tlabel": "single", "text_a\ttext_b\tlabel": "pair"}
-_WANTED = "'text<TAB>label' or 'text_a<TAB>text_b<TAB>label'"
+__all__ = ["Dataset", "read_bytes", "read_tsv"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """Texts (or pairs of texts) with their labels; record `i` is on line `i + 2` of the file."""
+    """Texts (or pairs of texts) with their labels."""
 
     path: Path
     kind: Literal["single", "pair"]
@@ -36,6 +27,10 @@ class Dataset:
     labels: tuple[str, ...]
     sha256: str | None = None
     """Of the bytes that were read; None when the data did not come from a file."""
+    lines: tuple[int, ...] = ()
+    """The line of each record in its file; empty without a file."""
+    unit: str = "line"
+    """What `lines` count: `"line"`, or `"row"` of a Parquet file."""
 
     @classmethod
     def of(cls, texts: Texts, labels: Labels) -> Dataset:
@@ -49,69 +44,65 @@ class Dataset:
         """Return the number of records."""
         return len(self.labels)
 
+    def without(self, keys: Collection[Hashable]) -> Dataset:
+        """Return the rows whose text has none of `keys` (of `fieldrun.evaluation.copies.text_key`)."""
+        kept = [i for i, text in enumerate(self.texts) if text_key(text) not in keys]
+        texts: Any = tuple(self.texts[i] for i in kept)
+        numbers = tuple(self.lines[i] for i in kept) if self.lines else ()
+        return replace(self, texts=texts, labels=tuple(self.labels[i] for i in kept), lines=numbers)
+
     def where(self, record: int) -> str:
         """Return the place of record `record` for messages: file and 1-based line, or the 0-based record."""
-        return f"{self.path}, record {record}" if self.sha256 is None else f"{self.path}, line {record + 2}"
+        return f"{self.path}, {self.unit} {self.lines[record]}" if self.lines else f"{self.path}, record {record}"
 
 
-def read_tsv(path: str | Path) -> Dataset:
-    """Read the TSV file at `path`.
+def read_tsv(
+    path: str | Path,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    text_b_column: str | None = None,
+) -> Dataset:
+    """Read the labelled rows of `path`: a TSV, CSV, JSON lines or Parquet file, see `fieldrun.evaluation.tables`.
+
+    The columns are `text` and `label`, or `text_a`, `text_b` and `label` for pairs, unless they are named; others are
+    not read.
 
     Raises:
-        DatasetError: the file is missing, has no records, another header, invalid UTF-8, or a line with the wrong
-            number of columns, an empty text or an empty label; the message names the file and the 1-based line.
+        DatasetError: the file is missing, has no records, lacks a column, or a row is not valid UTF-8, has another
+            number of columns, or an empty text or label; the message names the file and the line.
+        MissingDependency: a Parquet file needs pyarrow.
     """
     path = Path(path)
+    columns = Columns(text=text_column, label=label_column, text_b=text_b_column)
+    data = read_bytes(path)
+    table = open_table(io.BytesIO(data), path, columns)
+    rows: list[Row] = []
+    wrong: list[Row] = []
+    for row in table.rows:
+        (rows if row.error is None else wrong).append(row)
+    if wrong:
+        more = f" (and {len(wrong) - 1} more rows; 'fieldrun check' lists them)" if len(wrong) > 1 else ""
+        raise DatasetError(f"{path}, {table.unit} {wrong[0].line}: {wrong[0].error}{more}")
+    if not rows:
+        raise DatasetError(f"{path}, {table.unit} 2: there are no records after the header; add one per line")
+    texts: Any = tuple(row.text for row in rows)
+    return Dataset(
+        path=path,
+        kind=table.kind,
+        texts=texts,
+        labels=tuple(row.label for row in rows),
+        sha256=hashlib.sha256(data).hexdigest(),
+        lines=tuple(row.line for row in rows),
+        unit=table.unit,
+    )
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a data file; raises `DatasetError`."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
-        raise DatasetError(f"{path} does not exist; give a TSV file with the header {_WANTED}") from error
+        raise DatasetError(f"{path} does not exist; give a TSV file with the header {SINGLE} or {PAIR}") from error
     except OSError as error:
         raise DatasetError(f"cannot read {path}: {error.strerror or error}") from error
-    lines = _lines(path, data)
-    if not lines:
-        raise DatasetError(f"{path}, line 1: the file is empty; start it with the header {_WANTED}")
-    kind = _HEADERS.get(lines[0])
-    if kind is None:
-        raise DatasetError(f"{path}, line 1: the header is {_shown(lines[0])}; it must be {_WANTED}")
-    if len(lines) == 1:
-        raise DatasetError(f"{path}, line 2: there are no records after the header; add one per line")
-    rows = [_row(path, number, line, kind) for number, line in enumerate(lines[1:], start=2)]
-    labels = tuple(row[-1] for row in rows)
-    sha256 = hashlib.sha256(data).hexdigest()
-    if kind == "single":
-        return Dataset(path=path, kind=kind, texts=tuple(row[0] for row in rows), labels=labels, sha256=sha256)
-    return Dataset(path=path, kind=kind, texts=tuple((row[0], row[1]) for row in rows), labels=labels, sha256=sha256)
-
-
-def _lines(path: Path, data: bytes) -> list[str]:
-    data = data.removeprefix(_BOM)
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DatasetError(f"{path}, line {line}: not valid UTF-8; convert the file to UTF-8") from error
-    # Not splitlines(): it would cut texts at U+2028, form feeds and the like.
-    lines = text.split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
-
-
-def _row(path: Path, number: int, line: str, kind: str) -> list[str]:
-    columns = line.split("\t")
-    wanted = 2 if kind == "single" else 3
-    if len(columns) != wanted:
-        raise DatasetError(
-            f"{path}, line {number}: {len(columns)} tab-separated columns, {wanted} expected; correct it"
-        )
-    *texts, label = columns
-    if not label.strip():
-        raise DatasetError(f"{path}, line {number}: the label is empty; add it or delete the line")
-    if not all(text.strip() for text in texts):
-        raise DatasetError(f"{path}, line {number}: the text is empty; add it or delete the line")
-    return columns
-
-
-def _shown(line: str, limit: int = 60) -> str:
-    return repr(line if len(line) <= limit else line[:limit] + "...")

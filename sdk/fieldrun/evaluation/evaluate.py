@@ -12,8 +12,18 @@ import numpy.typing as npt
 
 from ..errors import DatasetError, UsageError
 from ..formats.progress import Progress, silent
+from .caveats import caveats
+from .copies import Copies, count_copies, text_key
+from .copies import join_labels as joined
 from .dataset import Dataset, read_tsv
-from .metrics import accuracy, confusion_matrix, expected_calibration_error, macro_f1, wilson_interval
+from .metrics import (
+    accuracy,
+    balanced_accuracy,
+    confusion_matrix,
+    expected_calibration_error,
+    macro_f1,
+    wilson_interval,
+)
 from .rows import run_located, split_pairs
 
 __all__ = ["Evaluation", "evaluate"]
@@ -23,21 +33,27 @@ __all__ = ["Evaluation", "evaluate"]
 class Evaluation:
     """What predictions are worth against the true labels of `n` rows; shares are fractions of 1.
 
-    `ci95` is Wilson's 95 % interval of the accuracy, `confusion (labels, labels) int64` has a row for each true label
-    and a column for each predicted one. `recall` is None for a label without rows, `calibration_error` (15 bins) where
-    the probabilities are not known, `dropped` (tokens cut off, in `cut` texts) where the model does not count them.
+    `ci95` is Wilson's 95 % interval of the accuracy. `balanced_accuracy` is the mean of the labels' recalls, in which
+    rare labels count as much as frequent ones, and `balanced_ci95` its interval. `confusion (labels, labels) int64` has
+    a row for each true label and a column for each predicted one. `recall` is None for a label without rows,
+    `calibration_error` (15 bins) where the probabilities are not known, `dropped` (tokens cut off, in `cut` texts)
+    where the model does not count them.
     """
 
     n: int
     labels: tuple[str, ...]
     accuracy: float
     ci95: tuple[float, float]
+    balanced_accuracy: float
+    balanced_ci95: tuple[float, float]
     macro_f1: float
     recall: Mapping[str, float | None]
     confusion: npt.NDArray[np.int64]
     calibration_error: float | None = None
     dropped: int | None = None
     cut: int | None = None
+    warnings: tuple[str, ...] = ()
+    """What the figures do not cover: labels without rows or with few, rows that repeat others, labels in conflict."""
 
     @classmethod
     def of(
@@ -49,8 +65,11 @@ class Evaluation:
         confidence: npt.ArrayLike | None = None,
         dropped: int | None = None,
         cut: int | None = None,
+        copies: Copies | None = None,
     ) -> Evaluation:
-        """Compare `predicted` with `truth`, both of `labels`; `confidence (n,)` are the predictions' probabilities.
+        """Compare `predicted` with `truth`, both of `labels`.
+
+        `confidence (n,)` are the predictions' probabilities, `copies` is what was counted in the texts.
 
         Raises:
             UsageError: `truth` is empty or not as long as `predicted`.
@@ -63,22 +82,28 @@ class Evaluation:
         if confidence is not None:  # a softmax of float32 may exceed 1 by its rounding
             right = [t == p for t, p in zip(truth, predicted, strict=True)]
             error = expected_calibration_error(np.minimum(confidence, 1), right)
+        balanced, low, high = balanced_accuracy(hits, rows)
+        counts = dict(zip(labels, rows, strict=True))
         return cls(
             n=len(truth),
             labels=tuple(labels),
             accuracy=share,
             ci95=wilson_interval(sum(hits), len(truth)),
+            balanced_accuracy=balanced,
+            balanced_ci95=(low, high),
             macro_f1=macro_f1(truth, predicted),
             recall={name: hit / of if of else None for name, hit, of in zip(labels, hits, rows, strict=True)},
             confusion=matrix,
             calibration_error=error,
             dropped=dropped,
             cut=cut,
+            warnings=tuple(caveats(counts, copies or Copies(copies=0, conflicting=0), weigh="each of them weighs")),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the evaluation as JSON."""
-        return asdict(self) | {"labels": [*self.labels], "ci95": [*self.ci95], "confusion": self.confusion.tolist()}
+        lists = {name: [*getattr(self, name)] for name in ("labels", "ci95", "balanced_ci95", "warnings")}
+        return asdict(self) | lists | {"confusion": self.confusion.tolist()}
 
 
 def evaluate(
@@ -86,6 +111,7 @@ def evaluate(
     data: Dataset | str | Path,
     task: str | None = None,
     *,
+    join_labels: bool = False,
     batch_size: int = 1024,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -95,6 +121,8 @@ def evaluate(
         model: a loaded bundle, or any classifier with `predict_proba(texts)` and its labels in `classes_`.
         data: a TSV file (see `fieldrun.evaluation.dataset`), or labelled texts: `Dataset.of(texts, labels)`.
         task: a task of the model; may be left out where it has only one.
+        join_labels: take a label of the data for the model's label that is equal but for case, whitespace and Unicode
+            form.
         batch_size: rows in one call of the model.
         progress: called with (phase, done, total).
 
@@ -110,7 +138,8 @@ def evaluate(
         raise UsageError(f"batch_size must be at least 1, not {batch_size}")
     is_bundle = hasattr(model, "scores_of")
     labels = tuple(model.labels(task)) if is_bundle else tuple(map(str, model.classes_))
-    _check(rows, task, model.kind(task) if is_bundle else rows.kind, labels)
+    truth = joined(rows.labels, labels) if join_labels else list(rows.labels)
+    _check(rows, truth, task, model.kind(task) if is_bundle else rows.kind, labels)
     predicted: list[str] = []
     confidence: list[float] = []
     dropped = cut = 0
@@ -130,11 +159,12 @@ def evaluate(
         predicted += [labels[i] for i in scores.argmax(1)]
         confidence += scores.max(1).tolist()
         progress(f"evaluate {task}" if task else "evaluate", len(predicted), len(rows))
-    counts = {"dropped": dropped, "cut": cut} if is_bundle else {}
-    return Evaluation.of(rows.labels, predicted, labels, confidence=confidence, **counts)
+    counts: dict[str, Any] = {"dropped": dropped, "cut": cut} if is_bundle else {}
+    counts["copies"] = count_copies([text_key(text) for text in rows.texts], truth)
+    return Evaluation.of(truth, predicted, labels, confidence=confidence, **counts)
 
 
-def _check(rows: Dataset, task: str | None, kind: str, labels: tuple[str, ...]) -> None:
+def _check(rows: Dataset, truth: Sequence[str], task: str | None, kind: str, labels: tuple[str, ...]) -> None:
     named = "the model" if task is None else f"the task {task!r}"
     if rows.kind != kind:
         single, pair = ("single texts", "text<TAB>label"), ("pairs", "text_a<TAB>text_b<TAB>label")
@@ -143,6 +173,12 @@ def _check(rows: Dataset, task: str | None, kind: str, labels: tuple[str, ...]) 
             raise DatasetError(f"{named} takes {what}, and these are {pair[0] if kind == 'single' else single[0]}")
         raise DatasetError(f"{rows.path}, line 1: {named} takes {what}; the header must be {wanted!r}")
     known = set(labels)
-    for i, label in enumerate(rows.labels):
+    for i, label in enumerate(truth):
         if label not in known:
+            near = next((name for name in labels if text_key(name) == text_key(label)), None)
+            if near is not None:
+                raise DatasetError(
+                    f"{rows.where(i)}: {named} has no label {label!a}, but {near!a}; correct it or join such labels "
+                    "(join_labels=True, --join-labels)"
+                )
             raise DatasetError(f"{rows.where(i)}: {named} has no label {label!r}; known: {', '.join(labels)}")

@@ -13,6 +13,7 @@ from ..errors import UnknownName, UsageError
 __all__ = [
     "accuracy",
     "auroc",
+    "balanced_accuracy",
     "confusion_matrix",
     "expected_calibration_error",
     "macro_f1",
@@ -51,6 +52,27 @@ def macro_f1(truth: Sequence[Hashable], predicted: Sequence[Hashable]) -> float:
     return min(1.0, math.fsum(f1.tolist()) / len(labels))
 
 
+def balanced_accuracy(hits: Sequence[float], rows: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean of the labels' recalls, and its 95 % interval: (value, low, high).
+
+    `hits` of the `rows` of each label were right; labels without rows are left out. The interval joins the labels'
+    Wilson intervals as Zou and Donner, "Construction of confidence limits about effect measures", Statistics in
+    Medicine 27 (2008), do: the distances of a sum's ends add up as squares.
+
+    Raises:
+        UsageError: no label has rows.
+    """
+    seen = [(k, n) for k, n in zip(hits, rows, strict=True) if n > 0]
+    if not seen:
+        raise UsageError("balanced accuracy needs at least one label with rows")
+    shares = [k / n for k, n in seen]
+    ends = [wilson_interval(k, max(1, n)) for k, n in seen]
+    value = math.fsum(shares) / len(seen)
+    below = math.sqrt(math.fsum((s - low) ** 2 for s, (low, _) in zip(shares, ends, strict=True))) / len(seen)
+    above = math.sqrt(math.fsum((high - s) ** 2 for s, (_, high) in zip(shares, ends, strict=True))) / len(seen)
+    return value, max(0.0, value - below), min(1.0, value + above)
+
+
 def mean_difference(tasks: Sequence[npt.NDArray[np.float64]]) -> tuple[float, float, float]:
     """Return the mean over tasks of row-wise differences, and its 95 % interval: (mean, low, high).
 
@@ -67,7 +89,7 @@ def mean_difference(tasks: Sequence[npt.NDArray[np.float64]]) -> tuple[float, fl
     return value, value - half, value + half
 
 
-def wilson_interval(k: int, n: int) -> tuple[float, float]:
+def wilson_interval(k: float, n: float) -> tuple[float, float]:
     """Return the 95 % score interval of the proportion `k / n` as (low, high), both in [0, 1].
 
     Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927): the proportions

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from array import array
+from collections.abc import Callable, ItemsView, Iterable, KeysView, Mapping, Sequence, Set
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -18,20 +19,31 @@ T = TypeVar("T")
 
 
 def as_list(values: object, what: str, error: type[FieldrunError] = InputTextError) -> list[Any]:
-    """Return the items of a list, tuple, array, Series or iterator; `what` names them in the message.
+    """Return the items of a list, tuple, array, Series, Arrow column or iterator; `what` names them in the message.
 
     Raises:
-        FieldrunError: as `error`; `values` has no items in order, such as a string, a dict, a set or a DataFrame.
+        FieldrunError: as `error`; `values` is a string, has no order (a set), or would be read as its keys or column
+            names (a mapping, a table).
     """
     if isinstance(values, list):
         return values
-    table = isinstance(values, Mapping | Set | bytearray | memoryview) or hasattr(values, "columns")
-    if isinstance(values, str | bytes) or table or not isinstance(values, Iterable):
-        raise error(f"{what} must be a list, not {type(values).__name__}")
+    ordered = isinstance(values, KeysView | ItemsView)  # of a dict, although they are sets
+    if (not ordered and (isinstance(values, _REFUSED) or _is_table(values))) or not isinstance(values, Iterable):
+        hint = "; choose a column" if _is_table(values) else ""
+        raise error(f"{what} must be a list, not {type(values).__name__}{hint}")
+    to_python = getattr(values, "to_pylist", None)  # of an Arrow column, whose own items are not str
     try:
-        return list(values)
+        return list(to_python() if callable(to_python) else values)
     except TypeError as cause:  # an array without dimensions
         raise error(f"{what} must be a list, not a single value") from cause
+
+
+_REFUSED = (str, bytes, bytearray, memoryview, array, Mapping, Set)
+
+
+def _is_table(values: object) -> bool:
+    keyed = hasattr(values, "keys") and hasattr(values, "__getitem__") and not hasattr(values, "iloc")
+    return keyed or hasattr(values, "columns") or hasattr(values, "column_names")
 
 
 def check_texts(texts: object, what: str = "text") -> list[str]:

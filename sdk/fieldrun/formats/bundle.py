@@ -19,9 +19,10 @@ No file is used before its hash is checked.
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import BundleError, IntegrityError, UnknownName
-from .integrity import FileEntry, check_files, from_mapping, read_schema
-from .storage import is_folder, sha256_bytes
-from .tensors import Array
+from . import limits
+from .integrity import FileEntry, from_mapping, open_folder, read_files, read_schema
+from .limits import check_size, check_text
+from .storage import is_folder, read_bytes, sha256_bytes
+from .tensors import Array, tensors_in
 
 __all__ = [
     "HEADS_FILE",
@@ -55,6 +58,7 @@ MANIFEST = "manifest.json"
 HEADS_FILE = "heads.safetensors"
 TYPICAL_QUANTILE = 0.25
 """This share of a deep int8 network's golden texts, the least moved by rounding, is held to a tolerance of its own."""
+_TURNS = 3  # reading a folder that is replaced again and again
 REFERENCE_BUNDLE = Path(__file__).parents[1] / "data" / "reference"
 
 
@@ -93,8 +97,9 @@ class Bucket:
     graph: str
 
     def __post_init__(self) -> None:
-        if not all(isinstance(n, int) and n >= 1 for n in (self.batch, self.length)) or not isinstance(self.graph, str):
-            raise BundleError(f"bucket {self.graph!r} must have a positive batch and length")
+        check_text(self.graph, "a bucket's graph")
+        check_size(self.batch, limits.BATCH, f"the batch of bucket {self.graph!r}")
+        check_size(self.length, limits.LENGTH, f"the length of bucket {self.graph!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,17 +117,20 @@ class TaskSpec:
     attached: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str):
-            raise BundleError(f"a task's name must be a string, not {self.name!r}")
-        if not isinstance(self.labels, list | tuple) or not all(isinstance(label, str) for label in self.labels):
+        check_text(self.name, "a task's name")
+        if not isinstance(self.labels, list | tuple):
             raise BundleError(f"task {self.name!r}: labels must be a list of strings")
+        for label in self.labels:
+            check_text(label, f"a label of task {self.name!r}")
         object.__setattr__(self, "labels", tuple(self.labels))
         if len(self.labels) < 2:
             raise BundleError(f"task {self.name!r} needs at least two labels")
-        if self.kind not in ("single", "pair") or not isinstance(self.start, int) or self.start < 0:
-            raise BundleError(f"task {self.name!r}: kind must be 'single' or 'pair' and start not negative")
-        if not isinstance(self.temperature, int | float) or not self.temperature > 0:
-            raise BundleError(f"task {self.name!r}: temperature must be positive, not {self.temperature!r}")
+        if self.kind not in ("single", "pair"):
+            raise BundleError(f"task {self.name!r}: kind must be 'single' or 'pair'")
+        check_size(self.start, limits.LABELS, f"the start of task {self.name!r}", least=0)
+        check_size(len(self.labels), limits.LABELS, f"the number of labels of task {self.name!r}")
+        if type(self.temperature) not in (int, float) or not 1e-6 < self.temperature < 1e6:
+            raise BundleError(f"task {self.name!r}: temperature must be within 1e-6..1e6, not {self.temperature!r}")
         if not isinstance(self.attached, bool) or (self.attached and self.start):
             raise BundleError(f"task {self.name!r}: attached must be true or false, and start 0 if true")
 
@@ -172,17 +180,19 @@ class Network(_Framed):
     parameters: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.shifts, list | tuple) or not all(isinstance(n, int) for n in self.shifts):
+        if not isinstance(self.shifts, list | tuple):
             raise BundleError("network.shifts must be a list of integers")
+        check_size(len(self.shifts), limits.SHIFT, "the number of network.shifts")
+        for shift in self.shifts:
+            check_size(shift, limits.SHIFT, "a shift", least=-limits.SHIFT)
         object.__setattr__(self, "shifts", tuple(self.shifts))
         if 0 not in self.shifts:
             raise BundleError("network.shifts must contain 0")
-        for name in ("vocab_size", "width", "field_dim", "parameters"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise BundleError(f"network.{name} must be a positive integer")
-        for name in ("mixer_kernel", "mixer_width", "hidden"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
-                raise BundleError(f"network.{name} must be a whole number")
+        _check_common(self)
+        check_size(self.width, limits.WIDTH, "network.width")
+        check_size(self.mixer_kernel, limits.KERNEL, "network.mixer_kernel", least=0)
+        check_size(self.mixer_width, limits.WIDTH, "network.mixer_width", least=0)
+        check_size(self.hidden, limits.WIDTH, "network.hidden", least=0)
         if bool(self.mixer_kernel) != bool(self.mixer_width):
             raise BundleError("network.mixer_kernel and network.mixer_width must both be 0 or neither")
         if not isinstance(self.mean, bool):
@@ -212,11 +222,15 @@ class GraphNetwork(_Framed):
     def __post_init__(self) -> None:
         if self.form != "graph":
             raise BundleError(f"network.form must be 'graph', not {self.form!r}; upgrade fieldrun or export again")
-        for name in ("vocab_size", "field_dim", "parameters"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise BundleError(f"network.{name} must be a positive integer")
+        _check_common(self)
         if type(self.pad_id) is not int or not 0 <= self.pad_id < self.vocab_size:
             raise BundleError(f"network.pad_id must be within the vocabulary, not {self.pad_id!r}")
+
+
+def _check_common(network: Network | GraphNetwork) -> None:
+    check_size(network.vocab_size, limits.VOCABULARY, "network.vocab_size")
+    check_size(network.field_dim, limits.FIELD_DIM, "network.field_dim")
+    check_size(network.parameters, 1 << 48, "network.parameters")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,7 +246,7 @@ class TensorrtGraphs:
     golden_tolerance: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.golden_tolerance < 1:
+        if type(self.golden_tolerance) is not float or not 0 < self.golden_tolerance < 1:
             raise BundleError(f"tensorrt.golden_tolerance must be within 0..1, not {self.golden_tolerance!r}")
 
     def names(self) -> tuple[str, ...]:
@@ -243,8 +257,8 @@ class TensorrtGraphs:
     def from_dict(cls, value: Mapping[str, Any]) -> TensorrtGraphs:
         """Read the manifest's `tensorrt`. `TypeError`, `AttributeError` or `BundleError` if it is not valid."""
         value = dict(value)
-        value["buckets"] = tuple(from_mapping(Bucket, b, "manifest.tensorrt", BundleError) for b in value["buckets"])
-        value["pair_graphs"] = {int(batch): str(graph) for batch, graph in value["pair_graphs"].items()}
+        value["buckets"] = _buckets(value["buckets"], "manifest.tensorrt")
+        value["pair_graphs"] = _pair_graphs(value["pair_graphs"])
         found: TensorrtGraphs = from_mapping(cls, value, "manifest.tensorrt", BundleError)
         return found
 
@@ -269,21 +283,30 @@ class Manifest:
 
     def __post_init__(self) -> None:
         for key in ("name", "fieldrun", "licence"):
-            if not isinstance(getattr(self, key), str):
-                raise BundleError(f"the manifest's {key} must be a string, not {getattr(self, key)!r}")
+            check_text(getattr(self, key), f"the manifest's {key}")
         if not isinstance(self.provenance, Mapping):
             raise BundleError("the manifest's provenance must be an object")
+        for name in (*self.files, *self.pair_graphs.values()):
+            check_text(name, "a file name")
         if not self.buckets:
             raise BundleError("a bundle needs at least one bucket")
         shapes = sorted((bucket.batch, bucket.length) for bucket in self.buckets)
         batches, lengths = sorted({batch for batch, _ in shapes}), sorted({length for _, length in shapes})
+        check_size(len(shapes), limits.BUCKETS, "the number of buckets")
+        check_size(batches[-1] * lengths[-1], limits.SCRATCH >> 8, "the tokens of the largest bucket")
+        if isinstance(self.network, Network):
+            net, texts = self.network, 64  # the texts that the native engine takes together
+            wide = 2 * (net.width + net.mixer_width) + net.hidden + net.field_dim
+            floats = (lengths[-1] + net.mixer_kernel) * max(1, net.mixer_kernel) * (net.width + net.mixer_width)
+            check_size(4 * (floats + texts * wide), limits.SCRATCH, "the bytes that one text needs")
         if batches[0] != 1 or shapes != [(batch, length) for batch in batches for length in lengths]:
             raise BundleError(f"buckets must be every batch with every length once, 1 among the batches, not {shapes}")
         exported = [task for task in self.tasks if not task.attached]
         if set(self.pair_graphs) != (set(batches) if any(task.kind == "pair" for task in exported) else set()):
             raise BundleError(f"pair graphs have the batches {sorted(self.pair_graphs)}, buckets {batches}")
-        if not isinstance(self.recipe, Mapping) or not isinstance(self.recipe.get("name"), str):
+        if not isinstance(self.recipe, Mapping):
             raise BundleError("the manifest's recipe must be an object with a name")
+        check_text(self.recipe.get("name"), "the recipe's name")
         if not 0 < self.golden_tolerance < 1:
             raise BundleError(f"golden_tolerance must be within 0..1, not {self.golden_tolerance!r}")
         named = {bucket.graph for bucket in self.buckets} | set(self.pair_graphs.values())
@@ -326,8 +349,8 @@ class Manifest:
         return seal(value)
 
     @classmethod
-    def read(cls, path: Path) -> Manifest:
-        """Read and check `manifest.json` at `path`.
+    def read(cls, path: Path, data: memoryview | None = None) -> Manifest:
+        """Read and check `manifest.json` at `path`, or its bytes `data` if they were read before.
 
         Raises:
             SchemaTooNew: it was written by a newer fieldrun.
@@ -335,18 +358,19 @@ class Manifest:
             BundleError: it is missing or not JSON, a key is unknown or missing, or a value is not valid.
         """
         keys = [name for name in cls.__slots__ if name != "tensorrt"]
-        value = read_schema(path, SCHEMA, (*keys, "sha256"), BundleError, optional=("tensorrt",))
+        value = read_schema(path, SCHEMA, (*keys, "sha256"), BundleError, optional=("tensorrt",), data=data)
         if seal(value) != value:
             raise IntegrityError(f"{path} was changed after the export; copy it again or export again")
         del value["sha256"]
         try:
             form = GraphNetwork if "form" in value["network"] else Network  # a look-up network names no form
             value["network"] = from_mapping(form, value["network"], "manifest.network", BundleError)
-            value["buckets"] = tuple(from_mapping(Bucket, b, "manifest.buckets", BundleError) for b in value["buckets"])
+            value["buckets"] = _buckets(value["buckets"], "manifest.buckets")
             value["tasks"] = tuple(from_mapping(TaskSpec, t, "manifest.tasks", BundleError) for t in value["tasks"])
-            value["pair_graphs"] = {int(batch): str(graph) for batch, graph in value["pair_graphs"].items()}
+            value["pair_graphs"] = _pair_graphs(value["pair_graphs"])
             value["files"] = {n: FileEntry.from_dict(n, e, BundleError) for n, e in value["files"].items()}
-            value["golden_tolerance"] = float(value["golden_tolerance"])
+            if type(value["golden_tolerance"]) is not float:
+                raise BundleError(f"golden_tolerance must be a number, not {value['golden_tolerance']!r}")
             if "tensorrt" in value:
                 value["tensorrt"] = TensorrtGraphs.from_dict(value["tensorrt"])
         except (TypeError, AttributeError, KeyError, ValueError, OverflowError) as error:
@@ -356,26 +380,69 @@ class Manifest:
         return cls(**value)
 
 
+def _buckets(values: Sequence[Any], what: str) -> tuple[Bucket, ...]:
+    check_size(len(values), limits.BUCKETS, f"the number of {what}")
+    return tuple(from_mapping(Bucket, value, what, BundleError) for value in values)
+
+
+def _pair_graphs(value: Mapping[str, Any]) -> dict[int, str]:
+    for batch, graph in value.items():
+        check_text(graph, "a pair graph")
+        if not batch.isascii() or not batch.isdecimal() or not 1 <= int(batch[:9]) <= limits.BATCH:
+            raise BundleError(f"a pair graph has the batch {batch[:20]!r}, not a number from 1 to {limits.BATCH}")
+    return {int(batch): graph for batch, graph in value.items()}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """A bundle folder whose manifest was read and whose files were checked."""
+    """A bundle that was read: `contents` are the very bytes whose hashes were checked, the manifest's among them.
+
+    `path` is the folder, absolute and without links. Nothing is read from it again: what happens to the folder later
+    changes nothing for a bundle that was loaded.
+    """
 
     path: Path
     manifest: Manifest
+    contents: Mapping[str, memoryview] = field(repr=False, compare=False)
 
     @classmethod
     def load(cls, path: str | Path = "reference") -> Bundle:
-        """Open the bundle at `path` (or `"reference"`) and check every file's size and sha256.
+        """Read the bundle at `path` (or `"reference"`) once, and check every file's size and sha256.
+
+        A folder that is replaced meanwhile is read again: the bundle is the old one or the new one, never a mixture.
 
         Raises:
-            BundleError: there is no bundle, or its manifest is not valid.
+            BundleError: there is no bundle, its manifest is not valid, or it exceeds `fieldrun.formats.limits`.
             SchemaTooNew: it was written by a newer fieldrun.
             IntegrityError: a file is missing, truncated or changed.
         """
-        folder = resolve_bundle(path)
-        bundle = cls(path=folder, manifest=Manifest.read(folder / MANIFEST))
-        check_files(folder, bundle.manifest.files, IntegrityError)
-        return bundle
+        for turn in range(_TURNS):
+            folder = resolve_bundle(path).resolve()
+            with open_folder(folder, BundleError) as handle:
+                try:
+                    return cls._read(folder, handle)
+                except IntegrityError:
+                    if turn == _TURNS - 1 or _is_same(folder, handle):
+                        raise
+        raise AssertionError("the last turn returns or raises")
+
+    @classmethod
+    def _read(cls, folder: Path, handle: int) -> Bundle:
+        try:
+            data, _ = read_bytes(MANIFEST, limits.most_bytes(MANIFEST), inside=handle)
+        except FileNotFoundError as error:
+            if not _is_same(folder, handle):
+                raise IntegrityError(f"{folder} was replaced while it was read; load it again") from error
+            raise BundleError(f"{folder} has no {MANIFEST}; it is not a bundle, or an incomplete copy") from error
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{folder}: {MANIFEST} cannot be read ({error}); restore the file") from error
+        manifest = Manifest.read(folder / MANIFEST, data)
+        found = read_files(folder, manifest.files, IntegrityError, inside=handle, most=limits.most_bytes)
+        return cls(path=folder, manifest=manifest, contents=found | {MANIFEST: data})
+
+    def tensors(self, name: str = "weights.safetensors") -> dict[str, Array]:
+        """Return the tensors of the file `name`, which share its bytes; `ValueError` if it is not what it says."""
+        return tensors_in(self.contents[name], name)
 
     def exported(self) -> Bundle:
         """Return the bundle as the export wrote it, without the heads that were attached later."""
@@ -385,7 +452,7 @@ class Bundle:
 
     def total_bytes(self) -> int:
         """Return the size of the whole bundle, manifest included."""
-        return sum(entry.bytes for entry in self.manifest.files.values()) + (self.path / MANIFEST).stat().st_size
+        return sum(entry.bytes for entry in self.manifest.files.values()) + len(self.contents[MANIFEST])
 
     def about(self) -> dict[str, Any]:
         """Return what the bundle is, as JSON: what `fieldrun info` prints."""
@@ -404,3 +471,11 @@ class Bundle:
             "provenance": dict(manifest.provenance),
             "fieldrun": manifest.fieldrun,
         }
+
+
+def _is_same(folder: Path, handle: int) -> bool:
+    """Return whether `folder` is still the folder that is open as `handle`."""
+    try:
+        return os.path.samestat(folder.stat(), os.fstat(handle))
+    except OSError:
+        return False

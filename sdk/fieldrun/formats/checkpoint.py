@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError, SchemaTooNew
-from .integrity import FileEntry, check_files, entry_of, read_schema
-from .storage import is_folder, new_folder, read_json, write_bytes, write_json
-from .tensors import Array, read_tensors, write_tensors
+from .integrity import FileEntry, entry_of, read_files, read_schema
+from .storage import is_folder, new_folder, parse_json, write_bytes, write_json
+from .tensors import Array, tensors_in, write_tensors
 
 __all__ = [
     "REFERENCE_CHECKPOINT",
@@ -121,17 +121,17 @@ def _read(folder: Path) -> CheckpointFiles:
     wanted |= {_USAGE} & set(files)
     if set(files) != wanted:
         raise CheckpointError(f"the files in student.json are not those of a checkpoint: {sorted(set(files) ^ wanted)}")
-    check_files(folder, files, CheckpointError)
+    read = read_files(folder, files, CheckpointError)
     return CheckpointFiles(
         name=str(about["name"]),
         student=about["student"],
-        tensors=read_tensors(folder / "student.safetensors"),
-        tokenizer=(folder / "tokenizer.json").read_bytes(),
-        heads=tuple(_read_head(folder, name) for name in heads),
+        tensors=tensors_in(read["student.safetensors"], "student.safetensors"),
+        tokenizer=bytes(read["tokenizer.json"]),
+        heads=tuple(_read_head(read, name) for name in heads),
         licence=str(about["licence"]),
         provenance=about["provenance"],
-        record=_read_object(folder / "training.json"),
-        usage=dict(read_tensors(folder / _USAGE)) if _USAGE in files else {},
+        record=_read_object(read, "training.json"),
+        usage=tensors_in(read[_USAGE], _USAGE) if _USAGE in files else {},
     )
 
 
@@ -169,16 +169,16 @@ def write_checkpoint(path: Path, files: CheckpointFiles, card: str) -> None:
         )
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    value = read_json(path)
+def _read_object(read: Mapping[str, memoryview], name: str) -> dict[str, Any]:
+    value = parse_json(read[name], name)
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path.name} must hold an object, not {type(value).__name__}")
+        raise CheckpointError(f"{name} must hold an object, not {type(value).__name__}")
     return value
 
 
-def _read_head(folder: Path, name: str) -> dict[str, Any]:
-    value = _read_object(folder / "heads" / f"{name}.json")
-    tensors = read_tensors(folder / "heads" / f"{name}.safetensors")
+def _read_head(read: Mapping[str, memoryview], name: str) -> dict[str, Any]:
+    value = _read_object(read, f"heads/{name}.json")
+    tensors = tensors_in(read[f"heads/{name}.safetensors"], f"{name}.safetensors")
     if set(tensors) != {"weight", "bias"} or set(value) & set(tensors):
         raise CheckpointError(f"head {name!r} must have exactly the tensors 'weight' and 'bias'")
     if value.get("name") != name:

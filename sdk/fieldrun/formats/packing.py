@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import BundleError
+from . import limits
 from .tensors import Array
 
 __all__ = [
@@ -175,6 +176,9 @@ def take_packed(name: str, tensors: dict[str, Array]) -> PackedMatrix:
     parts: list[Part] = []
     while width > 0 and (part := _take_part(name, len(parts), width, tensors)) is not None:
         parts.append(part)
+    rows = sum(part.rows for part in parts)
+    if rows * width > limits.TABLE_BYTES:
+        raise ValueError(f"{name} has {rows} rows of {width} numbers, more than {limits.TABLE_BYTES} bytes")
     return PackedMatrix(width=max(width, 0), parts=parts)
 
 
@@ -238,6 +242,8 @@ def _take_coded(name: str, part: str, width: int, tensors: dict[str, Array]) -> 
     codebook = tensors.pop(f"{name}.codebook.{part}", np.zeros(0))
     if codebook.dtype != np.int8 or codebook.ndim != 2 or 0 in codebook.shape or codes.dtype != np.uint8:
         raise ValueError(f"{name}.codes.{part} has no codebook (K, d) int8")
+    if codebook.shape[1] > limits.RUN:
+        raise ValueError(f"{name}.codebook.{part} has {codebook.shape[1]} numbers a code, more than {limits.RUN}")
     _check_bytes(codes, codebook, width)
     return Coded(codes=codes, codebook=codebook)
 

@@ -16,10 +16,26 @@ from typing import Any
 
 from ..errors import OutputExists, StorageError
 
-__all__ = ["is_folder", "new_folder", "read_json", "sha256_bytes", "sha256_file", "write_bytes", "write_json"]
+__all__ = [
+    "exchange_folders",
+    "is_folder",
+    "locked_folder",
+    "new_folder",
+    "parse_json",
+    "read_bytes",
+    "read_json",
+    "sha256_bytes",
+    "sha256_file",
+    "write_bytes",
+    "write_json",
+]
+
+_LARGE = 1 << 16  # bytes from which a file is read into pages of its own
+_STEP = 1 << 20
+_MOST = 1 << 40
 
 
-def sha256_bytes(data: bytes) -> str:
+def sha256_bytes(data: bytes | memoryview) -> str:
     """Return the sha256 of `data`, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
@@ -34,12 +50,48 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def read_bytes(path: str | Path, most: int = _MOST, *, inside: int | None = None) -> tuple[memoryview, str]:
+    """Read the regular file at `path` once; return its bytes, read-only, and their sha256 in hexadecimal.
+
+    The bytes are a copy in memory that no later change of the file alters; those of a large file start at a page. A
+    device, a pipe or a folder is never waited for. `inside` is the descriptor of the folder that `path` is relative to.
+
+    Raises:
+        ValueError: it is not a regular file, has more than `most` bytes, or changed while it was read.
+        OSError: it cannot be opened or read.
+        MemoryError: it does not fit into memory.
+    """
+    import mmap
+    import stat
+
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, dir_fd=inside)
+    with open(handle, "rb", buffering=0) as file:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError(f"{os.path.basename(path)} is not a regular file")
+        size, private = about.st_size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        if size > most:
+            raise ValueError(f"{os.path.basename(path)} has {size} bytes, more than {most}")
+        try:
+            data = memoryview(mmap.mmap(-1, size, flags=private) if size >= _LARGE else bytearray(size))
+        except OSError as error:
+            raise MemoryError(f"no memory for the {size} bytes of {os.path.basename(path)}") from error
+        digest, done = hashlib.sha256(), 0
+        while done < size:
+            count = file.readinto(data[done : done + _STEP])
+            if not count:
+                raise ValueError(f"{os.path.basename(path)} was shortened while it was read")
+            digest.update(data[done : done + count])
+            done += count
+    return data.toreadonly(), digest.hexdigest()
+
+
 def is_folder(path: Path) -> bool:
     """Return whether `path` is a folder; False, and no error, for a name that the system refuses."""
     return os.path.isdir(path)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path` atomically: a reader sees the old file or the new one.
 
     Raises:
@@ -72,19 +124,25 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse the JSON file at `path`; `ValueError` with the file's name if it is not JSON."""
+    """Parse the JSON file at `path`; `ValueError` with the file's name if it is not JSON or not a regular file."""
+    return parse_json(read_bytes(path)[0], path.name)
+
+
+def parse_json(data: bytes | memoryview, name: str) -> Any:
+    """Parse JSON in UTF-8; `ValueError` with the file's `name` if it is not JSON."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(str(data, "utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is not valid JSON ({error})") from error
+        raise ValueError(f"{name} is not valid JSON ({error})") from error
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = False, keep: Path | None = None) -> Iterator[Path]:
     """Yield a folder beside `path` that is renamed to `path` at the end of the block, or deleted if the block fails.
 
     Folders that killed processes left beside `path` are deleted first; the folder of a running process is locked. With
-    `replace`, a folder at `path` is exchanged with the new one, atomically if the file system can, and deleted.
+    `replace`, a folder at `path` is exchanged with the new one, atomically if the file system can, and deleted, or
+    renamed to `keep` in the place of what is there.
 
     Raises:
         OutputExists: `path` exists, and `replace` is not set.
@@ -104,7 +162,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         raise _storage_error(path, error) from error
     try:
         yield partial
-        _publish(partial, path, replace)
+        _publish(partial, path, replace, keep)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
@@ -138,7 +196,9 @@ def _delete_abandoned(path: Path) -> None:
             os.close(handle)
 
 
-def _publish(partial: Path, path: Path, replace: bool) -> None:
+def _publish(partial: Path, path: Path, replace: bool, keep: Path | None) -> None:
+    import shutil
+
     for file in sorted(partial.rglob("*")):
         if file.is_file():
             with file.open("rb") as opened:
@@ -148,24 +208,57 @@ def _publish(partial: Path, path: Path, replace: bool) -> None:
         os.rename(partial, path)
     elif not replace:
         raise OutputExists(f"another process has just made {path}; choose another folder")
-    elif not _exchange(partial, path):
-        aside = partial.with_name(partial.name.replace(".partial-", ".replaced-"))
-        os.rename(path, aside)
-        try:
-            os.rename(partial, path)
-        except BaseException:
-            os.rename(aside, path)
-            raise
-        os.rename(aside, partial)
+    else:
+        _swap(partial, path)
+        if keep is not None:
+            shutil.rmtree(keep, ignore_errors=True)
+            os.rename(partial, keep)
     parent = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(parent)
     finally:
         os.close(parent)
     if replace:
-        import shutil
-
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap(one: Path, other: Path) -> None:
+    """Exchange two folders, atomically if the file system can."""
+    if _exchange(one, other):
+        return
+    aside = other.with_name(f".{other.name}.replaced-{os.getpid()}")
+    os.rename(other, aside)
+    try:
+        os.rename(one, other)
+    except BaseException:
+        os.rename(aside, other)
+        raise
+    os.rename(aside, one)
+
+
+def exchange_folders(one: Path, other: Path) -> None:
+    """Exchange two folders of one parent, atomically if the file system can; `StorageError` if that fails."""
+    try:
+        _swap(one, other)
+    except OSError as error:
+        raise _storage_error(other, error) from error
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Hold `folder` against other processes that ask for it too; they wait. `StorageError` if it cannot be opened."""
+    import fcntl
+
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _storage_error(folder, error) from error
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _exchange(one: Path, other: Path) -> bool:

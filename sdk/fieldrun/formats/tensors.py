@@ -20,9 +20,19 @@ import numpy.typing as npt
 
 from ..errors import CheckpointError
 
-__all__ = ["ALIGNMENT", "Array", "check_tensors", "data_offsets", "read_tensors", "shortest", "write_tensors"]
+__all__ = [
+    "ALIGNMENT",
+    "Array",
+    "check_tensors",
+    "data_offsets",
+    "read_tensors",
+    "shortest",
+    "tensors_in",
+    "write_tensors",
+]
 
 Array = npt.NDArray[Any]
+Bytes = bytes | memoryview
 
 ALIGNMENT = 64
 """Every buffer starts at a multiple of this many bytes, a cache line; the first one at a multiple of a page."""
@@ -47,29 +57,26 @@ def shortest(x: np.float32) -> float:
     return float(str(x))
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            raise ValueError(f"{path.name} is not a safetensors file: it has {size} bytes")
-        (length,) = struct.unpack("<Q", prefix)
-        if length > min(_MAX_HEADER, size - 8):
-            raise ValueError(f"{path.name} is truncated or not a safetensors file")
-        raw = file.read(length)
+def _header(data: Bytes, file: str) -> tuple[dict[str, Any], int]:
+    size = len(data)
+    if size < 8:
+        raise ValueError(f"{file} is not a safetensors file: it has {size} bytes")
+    (length,) = struct.unpack("<Q", data[:8])
+    if length > min(_MAX_HEADER, size - 8):
+        raise ValueError(f"{file} is truncated or not a safetensors file")
     try:
-        header = json.loads(raw.decode("utf-8"))
+        header = json.loads(str(data[8 : 8 + length], "utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is not a safetensors file: its header is not JSON") from error
+        raise ValueError(f"{file} is not a safetensors file: its header is not JSON") from error
     if not isinstance(header, dict):
-        raise ValueError(f"{path.name} is not a safetensors file: its header is not an object")
+        raise ValueError(f"{file} is not a safetensors file: its header is not an object")
     return header, 8 + length
 
 
-def _entries(path: Path) -> tuple[dict[str, tuple[np.dtype[Any], tuple[int, ...], int, int]], int]:
+def _entries(data: Bytes, file: str) -> tuple[dict[str, tuple[np.dtype[Any], tuple[int, ...], int, int]], int]:
     """Return name -> (dtype, shape, start, stop) relative to the data, and where the data starts; checked."""
-    header, data_start = _header(path)
-    data_bytes = path.stat().st_size - data_start
+    header, data_start = _header(data, file)
+    data_bytes = len(data) - data_start
     entries = {}
     for name, entry in header.items():
         if name == "__metadata__":
@@ -83,46 +90,58 @@ def _entries(path: Path) -> tuple[dict[str, tuple[np.dtype[Any], tuple[int, ...]
             if math.prod(n or 1 for n in shape) > _MAX_ELEMENTS:
                 raise ValueError("too large for an array, even if empty")
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path.name}: tensor {name!r} has an unknown dtype, shape or offset") from error
+            raise ValueError(f"{file}: tensor {name!r} has an unknown dtype, shape or offset") from error
         if not start <= stop <= data_bytes or stop - start != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{path.name} is truncated or corrupt: tensor {name!r} does not fit in the file")
+            raise ValueError(f"{file} is truncated or corrupt: tensor {name!r} does not fit in the file")
         entries[name] = (dtype, shape, start, stop)
     position = 0
     for name, (_, _, start, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if start != position:
-            raise ValueError(f"{path.name} is corrupt: tensor {name!r} overlaps another or leaves a gap")
+            raise ValueError(f"{file} is corrupt: tensor {name!r} overlaps another or leaves a gap")
         position = stop
     if position != data_bytes:
-        raise ValueError(f"{path.name} is corrupt: {data_bytes - position} bytes at its end belong to no tensor")
+        raise ValueError(f"{file} is corrupt: {data_bytes - position} bytes at its end belong to no tensor")
     return entries, data_start
 
 
 def read_tensors(path: Path) -> dict[str, Array]:
     """Map the safetensors file at `path`; return its tensors as read-only arrays that share the mapping.
 
-    Only bfloat16 tensors, which foreign files may have, are copied: they become float32.
+    For files that nobody else can change while they are used; `tensors_in` takes bytes that were read before.
 
     Raises:
         ValueError: the file is not a safetensors file, is truncated, or has overlapping tensors; the message names it.
         OSError: the file cannot be opened.
     """
-    entries, data_start = _entries(path)
-    if not entries:
-        return {}
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return tensors_in(_mapped(path), path.name)
+
+
+def tensors_in(data: Bytes, file: str) -> dict[str, Array]:
+    """Return the tensors of a safetensors `file` whose bytes are `data`, as read-only arrays that share them.
+
+    Only bfloat16 tensors, which foreign files may have, are copied: they become float32. `ValueError` as for
+    `read_tensors`.
+    """
+    entries, data_start = _entries(data, file)
     tensors: dict[str, Array] = {}
     for name, (dtype, shape, start, stop) in entries.items():
         count = (stop - start) // dtype.itemsize
-        tensor = np.frombuffer(mapped, dtype, count, data_start + start).reshape(shape)
+        whole = np.frombuffer(data, dtype, count, data_start + start) if count else np.empty(0, dtype)
+        tensor = whole.reshape(shape)
         tensors[name] = (tensor.astype(np.uint32) << 16).view(np.float32) if dtype == _BF16 else tensor
     return tensors
 
 
 def data_offsets(path: Path) -> dict[str, tuple[int, int]]:
     """Return, for every tensor, its absolute offset and its length in bytes in the file at `path`."""
-    entries, data_start = _entries(path)
+    entries, data_start = _entries(_mapped(path), path.name)
     return {name: (data_start + start, stop - start) for name, (_, _, start, stop) in entries.items()}
+
+
+def _mapped(path: Path) -> Bytes:
+    with path.open("rb") as file:
+        empty = not path.stat().st_size
+        return b"" if empty else memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def write_tensors(tensors: Mapping[str, Array]) -> bytes:

@@ -12,7 +12,10 @@ from ..errors import CheckpointError
 from ..formats.bundle import TaskSpec
 from ..formats.tensors import Array, check_tensors
 
-__all__ = ["Head", "attached_task", "head_logits", "pair_features", "softmax"]
+__all__ = ["RESERVED", "Head", "attached_task", "head_logits", "pair_features", "softmax"]
+
+RESERVED = ("all",)
+"""Names that a new task cannot have: `--task all` means every task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,8 +67,11 @@ def pair_features(a: Array, b: Array) -> Array:
 
 
 def head_logits(head: Head, x: Array) -> Array:
-    """Return `head`'s logits `(batch, labels)` for its input `x`: fields, or `pair_features` for a pair task."""
-    return np.asarray(x @ head.weight + head.bias)
+    """Return `head`'s logits `(batch, labels)` for its input `x`: fields, or `pair_features` for a pair task.
+
+    A row at a time: a BLAS may add a row of a batch in another order than the row alone, and the last bits differ.
+    """
+    return np.asarray((x[:, None, :] @ head.weight)[:, 0] + head.bias)
 
 
 def softmax(logits: Array, temperature: float = 1.0) -> Array:

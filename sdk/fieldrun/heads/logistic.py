@@ -12,7 +12,9 @@ diagonal as a first guess leaves few steps to do.
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,19 +105,28 @@ def solve(
     start: Array | None = None,
     tolerance: float = 1e-8,
     max_steps: int = 500,
+    report: Callable[[float], None] | None = None,
 ) -> Array:
     """Return the `theta (rank + 1, classes) float64` that minimises J, from `start` or zero.
 
     It stops when the estimated distance of J from its minimum, g^T D g / 2 with `D` the inverse of the Hessian's
-    diagonal, is below `tolerance` (J is in nats), or when rounding allows no smaller J.
+    diagonal, is below `tolerance` (J is in nats), or when rounding allows no smaller J. `report` is called after every
+    step with the share of the way that is done, in orders of magnitude of that distance.
     """
     theta = np.zeros((z.shape[1], classes)) if start is None else start.copy()
     value, gradient, spread = objective(z, y, theta, strength)
     scale = 1 / (spread * np.append(variance, 1.0) + np.append(np.full(len(variance), strength), 0.0))[:, None]
     past: deque[tuple[Array, Array, float]] = deque(maxlen=_MEMORY)
+    first = furthest = 0.0
     for _ in range(max_steps):
-        if 0.5 * float(np.vdot(gradient, scale * gradient)) < tolerance:
+        distance = 0.5 * float(np.vdot(gradient, scale * gradient))
+        if distance < tolerance:
             break
+        first = first or distance
+        if report is not None:
+            way = math.log(first / tolerance)
+            furthest = max(furthest, math.log(first / distance) / way if way > 0 else 0.0)
+            report(min(furthest, 1.0))
         direction = _direction(gradient, scale, past)
         slope = float(np.vdot(gradient, direction))
         length = 1.0

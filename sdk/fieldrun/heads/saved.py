@@ -8,7 +8,6 @@ to the golden texts, computed from the fields that the export measured.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BundleError, CheckpointError, IntegrityError, OutputExists
+from ..errors import BundleError, CheckpointError, OutputExists
 from ..formats.bundle import HEADS_FILE, MANIFEST, SCHEMA, Bundle, TaskSpec
-from ..formats.integrity import check_files, entry_of
-from ..formats.storage import new_folder, read_json, write_bytes, write_json
-from ..formats.tensors import Array, read_tensors, shortest, write_tensors
+from ..formats.integrity import entry_of
+from ..formats.storage import new_folder, parse_json, write_bytes, write_json
+from ..formats.tensors import Array, shortest, write_tensors
 from .head import Head, attached_task, head_logits, pair_features, softmax
 
 __all__ = ["head_scores", "read_heads", "save_bundle"]
@@ -40,7 +39,7 @@ def read_heads(bundle: Bundle) -> dict[str, Head]:
         return {}
     about = bundle.manifest.provenance.get("heads")
     try:
-        tensors = read_tensors(bundle.path / HEADS_FILE)
+        tensors = bundle.tensors(HEADS_FILE)
         if set(tensors) != {f"{task.name}.{part}" for task in tasks for part in ("weight", "bias")}:
             raise ValueError("its tensors are not those of the manifest's heads")
         heads = {task.name: _head(task, tensors, about) for task in tasks}
@@ -74,7 +73,7 @@ def save_bundle(bundle: Bundle, heads: Mapping[str, Head], path: Path, *, overwr
 
     Raises:
         OutputExists: `path` exists and `overwrite` is not set, is not a bundle, or is inside the installed package.
-        BundleError, IntegrityError: `bundle` has changed on disk since it was loaded.
+        BundleError: its golden texts cannot be used.
         StorageError: the folder cannot be written.
     """
     if str(path) == "reference" or path.resolve().is_relative_to(_PACKAGE):
@@ -84,11 +83,7 @@ def save_bundle(bundle: Bundle, heads: Mapping[str, Head], path: Path, *, overwr
     exported = bundle.exported()
     with new_folder(path, replace=overwrite) as folder:
         for name in exported.manifest.files:
-            try:
-                shutil.copyfile(bundle.path / name, folder / name)
-            except FileNotFoundError as error:
-                raise IntegrityError(f"{bundle.path} lacks {name} now; copy the bundle again") from error
-        check_files(folder, exported.manifest.files, IntegrityError)
+            write_bytes(folder / name, bundle.contents[name])
         _write_golden(folder, bundle, heads)
         _write_card(folder, heads)
         files = {name: entry_of(folder / name) for name in exported.manifest.files}
@@ -111,7 +106,7 @@ def save_bundle(bundle: Bundle, heads: Mapping[str, Head], path: Path, *, overwr
 
 def _write_golden(folder: Path, bundle: Bundle, heads: Mapping[str, Head]) -> None:
     try:
-        golden = read_json(folder / "golden.json")
+        golden = parse_json(bundle.contents["golden.json"], "golden.json")
         fields = np.array(golden["fields"], np.float32)
         gone = {task.name for task in bundle.manifest.tasks if task.attached}
         scores = {name: values for name, values in golden["scores"].items() if name not in gone}
@@ -124,7 +119,7 @@ def _write_golden(folder: Path, bundle: Bundle, heads: Mapping[str, Head]) -> No
 
 
 def _write_card(folder: Path, heads: Mapping[str, Head]) -> None:
-    text = (folder / "CARD.md").read_text("utf-8").split(_SECTION)[0]
+    text = (folder / "CARD.md").read_text("utf-8", errors="replace").split(_SECTION)[0]
     if heads:
         lines = ["", *(_in_words(head) for head in heads.values())]
         text = text.rstrip("\n") + "\n" + _SECTION + "\n".join(lines) + "\n"

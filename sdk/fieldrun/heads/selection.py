@@ -8,18 +8,28 @@ tasks, their report files among the texts: its results on these are a little opt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..evaluation.metrics import wilson_interval
+from ..evaluation.metrics import balanced_accuracy, wilson_interval
 from ..formats.progress import Progress
 from ..formats.tensors import Array
 from .logistic import solve
 
-__all__ = ["SEARCH_ROWS", "STRENGTHS", "Choice", "Problem", "best_temperature", "choose", "deal", "sample"]
+__all__ = [
+    "SEARCH_ROWS",
+    "STRENGTHS",
+    "Choice",
+    "Problem",
+    "best_temperature",
+    "choose",
+    "deal",
+    "in_percent",
+    "sample",
+]
 
 STRENGTHS = tuple(10 ** (k / 2) for k in range(6, -5, -1))
 """The penalties that are tried, strongest first: 1000, 316, 100, ... 0.01."""
@@ -31,34 +41,52 @@ _UNTRIED = 10**1.5  # the strength for one example a label, where nothing can be
 _FOLDS = 5
 _REPEATS = 3  # of the cross-validation, below so many rows:
 _FEW_ROWS = 1000
+_TOLERANCE = 1e-4  # nats, of many rows: strengths that are told apart differ by hundreds of these
+_TOLERANCE_OF_FEW = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Problem:
-    """Rows in the eigenbasis of their inputs, `z (n, rank + 1) float32`, and their classes `y (n,)`."""
+    """Rows in the eigenbasis of their inputs, `z (n, rank + 1) float32`, and their classes `y (n,)`.
+
+    Rows of one of the `groups (n,)` are copies of each other: they never stand on both sides of a split.
+    """
 
     z: Array
     y: Array
+    groups: Array
     classes: int
     variance: Array
     scale: float
 
     def solve(
-        self, strength: float, *, rows: Array | None = None, start: Array | None = None, tolerance: float
+        self,
+        strength: float,
+        *,
+        rows: Array | None = None,
+        start: Array | None = None,
+        tolerance: float,
+        report: Callable[[float], None] | None = None,
     ) -> Array:
         """Return the solution `(rank + 1, classes)` at `strength` for all rows or some, from `start` or zero."""
         z, y = (self.z, self.y) if rows is None else (self.z[rows], self.y[rows])
         penalty = strength * self.scale / len(y)
-        return solve(z, y, self.classes, penalty, variance=self.variance, start=start, tolerance=tolerance)
+        return solve(
+            z, y, self.classes, penalty, variance=self.variance, start=start, tolerance=tolerance, report=report
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The penalty and the temperature, and `cv`: what was measured on held-out rows."""
+    """The penalty and the temperature, and `cv`: what was measured on held-out rows.
+
+    `start` is a solution for most of the rows, where to begin with all of them.
+    """
 
     strength: float
     temperature: float
     cv: dict[str, Any] | None
+    start: Array | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,27 +105,39 @@ class _HeldOut:
 
 
 def choose(problem: Problem, report: Progress) -> Choice:
-    """Return the penalty and the temperature for `problem`; without two rows of any label, fixed ones."""
-    counts = np.bincount(problem.y)
-    if counts.max() < 2:
+    """Return the penalty and the temperature for `problem`; without two texts of any label, fixed ones."""
+    y, groups = problem.y, problem.groups
+    searched = sample(y, SEARCH_ROWS)
+    whole = len(searched) == len(y)
+    folds = min(_FOLDS, int(np.bincount(y[searched[_leads(y, groups, searched)]]).max()))
+    if folds < 2:
         return Choice(strength=_UNTRIED, temperature=1.0, cv=None)
-    searched = sample(problem.y, SEARCH_ROWS)
-    whole = len(searched) == len(problem.y)
-    folds = min(_FOLDS, int(np.bincount(problem.y[searched]).max()))
+    theta = None
     repeats = _REPEATS if len(searched) < _FEW_ROWS else 1
-    splits = [split for turn in range(repeats) for split in deal(problem.y, searched, folds, turn)]
+    splits = [split for turn in range(repeats) for split in deal(y, searched, folds, turn, groups)]
     strength, held = _search(problem, splits, repeats, report)
     if not whole:  # accuracy and temperature of a model of all rows are measured on a fifth of them
-        repeats, splits = 1, list(deal(problem.y, np.arange(len(problem.y)), _FOLDS, 0))[:1]
+        repeats, splits = 1, list(deal(y, np.arange(len(y)), _FOLDS, 0, groups))[:1]
         trained, out = splits[0]
-        theta = problem.solve(strength, rows=trained, tolerance=1e-6)
+        theta = problem.solve(strength, rows=trained, tolerance=1e-6, report=in_percent(report, "measure"))
         held = _HeldOut.of(problem.z[out] @ theta.astype(np.float32), problem.y[out])
-        report("fit", 1, 1)
-    n = len(held.y) // repeats
+        report("measure", 100, 100)
+    outs = np.concatenate([out for _, out in splits[: len(splits) // repeats]])
+    n = len(np.unique(groups[outs]))  # texts: their copies say nothing new
     share = float((held.logits.argmax(1) == held.y).mean())
     cv = {"n": n, "accuracy": round(share, 5), "ci95": [round(end, 5) for end in wilson_interval(round(share * n), n)]}
+    of_label = np.bincount(held.y, minlength=problem.classes)
+    hits = np.bincount(held.y[held.logits.argmax(1) == held.y], minlength=problem.classes)
+    balanced, *ends = balanced_accuracy((hits / repeats).tolist(), (of_label / repeats).tolist())
+    cv |= {"balanced_accuracy": round(balanced, 5), "balanced_ci95": [round(end, 5) for end in ends]}
+    cv |= {"never_held_out": np.flatnonzero(of_label == 0).tolist()}
     cv |= {"log_loss": round(float(held.losses.mean()), 5), "folds": len(splits) // repeats, "repeats": repeats}
-    return Choice(strength=strength, temperature=held.temperature, cv=cv)
+    return Choice(strength=strength, temperature=held.temperature, cv=cv, start=theta)
+
+
+def in_percent(report: Progress, phase: str) -> Callable[[float], None]:
+    """Return a callback for the share that is done of `phase`."""
+    return lambda share: report(phase, int(100 * share), 100)
 
 
 def _search(
@@ -109,10 +149,11 @@ def _search(
     starts: list[Array | None] = [None] * len(splits)
     tried: list[_HeldOut] = []
     best = 0
+    tolerance = _TOLERANCE if len(splits[0][0]) >= _FEW_ROWS else _TOLERANCE_OF_FEW
     for k, strength in enumerate(STRENGTHS):
         logits = []
         for s, (trained, out) in enumerate(splits):
-            theta = problem.solve(strength, rows=trained, start=starts[s], tolerance=1e-5)
+            theta = problem.solve(strength, rows=trained, start=starts[s], tolerance=tolerance)
             starts[s] = theta
             logits.append(problem.z[out] @ theta.astype(np.float32))
             report("fit", k * len(splits) + s + 1, len(STRENGTHS) * len(splits))
@@ -136,16 +177,35 @@ def sample(y: Array, limit: int) -> Array:
     return np.sort(np.concatenate(taken))
 
 
-def deal(y: Array, rows: Array, folds: int, turn: int) -> Iterator[tuple[Array, Array]]:
-    """Yield (trained, held out) rows: each class is dealt to the folds; a class of one row is never held out."""
-    fold = np.full(len(y), -1)
+def deal(y: Array, rows: Array, folds: int, turn: int, groups: Array | None = None) -> Iterator[tuple[Array, Array]]:
+    """Yield (trained, held out) rows: the groups of each class are dealt to the folds, whole.
+
+    A class of one group is never held out, and no class is held out entirely.
+    """
+    own_groups = np.arange(len(y)) if groups is None else groups
+    fold = np.full(int(own_groups.max()) + 1, -1)  # of each group
     dealt, shuffle = 0, np.random.default_rng(turn)
-    for own in sorted(_by_class(y[rows]), key=lambda own: int(own[0])):
-        if len(own) > 1:
-            fold[rows[shuffle.permutation(own)]] = (dealt + np.arange(len(own))) % folds
-            dealt += len(own)
+    leads = _leads(y, own_groups, rows)
+    kept = []
+    for own in sorted(_by_class(y[rows]), key=lambda own: int(own[0]) if len(own) else -1):
+        leading = own[np.isin(own, leads, assume_unique=True)]
+        if len(leading) > 1:
+            fold[own_groups[rows[shuffle.permutation(leading)]]] = (dealt + np.arange(len(leading))) % folds
+            dealt += len(leading)
+        elif len(own):
+            kept.append(own_groups[rows[own[0]]])
+    fold[kept] = -1
+    of_row = fold[own_groups[rows]]
     for k in range(folds):
-        yield rows[fold[rows] != k], rows[fold[rows] == k]
+        yield rows[of_row != k], rows[of_row == k]
+
+
+def _leads(y: Array, groups: Array, rows: Array) -> Array:
+    """Return, of `rows`, the position of the first row of every group, of the rarest class in it."""
+    rarity = np.bincount(y[rows])[y[rows]]
+    order = np.lexsort((np.arange(len(rows)), rarity, groups[rows]))
+    first = np.append(True, np.diff(groups[rows][order]) != 0)
+    return np.sort(order[first])
 
 
 def _by_class(y: Array) -> list[Array]:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fieldrun.errors import InputTextError, UnknownName, UsageError
+from fieldrun.errors import InputTextError, TextTooLong, UnknownName, UsageError
 from fieldrun_runtimes.model import load
 
 __all__ = ["Labeller"]
@@ -39,9 +39,11 @@ class Labeller:
         tasks: the tasks to answer, of single texts.
         column: the name of the column of texts.
         engine, threads, overflow: as `fieldrun.load`.
+        on_error: what a text that cannot be answered does: `"fail"` raises its error, `"report"` gives the label None
+            and the score NaN.
 
     Raises:
-        UnknownName: the bundle has no such task.
+        UnknownName: `on_error` has another value, or the bundle has no such task.
         UsageError: a task takes pairs, or no task is given.
     """
 
@@ -54,7 +56,11 @@ class Labeller:
         engine: str = "auto",
         threads: int = 1,
         overflow: str = "truncate",
+        on_error: str = "fail",
     ) -> None:
+        if on_error not in ("fail", "report"):
+            raise UnknownName("on_error", on_error, ("fail", "report"))
+        self._report = on_error == "report"
         self._model = load(bundle, engine=engine, threads=threads, overflow=overflow)
         self._column = column
         self._labels = {task: np.array(self._model.labels(task), object) for task in tasks}
@@ -68,7 +74,8 @@ class Labeller:
         Raises:
             UnknownName: the batch has no such column.
             UsageError: it already has a column of a task's name.
-            InputTextError: a text is blank or is not a string; Ray stops and shows it, or drops the batch if told to.
+            InputTextError, TextTooLong: with `"fail"`, a text is blank, is not a string or does not fit; Ray stops and
+                shows it, or drops the batch if told to.
         """
         if self._column not in batch:
             raise UnknownName("column", self._column, [str(name) for name in batch])
@@ -77,12 +84,26 @@ class Labeller:
             raise UsageError(f"the batch already has the column {taken[0]!r}; rename or drop it")
         texts = batch[self._column].tolist()
         added: dict[str, Column] = {}
+        good = np.ones(len(texts), bool)
         try:
             encoding = self._model.forward(texts) if texts else None
-        except InputTextError as error:
-            raise InputTextError(f"column {self._column!r}: {error}") from error
+        except (InputTextError, TextTooLong) as error:
+            if not self._report:
+                raise type(error)(f"column {self._column!r}: {error}") from error
+            good = np.array([self._takes(text) for text in texts])
+            kept = [text for text, fits in zip(texts, good, strict=True) if fits]
+            encoding = self._model.forward(kept) if kept else None
         for task, labels in self._labels.items():
-            empty = np.zeros((0, len(labels)), np.float32)
-            scores = empty if encoding is None else self._model.scores_of(encoding, task)
-            added |= {task: labels[scores.argmax(1)], f"{task}_score": scores.max(1)}
+            best, score = np.full(len(texts), None, object), np.full(len(texts), np.nan, np.float32)
+            if encoding is not None:
+                scores = self._model.scores_of(encoding, task)
+                best[good], score[good] = labels[scores.argmax(1)], scores.max(1)
+            added |= {task: best, f"{task}_score": score}
         return {**batch, **added}
+
+    def _takes(self, text: object) -> bool:
+        try:
+            self._model.forward([text])  # type: ignore[list-item]  # that is the question
+        except (InputTextError, TextTooLong):
+            return False
+        return True

@@ -11,8 +11,7 @@ another bundle, the new one is verified and loaded beside the old one, and takes
 from __future__ import annotations
 
 from .application import Application, app
-from .current import Current, Runtime, Served
-from .limits import Limits
+from .questions import Limits
 from .server import run
 
-__all__ = ["Application", "Current", "Limits", "Runtime", "Served", "app", "run"]
+__all__ = ["Application", "Limits", "app", "run"]

@@ -11,8 +11,7 @@ from fieldrun.errors import FieldrunError, InputTextError, TextTooLong
 from fieldrun_runtimes.model import Encoding, FieldModel
 
 from .current import Served
-from .limits import Limits
-from .questions import Question, Refused, error_object, status_of
+from .questions import Limits, Question, Refused, error_object, status_of
 
 __all__ = ["Answer", "answer", "as_json"]
 
@@ -70,7 +69,7 @@ def _bad(served: Served, question: Question, limits: Limits) -> dict[int, Fieldr
     for i, item in enumerate(question.items):
         try:
             question.check(i, limits)
-            if served.runtime.overflow == "error":
+            if served.overflow == "error":
                 served.model.token_ids(list(item) if question.paired else [item])
         except (InputTextError, TextTooLong) as error:
             if not question.report:

@@ -24,12 +24,11 @@ from fieldrun._version import __version__
 from fieldrun.errors import EngineError, FieldrunError, UnknownName, UsageError
 
 from .answers import answer, as_json
-from .current import Current, Runtime, Served
-from .limits import Limits
+from .current import Current, Served
 from .log import log
 from .metrics import CONTENT_TYPE, Metrics
 from .openapi import describe
-from .questions import KEYS, Refused, error_object
+from .questions import KEYS, Limits, Refused, error_object
 
 __all__ = ["Application", "app"]
 
@@ -85,8 +84,8 @@ def app(
         raise UsageError(f"concurrency must be a positive integer, not {concurrency!r}")
     if not 0 <= watch_s < float("inf"):
         raise UsageError(f"watch_s must be a number of seconds, 0 for never, not {watch_s!r}")
-    runtime = Runtime(engine=engine, provider=provider, threads=threads, overflow=overflow)
-    return Application(Current(bundle, runtime), limits or Limits(), workers, watch_s, access_log)
+    current = Current(bundle, engine=engine, provider=provider, threads=threads, overflow=overflow)
+    return Application(current, limits or Limits(), workers, watch_s, access_log)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +107,7 @@ class Application:
         self.current, self.limits = current, limits
         self._watch_s, self._access_log = watch_s, access_log
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="fieldrun-model")
-        self._metrics = Metrics(KEYS)
+        self._metrics, self._asked = Metrics(KEYS), asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event of ASGI: a request, or the start and the end of the server."""
@@ -139,32 +138,33 @@ class Application:
             log(logging.INFO, "reloaded", bundle=new.short, replaced=old.short, seconds=round(loop.time() - began, 3))
         return replaced
 
+    def look(self) -> None:
+        """Look at once, in the event loop's thread, whether the bundle's path leads to another bundle."""
+        self._asked.set()
+
     async def _live(self, receive: Receive, send: Send) -> None:
-        watch: asyncio.Task[None] | None = None
-        while True:
-            event = (await receive())["type"]
-            if event == "lifespan.startup":
-                watch = asyncio.create_task(self._watch()) if self._watch_s else None
-                served = self.current.served
-                log(logging.INFO, "started", bundle=served.short, name=served.model.manifest.name)
-            elif event == "lifespan.shutdown":
-                if watch is not None:
-                    watch.cancel()
-                self._pool.shutdown(wait=False, cancel_futures=True)
-                log(logging.INFO, "stopped")
-            await send({"type": f"{event}.complete"})
-            if event == "lifespan.shutdown":
-                return
+        await receive()
+        watch = asyncio.create_task(self._watch())
+        served = self.current.served
+        log(logging.INFO, "started", bundle=served.short, name=served.model.manifest.name)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        watch.cancel()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        log(logging.INFO, "stopped")
+        await send({"type": "lifespan.shutdown.complete"})
 
     async def _watch(self) -> None:
         """Look for another bundle every `watch_s` seconds; after a failure twice as late each time, up to a minute."""
         wait = self._watch_s
         while True:
-            await asyncio.sleep(wait)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), wait or None)
+            self._asked.clear()
             try:
                 await self.reload()
                 wait = self._watch_s
-            except FieldrunError:
+            except FieldrunError:  # it is in the log and in /health
                 wait = min(2 * wait, max(_SLOWEST_RETRY_S, self._watch_s))
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -177,14 +177,11 @@ class Application:
             reply = await self._reply(scope, receive, path, served)
         except _Left:
             return
-        except Refused as refused:
-            metrics.errors[type(refused.error).__name__] += 1
-            reply = _refusal(refused, served)
         except Exception as error:
-            metrics.errors["FieldrunError"] += 1
-            log(logging.ERROR, "request failed", trace=error, endpoint=endpoint)
-            message = f"an unexpected {type(error).__name__}; the log of the service has the details"
-            reply = _refusal(Refused(500, FieldrunError(message)), served)
+            refused = error if isinstance(error, Refused) else _unexpected(error, endpoint)
+            metrics.errors[type(refused.error).__name__] += 1
+            value = {"bundle": served.short, "error": error_object(refused.error, refused.index)}
+            reply = _Reply(status=refused.status, body=as_json(value), headers=refused.headers)
         finally:
             metrics.in_progress -= 1
         seconds = time.perf_counter() - began
@@ -209,11 +206,14 @@ class Application:
         if path == "/reload":
             try:
                 replaced = await self.reload()
-            except FieldrunError as error:
-                raise Refused(500, error) from error
+            except FieldrunError as failed:
+                raise Refused(500, failed) from failed
             return _Reply(status=200, body=as_json({"bundle": self.current.served.short, "reloaded": replaced}))
         if path == "/health":
-            return _Reply(status=200, body=as_json(self._health(served)))
+            error = None if self.current.error is None else error_object(self.current.error)
+            status = "ok" if error is None else "outdated"
+            about = {"status": status, "fieldrun": __version__, "bundle": served.about(), "reload_error": error}
+            return _Reply(status=200, body=as_json(about))
         if path == "/metrics":
             return _Reply(status=200, body=self._metrics.render(served).encode("utf-8"), kind=CONTENT_TYPE)
         if path == "/openapi.json":
@@ -241,19 +241,11 @@ class Application:
             self._metrics.errors[type(error).__name__] += 1
         return _Reply(status=200, body=found.body)
 
-    def _health(self, served: Served) -> dict[str, Any]:
-        error = self.current.error
-        return {
-            "status": "ok" if error is None else "outdated",
-            "fieldrun": __version__,
-            "bundle": served.about(),
-            "reload_error": None if error is None else error_object(error),
-        }
 
-
-def _refusal(refused: Refused, served: Served) -> _Reply:
-    value = {"bundle": served.short, "error": error_object(refused.error, refused.index)}
-    return _Reply(status=refused.status, body=as_json(value), headers=refused.headers)
+def _unexpected(error: Exception, endpoint: str) -> Refused:
+    log(logging.ERROR, "request failed", trace=error, endpoint=endpoint)
+    message = f"an unexpected {type(error).__name__}; the log of the service has the details"
+    return Refused(500, FieldrunError(message))
 
 
 async def _read(scope: Scope, receive: Receive, limits: Limits, deadline: float) -> bytes:

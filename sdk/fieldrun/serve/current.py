@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +15,21 @@ from fieldrun.formats.storage import read_json
 from fieldrun_runtimes.model import FieldModel, load
 from fieldrun_runtimes.verify import verify
 
-__all__ = ["Current", "Runtime", "Served"]
+__all__ = ["Current", "Served"]
 
 _SHORT = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Runtime:
-    """How each bundle is opened; as the arguments of `fieldrun.load`."""
-
-    engine: str = "auto"
-    provider: str | None = None
-    threads: int = 1
-    overflow: str = "truncate"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """A loaded model, how it was opened, the sha256 of its manifest, and when, in seconds since 1970.
+    """A loaded model, its `overflow`, the sha256 of its manifest, and when it was loaded, in seconds since 1970.
 
     A request takes one `Served` and uses nothing else, so that no answer is made of two models. The memory of a model
     that was replaced is freed when its last request ends, because nothing refers to it any more.
     """
 
     model: FieldModel
-    runtime: Runtime
+    overflow: str
     sha256: str
     loaded: float
 
@@ -63,16 +54,18 @@ class Served:
 class Current:
     """The bundle at `path`: `served` is the model that answers, `error` why a newer bundle there could not be loaded.
 
+    `settings` are the engine, provider, threads and overflow of `fieldrun.load`.
+
     Raises:
         BundleError: the bundle does not give the answers that its export measured.
         FieldrunError: as `fieldrun.load` raises.
     """
 
-    def __init__(self, path: str | Path, runtime: Runtime) -> None:
-        self._path, self._runtime = path, runtime
+    def __init__(self, path: str | Path, **settings: Any) -> None:
+        self._path, self._settings = path, settings
         self._lock = threading.Lock()
         self.error: FieldrunError | None = None
-        self.served = _open(path, runtime)
+        self.served = _open(path, settings)
 
     def refresh(self) -> bool:
         """Load the bundle that `path` leads to now, unless it is the one that answers; return whether it was replaced.
@@ -85,7 +78,7 @@ class Current:
                 if _sha256(resolve_bundle(self._path)) == self.served.sha256:
                     self.error = None
                     return False
-                served = _open(self._path, self._runtime)
+                served = _open(self._path, self._settings)
             except FieldrunError as error:
                 self.error = error
                 raise
@@ -96,21 +89,18 @@ class Current:
             return True
 
 
-def _open(path: str | Path, runtime: Runtime) -> Served:
+def _open(path: str | Path, settings: Mapping[str, Any]) -> Served:
     """Verify and load the bundle at `path`, links resolved: a link that is switched later changes nothing here."""
     folder = resolve_bundle(path).resolve()
     sha256 = _sha256(folder)
+    runs_on = {name: value for name, value in settings.items() if name != "overflow"}
     # the engine null answers nothing: it is there to measure the service
-    if runtime.engine != "null" and not _is_proven(folder, runtime):
+    if settings["engine"] != "null" and not verify(folder, **runs_on).passed:
         raise BundleError(f"{folder} does not give the answers that its export measured; see: fieldrun verify {folder}")
-    model = load(folder, **asdict(runtime))
+    model = load(folder, **settings)
     if _sha256(folder) != sha256:
         raise BundleError(f"{folder} was replaced while it was loaded; it is tried again")
-    return Served(model=model, runtime=runtime, sha256=sha256, loaded=time.time())
-
-
-def _is_proven(folder: Path, runtime: Runtime) -> bool:
-    return verify(folder, engine=runtime.engine, provider=runtime.provider, threads=runtime.threads).passed
+    return Served(model=model, overflow=settings["overflow"], sha256=sha256, loaded=time.time())
 
 
 def _sha256(folder: Path) -> str:

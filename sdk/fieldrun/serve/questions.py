@@ -1,18 +1,16 @@
-"""The body of a request, checked: which texts, which task, and what to do with a text that cannot be answered."""
+"""What a request may ask for, and its body, checked: which texts, which task, what to do with a bad text."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from fieldrun.errors import FieldrunError, InputTextError, TextTooLong, UsageError
 from fieldrun.evaluation.rows import check_texts, split_pairs
 
-from .limits import Limits
-
-__all__ = ["KEYS", "Question", "Refused", "error_object", "status_of"]
+__all__ = ["KEYS", "Limits", "Question", "Refused", "error_object", "status_of"]
 
 _TEXTS = ("text", "texts", "on_error")
 _PAIRS = ("pair", "pairs", "task")
@@ -24,6 +22,32 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 """The keys that each endpoint takes."""
 
 _LONGEST_NAME = 200  # characters of a name that an error repeats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The limits of one request, and of all requests together.
+
+    `body_bytes` of a request body, `texts` (or pairs) in it, `characters` of one text, and `seconds` from its first
+    byte to its answer. `requests` is how many may be read or answered at once; the next one is refused with status 503.
+    Together they bound the memory: at most `requests * body_bytes` of bodies wait.
+
+    Raises:
+        UsageError: a limit is not positive.
+    """
+
+    body_bytes: int = 1_000_000
+    texts: int = 1024
+    characters: int = 20_000
+    seconds: float = 10.0
+    requests: int = 128
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            kinds = int | float if field.name == "seconds" else int
+            if not isinstance(value, kinds) or isinstance(value, bool) or not 0 < value < float("inf"):
+                raise UsageError(f"the limit {field.name} must be a positive number, not {value!r}")
 
 
 class Refused(Exception):

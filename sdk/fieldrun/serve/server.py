@@ -52,7 +52,11 @@ def run(
     except ImportError as error:
         raise MissingDependency("uvicorn", "serve") from error
     seconds = application.limits.seconds
-    with _listening(host, port, uds, fd) as (listener, address), _log_to_stderr():
+    with (
+        _listening(host, port, uds, fd) as (listener, address),
+        _log_to_stderr("fieldrun.serve", logging.INFO),
+        _log_to_stderr("uvicorn", logging.WARNING),
+    ):
         config = uvicorn.Config(
             application,
             log_config=None,
@@ -66,14 +70,7 @@ def run(
         )
 
         async def serve() -> None:
-            loop, tasks = asyncio.get_running_loop(), set()
-
-            def reload() -> None:
-                task = loop.create_task(_reload(application))
-                tasks.add(task)  # the loop alone would let the task be collected
-                task.add_done_callback(tasks.discard)
-
-            loop.add_signal_handler(signal.SIGHUP, reload)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, application.look)
             log(logging.INFO, "listening", address=address, pid=os.getpid())
             await uvicorn.Server(config).serve(sockets=[listener])
 
@@ -86,28 +83,21 @@ def run(
             signal.signal(signal.SIGTERM, before)
 
 
-async def _reload(application: Application) -> None:
-    with contextlib.suppress(FieldrunError):  # it is in the log and in /health
-        await application.reload()
-
-
 @contextlib.contextmanager
-def _log_to_stderr() -> Iterator[None]:
-    handler = logging.StreamHandler(sys.stderr)
+def _log_to_stderr(name: str, level: int) -> Iterator[None]:
+    """Let the logger `name` write to stderr, one JSON object a line, and nowhere else."""
+    logger, handler = logging.getLogger(name), logging.StreamHandler(sys.stderr)
+    level_before, propagate_before = logger.level, logger.propagate
     handler.setFormatter(JsonLines())
-    loggers = [logging.getLogger("fieldrun.serve"), logging.getLogger("uvicorn")]
-    levels = [(logger.level, logger.propagate) for logger in loggers]
-    for logger, level in zip(loggers, (logging.INFO, logging.WARNING), strict=True):
-        logger.addHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = False
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False
     try:
         yield
     finally:
-        for logger, (level, propagate) in zip(loggers, levels, strict=True):
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-            logger.propagate = propagate
+        logger.removeHandler(handler)
+        logger.setLevel(level_before)
+        logger.propagate = propagate_before
 
 
 @contextlib.contextmanager
@@ -124,7 +114,6 @@ def _listening(host: str, port: int, uds: str | Path | None, fd: int | None) -> 
     if uds is not None:
         path = Path(uds)
         with _bound_to_path(path) as listener:
-            listener.listen()
             mine = path.stat().st_ino
             try:
                 yield listener, f"unix:{path}"
@@ -158,10 +147,10 @@ def _bound_to_path(path: Path) -> socket.socket:
                 path.unlink()
         listener.bind(str(path))
         path.chmod(_SOCKET_MODE)
-    except OSError as error:
+        listener.listen()
+    except (OSError, FieldrunError) as error:
         listener.close()
+        if isinstance(error, FieldrunError):
+            raise
         raise StorageError(f"cannot listen on {path}: {error.strerror or error}; choose another --uds") from error
-    except FieldrunError:
-        listener.close()
-        raise
     return listener

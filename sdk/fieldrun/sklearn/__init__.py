@@ -124,6 +124,7 @@ class FieldClassifier(ClassifierMixin, _OnBundle):  # type: ignore[misc]
         bundle: a bundle folder, or `"reference"`; not opened for fields.
         engine, threads, overflow: as `fieldrun.load`.
         name: the name of the head.
+        weigh_copies: let rows that are there several times weigh as often, see `fieldrun.fit_head`.
 
     Attributes:
         classes_: the labels, in the order of the probabilities.
@@ -141,9 +142,11 @@ class FieldClassifier(ClassifierMixin, _OnBundle):  # type: ignore[misc]
         threads: int = 1,
         overflow: str = "truncate",
         name: str = "custom",
+        weigh_copies: bool = False,
     ) -> None:
         super().__init__(bundle, engine=engine, threads=threads, overflow=overflow)
         self.name = name
+        self.weigh_copies = weigh_copies
 
     def fit(self: C, X: Texts | npt.ArrayLike, y: npt.ArrayLike) -> C:
         """Fit the head on labelled rows; raises as `fieldrun.fit_head` does."""
@@ -153,7 +156,8 @@ class FieldClassifier(ClassifierMixin, _OnBundle):  # type: ignore[misc]
         if len(classes) < 2:
             raise LabelError(f"FieldClassifier needs two classes or more; y has 1 class, {str(classes[0])!r}")
         self.classes_ = classes
-        self.head_ = fit_fields(inputs, [str(label) for label in labels], name=self.name, kind=kind)
+        names = [str(label) for label in labels]
+        self.head_ = fit_fields(inputs, names, name=self.name, kind=kind, weigh_copies=self.weigh_copies)
         return self
 
     def predict_proba(self, X: Texts | npt.ArrayLike) -> Fields:
@@ -171,6 +175,7 @@ class FieldClassifier(ClassifierMixin, _OnBundle):  # type: ignore[misc]
 
     def _inputs(self, X: Any, y: Any, *, reset: bool = True) -> tuple[str, Fields, Any]:
         """Return the head's kind, its inputs `(n, inputs)` of texts, pairs or fields, and the labels checked."""
+        X = X.to_pylist() if hasattr(X, "to_pylist") else X  # an Arrow column
         listed = isinstance(X, list | tuple | np.ndarray) or hasattr(X, "iloc")
         first = next(iter(X), None) if listed and not hasattr(X, "columns") else None
         if isinstance(first, str):

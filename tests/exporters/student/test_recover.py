@@ -72,7 +72,7 @@ def test_what_cannot_be_recovered_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     for nothing in (FOLDED[0], int8(FOLDED[0], int8_alone, {})[0], only_pairs):
         with pytest.raises(ExportError, match="there is nothing to tune: no part that makes the field is a palette"):
             recover(nothing, FOLDED[0], sequences(1, 600), PLAN)
-    with pytest.raises(ExportError, match="399 texts are too few; give at least 400"):
+    with pytest.raises(ExportError, match=r"3\d\d different texts are too few; give at least 400"):
         recover(deployed, FOLDED[0], sequences(1, 399), PLAN)
     with pytest.raises(ExportError, match="the fields are no nearer"):
         recover(deployed, FOLDED[0], sequences(1, 600), dataclasses.replace(PLAN, steps=1, learning_rate=1e-6))

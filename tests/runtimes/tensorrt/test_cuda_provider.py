@@ -26,7 +26,14 @@ class Stand:
     """What the engine uses of `onnxruntime`, with a GPU."""
 
     __version__ = "1.31.1"
-    SessionOptions = onnxruntime.SessionOptions
+
+    class SessionOptions(onnxruntime.SessionOptions):  # type: ignore[misc]
+        """Options that remember the weights that were added."""
+
+        added: tuple[Any, ...] = ([], [])
+
+        def add_external_initializers(self, names: list[str], values: list[Any]) -> None:
+            self.added = names, values
 
     def __init__(self) -> None:
         self.available, self.taken = [CUDA, CPU], [CUDA, CPU]
@@ -61,8 +68,8 @@ class Stand:
 
         return Session()
 
-    def ortvalue_from_numpy(self, array: Any, device: str, ordinal: int) -> Any:
-        assert (device, ordinal) == ("cuda", 0)
+    def ortvalue_from_numpy(self, array: Any, device: str = "cpu", ordinal: int = 0) -> Any:
+        assert (device, ordinal) in (("cpu", 0), ("cuda", 0))
         return onnxruntime.OrtValue.ortvalue_from_numpy(array.copy(), "cpu", 0)
 
 
@@ -71,6 +78,8 @@ def options_of(options: Any) -> Any:
     allowed = onnxruntime.SessionOptions()
     entry = "session.disable_quant_qdq"
     allowed.add_session_config_entry(entry, options.get_session_config_entry(entry))
+    if options.added[0]:
+        allowed.add_external_initializers(*options.added)
     return allowed
 
 

@@ -67,9 +67,10 @@ def recover(
             "recover: there is nothing to tune: no part that makes the field is a palette, and 'lowrank' made no "
             "float32 layer smaller; leave the pass out, or give a part another precision"
         )
+    sequences = list(dict.fromkeys(map(tuple, sequences)))  # a copy of a held-out text must not be learnt from
     if len(sequences) < _LEAST_TEXTS:
         raise ExportError(
-            f"recover: {len(sequences)} texts are too few; give at least {_LEAST_TEXTS}, better thousands"
+            f"recover: {len(sequences)} different texts are too few; give at least {_LEAST_TEXTS}, better thousands"
         )
     dim = folded.network.field_dim
     order = np.random.default_rng(plan.seed).permutation(len(sequences))  # texts of one source may be side by side
