@@ -200,7 +200,7 @@ def _ranges(
                 watch.add(np.abs(x))
     limits = [0.0 if watch is None else watch.value() for watch in seen]
     if not all(limit > 0 for limit in limits):
-        raise ExportError("int8: the calibration text never reached a product; give more text")
+        raise ExportError("int8: no calibration text uses one of the products; give more text")
     return limits
 
 
