@@ -592,8 +592,8 @@ def test_our_subjects_answer_all_tasks_or_one(toy_bundle: Path) -> None:
 
 def test_a_workload_is_real_text_with_its_lengths(tmp_path: Path) -> None:
     shipped = read_workload([])
-    assert len(shipped.texts) == sum(source.texts for source in shipped.sources) == 800
-    assert {source.file for source in shipped.sources} == {path.name for path in sample_files().values()}
+    assert len(shipped.texts) == sum(source["texts"] for source in shipped.sources) == 800
+    assert {source["file"] for source in shipped.sources} == {path.name for path in sample_files().values()}
     about = shipped.to_dict()
     assert sum(row["texts"] for row in about["characters"]["histogram"]) == 800
     assert read_workload([], seed=1).texts != shipped.texts

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +14,28 @@ from fieldrun.evaluation.dataset import read_tsv
 from fieldrun.evaluation.tables import Columns, is_table
 from fieldrun.formats.storage import sha256_bytes
 
-__all__ = ["SAMPLES", "Source", "Workload", "read_workload", "sample_files"]
+__all__ = ["SAMPLES", "Workload", "read_workload", "sample_files"]
 
 SAMPLES = Path(__file__).parents[1] / "data"
 _EDGES = (0, 10, 20, 30, 40, 50, 60, 80, 100, 150, 200, 300, 500, 1000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """A file of texts: its name without folders, its sha256, and the number of its texts."""
-
-    file: str
-    sha256: str
-    texts: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """Texts in the order in which they are sent, drawn with `seed`."""
+    """Texts in the order in which they are sent, drawn with `seed`.
+
+    `sources` has `{file, sha256, texts}` of each file: its name without folders, its hash, the number of its texts.
+    """
 
     texts: tuple[str, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[Mapping[str, Any], ...]
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return the workload for a record: sources, seed, and the histogram of lengths in characters."""
         lengths = [len(text) for text in self.texts]
         return {
-            "sources": [asdict(source) for source in self.sources],
+            "sources": list(self.sources),
             "texts": len(self.texts),
             "distinct": len(set(self.texts)),
             "seed": self.seed,
@@ -70,7 +64,7 @@ def read_workload(paths: Sequence[Path], *, limit: int | None = None, seed: int 
     for path in paths or sample_files().values():
         found, sha256 = _read(path)
         texts += found
-        sources.append(Source(file=path.name, sha256=sha256, texts=len(found)))
+        sources.append({"file": path.name, "sha256": sha256, "texts": len(found)})
     random.Random(seed).shuffle(texts)
     return Workload(texts=tuple(texts[:limit]), sources=tuple(sources), seed=seed)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fieldrun.errors import FieldrunError, InputTextError, TextTooLong
@@ -13,16 +12,7 @@ from fieldrun_runtimes.model import Encoding, FieldModel
 from .current import Served
 from .questions import Limits, Question, Refused, error_object, status_of
 
-__all__ = ["Answer", "answer", "as_json"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """The body of an answer, how many texts (or pairs) it has, and the errors that it reports in their place."""
-
-    body: bytes
-    texts: int
-    errors: Sequence[FieldrunError]
+__all__ = ["answer", "as_json"]
 
 
 def as_json(value: Any) -> bytes:
@@ -30,8 +20,10 @@ def as_json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
 
 
-def answer(served: Served, endpoint: str, body: bytes, limits: Limits) -> Answer:
+def answer(served: Served, endpoint: str, body: bytes, limits: Limits) -> tuple[bytes, int, list[FieldrunError]]:
     """Answer the request `body` to `endpoint` with the model of `served` alone.
+
+    Returns the answer's body, the number of texts (or pairs) answered, and the errors that it reports in their place.
 
     Texts that cannot be answered fail the request, or are reported in their place if it asks for that; the others are
     run together, as one call of Python would run them.
@@ -49,7 +41,7 @@ def answer(served: Served, endpoint: str, body: bytes, limits: Limits) -> Answer
         raise Refused(status_of(error), error) from error
     results = [{"error": error_object(bad[i], i)} if i in bad else next(rows) for i in range(len(question.items))]
     value = {"bundle": served.short, **facts, "results": results}
-    return Answer(body=as_json(value), texts=len(good), errors=list(bad.values()))
+    return as_json(value), len(good), list(bad.values())
 
 
 def _facts(model: FieldModel, endpoint: str, question: Question) -> tuple[dict[str, Any], str]:

@@ -235,11 +235,10 @@ class Application:
             future.cancel()  # takes it back if no thread has begun it; one that has begun ends unheard
             message = f"no answer within {self.limits.seconds:g} seconds; send fewer texts, or try again later"
             raise Refused(503, EngineError(message), headers={"retry-after": "1"})
-        found = future.result()
-        self._metrics.texts += found.texts
-        for error in found.errors:
-            self._metrics.errors[type(error).__name__] += 1
-        return _Reply(status=200, body=found.body)
+        answered, texts, errors = future.result()
+        self._metrics.texts += texts
+        self._metrics.errors.update(type(error).__name__ for error in errors)
+        return _Reply(status=200, body=answered)
 
 
 def _unexpected(error: Exception, endpoint: str) -> Refused:
