@@ -89,8 +89,8 @@ def resolve_checkpoint(path: str | Path) -> Path:
     folder = Path(path)
     if not is_folder(folder):
         raise CheckpointError(
-            f"no checkpoint at {folder}: give a folder with student.json, made by 'fieldrun distill'; a model of a hub is "
-            "downloaded first, then imported with 'fieldrun import-encoder'"
+            f"no checkpoint at {folder}: give a folder with student.json, made by 'fieldrun distill'; a model of a "
+            "hub is downloaded first, then imported with 'fieldrun import-encoder'"
         )
     return folder
 
