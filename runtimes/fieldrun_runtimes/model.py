@@ -214,20 +214,18 @@ class FieldModel(SentenceEncoder):
             self._check_dim(dim)
             whole = self.forward(texts)
             return replace(whole, field=np.ascontiguousarray(whole.field[:, :dim]))
-        checked = check_texts(texts)
-        if len(checked) == 1:
-            ids = self._tokenize.one(checked[0])
-            if ids is not None:
-                known = self._tokenize.known(ids)
-                if not known and self._unknown == "error":
-                    raise InputTextError(_NOTHING_KNOWN.format(0))
-                field, logits = self._engine.run([ids])
-                counts = {"tokens": np.array((len(ids),)), "dropped": np.array((0,))}
-                return Encoding(field=field, logits=logits, known=np.array((known,), np.float32), **counts)
-        return self._forward(checked)
+        return self._forward(check_texts(texts))
 
     def _forward(self, checked: list[str], start: int = 0) -> Encoding:
         """Run checked texts, which messages count from `start`."""
+        ids = self._tokenize.one(checked[0]) if len(checked) == 1 else None
+        if ids is not None:  # the common case, one text of one window
+            known = self._tokenize.known(ids)
+            if not known and self._unknown == "error":
+                raise InputTextError(_NOTHING_KNOWN.format(start))
+            field, logits = self._engine.run([ids])
+            counts = {"tokens": np.array((len(ids),)), "dropped": np.array((0,))}
+            return Encoding(field=field, logits=logits, known=np.array((known,), np.float32), **counts)
         tokenized = self._tokenize(checked, start)
         if self._unknown == "error" and not min(tokenized.known):
             raise InputTextError(_NOTHING_KNOWN.format(start + tokenized.known.index(0)))
@@ -385,22 +383,17 @@ class FieldModel(SentenceEncoder):
         if task.spec.kind == "single":
             checked = check_texts(texts)
             for start in range(0, len(checked), _TOGETHER):
-                part = checked[start : start + _TOGETHER]
-                encoding = self.forward(part) if len(checked) == 1 else self._forward(part, start)
+                encoding = self._forward(checked[start : start + _TOGETHER], start)
                 yield self._logits_of(encoding, task, None), self.rejected(encoding, None)
             return
         first, second = split_pairs(texts)
-        if len(first) == 1:
+        if len(first) == 1:  # in one call of the engine
             both = self._forward(first + second)
             a, b = both.part(0, 1), both.part(1, 2)
             yield self._logits_of(a, task, b), self.rejected(a, b)
             return
         for start in range(0, len(first), _TOGETHER):
-            if len(first) == 1:  # one call of the engine, as a pair is answered one at a time
-                both = self._forward(first + second)
-                a, b = both.part(0, 1), both.part(1, 2)
-            else:
-                a, b = (self._forward(side[start : start + _TOGETHER], start) for side in (first, second))
+            a, b = (self._forward(side[start : start + _TOGETHER], start) for side in (first, second))
             yield self._logits_of(a, task, b), self.rejected(a, b)
 
     def _logits_of(self, encoding: Encoding, task: Task, other: Encoding | None) -> Floats:

@@ -15,7 +15,7 @@ from fieldrun.formats.bundle import Bundle
 from fieldrun.formats.packing import code_bits, expand, pack_codes
 from fieldrun.formats.tensors import Array
 from fieldrun_runtimes.engines.native_engine import NativeEngine
-from fieldrun_runtimes.engines.weights import map_weights
+from fieldrun_runtimes.engines.weights import read_weights
 
 KINDS = ("plain", "coded", "split")
 
@@ -64,7 +64,7 @@ one = st.tuples(st.sampled_from(KINDS), st.integers(1, 256), st.sampled_from([1,
 def test_rows_are_opened_to_the_same_numbers(
     bundle: Bundle, parts: list[tuple[str, int, int]], cut: int, seed: int
 ) -> None:
-    stored = packed(map_weights(bundle), cut, parts, seed)
+    stored = packed(read_weights(bundle), cut, parts, seed)
     rng = np.random.default_rng(seed)
     texts = [rng.integers(1, bundle.manifest.network.vocab_size, rng.integers(1, 40)).tolist() for _ in range(9)]
     lazy, whole = (NativeEngine(bundle, 1, weights) for weights in (stored, expand(stored)))
@@ -77,7 +77,7 @@ def test_rows_are_opened_to_the_same_numbers(
     ("entries", "run"), [(16, 1), (64, 1), (64, 2), (256, 4), (256, 8)], ids=lambda value: str(value)
 )
 def test_every_word_of_the_usual_palettes(bundle: Bundle, entries: int, run: int) -> None:
-    stored = packed(map_weights(bundle), 100, [("split", entries, run), ("coded", entries, run)])
+    stored = packed(read_weights(bundle), 100, [("split", entries, run), ("coded", entries, run)])
     ids = list(range(1, bundle.manifest.network.vocab_size))
     texts = [ids[start : start + 50] for start in range(0, len(ids), 50)]
     lazy, whole = (NativeEngine(bundle, 1, weights).run(texts) for weights in (stored, expand(stored)))
@@ -86,7 +86,7 @@ def test_every_word_of_the_usual_palettes(bundle: Bundle, entries: int, run: int
 
 
 def test_threads_that_open_the_same_rows(bundle: Bundle) -> None:
-    stored = packed(map_weights(bundle), 100, [("split", 64, 1), ("coded", 64, 2)])
+    stored = packed(read_weights(bundle), 100, [("split", 64, 1), ("coded", 64, 2)])
     ids = np.random.default_rng(0).integers(1, bundle.manifest.network.vocab_size, (40, 30)).tolist()
     wanted, _ = NativeEngine(bundle, 1, expand(stored)).run(ids)
     for _ in range(20):
@@ -110,10 +110,10 @@ def test_threads_that_open_the_same_rows(bundle: Bundle) -> None:
 
 
 def test_rows_have_a_place_when_all_slots_are_lost(bundle: Bundle) -> None:
-    stored = packed(map_weights(bundle), 100, [("split", 64, 1), ("plain", 1, 1)])
+    stored = packed(read_weights(bundle), 100, [("split", 64, 1), ("plain", 1, 1)])
     engine = NativeEngine(bundle, 1, stored)
     (used,) = (kept for kept in engine._kept if getattr(kept, "shape", None) == (1,) and kept.dtype == np.int32)
-    used[0] = len(map_weights(bundle)["table"]) - 3  # three are left
+    used[0] = len(read_weights(bundle)["table"]) - 3  # three are left
     texts = [[5, 9, 3, 77], [9, 40, 41]]
     wanted = NativeEngine(bundle, 1, expand(stored)).run(texts)
     for found, expected in zip(engine.run(texts), wanted, strict=True):
@@ -121,7 +121,7 @@ def test_rows_have_a_place_when_all_slots_are_lost(bundle: Bundle) -> None:
 
 
 def test_a_code_beyond_its_codebook_is_an_error(bundle: Bundle) -> None:
-    stored = packed(map_weights(bundle), 100, [("coded", 16, 1), ("coded", 16, 1)])
+    stored = packed(read_weights(bundle), 100, [("coded", 16, 1), ("coded", 16, 1)])
     for number in range(2):
         stored[f"table.codebook.{number}"] = stored[f"table.codebook.{number}"][:9]
     with pytest.raises(BundleError, match="a code beyond its codebook; copy the bundle again"):
@@ -130,14 +130,14 @@ def test_a_code_beyond_its_codebook_is_an_error(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("name", ["table.codes.0", "table.codebook.1"])
 def test_parts_that_do_not_fit_are_refused(bundle: Bundle, name: str) -> None:
-    stored = packed(map_weights(bundle), 100, [("coded", 16, 1), ("coded", 16, 1)])
+    stored = packed(read_weights(bundle), 100, [("coded", 16, 1), ("coded", 16, 1)])
     stored[name] = stored[name][:, :0]
     with pytest.raises(BundleError, match=r"cannot be used .*; copy it again"):
         NativeEngine(bundle, 1, stored)
 
 
 def test_a_table_of_other_rows_is_refused(bundle: Bundle) -> None:
-    stored = packed(map_weights(bundle), 100, [("coded", 16, 1), ("coded", 16, 1)])
+    stored = packed(read_weights(bundle), 100, [("coded", 16, 1), ("coded", 16, 1)])
     stored["table.codes.1"] = stored["table.codes.1"][:-1]
     with pytest.raises(BundleError, match="does not fit the manifest's network"):
         NativeEngine(bundle, 1, stored)
@@ -148,7 +148,7 @@ WIDTHS: list[Array] = [np.zeros(0, np.int32), np.ones(2, np.int32), np.ones(1, n
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_width_that_is_not_one_number_is_refused(bundle: Bundle, width: Array) -> None:
-    stored = packed(map_weights(bundle), 100, [("coded", 16, 1), ("coded", 16, 1)]) | {"table.width": width}
+    stored = packed(read_weights(bundle), 100, [("coded", 16, 1), ("coded", 16, 1)]) | {"table.width": width}
     with pytest.raises(BundleError, match=r"table\.width is not \(1,\) int32"):
         NativeEngine(bundle, 1, stored)
     with pytest.raises(ValueError, match=r"width is not \(1,\) int32"):

@@ -18,7 +18,7 @@ from fieldrun.errors import BundleError
 from fieldrun.formats.bundle import Bundle
 from fieldrun.formats.tensors import Array
 from fieldrun_runtimes.engines import open_engine
-from fieldrun_runtimes.engines.weights import map_weights
+from fieldrun_runtimes.engines.weights import read_weights
 from tests.toy import WORDS
 
 
@@ -91,7 +91,7 @@ def integer_bundle(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 def test_weights_of_another_network_are_refused(
     integer_bundle: Bundle, name: str, tensor: str, change: Callable[[Array], Array]
 ) -> None:
-    weights = map_weights(integer_bundle)
+    weights = read_weights(integer_bundle)
     open_engine(name, integer_bundle, 1, weights)
     weights[tensor] = change(weights.get(tensor, np.zeros(0)))
     with pytest.raises(
@@ -107,4 +107,4 @@ def test_a_pair_layer_without_pair_tasks_is_refused(toy_bundle: Path, name: str)
     files = {n: entry for n, entry in bundle.manifest.files.items() if n not in bundle.manifest.pair_graphs.values()}
     without = replace(bundle, manifest=replace(bundle.manifest, tasks=single, pair_graphs={}, files=files))
     with pytest.raises(BundleError, match=r"'pairs\.weight' in weights"):
-        open_engine(name, without, 1, map_weights(bundle))
+        open_engine(name, without, 1, read_weights(bundle))

@@ -63,8 +63,8 @@ def open_engine(
 ) -> Engine:
     """Open `bundle` with the engine `name` on `threads` CPU threads.
 
-    `weights` are the bundle's, as `map_weights` gives them, for two engines that share one mapping; None lets the
-    engine map what it needs. `provider` is what ONNX Runtime runs on: `"cpu"` (the same as None), `"cuda"` or
+    `weights` are the bundle's, as `read_weights` gives them, for two engines that share one copy; None lets the
+    engine read what it needs. `provider` is what ONNX Runtime runs on: `"cpu"` (the same as None), `"cuda"` or
     `"cuda-graph"`.
 
     Raises:

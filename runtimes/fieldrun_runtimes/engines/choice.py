@@ -17,7 +17,7 @@ from fieldrun.formats.bundle import Bundle, GraphNetwork
 
 from . import Engine, open_engine
 from .native_engine import is_compiled
-from .weights import map_weights
+from .weights import read_weights
 
 __all__ = ["Choice", "choose_engine"]
 
@@ -60,7 +60,7 @@ def choose_engine(bundle: Bundle, name: str, threads: int = 1, provider: str | N
             return Choice(name="native", engine=open_engine("native", bundle, threads), reason="compiled here")
         except EngineError:  # a library for another machine: the others still run
             pass
-    weights = map_weights(bundle)
+    weights = read_weights(bundle)
     if importlib.util.find_spec("onnxruntime") is None:
         plain = open_engine("numpy", bundle, threads, weights)
         return Choice(name="numpy", engine=plain, reason="onnxruntime is not installed")

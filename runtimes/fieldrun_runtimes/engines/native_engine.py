@@ -30,7 +30,7 @@ from fieldrun.formats.tensors import Array
 from fieldrun.student.config import SCORE_FLOOR
 
 from .numpy_engine import PairHeads
-from .weights import check_weights, lookup_network, map_weights, unusable
+from .weights import check_weights, lookup_network, read_weights, unusable
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -137,7 +137,7 @@ class NativeEngine:
         net = lookup_network(bundle, "native")
         self._library = load_library()
         self._call = self._library.fieldrun_run
-        weights = dict(map_weights(bundle, packed_table=True) if weights is None else weights)
+        weights = dict(read_weights(bundle, packed_table=True) if weights is None else weights)
         packed = None
         if "table" not in weights and "table.width" in weights:
             try:

@@ -17,7 +17,7 @@ from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import pair_features
 from fieldrun.student.config import SCORE_FLOOR
 
-from .weights import check_weights, lookup_network, map_weights
+from .weights import check_weights, lookup_network, read_weights
 
 __all__ = ["NumpyEngine", "PairHeads"]
 
@@ -35,7 +35,7 @@ class NumpyEngine:
     def __init__(self, bundle: Bundle, threads: int, weights: Mapping[str, Array] | None = None) -> None:
         del threads
         self._net = net = lookup_network(bundle, "numpy")
-        weights = map_weights(bundle) if weights is None else weights
+        weights = read_weights(bundle) if weights is None else weights
         check_weights(bundle, net, weights, weights["table"].shape if "table" in weights else None)
         self._table, self._scale = weights["table"], weights["table.scale"]
         self._coef = weights["rows.coef"]

@@ -19,7 +19,7 @@ from fieldrun.formats.tensors import Array
 from .buckets import Call, GraphEngine
 from .graphs import open_graph
 from .packages import importing
-from .weights import map_weights
+from .weights import read_weights
 
 __all__ = ["OnnxRuntimeEngine", "import_onnxruntime", "open_session"]
 
@@ -94,7 +94,7 @@ class OnnxRuntimeEngine(GraphEngine):
         # the graphs of a packed table take it as an input, expanded once for all of them
         self._tables: dict[str, Array] = {}
         if not isinstance(self._network, GraphNetwork):
-            weights = map_weights(bundle) if weights is None else weights
+            weights = read_weights(bundle) if weights is None else weights
             if "table" not in weights:
                 raise BundleError(f"{bundle.path}: weights.safetensors has no table; copy it again")
             self._tables = {"table": weights["table"]}

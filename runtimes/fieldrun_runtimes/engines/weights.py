@@ -12,14 +12,14 @@ from fieldrun.formats.bundle import Bundle, GraphNetwork, Network
 from fieldrun.formats.packing import expand
 from fieldrun.formats.tensors import Array
 
-__all__ = ["check_padding", "check_weights", "lookup_network", "map_weights", "unusable"]
+__all__ = ["check_padding", "check_weights", "lookup_network", "read_weights", "unusable"]
 
 _INTEGERS = (np.int32,)
 _FLOATS = (np.float32,)
 _WEIGHTS = (np.float32, np.float16, np.int8)
 
 
-def map_weights(bundle: Bundle, *, packed_table: bool = False) -> dict[str, Array]:
+def read_weights(bundle: Bundle, *, packed_table: bool = False) -> dict[str, Array]:
     """Return the tensors of `weights.safetensors`, and unpack what is packed.
 
     With `packed_table` a packed table stays in its parts, for the native engine, which opens rows as they are needed.
@@ -126,7 +126,7 @@ def check_padding(bundle: Bundle) -> None:
     net = bundle.manifest.network
     if isinstance(net, GraphNetwork):
         return
-    weights = map_weights(bundle)
+    weights = read_weights(bundle)
     check_weights(bundle, net, weights, weights["table"].shape if "table" in weights else None)
     table, scale, coef = weights["table"], weights["table.scale"], weights["rows.coef"]
     own = [j for j in range(coef.shape[1]) if coef[net.shifts.index(0), j] and np.count_nonzero(coef[:, j]) == 1]
