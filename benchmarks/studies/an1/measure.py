@@ -295,8 +295,8 @@ def _student(name: str, suite: TextPool) -> tuple[dict[str, Any], Scores]:
 @click.option("--student", default="reference", show_default=True, help="The student's bundle, by name or path.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="How many AN1 fields to train.")
 @click.option("--steps", type=click.IntRange(20), help="Training steps of an AN1 field.  [default: the recipe's]")
-@click.option("--rows", type=click.IntRange(1), help="Draw at most so many train rows a task.  [default: all]")
-@click.option("--report-rows", type=click.IntRange(1), help="Draw at most so many report rows a task.  [default: all]")
+@click.option("--rows", type=click.IntRange(1), help="The most train rows of a task.  [default: all]")
+@click.option("--report-rows", type=click.IntRange(1), help="The most report rows of a task.  [default: all]")
 def main(
     data: Path,
     teachers: Sequence[str],

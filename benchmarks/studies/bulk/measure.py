@@ -124,7 +124,9 @@ def _killed(command: Sequence[str], output: Path, lines: int) -> dict[str, Any]:
 
 @study(__doc__)
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
-@click.option("--lines", type=click.IntRange(1000), default=1_000_000, show_default=True, help="Label so many texts.")
+@click.option(
+    "--lines", type=click.IntRange(1000), default=1_000_000, show_default=True, help="The number of texts to label."
+)
 @click.option("--task", default="sst2", show_default=True, help="The task to label for.")
 @click.option("--bundle", default="reference", show_default=True, help="The bundle, by name or path.")
 @click.option(

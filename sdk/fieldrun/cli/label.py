@@ -38,8 +38,10 @@ __all__ = ["label"]
 @bundle_option
 @task_option
 @output_option("file of JSON lines")
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Use so many processes.")
-@click.option("--top", type=click.IntRange(min=1), help="Keep so many labels in scores, best first.  [default: all]")
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="The number of worker processes."
+)
+@click.option("--top", type=click.IntRange(min=1), help="The number of labels in scores, best first.  [default: all]")
 @on_error_option
 @unknown_option
 @columns_options(labels=False)

@@ -30,7 +30,9 @@ __all__ = ["run"]
 @bundle_option
 @task_option
 @click.option("--pair", "pairs", nargs=2, multiple=True, metavar="A B", help="A pair of texts, for a pair task.")
-@click.option("--top", type=click.IntRange(min=1), help="Show so many labels, best first.  [default: 1; JSON: all]")
+@click.option(
+    "--top", type=click.IntRange(min=1), help="The number of labels to show, best first.  [default: 1; JSON: all]"
+)
 @on_error_option
 @unknown_option
 @runtime_options

@@ -56,7 +56,7 @@ __all__ = ["serve"]
     type=click.FloatRange(min=0),
     default=1.0,
     show_default=True,
-    help="Look for another bundle every so many seconds; 0: only on SIGHUP and POST /reload.",
+    help="Seconds between two looks for another bundle; 0: look only on SIGHUP and POST /reload.",
 )
 @click.option("--access-log", is_flag=True, help="Log one line per request.")
 @runtime_options
