@@ -178,15 +178,6 @@ def test_a_lazy_table_is_refused_without_being_computed() -> None:
         check_texts(Lazy())
 
 
-def test_polars_columns_are_taken_and_frames_refused() -> None:
-    polars: Any = pytest.importorskip("polars")
-    frame = polars.DataFrame({"text": ["a", "b"]})
-    assert check_texts(frame["text"]) == check_texts(frame["text"].cast(polars.Categorical)) == ["a", "b"]
-    for table in (frame, frame.lazy()):
-        with pytest.raises(InputTextError, match="choose a column"):
-            check_texts(table)
-
-
 @pytest.mark.parametrize(
     "pairs", [[("a", "b"), ["c", "d"]], np.array([["a", "b"], ["c", "d"]]), zip("ac", "bd", strict=True)]
 )
