@@ -62,8 +62,8 @@ def test_a_bad_row_is_reported_on_request(toy_bundle: Path) -> None:
 def test_a_text_of_which_nothing_is_known_is_treated_as_asked(toy_bundle: Path) -> None:
     batch = {"text": np.array(["good film", "\U0001f600", " ", "rain"], object)}
     for unknown, none in (("answer", [2]), ("reject", [1, 2]), ("error", [1, 2])):
-        settings = {"engine": "numpy", "on_error": "report", "unknown": unknown}
-        found = Labeller(str(toy_bundle), ["mood", "intent"], **settings)(batch)
+        labeller = Labeller(str(toy_bundle), ["mood", "intent"], engine="numpy", on_error="report", unknown=unknown)
+        found = labeller(batch)
         for task in ("mood", "intent"):
             assert [i for i, label in enumerate(found[task]) if label is None] == none
             assert np.flatnonzero(np.isnan(found[f"{task}_score"])).tolist() == none

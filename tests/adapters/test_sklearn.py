@@ -139,11 +139,12 @@ def test_what_is_no_list_of_texts_is_refused_by_name(classifier: FieldClassifier
         for use in (classifier.predict, lambda rows: clone(classifier).fit(rows, LABELS)):
             with pytest.raises(InputTextError, match=f"texts must be a list, not {type(texts).__name__}"):
                 use(texts)
-    for bad, message in (
+    wrong: list[tuple[Any, str]] = [
         ([None, *TEXTS[1:]], "text 0 is NoneType"),
         (np.array(TEXTS).reshape(-1, 1), "item 0 is not a pair"),
         ([text.encode() for text in TEXTS], "text 0 is bytes"),
-    ):
+    ]
+    for bad, message in wrong:
         with pytest.raises(InputTextError, match=message):
             classifier.predict(bad)
 

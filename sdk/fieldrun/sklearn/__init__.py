@@ -60,7 +60,12 @@ class _OnBundle(BaseEstimator):  # type: ignore[misc]
         self.unknown = unknown
 
     def _open(self) -> FieldModel:
-        settings = {"engine": self.engine, "threads": self.threads, "overflow": self.overflow, "unknown": self.unknown}
+        settings: dict[str, Any] = {
+            "engine": self.engine,
+            "threads": self.threads,
+            "overflow": self.overflow,
+            "unknown": self.unknown,
+        }
         opened: tuple[Any, FieldModel] | None = getattr(self, "_opened", None)
         if opened is None or opened[0] != (self.bundle, settings):
             if self.unknown not in _UNKNOWNS:
@@ -168,8 +173,7 @@ class FieldClassifier(ClassifierMixin, _OnBundle):  # type: ignore[misc]
             raise LabelError(f"FieldClassifier needs two classes or more; y has 1 class, {str(classes[0])!r}")
         self.classes_ = classes
         names = [str(label) for label in labels]
-        copies = {"keys": keys, "weigh_copies": self.weigh_copies}
-        self.head_ = fit_fields(inputs, names, name=self.name, kind=kind, **copies)
+        self.head_ = fit_fields(inputs, names, name=self.name, kind=kind, keys=keys, weigh_copies=self.weigh_copies)
         return self
 
     def predict_proba(self, X: Texts | npt.ArrayLike) -> Fields:
@@ -212,7 +216,7 @@ def _texts(X: Any) -> list[Any] | None:
     if hasattr(X, "toarray") or (isinstance(X, np.ndarray) and X.dtype.kind in "biufc"):  # sparse, or numbers
         return None
     if hasattr(X, "columns"):  # a table: of fields, or of texts, which are one of its columns
-        cells = np.asarray(X[:1], object).ravel()
+        cells: Iterable[Any] = np.asarray(X[:1], object).ravel()
     elif isinstance(X, str | bytes | Mapping | Set) or hasattr(X, "column_names"):
         return as_list(X, "texts")  # refuses it
     elif not isinstance(X, Iterable) or getattr(X, "ndim", 1) == 0:
