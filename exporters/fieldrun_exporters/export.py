@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,15 +111,22 @@ def export(
     texts = CalibrationText(calibration, plan.calibration.texts)
     report("read", 0, 1)
     source: Source
+    shortened: tuple[str, ...] = ()
     if kind == "encoder":
-        source = prepare_encoder(Encoder.load(checkpoint), plan, texts, report)
+        encoder = Encoder.load(checkpoint)
+        plan, shortened = plan.fitting(encoder.config.max_positions)
+        source = prepare_encoder(encoder, plan, texts, report)
     elif kind == "onnx":
         from .foreign.read import read_foreign
         from .foreign.source import prepare_foreign
 
-        source = prepare_foreign(read_foreign(Path(checkpoint)), plan, texts, report)
+        model = read_foreign(Path(checkpoint))
+        if model.max_tokens is not None:
+            plan, shortened = plan.fitting(model.max_tokens)
+        source = prepare_foreign(model, plan, texts, report)
     else:
         source = prepare_student(Checkpoint.load(checkpoint), plan, texts, report, data=data, max_drop=max_drop)
+    source = replace(source, warnings=(*source.warnings, *shortened))
     written = write_bundle(out, source, plan, texts, report)
     return ExportReport(
         path=out,

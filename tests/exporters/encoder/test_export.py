@@ -242,7 +242,6 @@ def test_what_an_encoder_cannot_be_exported_with(
     assert "import-encoder" in refused(CheckpointError, bert_folder)
     assert "an encoder has no such part" in refused(RecipeError, recipe="cpu-int8")
     assert "precision.offset-2: an encoder has no such part" in refused(RecipeError, recipe="cpu-small")
-    assert "the encoder takes 40" in refused(RecipeError, recipe="encoder-int8")
     fp16 = encoder_recipe("int8", precision='tables = "fp16"\ndense = "int8"', passes='["fold", "int8", "fp16"]')
     assert "an encoder has no pass 'fp16'; it has fold, lowrank, int8, palettize" in refused(RecipeError, recipe=fp16)
     assert "[tensorrt] is for students, not for an encoder" in refused(RecipeError, recipe="tensorrt-fp32")
