@@ -14,6 +14,7 @@ from typing import Any
 
 from fieldrun.errors import CheckpointError, OutputExists, RecipeError, UsageError
 from fieldrun.evaluation.dataset import Dataset
+from fieldrun.formats.bounds import least_cosine
 from fieldrun.formats.progress import Progress, silent
 from fieldrun.heads.trained import Checkpoint
 
@@ -50,25 +51,35 @@ class ExportReport:
     warnings: tuple[str, ...] = ()
     """What works, but is slower, takes more memory, or has no effect: a line each, with the reason."""
 
+    least_cosine: float = -1.0
+    """What `fieldrun.formats.bounds` asks of a recipe of this kind."""
+
     @property
     def equal(self) -> bool:
         """Whether every field is the reference's within the rounding of float32."""
         return all(bucket.max_abs <= _ROUNDING for bucket in self.parity)
 
+    @property
+    def differs(self) -> bool:
+        """Whether a field is farther from the reference's than recipes of this kind may change it."""
+        return not min(bucket.min_cosine for bucket in self.parity) >= self.least_cosine
+
     def summary(self) -> str:
         """Return one line on how near the bundle is to its reference, on texts that no pass has seen."""
         texts = max(bucket.texts for bucket in self.parity)
-        if self.equal:
-            return f"fields equal to the reference's within float32 rounding, on {texts} texts"
+        if self.equal and not self.differs:
+            largest = max(bucket.max_abs for bucket in self.parity)
+            return f"fields equal to the reference's within {largest:.1e}, which float32 rounds, on {texts} texts"
         found = self.proof["field"]
         return (
-            f"cosine to the reference's fields {found['mean_cosine']:.4f} (lowest {found['min_cosine']:.4f}), "
-            f"same nearest neighbour for {100 * found['rank_agreement']:.1f} % of {texts} texts"
+            f"{'differs from its reference: ' * self.differs}cosine to the reference's fields "
+            f"{found['mean_cosine']:.4f} (lowest {min(bucket.min_cosine for bucket in self.parity):.4f}, bound "
+            f"{self.least_cosine:g}), same nearest neighbour for {100 * found['rank_agreement']:.1f} % of {texts} texts"
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON."""
-        return asdict(self) | {"path": str(self.path)}
+        return asdict(self) | {"path": str(self.path), "differs": self.differs}
 
 
 def export(
@@ -137,6 +148,7 @@ def export(
         operators=written.operators,
         proof=written.proof,
         warnings=source.warnings,
+        least_cosine=least_cosine(plan.to_dict()),
     )
 
 

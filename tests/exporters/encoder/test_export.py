@@ -327,3 +327,13 @@ def test_killed_in_the_middle_nothing_is_left(
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert all(path.name.startswith(".out.partial-") for path in place.iterdir()), "only a hidden part may remain"
+
+
+def test_no_export_is_granted_more_than_such_a_recipe_can_need(
+    encoder_folder: Path, texts: list[str], encoder_recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if rounding moved the fields of a float bundle by 0.3: below 1, and not equal all the same."""
+    monkeypatch.setattr("fieldrun_exporters.golden._FLOOR", 0.3)
+    with pytest.raises(ExportError, match=r"would be granted 0\.3, more than the 0\.0\d+ at which .* counts as equal"):
+        fieldrun.export(encoder_folder, tmp_path / "b", recipe=encoder_recipe("fp32"), calibration=texts)
+    assert not (tmp_path / "b").exists()
