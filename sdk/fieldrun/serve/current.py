@@ -22,14 +22,13 @@ _SHORT = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """A loaded model, its `overflow`, the sha256 of its manifest, and when it was loaded, in seconds since 1970.
+    """A loaded model, the sha256 of its manifest, and when it was loaded, in seconds since 1970.
 
     A request takes one `Served` and uses nothing else, so that no answer is made of two models. The memory of a model
     that was replaced is freed when its last request ends, because nothing refers to it any more.
     """
 
-    model: FieldModel
-    overflow: str
+    model: FieldModel[str | None]
     sha256: str
     loaded: float
 
@@ -54,7 +53,7 @@ class Served:
 class Current:
     """The bundle at `path`: `served` is the model that answers, `error` why a newer bundle there could not be loaded.
 
-    `settings` are the engine, provider, threads and overflow of `fieldrun.load`.
+    `settings` are the engine, provider, threads, overflow and unknown of `fieldrun.load`.
 
     Raises:
         BundleError: the bundle does not give the answers that its export measured.
@@ -93,14 +92,14 @@ def _open(path: str | Path, settings: Mapping[str, Any]) -> Served:
     """Verify and load the bundle at `path`, links resolved: a link that is switched later changes nothing here."""
     folder = resolve_bundle(path).resolve()
     sha256 = _sha256(folder)
-    runs_on = {name: value for name, value in settings.items() if name != "overflow"}
+    runs_on = {name: value for name, value in settings.items() if name not in ("overflow", "unknown")}
     # the engine null answers nothing: it is there to measure the service
     if settings["engine"] != "null" and not verify(folder, **runs_on).passed:
         raise BundleError(f"{folder} does not give the answers that its export measured; see: fieldrun verify {folder}")
     model = load(folder, **settings)
     if _sha256(folder) != sha256:
         raise BundleError(f"{folder} was replaced while it was loaded; it is tried again")
-    return Served(model=model, overflow=settings["overflow"], sha256=sha256, loaded=time.time())
+    return Served(model=model, sha256=sha256, loaded=time.time())
 
 
 def _sha256(folder: Path) -> str:
