@@ -7,8 +7,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from fieldrun.errors import FieldrunError, InputTextError, TextTooLong
 from fieldrun_runtimes.model import Encoding, FieldModel
 
@@ -104,11 +102,11 @@ def _rows(
         both = model.forward([a for a, _ in items] + [b for _, b in items])
         encoding, other = both.part(0, n), both.part(n, 2 * n)
         tokens, dropped = encoding.tokens + other.tokens, encoding.dropped + other.dropped
-        known = np.minimum(encoding.known, other.known)
+        known = list(map(min, encoding.known.tolist(), other.known.tolist()))
     else:
         encoding = model.forward(items, dim=question.dim)
-        tokens, dropped, known = encoding.tokens, encoding.dropped, encoding.known
-    each = zip(known.tolist(), tokens.tolist(), dropped.tolist(), strict=True)
+        tokens, dropped, known = encoding.tokens, encoding.dropped, encoding.known.tolist()
+    each = zip(known, tokens.tolist(), dropped.tolist(), strict=True)
     counts = [{"known": share, "tokens": read, "dropped": lost} for share, read, lost in each]
     if endpoint == "/field":
         return [{"field": field} | count for field, count in zip(encoding.field.tolist(), counts, strict=True)]
