@@ -23,6 +23,7 @@ from .bulk import tables as bulk
 from .columns import Block, markdown
 from .encoder_methods import tables as encoder_methods
 from .fit_heads import tables as fit_heads
+from .flips import tables as flips
 from .ladder import tables as ladder
 from .peers import tables as peers
 from .rank_order import tables as rank_order
@@ -37,8 +38,8 @@ __all__ = ["BLOCKS", "RECORDS", "ROOT", "main", "names", "pages", "render"]
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "benchmarks" / "records"
 _STUDIES = (
-    an1, arm, bulk, encoder_methods, fit_heads, ladder, peers, rank_order, search, serve, student, tensorrt_build,
-    trials,
+    an1, arm, bulk, encoder_methods, fit_heads, flips, ladder, peers, rank_order, search, serve, student,
+    tensorrt_build, trials,
 )  # fmt: skip
 BLOCKS: dict[str, Block] = {name: block for study in _STUDIES for name, block in study.BLOCKS.items()}
 """Every block that a page may show, by name."""

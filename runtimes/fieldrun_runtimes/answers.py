@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, TypedDict, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from fieldrun.errors import FieldrunError, InputTextError, TextTooLong, UnknownName, UsageError
 from fieldrun.evaluation.rows import as_list, split_pairs
@@ -74,7 +73,7 @@ class Failed(TypedDict):
 
 @overload
 def answer(
-    model: FieldModel,
+    model: FieldModel[str | None],
     texts: Iterable[Text | FieldrunError],
     tasks: Sequence[str] = (),
     *,
@@ -85,7 +84,7 @@ def answer(
 ) -> Iterator[Answer]: ...
 @overload
 def answer(
-    model: FieldModel,
+    model: FieldModel[str | None],
     texts: Iterable[Text | FieldrunError],
     tasks: Sequence[str] = (),
     *,
@@ -95,7 +94,7 @@ def answer(
     names: Sequence[str] | None = None,
 ) -> Iterator[Answer | Failed]: ...
 def answer(
-    model: FieldModel,
+    model: FieldModel[str | None],
     texts: Iterable[Text | FieldrunError],
     tasks: Sequence[str] = (),
     *,
@@ -129,18 +128,17 @@ def answer(
         chosen = choose_tasks(model, tasks, paired=paired)
         if any((model.kind(task) == "pair") != paired for task in chosen):
             raise UsageError(f"{chosen[0]} takes {'single texts, not pairs' if paired else 'pairs, not single texts'}")
-        labels = {task: model.labels(task) for task in chosen}
     for start in range(0, len(listed), BATCH):
         batch = listed[start : start + BATCH]
         if not any(isinstance(text, FieldrunError) for text in batch):
             with contextlib.suppress(InputTextError, TextTooLong):
-                yield from _answer(model, batch, labels, top)
+                yield from _answer(model, batch, chosen, top)
                 continue
         for i, text in enumerate(batch, start):  # which ones are they?
             try:
                 if isinstance(text, FieldrunError):
                     raise text
-                yield from _answer(model, [text], labels, top)
+                yield from _answer(model, [text], chosen, top)
             except (InputTextError, TextTooLong) as error:
                 if on_error == "fail":
                     if error is text:
@@ -166,7 +164,7 @@ def failed(error: FieldrunError, line: int, name: str = "") -> Failed:
 
 
 def _answer(
-    model: FieldModel, texts: Sequence[Text], labels: dict[str, tuple[str, ...]], top: int | None
+    model: FieldModel[str | None], texts: Sequence[Text], tasks: Sequence[str], top: int | None
 ) -> list[Answer]:
     n = len(texts)
     firsts: Sequence[Any] = texts
@@ -181,19 +179,19 @@ def _answer(
         known = np.minimum(known, second.known)
     rejected = model.rejected(first, second)
     found = {
-        task: (names, model.scores_of(first, task, second), model.rejection_of(first, task, second))
-        for task, names in labels.items()
+        task: (model.labels(task), *model.best_of(first, task, second, k=top), model.rejection_of(first, task, second))
+        for task in tasks
     }
     answers: list[Answer] = []
     for i, text in enumerate(texts):
-        for task, (names, scores, rejection) in found.items():
-            best = _best_first(names, scores[i], top)
+        for task, (names, order, scores, rejection) in found.items():
+            best = [names[j] for j in order[i].tolist()]
             answers.append(
                 {
                     "text": text if isinstance(text, str) else (text[0], text[1]),
                     "task": task,
-                    "label": None if rejected[i] else next(iter(best)),
-                    "scores": best,
+                    "label": None if rejected[i] else best[0],
+                    "scores": {name: float(str(score)) for name, score in zip(best, scores[i], strict=True)},
                     "rejection": float(str(rejection[i])),
                     "known": float(str(known[i])),
                     "tokens": int(tokens[i]),
@@ -203,13 +201,7 @@ def _answer(
     return answers
 
 
-def _best_first(names: tuple[str, ...], scores: npt.NDArray[np.float32], top: int | None) -> dict[str, float]:
-    """Return label -> probability, best first; each has as many digits as the float32 that it is."""
-    order = (-scores).argsort(kind="stable")[:top]
-    return {names[j]: float(str(scores[j])) for j in order}
-
-
-def choose_tasks(model: FieldModel, wanted: Sequence[str] = (), *, paired: bool = False) -> tuple[str, ...]:
+def choose_tasks(model: FieldModel[str | None], wanted: Sequence[str] = (), *, paired: bool = False) -> tuple[str, ...]:
     """Return the tasks to answer, each once, all of one kind.
 
     By default these are all tasks for single texts, or all pair tasks if `paired` or if there are no others.

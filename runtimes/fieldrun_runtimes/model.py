@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,15 @@ from .engines.choice import choose_engine
 from .sentences import SentenceEncoder
 from .tasks import Task, Tasks
 from .tokenization import TextTokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # of type checkers; the one of Python 3.10 has no default
+
+    Label = TypeVar("Label", bound=str | None, default=str, covariant=True)
+else:
+    from typing import TypeVar
+
+    Label = TypeVar("Label")
 
 __all__ = ["REJECTED", "UNKNOWNS", "Encoding", "FieldModel", "Scored", "load"]
 
@@ -48,6 +57,26 @@ class Scored(NamedTuple):
     score: float
 
 
+@overload
+def load(
+    path: str | Path = "reference",
+    *,
+    engine: str = "auto",
+    provider: str | None = None,
+    threads: int = 1,
+    overflow: str = "truncate",
+    unknown: Literal["answer", "error"] = "answer",
+) -> FieldModel: ...
+@overload
+def load(
+    path: str | Path = "reference",
+    *,
+    engine: str = "auto",
+    provider: str | None = None,
+    threads: int = 1,
+    overflow: str = "truncate",
+    unknown: str,
+) -> FieldModel[str | None]: ...
 def load(
     path: str | Path = "reference",
     *,
@@ -56,7 +85,7 @@ def load(
     threads: int = 1,
     overflow: str = "truncate",
     unknown: str = "answer",
-) -> FieldModel:
+) -> FieldModel[str | None]:
     """Open a bundle.
 
     Args:
@@ -73,7 +102,8 @@ def load(
         unknown: a text without a single known token (another script, emoji, very long words), or a pair with one, is
             given the labels of the field that all such texts share (`"answer"`), the label None and a rejection of
             `REJECTED`, larger than that of any other text (`"reject"`), or is an `"error"`. `predict_proba` and fields
-            are the same with `"answer"` and `"reject"`.
+            are the same with `"answer"` and `"reject"`. To a type checker, labels are `str | None` with `"reject"`, and
+            with a policy that it does not know; else they are `str`.
 
     Raises:
         BundleError, IntegrityError, SchemaTooNew: the bundle is not what it says.
@@ -86,8 +116,10 @@ def load(
     )
 
 
-class FieldModel(SentenceEncoder):
+class FieldModel(SentenceEncoder, Generic[Label]):
     """A loaded bundle. Every method is safe to call from several threads at once.
+
+    `FieldModel` is short for `FieldModel[str]`; one that may reject texts is a `FieldModel[str | None]`, see `load`.
 
     `manifest` describes the folder that was loaded; heads attached later are in `tasks`, `labels` and `attached` only.
     A call that runs while another thread attaches or detaches a head uses either the old heads or the new ones.
@@ -251,6 +283,16 @@ class FieldModel(SentenceEncoder):
         scores: Floats = softmax(self._logits_of(encoding, found, other), found.spec.temperature)
         return scores
 
+    def best_of(
+        self, encoding: Encoding, task: str | None, other: Encoding | None = None, *, k: int | None = None
+    ) -> tuple[Integers, Floats]:
+        """Return the positions in `labels(task)` of the `k` best labels, or all, and their probabilities, best first.
+
+        Both are `(n, k)`, for texts that were encoded before, `rejected` ones too; encodings as in `scores_of`.
+        """
+        found = self._tasks.find(task)
+        return _best(self._logits_of(encoding, found, other), found.spec.temperature, k)
+
     def rejection_of(self, encoding: Encoding, task: str | None, other: Encoding | None = None) -> Floats:
         """Return `rejection` for texts that were encoded before; encodings as in `scores_of`."""
         found = self._tasks.find(task)
@@ -287,10 +329,10 @@ class FieldModel(SentenceEncoder):
         *,
         allow: Collection[str] | None = None,
         deny: Collection[str] | None = None,
-    ) -> list[str]:
+    ) -> list[Label]:
         """Return the best label of each text, of those in `allow` or of those not in `deny`.
 
-        It is None for a text that `unknown="reject"` refuses, although the type does not say so.
+        It is None for a text that `unknown="reject"` refuses. Of equal logits, the first label is the best.
 
         Raises as `predict_proba` does, `UnknownName` for a label that the task does not have, and `UsageError` if both
         lists are given or no label is left.
@@ -300,9 +342,9 @@ class FieldModel(SentenceEncoder):
         if allow is not None or deny is not None:
             chosen = found.chosen(allow, deny)
             labels = tuple(labels[i] for i in chosen)
-        best: list[str] = []
+        best: list[Label] = []
         for logits, rejected in self._logits(texts, found):
-            best += _labelled(logits if chosen is None else logits[:, chosen], labels, rejected)
+            best += self._labelled(logits if chosen is None else logits[:, chosen], labels, rejected)
         return best
 
     def top_k(
@@ -326,33 +368,28 @@ class FieldModel(SentenceEncoder):
         found = self._tasks.find(task)
         chosen, labels = np.array(found.chosen(allow, deny)), found.spec.labels
         rows: list[list[Scored]] = []
-        each = (
-            pair
-            for logits, rejected in self._logits(texts, found)
-            for pair in zip(softmax(logits, found.spec.temperature), rejected.tolist(), strict=True)
-        )
-        for scores, refused in each:
-            if refused:
-                rows.append([])
-                continue
-            best = chosen[np.argsort(-scores[chosen], kind="stable")[:k]].tolist()
-            rows.append([Scored(labels[i], float(scores[i])) for i in best if scores[i] >= threshold])
+        for logits, rejected in self._logits(texts, found):
+            order, scores = _best(logits, found.spec.temperature, k, chosen)
+            shown = (scores >= threshold) & ~rejected[:, None]
+            for each in zip(order.tolist(), scores.tolist(), shown.tolist(), strict=True):
+                rows.append([Scored(labels[i], score) for i, score, kept in zip(*each, strict=True) if kept])
         return rows
 
-    def predict_all(self, texts: Iterable[str]) -> dict[str, list[str]]:
+    def predict_all(self, texts: Iterable[str]) -> dict[str, list[Label]]:
         """Return the best label of each text for every single task, from one forward pass; raises as `forward` does."""
         encoding = self.forward(texts)
         rejected = self.rejected(encoding)
         row = encoding.logits[0] if len(encoding.logits) == 1 and not rejected[0] else None
-        found: dict[str, list[str]] = {}
+        found: dict[str, list[Label]] = {}
         for task in self._tasks:
             spec = task.spec
             if spec.kind != "single":
                 continue
             if row is not None and task.head is None:  # the common case, one text, in half the time
-                found[spec.name] = [spec.labels[row[spec.start : spec.start + len(spec.labels)].argmax()]]
+                label = spec.labels[row[spec.start : spec.start + len(spec.labels)].argmax()]
+                found[spec.name] = [cast("Label", label)]
             else:
-                found[spec.name] = _labelled(self._logits_of(encoding, task, None), spec.labels, rejected)
+                found[spec.name] = self._labelled(self._logits_of(encoding, task, None), spec.labels, rejected)
         return found
 
     def rejection(self, texts: Texts, task: str | None = None) -> Floats:
@@ -372,6 +409,14 @@ class FieldModel(SentenceEncoder):
             blocks.append(values)
         rejections: Floats = np.concatenate(blocks)
         return rejections
+
+    @staticmethod
+    def _labelled(logits: Floats, labels: Sequence[str], rejected: npt.NDArray[np.bool_]) -> list[Label]:
+        """Return the best label of each row, None for a rejected one."""
+        found: list[Any] = [labels[i] for i in logits.argmax(1).tolist()]
+        for i in np.flatnonzero(rejected).tolist():
+            found[i] = None
+        return found
 
     def _check_dim(self, dim: int) -> None:
         whole = self.manifest.network.field_dim
@@ -430,7 +475,7 @@ class FieldModel(SentenceEncoder):
         heads = [replace(head, about=dict(head.about)) for head in self.attached.values()]
         return _loaded_again, (path, sha256_bytes(self._bundle.contents[MANIFEST]), self._settings, heads)
 
-    def __enter__(self) -> FieldModel:
+    def __enter__(self) -> FieldModel[Label]:
         return self
 
     def __exit__(
@@ -442,12 +487,15 @@ class FieldModel(SentenceEncoder):
         return f"FieldModel({self.manifest.name!r}, recipe={self.manifest.recipe['name']!r}, engine={self.engine!r})"
 
 
-def _labelled(logits: Floats, labels: Sequence[str], rejected: npt.NDArray[np.bool_]) -> list[str]:
-    """Return the best label of each row, None for a rejected one."""
-    found: list[Any] = [labels[i] for i in logits.argmax(1).tolist()]
-    for i in np.flatnonzero(rejected).tolist():
-        found[i] = None
-    return found
+def _best(logits: Floats, temperature: float, k: int | None, chosen: Integers | None = None) -> tuple[Integers, Floats]:
+    """Return `FieldModel.best_of`, of the labels at the positions `chosen`.
+
+    The logits decide, as in `predict`: two different ones may have the same probability in float32.
+    """
+    order = (-logits if chosen is None else -logits[:, chosen]).argsort(1, kind="stable")[:, :k]
+    order = order if chosen is None else chosen[order]
+    scores: Floats = softmax(logits, temperature)[np.arange(len(logits))[:, None], order]
+    return order, scores
 
 
 def _loaded_again(path: str, sha256: str, settings: dict[str, Any], heads: Sequence[Head]) -> FieldModel:

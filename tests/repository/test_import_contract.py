@@ -37,7 +37,7 @@ TABLE = """
 | fieldrun.student | fieldrun.errors fieldrun.formats numpy | |
 | fieldrun.evaluation | fieldrun.errors fieldrun.formats fieldrun.student numpy | pyarrow |
 | fieldrun.heads | fieldrun.errors fieldrun.formats fieldrun.student fieldrun.evaluation numpy | |
-| fieldrun_runtimes | LOW numpy tokenizers | cuda onnxruntime |
+| fieldrun_runtimes | LOW numpy tokenizers | cuda onnxruntime typing_extensions |
 | fieldrun_exporters | LOW numpy tokenizers onnx | matplotlib onnxruntime torch |
 | fieldrun_benchmarks | LOW numpy tokenizers click | jinja2 markupsafe matplotlib mlperf_loadgen packaging |
 | fieldrun_benchmarks.subjects | LOW fieldrun_benchmarks fieldrun fieldrun_runtimes numpy tokenizers | |

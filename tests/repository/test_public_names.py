@@ -42,6 +42,23 @@ def label(path: Path, texts: list[str], pairs: list[tuple[str, str]]) -> list[st
         return model.predict(texts, "sst2") + model.predict(pairs, "rte")
 
 
+def reject(texts: list[str], policy: str) -> list[str | None]:
+    with fieldrun.load(unknown="reject") as model:
+        wrong: list[str] = model.predict(texts, "sst2")  # type: ignore[assignment]
+        every: dict[str, list[str | None]] = model.predict_all(texts)
+        said: list[str | None] = [answer["label"] for answer in fieldrun.answer(model, texts)]
+        print(wrong, every, said)
+        count(model, texts)  # type: ignore[arg-type]
+    either = fieldrun.load(unknown=policy)
+    anything: fieldrun.FieldModel[str | None] = fieldrun.load(unknown="error")
+    return either.predict(texts, "sst2") + anything.predict(texts, "sst2")
+
+
+def count(model: fieldrun.FieldModel, texts: list[str]) -> dict[str, int]:
+    labels: list[str] = model.predict(texts, "sst2")
+    return {label: labels.count(label) for label in labels}
+
+
 def check(checkpoint: Path, out: Path) -> bool:
     print(fieldrun.export(checkpoint, out, recipe="cpu-int8").to_dict())
     passed: bool = fieldrun.verify(out).passed
@@ -57,9 +74,9 @@ def train(data: Path, teacher: Path, out: Path) -> int:
     return checkpoint.parameters()
 
 
-fieldrun.load(threads="one")  # type: ignore[arg-type]
-fieldrun.load("reference", "numpy")  # type: ignore[call-arg]
-fieldrun.load(speed="high")  # type: ignore[call-arg]
+fieldrun.load(threads="one")  # type: ignore[call-overload]
+fieldrun.load("reference", "numpy")  # type: ignore[call-overload]
+fieldrun.load(speed="high")  # type: ignore[call-overload]
 fieldrun.load().predict(["x"], k=2)  # type: ignore[call-arg]
 """
 

@@ -12,8 +12,11 @@ import pytest
 import fieldrun
 from fieldrun.errors import BundleError, InputTextError, TextTooLong, UnknownName, UsageError
 from fieldrun.formats.tensors import Array
+from fieldrun.heads.head import Head
+from fieldrun.serve import app
 from fieldrun_runtimes.engines.numpy_engine import NumpyEngine
 from fieldrun_runtimes.model import FieldModel, Scored
+from tests.serve.conftest import ask
 
 TEXTS = ["a good film", "nothing works", "how do i transfer cash to the card", "rain"]
 PAIRS = [("it rains", "it is wet"), ("a film", "a card"), ("you wrote this", "who wrote it")]
@@ -268,6 +271,27 @@ def test_the_share_of_known_tokens_is_reported() -> None:
         assert model.forward(texts).known.tolist() == alone == [0, 0, 1, 0.5]
         (found,) = fieldrun.answer(model, texts[:1], ["sst2"])
         assert (found["known"], found["label"] is None) == (0.0, False)
+
+
+@pytest.mark.parametrize(("biases", "best"), [([0, 1e-9, 0], "b"), ([0, 0, 1e-9], "c"), ([0, 0, 0], "a")])
+def test_every_way_names_the_same_label_in_a_tie(
+    toy_bundle: Path, tmp_path: Path, biases: list[float], best: str
+) -> None:
+    """Different logits may have the same probability in float32; of equal logits, the first label is the best."""
+    with fieldrun.load(toy_bundle) as model:
+        weight = np.zeros((model.get_embedding_dimension(), 3), np.float32)
+        bias = np.array(biases, np.float32)
+        model.attach(Head(name="tie", kind="single", labels=("a", "b", "c"), weight=weight, bias=bias))
+        assert len(set(model.predict_proba(TEXTS, "tie").ravel().tolist())) == 1
+        for texts in (TEXTS, TEXTS[:1]):
+            wanted = [best] * len(texts)
+            assert model.predict(texts, "tie") == model.predict_all(texts)["tie"] == wanted
+            assert [found[0].label for found in model.top_k(texts, "tie")] == wanted
+            answers = list(fieldrun.answer(model, texts, ["tie"]))
+            assert [found["label"] for found in answers] == [next(iter(found["scores"])) for found in answers] == wanted
+        application = app(model.save(tmp_path / "tied"))
+    for row in ask(application, "/predict", {"texts": TEXTS, "task": "tie"}).json["results"]:
+        assert row["labels"][0]["label"] == best
 
 
 def test_a_text_with_nothing_known_is_answered_rejected_or_an_error() -> None:

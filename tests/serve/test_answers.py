@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fieldrun
-from fieldrun.errors import FieldrunError
+from fieldrun.errors import FieldrunError, UnknownName
 from fieldrun.serve import Application, Limits, app
 from tests.serve.conftest import JSON, ask
 
@@ -163,6 +163,70 @@ def test_a_text_over_the_token_limit_is_an_error_if_asked_for(toy_bundle: Path) 
     assert ask(application, "/field", {"texts": texts}).error["exit_code"] == 10
 
 
+UNKNOWN = "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35"  # Thai, which the vocabulary lacks
+
+
+def test_known_is_that_of_run(application: Application, model: fieldrun.FieldModel) -> None:
+    texts, pairs = [*TEXTS, UNKNOWN, f"good {UNKNOWN}"], [(a, b) for a, b in [*PAIRS, ["good", UNKNOWN]]]
+    expected = [found["known"] for found in fieldrun.answer(model, texts, ["mood"])]
+    assert {0.0, 0.5, 1.0} <= set(expected)
+    for path, more in (("/predict", {"task": "mood"}), ("/scores", {"task": "mood"}), ("/field", {})):
+        rows = ask(application, path, {"texts": texts, **more}).json["results"]
+        assert [float(str(np.float32(row["known"]))) for row in rows] == expected
+    rows = ask(application, "/scores", {"pairs": pairs, "task": "same"}).json["results"]
+    expected = [found["known"] for found in fieldrun.answer(model, pairs, ["same"])]
+    assert [float(str(np.float32(row["known"]))) for row in rows] == expected
+    assert expected[-1] == 0
+
+
+@pytest.mark.parametrize("policy", ["answer", "reject"])
+def test_unknown_is_that_of_python(toy_bundle: Path, policy: str) -> None:
+    application, texts = app(toy_bundle, unknown=policy), [TEXTS[0], UNKNOWN]
+    pairs = [["good", "bad"], ["good", UNKNOWN]]
+    with fieldrun.load(toy_bundle, unknown=policy) as model:
+        for body, given, task in (({"texts": texts}, texts, "mood"), ({"pairs": pairs}, pairs, "same")):
+            found = ask(application, "/predict", body | {"task": task, "top_k": 2}).json["results"]
+            expected = model.top_k([tuple(each) for each in given] if task == "same" else given, task, k=2)
+            assert [[(s["label"], s["score"]) for s in row["labels"]] for row in found] == expected
+            assert [bool(row["labels"]) for row in found] == [True, policy == "answer"]
+            found = ask(application, "/scores", body | {"task": task}).json["results"]
+            rejection = model.rejection([tuple(each) for each in given] if task == "same" else given, task)
+            assert [row["rejection"] for row in found] == rejection.tolist()
+            assert (found[1]["rejection"] == 1) == (policy == "reject")
+
+
+def test_unknown_may_be_an_error(toy_bundle: Path) -> None:
+    application = app(toy_bundle, unknown="error")
+    texts = [TEXTS[0], UNKNOWN, TEXTS[1]]
+    found = ask(application, "/predict", {"texts": texts, "task": "mood"})
+    assert (found.status, found.error["type"], found.error["index"]) == (400, "InputTextError", 1)
+    assert found.error["message"].startswith("text 1 has no known token")
+    rows = ask(application, "/field", {"texts": texts, "on_error": "report"}).json["results"]
+    assert rows[1]["error"] == found.error
+    with fieldrun.load(toy_bundle) as model:
+        field = model.field([TEXTS[0], TEXTS[1]])
+    assert np.array([rows[0]["field"], rows[2]["field"]], np.float32).tobytes() == field.tobytes()
+    body = {"pairs": [["good", "bad"], ["good", UNKNOWN]], "task": "same", "on_error": "report"}
+    found = ask(application, "/predict", body)
+    assert found.json["results"][1]["error"]["message"].startswith("text 1 has no known token")
+    with pytest.raises(UnknownName, match="unknown unknown 'ignore'"):
+        app(toy_bundle, unknown="ignore")
+
+
+@pytest.mark.parametrize("overflow", ["truncate", "window", "error"])
+@pytest.mark.parametrize("on_error", ["fail", "report"])
+def test_whatever_the_model_refuses_is_one_text(toy_bundle: Path, overflow: str, on_error: str) -> None:
+    """A text without a token is refused by the tokenizer, after all checks of its form."""
+    application, texts = app(toy_bundle, overflow=overflow), ["good", "\x01", "bad", "\x02\x03"]
+    found = ask(application, "/predict", {"texts": texts, "task": "mood", "on_error": on_error})
+    if on_error == "fail":
+        assert (found.status, found.error["index"], found.error["type"]) == (400, 1, "InputTextError")
+        return
+    errors = {i: row["error"] for i, row in enumerate(found.json["results"]) if "error" in row}
+    assert {i: error["index"] for i, error in errors.items()} == {1: 1, 3: 3}
+    assert errors[3]["message"].startswith("text 3")
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -238,6 +302,7 @@ def test_answers_fit_their_description(application: Application) -> None:
     check("/predict", {"texts": ["good", ""], "task": "mood", "on_error": "report"})
     check("/predict", {"text": "good", "task": "nope"}, 400)
     check("/scores", {"pairs": PAIRS, "task": "same"})
+    check("/predict", {"texts": ["good", UNKNOWN], "task": "mood"})
     check("/field", {"text": "good", "dim": 3})
     check("/health", None)
 

@@ -40,7 +40,7 @@ class Batch:
     lines: list[int]
 
 
-def choose_tasks(model: FieldModel, wanted: Sequence[str], *, paired: bool) -> tuple[tuple[str, ...], bool]:
+def choose_tasks(model: FieldModel[str | None], wanted: Sequence[str], *, paired: bool) -> tuple[tuple[str, ...], bool]:
     """Return the tasks to answer, and whether they take pairs."""
     from fieldrun_runtimes import answers
 
@@ -104,7 +104,7 @@ def read_batches(
 
 
 def encode(
-    model: FieldModel, texts: Sequence[str], dim: int | None, on_error: str
+    model: FieldModel[str | None], texts: Sequence[str], dim: int | None, on_error: str
 ) -> tuple[Floats, Integers, list[Failed]]:
     """Return fields, the tokens that each text lost, and what failed, of the arguments or of the lines of stdin.
 

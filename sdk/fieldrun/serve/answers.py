@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,23 +35,16 @@ def answer(served: Served, endpoint: str, body: bytes, limits: Limits) -> tuple[
     question = Question.read(endpoint, body, limits)
     try:
         facts, name = _facts(served.model, endpoint, question)
-        bad = _bad(served.model, question, limits, encode=False)
-        good = [item for i, item in enumerate(question.items) if i not in bad]
-        try:
-            found = _rows(served.model, endpoint, question, name, good) if good else []
-        except (InputTextError, TextTooLong):  # only the model finds a text without tokens, or one with too many
-            bad = _bad(served.model, question, limits, encode=True)
-            good = [item for i, item in enumerate(question.items) if i not in bad]
-            found = _rows(served.model, endpoint, question, name, good) if good else []
-        rows = iter(found)
+        bad = _bad(question, limits)
+        rows = iter(_good_rows(served.model, endpoint, question, name, bad))
     except FieldrunError as error:
         raise Refused(status_of(error), error) from error
     results = [{"error": error_object(bad[i], i)} if i in bad else next(rows) for i in range(len(question.items))]
     value = {"bundle": served.short, **facts, "results": results}
-    return as_json(value), len(good), list(bad.values())
+    return as_json(value), len(results) - len(bad), list(bad.values())
 
 
-def _facts(model: FieldModel, endpoint: str, question: Question) -> tuple[dict[str, Any], str]:
+def _facts(model: FieldModel[str | None], endpoint: str, question: Question) -> tuple[dict[str, Any], str]:
     """Return what is said once for all texts, and the name of the task; raise `UsageError` for a wrong one."""
     if endpoint == "/field":
         return {"dim": question.dim or model.get_embedding_dimension()}, ""
@@ -61,28 +55,45 @@ def _facts(model: FieldModel, endpoint: str, question: Question) -> tuple[dict[s
     return {"task": name} | ({"labels": labels} if endpoint == "/scores" else {}), name
 
 
-def _bad(model: FieldModel, question: Question, limits: Limits, *, encode: bool) -> dict[int, FieldrunError]:
-    """Return the errors of the texts that cannot be answered, by position; the first is raised unless reported.
-
-    `encode` runs each of them, one by one.
-    """
+def _bad(question: Question, limits: Limits) -> dict[int, FieldrunError]:
+    """Return the errors of the texts that are not well formed, by position; the first is raised unless reported."""
     bad: dict[int, FieldrunError] = {}
-    for i, item in enumerate(question.items):
+    for i in range(len(question.items)):
         try:
             question.check(i, limits)
-            if encode:
-                for text in item if question.paired else [item]:
-                    model.forward([text])
-        except (InputTextError, TextTooLong) as cause:
-            error = type(cause)(str(cause).replace("text 0 ", f"text {i} ", 1))
-            if not question.report:
-                raise Refused(400, error, index=i) from cause
-            bad[i] = error
+        except (InputTextError, TextTooLong) as error:
+            _note(question, bad, i, error)
     return bad
 
 
+def _note(question: Question, bad: dict[int, FieldrunError], i: int, error: FieldrunError) -> None:
+    """Note the error of the text at position `i`, or raise it unless it is to be reported."""
+    if not question.report:
+        raise Refused(400, error, index=i) from error
+    bad[i] = error
+
+
+def _good_rows(
+    model: FieldModel[str | None], endpoint: str, question: Question, task: str, bad: dict[int, FieldrunError]
+) -> list[dict[str, Any]]:
+    """Return what is said of each item that is not in `bad`, and add to it those that the model refuses."""
+    good = [i for i in range(len(question.items)) if i not in bad]
+    try:
+        return _rows(model, endpoint, question, task, [question.items[i] for i in good]) if good else []
+    except (InputTextError, TextTooLong):  # which ones are they?
+        before = len(bad)
+        for i in good:
+            try:
+                model.forward(question.items[i] if question.paired else [question.items[i]])
+            except (InputTextError, TextTooLong) as error:
+                _note(question, bad, i, type(error)(re.sub(r"^text \d+", f"text {i}", str(error))))
+        if len(bad) == before:
+            raise
+        return _good_rows(model, endpoint, question, task, bad)
+
+
 def _rows(
-    model: FieldModel, endpoint: str, question: Question, task: str, items: Sequence[Any]
+    model: FieldModel[str | None], endpoint: str, question: Question, task: str, items: Sequence[Any]
 ) -> list[dict[str, Any]]:
     """Return what is said of each of `items`, all of them good."""
     n = len(items)
@@ -95,19 +106,19 @@ def _rows(
     else:
         encoding = model.forward(items, dim=question.dim)
         tokens, dropped, known = encoding.tokens, encoding.dropped, encoding.known.tolist()
-    each = zip(tokens.tolist(), known, dropped.tolist(), strict=True)
-    counts = [{"tokens": a, "known": share, "dropped": b} for a, share, b in each]
+    each = zip(known, tokens.tolist(), dropped.tolist(), strict=True)
+    counts = [{"known": share, "tokens": read, "dropped": lost} for share, read, lost in each]
     if endpoint == "/field":
         return [{"field": field} | count for field, count in zip(encoding.field.tolist(), counts, strict=True)]
-    scores = model.scores_of(encoding, task, other)
     if endpoint == "/scores":
+        scores = model.scores_of(encoding, task, other).tolist()
         rejection = model.rejection_of(encoding, task, other).tolist()
-        rows = zip(scores.tolist(), rejection, counts, strict=True)
+        rows = zip(scores, rejection, counts, strict=True)
         return [{"scores": row, "rejection": value} | count for row, value, count in rows]
-    labels, best = model.labels(task), (-scores).argsort(1, kind="stable")[:, : question.top_k].tolist()
-    # in float32, as FieldModel.top_k compares
-    shown = ((scores >= question.threshold) & ~model.rejected(encoding, other)[:, None]).tolist()
+    order, best = model.best_of(encoding, task, other, k=question.top_k)
+    labels, rejected = model.labels(task), model.rejected(encoding, other)
+    shown = (best >= question.threshold) & ~rejected[:, None]  # in float32, as FieldModel.top_k compares
     return [
-        {"labels": [{"label": labels[j], "score": row[j]} for j in order if enough[j]]} | count
-        for row, order, enough, count in zip(scores.tolist(), best, shown, counts, strict=True)
+        {"labels": [{"label": labels[j], "score": row[i]} for i, j in enumerate(js) if kept[i]]} | count
+        for js, row, kept, count in zip(order.tolist(), best.tolist(), shown.tolist(), counts, strict=True)
     ]

@@ -85,8 +85,7 @@ def app(
         raise UsageError(f"concurrency must be a positive integer, not {concurrency!r}")
     if not 0 <= watch_s < float("inf"):
         raise UsageError(f"watch_s must be a number of seconds, 0 for never, not {watch_s!r}")
-    settings = {"threads": threads, "overflow": overflow, "unknown": unknown}
-    current = Current(bundle, engine=engine, provider=provider, **settings)
+    current = Current(bundle, engine=engine, provider=provider, threads=threads, overflow=overflow, unknown=unknown)
     return Application(current, limits or Limits(), workers, watch_s, access_log)
 
 

@@ -28,7 +28,7 @@ class Served:
     that was replaced is freed when its last request ends, because nothing refers to it any more.
     """
 
-    model: FieldModel
+    model: FieldModel[str | None]
     sha256: str
     loaded: float
 

@@ -53,13 +53,14 @@ _ERRORS = {
 }
 _BUNDLE = _type("string", "The first 12 digits of the sha256 of the bundle that gave this answer.")
 _LABELS = _list(
-    _object({"label": _STRING, "score": _NUMBER}),
-    "The best labels, best first; none for a text that the service rejects.",
+    _object({"label": _STRING, "score": _NUMBER}), "The best labels, best first; none for a text that is rejected."
 )
 _SCORES = _list(_NUMBER, "One probability per label, in the order of `labels`.")
 _COUNTS = {
+    "known": _type(
+        "number", "The share of tokens that the vocabulary has; of a pair, the smaller share.", minimum=0, maximum=1
+    ),
     "tokens": _type("integer", "Tokens read, special tokens included; of a pair, those of both texts."),
-    "known": _type("number", "The share of its tokens that the vocabulary has; of a pair, the smaller share."),
     "dropped": _type("integer", "Tokens cut off because the text is too long."),
 }
 _ENDPOINTS: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -67,7 +68,10 @@ _ENDPOINTS: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "/scores": (
         "The probability of every label of a task.",
         {"task": _STRING, "labels": _list(_STRING)},
-        {"scores": _SCORES, "rejection": _type("number", "Larger: less like any of the labels.")},
+        {
+            "scores": _SCORES,
+            "rejection": _type("number", "Larger: less like any of the labels; 1 for a text that is rejected."),
+        },
     ),
     "/field": (
         "The meaning field of each text.",
@@ -78,7 +82,7 @@ _ENDPOINTS: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 """What each endpoint does, what its answer says once, and what it says of each text."""
 
 
-def describe(model: FieldModel, limits: Limits) -> dict[str, Any]:
+def describe(model: FieldModel[str | None], limits: Limits) -> dict[str, Any]:
     """Return the document."""
     keys, tasks = _keys(model, limits), model.tasks
     paths: dict[str, Any] = {}
@@ -118,7 +122,7 @@ def describe(model: FieldModel, limits: Limits) -> dict[str, Any]:
     }
 
 
-def _keys(model: FieldModel, limits: Limits) -> dict[str, Any]:
+def _keys(model: FieldModel[str | None], limits: Limits) -> dict[str, Any]:
     text = _type("string", maxLength=limits.characters)
     pair = _list(text, minItems=2, maxItems=2)
     many: dict[str, Any] = {"minItems": 1, "maxItems": limits.texts}

@@ -1,0 +1,1 @@
+"""Labels that differ between engines, and how near their two best logits are."""
