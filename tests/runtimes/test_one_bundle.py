@@ -6,17 +6,23 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import fieldrun
 from fieldrun.errors import IntegrityError
-from fieldrun.formats.bundle import REFERENCE_BUNDLE
+from fieldrun.formats.bundle import REFERENCE_BUNDLE, Bundle
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import Head
+from fieldrun.serve.current import Current
+from fieldrun_benchmarks.harness.subject import Subject, SubjectSpec
+from fieldrun_benchmarks.subjects.bundle import BundleSubject
+from fieldrun_benchmarks.subjects.tokenizer import TokenizerSubject
 from fieldrun_runtimes.engines.native_engine import is_compiled
 from tests import toy
 
@@ -107,6 +113,64 @@ def test_copying_over_a_loaded_bundle_changes_nothing(
     argv = [sys.executable, "-c", COPIED_OVER, engine, str(folder), str(folder if cut else other_bundle)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "the same\n"), done.stderr
+
+
+def rows(folder: Path) -> Path:
+    path = folder / "rows.tsv"
+    path.write_text("text\tlabel\ngood\tyes\nbad\tno\n", "utf-8")
+    return path
+
+
+def subject(kind: Callable[[SubjectSpec], Subject], bundle: Path) -> list[Any]:
+    made = kind(SubjectSpec(name="a", kind="a", place=str(bundle), variant="numpy"))
+    parts = sorted(name for name, part in made.stages("good").items() if part() is not None)
+    return [made.run(TEXTS), made.tokens(TEXTS), parts, made.about()["artifact"]]
+
+
+USES: dict[str, Callable[[Path, Path], Any]] = {
+    "load and save": lambda bundle, folder: Bundle.load(fieldrun.load(bundle).save(folder / "saved")).manifest.files,
+    "verify": lambda bundle, folder: fieldrun.verify(bundle).passed,
+    "info": lambda bundle, folder: Bundle.load(bundle).about()["hashes"],
+    "check": lambda bundle, folder: fieldrun.check(rows(folder), bundle=bundle).tokens,
+    "install": lambda bundle, folder: fieldrun.install(bundle, folder / "installed").sha256,
+    "serve": lambda bundle, folder: (
+        Current(bundle, engine="auto", provider=None, threads=1, overflow="truncate").served.sha256
+    ),
+    "bench a bundle": lambda bundle, folder: subject(BundleSubject, bundle),
+    "bench a tokenizer": lambda bundle, folder: subject(TokenizerSubject, bundle),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_bundle_is_read_once(use: str, toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder is deleted as soon as it was read: whatever is opened by its path again is not there."""
+    for name in ("expected", "found"):
+        (tmp_path / name).mkdir()
+    expected = USES[use](toy_bundle, tmp_path / "expected")
+    bundle = Path(shutil.copytree(toy_bundle, tmp_path / toy_bundle.name))
+    read = Bundle._read
+
+    def read_and_delete(folder: Path, handle: int) -> Bundle:
+        found = read(folder, handle)
+        if folder == bundle:
+            shutil.rmtree(folder)
+        return found
+
+    monkeypatch.setattr(Bundle, "_read", read_and_delete)
+    assert USES[use](bundle, tmp_path / "found") == expected
+    assert not bundle.exists()
+
+
+def test_a_record_is_of_the_bundle_that_was_verified(toy_bundle: Path, other_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
+    report = fieldrun.verify(bundle)
+    (path,) = report.write(tmp_path, machine={})
+    path.unlink()
+    shutil.rmtree(bundle)
+    shutil.copytree(other_bundle, bundle)
+    with pytest.raises(IntegrityError, match="was replaced after it was verified"):
+        report.write(tmp_path, machine={})
+    assert not path.exists()
 
 
 def test_two_bundles_saved_in_turns_are_never_mixed(toy_bundle: Path, other_bundle: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ change every field.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,7 +17,7 @@ from fieldrun.errors import CheckpointError
 from fieldrun.formats.storage import read_json, sha256_file
 from fieldrun.formats.tensors import Array, read_tensors
 
-__all__ = ["read_licence", "read_pooling", "read_settings", "read_weights", "source_hashes"]
+__all__ = ["hashes_of", "read_licence", "read_pooling", "read_settings", "read_weights", "source_hashes"]
 
 _EXPECTED: Mapping[str, tuple[Any, ...]] = {
     "model_type": ("bert",),
@@ -199,8 +199,19 @@ def read_licence(folder: Path) -> str:
 def source_hashes(folder: Path) -> dict[str, str]:
     """Return the sha256 of every file that an import reads, by its name."""
     names = ["config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json", "README.md"]
-    names += ["model.safetensors.index.json", *(path.name for path in _weight_files(folder))]
-    return {name: sha256_file(folder / name) for name in sorted(names) if (folder / name).is_file()}
+    return hashes_of(folder, [*names, "model.safetensors.index.json", *(path.name for path in _weight_files(folder))])
+
+
+def hashes_of(folder: Path, names: Iterable[str], before: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the sha256 of those files `names` that are in `folder`, by name.
+
+    Raises:
+        CheckpointError: they are not those of `before`, so that it is not known what was read in between.
+    """
+    found = {name: sha256_file(folder / name) for name in sorted(set(names)) if (folder / name).is_file()}
+    if before is not None and found != before:
+        raise CheckpointError(f"{folder} was changed while it was read; try again when it is complete")
+    return found
 
 
 def _object(path: Path) -> dict[str, Any]:

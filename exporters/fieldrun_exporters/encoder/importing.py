@@ -10,7 +10,7 @@ from typing import Any
 from fieldrun.errors import CheckpointError, OutputExists
 from fieldrun.formats.storage import is_folder
 
-from .huggingface import read_licence, read_pooling, read_settings, read_weights, source_hashes
+from .huggingface import hashes_of, read_licence, read_pooling, read_settings, read_weights, source_hashes
 from .model import Encoder, EncoderConfig
 
 __all__ = ["ImportReport", "import_encoder", "load_encoder"]
@@ -77,6 +77,7 @@ def load_encoder(folder: str | Path, *, pooling: str | None = None, normalize: b
     if not is_folder(folder):
         raise CheckpointError(f"no folder {folder}: give a local Hugging Face folder with config.json")
     settings = read_settings(folder)
+    hashes = source_hashes(folder)
     said_pooling, said_normalize = read_pooling(folder)
     try:
         tokenizer = (folder / "tokenizer.json").read_bytes()
@@ -95,7 +96,8 @@ def load_encoder(folder: str | Path, *, pooling: str | None = None, normalize: b
         tensors=read_weights(folder, settings["layers"]),
         tokenizer=tokenizer,
         licence=read_licence(folder),
-        provenance={"source": {"name": folder.resolve().name, "sha256": source_hashes(folder)}},
+        provenance={"source": {"name": folder.resolve().name, "sha256": hashes}},
     )
     encoder.validate()
+    hashes_of(folder, hashes, hashes)
     return encoder

@@ -17,10 +17,10 @@ import onnx
 from onnx import TensorProto, inliner
 
 from fieldrun.errors import CheckpointError, ExportError
-from fieldrun.formats.storage import is_folder, read_json, sha256_file
+from fieldrun.formats.storage import is_folder, read_json, sha256_bytes
 
 from ..calibrate import largest_id, open_tokenizer
-from ..encoder.huggingface import read_licence, read_pooling
+from ..encoder.huggingface import hashes_of, read_licence, read_pooling
 from ..parity import one_line
 
 __all__ = ["ForeignModel", "Input", "read_foreign"]
@@ -77,8 +77,10 @@ def read_foreign(folder: Path) -> ForeignModel:
         raise CheckpointError(f"no folder {folder}; give one with model.onnx and tokenizer.json")
     path = folder / "model.onnx"
     try:
-        model = onnx.load(str(path), load_external_data=False)
-        external = _external_files(folder, model)
+        data = path.read_bytes()
+        model = onnx.load_model_from_string(data)
+        others = ["tokenizer.json", "config.json", "modules.json", "1_Pooling/config.json"]
+        hashes = {"model.onnx": sha256_bytes(data)} | hashes_of(folder, [*others, *_external_files(folder, model)])
         onnx.load_external_data_for_model(model, str(folder))
         if model.functions:
             model = inliner.inline_local_functions(model)
@@ -96,8 +98,7 @@ def read_foreign(folder: Path) -> ForeignModel:
             "give the tokenizer that the model was trained with"
         )
     pooling, normalize = read_pooling(folder)
-    files = ["model.onnx", "tokenizer.json", "config.json", "modules.json", "1_Pooling/config.json", *external]
-    hashes = {name: sha256_file(folder / name) for name in sorted(set(files)) if (folder / name).is_file()}
+    hashes_of(folder, hashes, hashes)
     return ForeignModel(
         name=folder.resolve().name,
         path=path,
