@@ -111,7 +111,8 @@ class FieldModel(SentenceEncoder):
         longest = max(bucket.length for bucket in bundle.manifest.buckets)
         vocabulary = bundle.manifest.network.vocab_size
         try:
-            self._tokenize = TextTokenizer(bytes(bundle.contents["tokenizer.json"]), longest, overflow, vocabulary)
+            tokenizer = bytes(bundle.contents["tokenizer.json"])
+            self._tokenize = TextTokenizer(tokenizer, longest, overflow, vocabulary, threads)
             choice = choose_engine(bundle.exported(), engine, threads, provider)
         except MemoryError as error:
             raise BundleError(f"{bundle.path} needs more memory than this process may have: {error}") from error
