@@ -67,7 +67,7 @@ def load(
         provider: what ONNX Runtime runs on: `"cpu"`, `"cuda"`, or `"cuda-graph"`, which launches a whole call at once.
             A GPU that is asked for and not there is an error.
         threads: CPU threads of one call. The native engine splits a batch over them, a single text runs on one; ONNX
-            Runtime runs each graph on them. NumPy and the GPU engines use one thread and refuse more. With 1 no thread is
+            Runtime runs each graph on them. NumPy and the GPU engines use one thread and refuse more. With 1 none is
             started; above 1, texts that are not plain ASCII are tokenized on all cores.
         overflow: a text longer than the largest bucket is an `"error"`, is cut (`"truncate"`, the count is in
             `Encoding.dropped`), or is encoded in several windows whose fields are averaged (`"window"`).

@@ -111,7 +111,16 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin folder of an environment with PyInstaller, shiv and the wheel."""
     folder = tmp_path_factory.mktemp("tools") / "venv"
     venv.create(folder, with_pip=True)
-    command = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "pyinstaller>=6", "shiv", wheel]
+    command: list[str | Path] = [
+        folder / "bin" / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "pyinstaller>=6",
+        "shiv",
+        wheel,
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return folder / "bin"
 
@@ -123,7 +132,7 @@ def test_pyinstaller(form: str, programs: Path, odd: Path, home: Path) -> None:
     work.mkdir()
     (work / "app.py").write_text(APP, "utf-8")
     subprocess.run([programs / "pyinstaller", form, "app.py"], cwd=work, check=True, capture_output=True)
-    made = shutil.move(work / "dist", odd / f"moved{form}")
+    made = Path(shutil.move(work / "dist", odd / f"moved{form}"))
     shutil.rmtree(work)
     app = made / "app" if form == "--onefile" else made / "app" / "app"
     assert_answers(app, home=home, inside=None if form == "--onefile" else made)
@@ -145,6 +154,15 @@ def test_shiv(programs: Path, wheel: Path, odd: Path, home: Path) -> None:
     source = odd / "shiv"
     source.mkdir()
     (source / "app.py").write_text(APP, "utf-8")
-    command = ["-o", odd / "one.pyz", "-e", "app:main", "--site-packages", source, wheel]
-    subprocess.run([programs / "shiv", *command], check=True, capture_output=True)
+    command: list[str | Path] = [
+        programs / "shiv",
+        "-o",
+        odd / "one.pyz",
+        "-e",
+        "app:main",
+        "--site-packages",
+        source,
+        wheel,
+    ]
+    subprocess.run(command, check=True, capture_output=True)
     assert_answers(*BARE, odd / "one.pyz", home=home, inside=home)

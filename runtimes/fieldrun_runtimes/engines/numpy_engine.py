@@ -61,9 +61,9 @@ class NumpyEngine:
         for length, rows in groups.items():
             for start in range(0, len(rows), self._together):
                 part = rows[start : start + self._together]
-                ids = self._net.frame([sequences[row] for row in part], len(part), length)
+                framed = self._net.frame([sequences[row] for row in part], len(part), length)
                 with one_thread():
-                    parts.append(self._run(ids, length))
+                    parts.append(self._run(framed, length))
                 order += part
         output = parts[0]
         if len(parts) > 1:
