@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 import fieldrun
+from fieldrun.cli import main
 from fieldrun.errors import IntegrityError
 from fieldrun.formats.bundle import REFERENCE_BUNDLE, Bundle
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import Head
 from fieldrun.serve.current import Current
-from fieldrun_benchmarks.harness.subject import Subject, SubjectSpec
+from fieldrun_benchmarks.harness.subject import Subject, SubjectSpec, parse_subject
 from fieldrun_benchmarks.subjects.bundle import BundleSubject
 from fieldrun_benchmarks.subjects.tokenizer import TokenizerSubject
 from fieldrun_runtimes.engines.native_engine import is_compiled
@@ -237,3 +238,19 @@ def test_an_answer_has_the_same_bits_alone_and_in_any_company(engine: str, overf
                 np.testing.assert_array_equal(model.predict_proba([text], task)[0], expected[row])
         for row, pair in enumerate(pairs):
             np.testing.assert_array_equal(model.predict_proba([pair], "same")[0], same[row])
+
+
+def test_a_work_folder_may_have_any_name(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A colon and a percent sign, as on a mounted disk; a path that starts with them looks like a kind of subject."""
+    folder = tmp_path / "wo:rk 100%d {x}"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    bundle = Path(shutil.copytree(toy_bundle, f"{folder.name}/bundle"))
+    assert fieldrun.verify(bundle, engine="all").passed
+    assert fieldrun.install(bundle, folder / "installed").changed
+    assert fieldrun.label(rows(folder), folder / "out.jsonl", bundle=folder / "installed", tasks=["mood"]).lines == 2
+    with fieldrun.load(bundle) as model:
+        model.save(folder / "saved")
+    for name in (f"{bundle}@numpy", f"{bundle}@numpy#mood", f"{folder}/saved", f"bundle:{bundle}@numpy"):
+        assert BundleSubject(parse_subject(name)).predict(TEXTS, "mood")
+    assert main(["run", "good", "--bundle", str(bundle), "--task", "mood"], standalone_mode=False) is None
