@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fieldrun.errors import CheckpointError, OutputExists, RecipeError, UsageError
 from fieldrun.evaluation.dataset import Dataset
+from fieldrun.formats.bounds import least_cosine
 from fieldrun.formats.progress import Progress, silent
 from fieldrun.heads.trained import Checkpoint
 
@@ -50,25 +51,35 @@ class ExportReport:
     warnings: tuple[str, ...] = ()
     """What works, but is slower, takes more memory, or has no effect: a line each, with the reason."""
 
+    least_cosine: float = -1.0
+    """What `fieldrun.formats.bounds` asks of a recipe of this kind."""
+
     @property
     def equal(self) -> bool:
         """Whether every field is the reference's within the rounding of float32."""
         return all(bucket.max_abs <= _ROUNDING for bucket in self.parity)
 
+    @property
+    def differs(self) -> bool:
+        """Whether a field is farther from the reference's than recipes of this kind may change it."""
+        return not min(bucket.min_cosine for bucket in self.parity) >= self.least_cosine
+
     def summary(self) -> str:
         """Return one line on how near the bundle is to its reference, on texts that no pass has seen."""
         texts = max(bucket.texts for bucket in self.parity)
-        if self.equal:
-            return f"fields equal to the reference's within float32 rounding, on {texts} texts"
+        if self.equal and not self.differs:
+            largest = max(bucket.max_abs for bucket in self.parity)
+            return f"fields equal to the reference's within {largest:.1e}, which float32 rounds, on {texts} texts"
         found = self.proof["field"]
         return (
-            f"cosine to the reference's fields {found['mean_cosine']:.4f} (lowest {found['min_cosine']:.4f}), "
-            f"same nearest neighbour for {100 * found['rank_agreement']:.1f} % of {texts} texts"
+            f"{'differs from its reference: ' * self.differs}cosine to the reference's fields "
+            f"{found['mean_cosine']:.4f} (lowest {min(bucket.min_cosine for bucket in self.parity):.4f}, bound "
+            f"{self.least_cosine:g}), same nearest neighbour for {100 * found['rank_agreement']:.1f} % of {texts} texts"
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON."""
-        return asdict(self) | {"path": str(self.path)}
+        return asdict(self) | {"path": str(self.path), "differs": self.differs}
 
 
 def export(
@@ -111,15 +122,22 @@ def export(
     texts = CalibrationText(calibration, plan.calibration.texts)
     report("read", 0, 1)
     source: Source
+    shortened: tuple[str, ...] = ()
     if kind == "encoder":
-        source = prepare_encoder(Encoder.load(checkpoint), plan, texts, report)
+        encoder = Encoder.load(checkpoint)
+        plan, shortened = plan.fitting(encoder.config.max_positions)
+        source = prepare_encoder(encoder, plan, texts, report)
     elif kind == "onnx":
         from .foreign.read import read_foreign
         from .foreign.source import prepare_foreign
 
-        source = prepare_foreign(read_foreign(Path(checkpoint)), plan, texts, report)
+        model = read_foreign(Path(checkpoint))
+        if model.max_tokens is not None:
+            plan, shortened = plan.fitting(model.max_tokens)
+        source = prepare_foreign(model, plan, texts, report)
     else:
         source = prepare_student(Checkpoint.load(checkpoint), plan, texts, report, data=data, max_drop=max_drop)
+    source = replace(source, warnings=(*source.warnings, *shortened))
     written = write_bundle(out, source, plan, texts, report)
     return ExportReport(
         path=out,
@@ -130,6 +148,7 @@ def export(
         operators=written.operators,
         proof=written.proof,
         warnings=source.warnings,
+        least_cosine=least_cosine(plan.to_dict()),
     )
 
 

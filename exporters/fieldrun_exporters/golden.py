@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from fieldrun.errors import ExportError
+from fieldrun.formats.bounds import widest_tolerance
 from fieldrun.formats.bundle import TYPICAL_QUANTILE, Bucket, GraphNetwork, Network, TaskSpec
 from fieldrun.formats.tensors import Array, shortest
 from fieldrun.heads.head import softmax
@@ -56,6 +57,7 @@ def golden_replies(
     tokenizer: bytes,
     tolerance: float | None,
     bucket_gap: float,
+    recipe: Mapping[str, Any],
 ) -> Golden:
     """Return texts with their ids, fields and scores per task, measured in the batch-1 buckets.
 
@@ -66,7 +68,7 @@ def golden_replies(
 
     Raises:
         ExportError: too few texts fit the buckets without being cut and have a stable field, or rounding alone
-            changes a field by 1 or more.
+            changes a field by more than `fieldrun.formats.bounds` allows a `recipe` of this kind.
     """
     singles = sorted((b for b in buckets if b.batch == 1), key=lambda b: b.length)
     whole = [i for i, ids in enumerate(sequences) if len(ids) < singles[-1].length]
@@ -103,8 +105,12 @@ def golden_replies(
         raise ExportError(
             f"rounding alone makes {confused} of {len(fields)} texts more like another text; keep more parts in fp32"
         )
-    if not tolerance < 1:
-        raise ExportError(f"rounding alone changes fields by {largest:.3g}; keep more parts in fp32")
+    widest = widest_tolerance(recipe, fields, student=False, gpu=False)
+    if not tolerance <= widest:
+        raise ExportError(
+            f"rounding alone changes fields by {largest:.3g}, so that a device would be granted {tolerance:.3g}, more "
+            f"than the {widest:.3g} at which such a bundle counts as equal; keep more parts in fp32"
+        )
     replies["typical_tolerance"] = typical = min(max(_FLOOR, _SPARE * quartile), tolerance)
     rounding = {"max_abs": largest, "golden_tolerance": tolerance}
     rounding |= {"quartile_abs": quartile, "typical_tolerance": typical}

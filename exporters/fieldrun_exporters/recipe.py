@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +253,25 @@ class Recipe:
                 "[tensorrt] and palettes conflict: TensorRT has no layer for palettes; use fp32, fp16, int8 or "
                 "int8-weights for every part"
             )
+
+    def fitting(self, longest: int) -> tuple[Recipe, tuple[str, ...]]:
+        """Return the recipe for an imported model that cuts texts at `longest` tokens, and a warning if that matters.
+
+        No bucket is longer: one of `longest` tokens takes the place of those that would be, so that a text is cut where
+        the original cuts it.
+        """
+        lengths = self.buckets.lengths
+        if lengths[-1] < longest:
+            return self, (
+                f"texts are cut at {lengths[-1]} tokens, the longest bucket; the original cuts them at {longest}: to "
+                f"do so too, copy the recipe and add {longest} to buckets.lengths",
+            )
+        if lengths[-1] == longest:
+            return self, ()
+        kept = (*(n for n in lengths if n < longest), longest)
+        return replace(self, buckets=replace(self.buckets, lengths=kept)), (
+            f"the original cuts texts at {longest} tokens, so the longest bucket has {longest} and not {lengths[-1]}",
+        )
 
     @property
     def prunes(self) -> bool:

@@ -15,10 +15,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import onnx
 
 from fieldrun._version import __version__
 from fieldrun.errors import ExportError
+from fieldrun.formats.bounds import widest_tolerance
 from fieldrun.formats.bundle import (
     MANIFEST,
     SCHEMA,
@@ -207,7 +209,11 @@ def write_bundle(out: Path, source: Source, plan: Recipe, texts: CalibrationText
             tokenizer=source.tokenizer,
             tolerance=source.golden_tolerance,
             bucket_gap=max(bucket.bucket_gap for bucket in parity),
+            recipe=plan.to_dict(),
         )
+        if engines is not None:
+            widest = widest_tolerance(plan.to_dict(), np.array(golden.replies["fields"]), student=True, gpu=True)
+            engines = replace(engines, golden_tolerance=min(engines.golden_tolerance, widest))
         write_json(folder / "golden.json", golden.replies)
         progress("prove", 0, 1)
         more = source.prove(folder, engines, golden.replies, plan.parity)

@@ -14,7 +14,8 @@ import numpy as np
 
 from fieldrun._version import __version__
 from fieldrun.errors import BundleError, EngineError, IntegrityError, MissingDependency, TextTooLong, UsageError
-from fieldrun.formats.bundle import MANIFEST, TYPICAL_QUANTILE, Bundle
+from fieldrun.formats.bounds import widest_tolerance
+from fieldrun.formats.bundle import MANIFEST, TYPICAL_QUANTILE, Bundle, Network
 from fieldrun.formats.limits import GOLDEN
 from fieldrun.formats.storage import parse_json, sha256_bytes, write_json
 from fieldrun.formats.tensors import Array
@@ -50,6 +51,8 @@ class EngineReport:
 
     `identified` is the share of texts whose field is nearer to its own golden field than to any other; it must be 1: a
     tolerance that lets a text pass for another one proves nothing.
+
+    `tolerance` is that of the bundle, or less: no more than `fieldrun.formats.bounds` allows a recipe of its kind.
 
     `quartile_abs_field` is the lower quartile, over the texts, of each one's largest difference when it runs alone. A
     deep int8 network may round some texts another way here, which moves them far: then the quartile must keep to
@@ -146,7 +149,8 @@ def verify(
     `engine` and `provider` are as for `load`; `"all"` replays every engine that is installed and able to run the
     bundle, on a GPU where there is one. Every text runs alone, and again in company: where an engine runs graphs, every
     text in every bucket that it fits in and every pair in every pair graph; elsewhere all texts in one batch. A GPU is
-    held to the tolerance that the recipe has for it.
+    held to the tolerance that the recipe has for it. Whatever the manifest says, none is wider than
+    `fieldrun.formats.bounds` allows.
 
     Raises:
         BundleError, IntegrityError, SchemaTooNew: the bundle is not what it says, its golden texts included.
@@ -191,11 +195,13 @@ def _replay(bundle: Bundle, engine: str, provider: str | None, threads: int) -> 
     with FieldModel(bundle, engine=engine, provider=provider, threads=threads, overflow="error") as model:
         on_gpu = model.engine in GPU_ENGINES or provider in GPU_ENGINES
         graphs = model.manifest.tensorrt if on_gpu else None
-        tolerance = model.manifest.golden_tolerance if graphs is None else graphs.golden_tolerance
+        stated = model.manifest.golden_tolerance if graphs is None else graphs.golden_tolerance
+        student = isinstance(model.manifest.network, Network)
         try:
-            return _compare(
-                model, parse_json(bundle.contents["golden.json"], "golden.json"), tolerance, provider, threads
-            )
+            golden = parse_json(bundle.contents["golden.json"], "golden.json")
+            fields = np.array(golden["fields"], np.float32)
+            widest = widest_tolerance(model.manifest.recipe, fields, student=student, gpu=on_gpu)
+            return _compare(model, golden, min(stated, widest), provider, threads)
         except (AttributeError, KeyError, OverflowError, TextTooLong, TypeError, ValueError) as error:
             raise BundleError(f"{bundle.path}: golden.json cannot be used ({error}); export again") from error
 

@@ -130,28 +130,27 @@ def test_verify_ends_with_the_code_of_a_parity_error(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(fieldrun, "verify", report(False), raising=False)
     result = call("verify", "bundle", "--json", code=ParityError.exit_code)
     assert lines(result) == [report(False)().to_dict()]
-    assert "does not give its golden values" in result.stderr
+    assert "onnxruntime does not give its golden values" in result.stderr
+    assert "a field is off by up to 0.5 and a score by 0.25, the limit is 1e-05" in result.stderr
 
 
 def test_export_passes_the_calibration_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Any] = []
+    recipe_differs = False
 
     def export(checkpoint: str, out: Path, **settings: Any) -> Any:
         settings["progress"]("fold", 1, 2)
         seen.append((checkpoint, out, settings["recipe"], settings["calibration"]))
         about = {"path": out, "bytes": 200_000, "recipe": settings["recipe"]}
         said = {"summary": lambda: "close", "to_dict": lambda: {"recipe": settings["recipe"]}}
-        return SimpleNamespace(**about, **said, proof={}, warnings=())
+        return SimpleNamespace(**about, **said, proof={}, warnings=(), differs=recipe_differs)
 
     monkeypatch.setattr(fieldrun, "export", export, raising=False)
     (tmp_path / "a.txt").write_text("one\n\n two \n")
     (tmp_path / "b.tsv").write_text("text_a\ttext_b\tlabel\nx\ty\tz\n")
     out = tmp_path / "bundle"
     result = call("export", "reference", "-o", out, "--calibration", tmp_path / "a.txt")
-    assert (
-        result.stdout
-        == f"{out}: 0.2 MB, recipe cpu-int8, within the parity limits\n  close\nnext: fieldrun verify {out}\n"
-    )
+    assert result.stdout == f"{out}: 0.2 MB, recipe cpu-int8\n  close\nnext: fieldrun verify {out}\n"
     call("export", "c", "-o", out, "--calibration", tmp_path / "b.tsv", "--recipe", "cpu-fp32")
     assert lines(call("export", "c", "-o", out, "--json")) == [{"recipe": "cpu-int8"}]
     assert seen == [
@@ -159,6 +158,9 @@ def test_export_passes_the_calibration_texts(monkeypatch: pytest.MonkeyPatch, tm
         ("c", out, "cpu-fp32", ["x", "y"]),
         ("c", out, "cpu-int8", None),
     ]
+    recipe_differs = True
+    assert "differs from its reference" in call("export", "c", "-o", out, code=ParityError.exit_code).stderr
+    call("export", "c", "-o", out, "--json", code=ParityError.exit_code)
 
 
 @pytest.mark.parametrize(

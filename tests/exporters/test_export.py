@@ -97,11 +97,14 @@ def test_the_report_is_in_the_bundle(exported: dict[str, ExportReport], toy_chec
 
 def test_the_summary_says_equal_only_within_rounding(exported: dict[str, ExportReport]) -> None:
     assert exported["cpu-fp32"].equal
-    assert "equal to the reference's within float32 rounding" in exported["cpu-fp32"].summary()
+    largest = max(bucket.max_abs for bucket in exported["cpu-fp32"].parity)
+    assert f"equal to the reference's within {largest:.1e}, which float32 rounds" in exported["cpu-fp32"].summary()
     report = exported["all-int8"]
     assert not report.equal
+    assert not report.differs
+    assert "bound 0.95" in report.summary()
     assert "equal" not in report.summary()
-    assert f"{report.proof['field']['mean_cosine']:.4f} (lowest {report.proof['field']['min_cosine']:.4f})" in (
+    assert f"{report.proof['field']['mean_cosine']:.4f} (lowest {report.proof['field']['min_cosine']:.4f}, " in (
         report.summary()
     )
     assert f"{100 * report.proof['field']['rank_agreement']:.1f} %" in report.summary()
@@ -117,6 +120,8 @@ def test_pairs_are_measured_on_the_fields_that_a_device_has(
         "[parity]\nmin_cosine = 0.01\nmax_abs = 99\nmin_top1 = 0.01\n"
     )
     report = fieldrun.export(toy_checkpoint, tmp_path / "b", recipe=path, calibration=texts)
+    assert report.differs
+    assert report.summary().startswith("differs from its reference: cosine")
     source = Checkpoint.load(toy_checkpoint)
     (head,) = [head for head in source.heads if head.kind == "pair"]
     ids = tokenize(source, texts, 24)

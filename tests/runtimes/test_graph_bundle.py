@@ -73,7 +73,8 @@ def test_importing_says_what_it_read(tmp_path: Path) -> None:
     folder, out = write_bert(tmp_path / "tiny"), tmp_path / "encoder"
     said = call("import-encoder", folder, "--pooling", "cls", "--normalize", "-o", out).stdout.splitlines()
     assert said[0].startswith(
-        f"{out}: tiny, 0.02 M parameters, 2 layers, 32-d fields (cls, length 1), licence unstated"
+        f"{out}: tiny, 0.02 M parameters, 2 layers, 32-d fields (cls, length 1), texts of up to 40 "
+        "tokens, licence unstated"
     )
     assert said[1] == f"next: fieldrun export {out} --recipe encoder-int8 -o bundle"
     assert Encoder.load(out).config.pooling == "cls"

@@ -231,3 +231,23 @@ def test_a_loose_tolerance_lets_no_text_pass_for_another(
     entry = fieldrun.verify(folder, engine="numpy").engines[0]
     assert not entry.passed
     assert entry.identified < 1
+
+
+@pytest.mark.parametrize("engine", ["native", "numpy", "onnxruntime"])
+def test_no_tolerance_is_wider_than_the_recipe_can_need(
+    tamper: Callable[[Callable[[dict[str, Any]], Any]], Path], engine: str
+) -> None:
+    """A manifest that grants 0.78 does not make fields equal that are off by a tenth of that."""
+
+    def move(golden: dict[str, Any]) -> None:
+        for field in golden["fields"]:
+            field[0] += 0.078
+
+    folder = tamper(move)
+    manifest = read_json(folder / MANIFEST)
+    manifest["golden_tolerance"] = 0.78
+    write_json(folder / MANIFEST, seal(manifest))
+    entry = fieldrun.verify(folder, engine=engine).engines[0]
+    assert (entry.passed, entry.identified) == (False, 1)
+    largest = np.abs(read_json(folder / "golden.json")["fields"]).max()
+    assert entry.tolerance == pytest.approx(1e-3 * largest, rel=1e-6)

@@ -1,7 +1,6 @@
-"""Read a Hugging Face folder of the BERT family: settings, pooling, weights, licence, hashes.
+"""Read a Hugging Face folder of the BERT family: sizes, weights, licence, hashes.
 
-Nothing is unpickled, and no code of the folder is run. An unknown setting is an error that names it, because it could
-change every field.
+Nothing is unpickled, and no code of the folder is run. `settings` has what becomes of every setting.
 """
 
 from __future__ import annotations
@@ -14,20 +13,17 @@ from typing import Any
 import numpy as np
 
 from fieldrun.errors import CheckpointError
-from fieldrun.formats.storage import read_json, sha256_file
+from fieldrun.formats.storage import sha256_file
 from fieldrun.formats.tensors import Array, read_tensors
 
-__all__ = ["hashes_of", "read_licence", "read_pooling", "read_settings", "read_weights", "source_hashes"]
+from .sentence import SENTENCE_FILES, Sentence
+from .settings import check_settings, read_object
+from .tokenization import TOKENIZER_FILES
 
-_EXPECTED: Mapping[str, tuple[Any, ...]] = {
-    "model_type": ("bert",),
-    "hidden_act": ("gelu",),
-    "position_embedding_type": ("absolute", None),
-    "is_decoder": (False, None),
-    "add_cross_attention": (False, None),
-    "pad_token_id": (0,),
-}
+__all__ = ["hashes_of", "read_licence", "read_settings", "read_weights", "source_hashes"]
+
 _DEFAULTS: Mapping[str, Any] = {  # of transformers.BertConfig, which leaves out what equals them
+    "model_type": None,
     "hidden_act": "gelu",
     "pad_token_id": 0,
     "layer_norm_eps": 1e-12,
@@ -57,8 +53,7 @@ _EMBEDDINGS = {
     "embeddings.LayerNorm.bias": "embeddings.norm.bias",
 }
 _TYPES = "embeddings.token_type_embeddings.weight"
-_IGNORED = ("pooler.", "cls.", "classifier.", "embeddings.position_ids", "embeddings.token_type_ids")
-_MODULES = ("Transformer", "Pooling", "Normalize")
+_IGNORED = ("pooler.", "cls.", "embeddings.position_ids", "embeddings.token_type_ids")
 _LICENCE = re.compile(r"^licen[sc]e:[ \t]*['\"]?([^'\"\s#]+)", re.MULTILINE)
 
 
@@ -68,16 +63,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing or corrupt, lacks a setting, or has one that is not BERT's.
     """
-    config = _object(folder / "config.json")
-    if "auto_map" in config:
-        raise CheckpointError(f"{folder}: config.json has auto_map, a model with its own code; only BERT is supported")
-    for name, allowed in _EXPECTED.items():
-        value = config.get(name, _DEFAULTS.get(name))
-        if not any(type(value) is type(known) and value == known for known in allowed):
-            raise CheckpointError(
-                f"{folder}: config.json has {name} {value!r}; only {allowed[0]!r} is supported. "
-                "Export another architecture to ONNX, and give that folder to 'fieldrun export'"
-            )
+    config = {**_DEFAULTS, **read_object(folder / "config.json")}
+    check_settings(folder, "config.json", config)
     settings: dict[str, Any] = {}
     for ours, name in _SIZES.items():
         value = config.get(name)
@@ -86,44 +73,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
         settings[ours] = value
     if settings["hidden"] % settings["heads"]:
         raise CheckpointError(f"{folder}: config.json has a hidden_size that num_attention_heads does not divide")
-    epsilon = config.get("layer_norm_eps", _DEFAULTS["layer_norm_eps"])
+    epsilon = config["layer_norm_eps"]
     if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
         raise CheckpointError(f"{folder}: config.json must have layer_norm_eps within 0..1, not {epsilon!r}")
     return settings | {"epsilon": float(epsilon)}
-
-
-def read_pooling(folder: Path) -> tuple[str, bool]:
-    """Return how sentence-transformers pools, `"mean"` or `"cls"`, and whether it normalises; mean alone by default.
-
-    Raises:
-        CheckpointError: an unknown module or way of pooling.
-    """
-    where, normalize = "1_Pooling", False
-    if (folder / "modules.json").is_file():
-        try:
-            modules = read_json(folder / "modules.json")
-            kinds = [(str(m["type"]).rsplit(".", 1)[-1], str(m["path"])) for m in modules]
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder}: modules.json is not a list of modules ({error}); restore it") from error
-        if tuple(kind for kind, _ in kinds) not in (_MODULES, _MODULES[:2]):
-            named = ", ".join(kind for kind, _ in kinds)
-            raise CheckpointError(f"{folder}: modules.json has {named}; only {', '.join(_MODULES)} is supported")
-        normalize = any(kind == "Normalize" for kind, _ in kinds)
-        where = next((path for kind, path in kinds if kind == "Pooling"), where)
-    if PurePosixPath(where).is_absolute() or ".." in PurePosixPath(where).parts:
-        raise CheckpointError(f"{folder}: modules.json has the path {where!r}, which leaves the folder")
-    if not (folder / where / "config.json").is_file():
-        return "mean", normalize
-    config = _object(folder / where / "config.json")
-    chosen = [name.removeprefix("pooling_mode_") for name, on in config.items() if name[:13] == "pooling_mode_" and on]
-    chosen += [str(config["pooling_mode"])] if "pooling_mode" in config else []
-    pooling = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls"}.get(chosen[0] if chosen else "")
-    if pooling is None or len(chosen) > 1:
-        raise CheckpointError(
-            f"{folder}: {where}/config.json pools by {' and '.join(chosen) or 'nothing'}; only mean_tokens or "
-            "cls_token is supported"
-        )
-    return pooling, normalize
 
 
 def read_weights(folder: Path, layers: int) -> dict[str, Array]:
@@ -140,8 +93,7 @@ def read_weights(folder: Path, layers: int) -> dict[str, Array]:
             stored |= read_tensors(file)
         except (ValueError, OSError) as error:
             raise CheckpointError(f"{folder}: {error}; download it again") from error
-    if any(name.startswith("bert.") for name in stored):
-        stored = {n.removeprefix("bert."): t for n, t in stored.items() if n.startswith("bert.")}
+    stored = {name.removeprefix("bert."): tensor for name, tensor in stored.items()}
     tensors: dict[str, Array] = {}
     for name, tensor in stored.items():
         found = _LAYER.fullmatch(name)
@@ -157,7 +109,10 @@ def read_weights(folder: Path, layers: int) -> dict[str, Array]:
         elif name.startswith(_IGNORED):
             continue
         else:
-            raise CheckpointError(f"{folder}: the weights have the tensor {name!r}, which a BERT encoder does not have")
+            raise CheckpointError(
+                f"{folder}: the weights have the tensor {name!r}, which a BERT encoder does not have; a head is not "
+                "imported: save the encoder alone, and fit a head on its fields with 'fieldrun fit'"
+            )
         if tensor.dtype.kind != "f":
             raise CheckpointError(f"{folder}: tensor {name!r} has dtype {tensor.dtype}, expected a float")
         tensors[target] = np.ascontiguousarray(value, np.float32)
@@ -172,7 +127,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if index.is_file():
-        shards = _object(index).get("weight_map")
+        shards = read_object(index).get("weight_map")
         if not isinstance(shards, dict) or not shards or not all(isinstance(n, str) for n in shards.values()):
             raise CheckpointError(f"{index} has no weight_map; download it again")
         names = sorted(set(shards.values()))
@@ -196,10 +151,10 @@ def read_licence(folder: Path) -> str:
     return found[1] if found else "unstated"
 
 
-def source_hashes(folder: Path) -> dict[str, str]:
+def source_hashes(folder: Path, sentence: Sentence) -> dict[str, str]:
     """Return the sha256 of every file that an import reads, by its name."""
-    names = ["config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json", "README.md"]
-    return hashes_of(folder, [*names, "model.safetensors.index.json", *(path.name for path in _weight_files(folder))])
+    names = {"config.json", "README.md", "model.safetensors.index.json", *SENTENCE_FILES, *TOKENIZER_FILES}
+    return hashes_of(folder, names | {*sentence.files, *(path.name for path in _weight_files(folder))})
 
 
 def hashes_of(folder: Path, names: Iterable[str], before: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -212,15 +167,3 @@ def hashes_of(folder: Path, names: Iterable[str], before: Mapping[str, str] | No
     if before is not None and found != before:
         raise CheckpointError(f"{folder} was changed while it was read; try again when it is complete")
     return found
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        value = read_json(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} has no {path.name}; give a Hugging Face folder") from error
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path.parent}: {error}; download it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold an object, not {type(value).__name__}; download it again")
-    return value

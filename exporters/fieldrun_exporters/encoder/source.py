@@ -54,11 +54,6 @@ def prepare_encoder(encoder: Encoder, plan: Recipe, texts: CalibrationText, prog
     """
     config, longest = encoder.config, plan.buckets.lengths[-1]
     plan.precision.check_imported("an encoder", MAPS, palette=True)
-    if longest > config.max_positions:
-        raise RecipeError(
-            f"the recipe has a bucket of {longest} tokens, the encoder takes {config.max_positions}; copy the recipe "
-            "and shorten buckets.lengths"
-        )
     wanted = _inner_sizes(encoder, plan)
     calibration, proof = (tokenize(encoder, part, longest) for part in (texts.calibration, texts.proof))
     expected = fields(encoder, proof, progress=progress, phase="reference")

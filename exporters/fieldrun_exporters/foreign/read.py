@@ -20,7 +20,9 @@ from fieldrun.errors import CheckpointError, ExportError
 from fieldrun.formats.storage import is_folder, read_json, sha256_bytes
 
 from ..calibrate import largest_id, open_tokenizer
-from ..encoder.huggingface import hashes_of, read_licence, read_pooling
+from ..encoder.huggingface import hashes_of, read_licence
+from ..encoder.sentence import SENTENCE_FILES, Sentence, read_sentence
+from ..encoder.tokenization import TOKENIZER_FILES, read_tokenizer, with_sentence
 from ..parity import one_line
 
 __all__ = ["ForeignModel", "Input", "read_foreign"]
@@ -43,7 +45,11 @@ class Input:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ForeignModel:
-    """A foreign graph and what an export needs to know about it. `batch` and `length` are None if they are free."""
+    """A foreign graph and what an export needs to know about it.
+
+    `batch` and `length` are None if they are free. `max_tokens` is where the original cuts a text, None if it does not
+    say.
+    """
 
     name: str
     path: Path
@@ -57,6 +63,7 @@ class ForeignModel:
     tokenizer: bytes
     vocab_size: int
     pad_id: int
+    max_tokens: int | None
     licence: str
     provenance: Mapping[str, Any]
 
@@ -79,8 +86,8 @@ def read_foreign(folder: Path) -> ForeignModel:
     try:
         data = path.read_bytes()
         model = onnx.load_model_from_string(data)
-        others = ["tokenizer.json", "config.json", "modules.json", "1_Pooling/config.json"]
-        hashes = {"model.onnx": sha256_bytes(data)} | hashes_of(folder, [*others, *_external_files(folder, model)])
+        others = ["config.json", *TOKENIZER_FILES, *SENTENCE_FILES, *_external_files(folder, model)]
+        hashes = {"model.onnx": sha256_bytes(data)} | hashes_of(folder, others)
         onnx.load_external_data_for_model(model, str(folder))
         if model.functions:
             model = inliner.inline_local_functions(model)
@@ -90,14 +97,15 @@ def read_foreign(folder: Path) -> ForeignModel:
         raise CheckpointError(f"{path} cannot be read as ONNX: {one_line(error)}; export it again") from error
     _check_nodes(model)
     inputs, batch, length = _inputs(model)
-    tokenizer, vocab_size, pad_id = _tokenizer(folder)
+    sentence = read_sentence(folder)
+    hashes |= hashes_of(folder, sentence.files)
+    tokenizer, vocab_size, pad_id = _tokenizer(folder, sentence)
     rows = _table_rows(model, next(each.name for each in inputs if each.role == "ids"))
     if rows is not None and rows < vocab_size:
         raise CheckpointError(
             f"{folder}: tokenizer.json has token id {vocab_size - 1}, the graph's table only {rows} rows; "
             "give the tokenizer that the model was trained with"
         )
-    pooling, normalize = read_pooling(folder)
     hashes_of(folder, hashes, hashes)
     return ForeignModel(
         name=folder.resolve().name,
@@ -107,11 +115,12 @@ def read_foreign(folder: Path) -> ForeignModel:
         batch=batch,
         length=length,
         output=_output(model),
-        pooling=pooling,
-        normalize=normalize,
+        pooling=sentence.pooling,
+        normalize=sentence.normalize,
         tokenizer=tokenizer,
         vocab_size=max(vocab_size, rows or 0),
         pad_id=pad_id,
+        max_tokens=sentence.max_tokens,
         licence=read_licence(folder),
         provenance={"source": {"name": folder.resolve().name, "sha256": hashes}},
     )
@@ -211,18 +220,22 @@ def _table_rows(model: onnx.ModelProto, ids: str) -> int | None:
     return min(rows, default=None)
 
 
-def _tokenizer(folder: Path) -> tuple[bytes, int, int]:
-    """Return `tokenizer.json`, the size of its vocabulary, and the padding id: 0 if unstated and token 0 is a pad."""
+def _tokenizer(folder: Path, sentence: Sentence) -> tuple[bytes, int, int]:
+    """Return a `tokenizer.json` that does what the folder's files say, the size of its vocabulary, and the padding id.
+
+    The padding id is 0 if it is not stated and token 0 is a pad.
+    """
     try:
         stored = (folder / "tokenizer.json").read_bytes()
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-        stated = config.get("pad_token_id")
+        stated, is_bert = config.get("pad_token_id"), config.get("model_type") == "bert"
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder} has no tokenizer.json; copy the model's tokenizer beside model.onnx"
         ) from error
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder}: tokenizer.json or config.json cannot be read ({one_line(error)})") from error
+    stored = read_tokenizer(folder, sentence) if is_bert else with_sentence(folder, stored, sentence)
     size, tokenizer = 1 + largest_id(stored), open_tokenizer(stored)
     pad_id = tokenizer.padding["pad_id"] if tokenizer.padding else stated
     if pad_id is None:

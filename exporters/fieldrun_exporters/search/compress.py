@@ -160,7 +160,7 @@ def compress(
                 f"the chosen bundle has {done.bytes:,} bytes, {done.bytes - max_bytes:,} above the limit; "
                 "lower the limit by that much"
             )
-        warnings = list(done.warnings)
+        warnings = [*done.warnings, *([done.summary()] if done.differs else [])]
         try:
             write_bytes(folder / "front.svg", front_plot(candidates.points, chosen, timed, uniform).encode("utf-8"))
         except MissingDependency as error:

@@ -99,9 +99,9 @@ class StudentSource(Source):
                 gap = max(gap, float(np.abs(found - wanted[rows]).max()))
         if not gap <= graphs.golden_tolerance / 2:
             raise ParityError(
-                f"the TensorRT graphs are {gap:.3g} from the golden fields before any GPU, more than half of "
-                f"tensorrt.golden_tolerance, {graphs.golden_tolerance:.3g}; nothing was written. "
-                "Raise it or keep more in fp32"
+                f"the TensorRT graphs are {gap:.3g} from the golden fields before any GPU, more than half of the "
+                f"{graphs.golden_tolerance:.3g} that a GPU is granted: tensorrt.golden_tolerance, or the bound of such "
+                "a recipe where that is less; nothing was written. Keep more in fp32, or raise it up to the bound"
             )
         measured = [asdict(bucket) for bucket in parity]
         return {"tensorrt": {"parity": measured, "pair_parity": pair_parity, "golden_gap": gap}}

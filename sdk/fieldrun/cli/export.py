@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fieldrun.errors import ParityError
+
 from .inputs import labelled_rows, read_texts
 from .options import calibration_option, columns_options, data_option, examples, json_option, output_option
 from .output import put, put_json, warn
@@ -46,7 +48,9 @@ class _Command(click.Command):
 @columns_options()
 @click.option("--max-drop", type=click.FloatRange(min=0), help="The points of accuracy on --data that may be lost.")
 @json_option
+@click.pass_context
 def export(
+    ctx: click.Context,
     checkpoint: str,
     output: Path,
     recipe: str,
@@ -61,7 +65,8 @@ def export(
     """Export the folder CHECKPOINT to a bundle, and prove first that it gives what its reference gives.
 
     'reference' is the shipped checkpoint. A folder of 'fieldrun import-encoder', or one with a foreign model.onnx and
-    its tokenizer.json, takes the encoder recipes. A bundle outside the parity limits is not written.
+    its tokenizer.json, takes the encoder recipes. A bundle outside the recipe's parity limits is not written. One that
+    is within them and still differs more than a recipe of its kind may is written, and ends with exit code 8.
     """
     import fieldrun
 
@@ -79,10 +84,16 @@ def export(
         put_json(report.to_dict())
     else:
         _put(report)
+    if report.differs:
+        warn(
+            f"error: {report.path} differs from its reference, by more than a recipe of this kind may change a field; "
+            "calibrate on text like yours, or keep more parts in fp32"
+        )
+        ctx.exit(ParityError.exit_code)
 
 
 def _put(report: ExportReport) -> None:
-    put(f"{report.path}: {report.bytes / 1e6:.1f} MB, recipe {report.recipe}, within the parity limits")
+    put(f"{report.path}: {report.bytes / 1e6:.1f} MB, recipe {report.recipe}")
     put(f"  {report.summary()}")
     found = report.proof.get("accuracy")
     if found is not None:

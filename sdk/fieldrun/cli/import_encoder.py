@@ -23,7 +23,7 @@ __all__ = ["import_encoder"]
 @click.option(
     "--pooling",
     type=click.Choice(["mean", "cls"]),
-    help="How token states become a field.  [default: as in 1_Pooling/config.json, else mean]",
+    help="How token states become a field.  [default: as in modules.json, else mean]",
 )
 @click.option(
     "--normalize/--no-normalize",
@@ -34,8 +34,8 @@ __all__ = ["import_encoder"]
 def import_encoder(folder: Path, output: Path, pooling: str | None, normalize: bool | None, as_json: bool) -> None:
     """Read the local FOLDER of an encoder of the BERT family: config.json, safetensors, tokenizer.json.
 
-    Nothing is downloaded or unpickled, and no code of the folder is run. A setting that fieldrun does not know is an
-    error that names it.
+    Nothing is downloaded or unpickled, and no code of the folder is run. Every setting that could change a field is
+    carried, or is an error that names it.
     """
     import fieldrun
 
@@ -46,6 +46,12 @@ def import_encoder(folder: Path, output: Path, pooling: str | None, normalize: b
     put(
         f"{report.path}: {report.name}, {report.parameters / 1e6:.2f} M parameters, {report.layers} layers, "
         f"{report.field_dim}-d fields ({report.pooling}{', length 1' if report.normalize else ''}), "
-        f"licence {report.licence}"
+        f"texts of up to {report.max_tokens} tokens, licence {report.licence}"
     )
+    if report.prompt:
+        put(f"  {report.prompt!r} is written before every text")
+    others = {name: text for name, text in report.prompts.items() if text and text != report.prompt}
+    if others:
+        named = ", ".join(f"{name} {text!r}" for name, text in others.items())
+        put(f"  other prompts of the model, to write before a text yourself: {named}")
     put(f"next: fieldrun export {report.path} --recipe encoder-int8 -o bundle")

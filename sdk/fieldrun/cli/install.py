@@ -50,7 +50,9 @@ def install(
         put_json(report.to_dict())
         return
     if report.changed:
-        proof = "" if report.max_abs_field is None else f", verified with {report.engine}"
+        proof = (
+            "" if report.max_abs_field is None else f", verified with {report.engine} within {report.max_abs_field:.1g}"
+        )
         put(f"{report.path}: {report.name} ({report.sha256[:12]}){proof}")
     else:
         put(f"{report.path}: {report.name} ({report.sha256[:12]}) is installed already")

@@ -60,7 +60,9 @@ def verify(
             names = [name for name, why in report.skipped.items() if why == reason]
             put(f"skipped {', '.join(names)}: {reason}")
     if not report.passed:
-        warn("error: the bundle does not give its golden values on this machine; copy it again or export it here")
+        for entry in report.engines:
+            if not entry.passed:
+                warn(f"error: {_failed(entry)}; copy the bundle again or export it here")
         ctx.exit(ParityError.exit_code)
 
 
@@ -70,6 +72,22 @@ _HEAD = ("engine", "version", "result", "field gap", "score gap", "limit", "cosi
 def _passed(entry: EngineReport) -> str:
     """Return the word for an engine that passed: a deep int8 network is held to what rounding alone may change."""
     return "passed" if entry.typical_tolerance is None else "passed within int8 rounding"
+
+
+def _failed(entry: EngineReport) -> str:
+    """Return a sentence with the numbers of an engine that did not pass."""
+    typical = entry.typical_tolerance
+    said = [
+        f"a field is off by up to {entry.max_abs_field:.2g} and a score by {entry.max_abs_scores:.2g}, the limit is "
+        f"{entry.tolerance:.2g}"
+    ]
+    if typical is not None and not entry.quartile_abs_field <= typical:
+        said.append(f"a quarter of the fields by {entry.quartile_abs_field:.2g} and more, the limit is {typical:.2g}")
+    if entry.identified < 1:
+        said.append(f"{1 - entry.identified:.1%} of the texts pass for another one")
+    if not entry.tokens_equal:
+        said.append("the token ids are others")
+    return f"{entry.engine} does not give its golden values on this machine: {'; '.join(said)}"
 
 
 def _line(entry: EngineReport) -> tuple[str, ...]:

@@ -242,7 +242,6 @@ def test_what_an_encoder_cannot_be_exported_with(
     assert "import-encoder" in refused(CheckpointError, bert_folder)
     assert "an encoder has no such part" in refused(RecipeError, recipe="cpu-int8")
     assert "precision.offset-2: an encoder has no such part" in refused(RecipeError, recipe="cpu-small")
-    assert "the encoder takes 40" in refused(RecipeError, recipe="encoder-int8")
     fp16 = encoder_recipe("int8", precision='tables = "fp16"\ndense = "int8"', passes='["fold", "int8", "fp16"]')
     assert "an encoder has no pass 'fp16'; it has fold, lowrank, int8, palettize" in refused(RecipeError, recipe=fp16)
     assert "[tensorrt] is for students, not for an encoder" in refused(RecipeError, recipe="tensorrt-fp32")
@@ -328,3 +327,13 @@ def test_killed_in_the_middle_nothing_is_left(
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert all(path.name.startswith(".out.partial-") for path in place.iterdir()), "only a hidden part may remain"
+
+
+def test_no_export_is_granted_more_than_such_a_recipe_can_need(
+    encoder_folder: Path, texts: list[str], encoder_recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if rounding moved the fields of a float bundle by 0.3: below 1, and not equal all the same."""
+    monkeypatch.setattr("fieldrun_exporters.golden._FLOOR", 0.3)
+    with pytest.raises(ExportError, match=r"would be granted 0\.3, more than the 0\.0\d+ at which .* counts as equal"):
+        fieldrun.export(encoder_folder, tmp_path / "b", recipe=encoder_recipe("fp32"), calibration=texts)
+    assert not (tmp_path / "b").exists()

@@ -175,7 +175,7 @@ def test_pooling_and_padding_are_what_the_folder_says(tmp_path: Path, texts: lis
     tokenizer.enable_padding(pad_id=1, pad_token="[UNK]")
     (folder / "tokenizer.json").write_text(tokenizer.to_str())
     modules = [
-        {"type": f"sentence_transformers.models.{kind}", "path": kind}
+        {"type": f"sentence_transformers.models.{kind}", "path": kind.removeprefix("Transformer")}
         for kind in ("Transformer", "Pooling", "Normalize")
     ]
     (folder / "modules.json").write_text(json.dumps(modules))

@@ -180,7 +180,8 @@ def test_the_command_says_what_it_cost(toy_checkpoint: Path, tmp_path: Path, row
     data = ["--data", f"mood={rows['mood'].path}", "--data", f"same={rows['same'].path}"]
     arguments = ["export", str(toy_checkpoint), "--recipe", str(path), *data]
     result = runner.invoke(main, [*arguments, "-o", str(tmp_path / "one")])
-    assert result.exit_code == 0, result.output
+    assert (result.exit_code, (tmp_path / "one").exists()) == (8, True), result.output
+    assert "one differs from its reference" in result.output
     assert "  mood: " in result.output
     assert " points (" in result.output
     assert "  mean: " in result.output

@@ -187,3 +187,12 @@ def test_an_attached_head_keeps_the_graphs(floats: Bundle, tmp_path: Path, texts
         model.save(tmp_path / "saved")
     saved = Bundle.load(tmp_path / "saved").manifest
     assert saved.tensorrt == bundle.manifest.tensorrt
+
+
+def test_a_gpu_is_granted_no_more_than_the_recipe_can_need(
+    toy_checkpoint: Path, tmp_path: Path, texts: list[str]
+) -> None:
+    bundle = export(toy_checkpoint, tmp_path, "fp32", texts, tolerance=0.78)
+    largest = float(np.abs(read_json(bundle.path / "golden.json")["fields"]).max())
+    assert bundle.manifest.tensorrt is not None
+    assert bundle.manifest.tensorrt.golden_tolerance == pytest.approx(1e-3 * largest)
