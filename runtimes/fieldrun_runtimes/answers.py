@@ -145,7 +145,9 @@ def answer(
                 if on_error == "fail":
                     if error is text:
                         raise
-                    raise type(error)(f"{names[i] if names else f'text {i}'}: {error}") from error
+                    place, said = names[i] if names else f"text {i}", str(error)
+                    at = f"{place}{said[6:]}" if said.startswith("text 0 ") else f"{place}: {said}"
+                    raise type(error)(at) from error
                 if on_error == "report":
                     yield failed(error, lines[i] if lines else i + 1, names[i] if names else "")
 

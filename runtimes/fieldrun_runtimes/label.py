@@ -37,7 +37,7 @@ from fieldrun.errors import (
     TextTooLong,
     UsageError,
 )
-from fieldrun.evaluation.tables import Columns, is_table, open_table
+from fieldrun.evaluation.tables import START, UTF_16, Columns, is_table, no_text, open_table
 from fieldrun.formats.bundle import MANIFEST
 from fieldrun.formats.progress import Progress, silent
 from fieldrun.formats.storage import read_json, sha256_bytes, write_json
@@ -206,6 +206,10 @@ def label(
 def _source(path: Path, columns: Columns, job: _Job, out: Path, stack: contextlib.ExitStack) -> _Source:
     """Return a file of lines as it is, and a table as a temporary file of JSON lines, the same ones in every run."""
     if not is_table(path, columns):
+        start = _start(path)
+        why = "is UTF-16; convert the file to UTF-8" if start[:2] in UTF_16 else no_text(start)
+        if why is not None:
+            raise DatasetError(f"{path} {why}")
         return _Source(path=path, given=path)
     try:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)))
@@ -297,6 +301,16 @@ def _read_over(file: BinaryIO, count: int, digest: Any) -> None:
     while count > 0 and (block := file.read(min(count, _BLOCK_BYTES))):
         digest.update(block)
         count -= len(block)
+
+
+def _start(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            return b""  # what is read from a pipe is gone
+        with path.open("rb") as file:
+            return file.read(START)
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror}; check the path") from error
 
 
 def _size(path: Path) -> int:

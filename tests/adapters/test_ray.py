@@ -59,6 +59,18 @@ def test_a_bad_row_is_reported_on_request(toy_bundle: Path) -> None:
         Labeller(str(toy_bundle), ["mood"], on_error="skip")
 
 
+def test_a_text_of_which_nothing_is_known_is_treated_as_asked(toy_bundle: Path) -> None:
+    batch = {"text": np.array(["good film", "\U0001f600", " ", "rain"], object)}
+    for unknown, none in (("answer", [2]), ("reject", [1, 2]), ("error", [1, 2])):
+        labeller = Labeller(str(toy_bundle), ["mood", "intent"], engine="numpy", on_error="report", unknown=unknown)
+        found = labeller(batch)
+        for task in ("mood", "intent"):
+            assert [i for i, label in enumerate(found[task]) if label is None] == none
+            assert np.flatnonzero(np.isnan(found[f"{task}_score"])).tolist() == none
+    with pytest.raises(InputTextError, match="column 'text': text 1 has no known token"):
+        Labeller(str(toy_bundle), ["mood"], engine="numpy", unknown="error")({"text": batch["text"][:2]})
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_ray_data_maps_a_bundle(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections import UserDict, UserList, deque
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import fieldrun
-from fieldrun.errors import BundleError, InputTextError, LabelError
+from fieldrun.errors import BundleError, InputTextError, LabelError, UnknownName
 from tests.toy import WORDS
 
 pytest.importorskip("sklearn")
@@ -115,6 +116,53 @@ def test_classes_keep_their_type_and_order(classifier: FieldClassifier, labels: 
     assert found.shape == (18, len(set(labels)))
     named = [classifier.head_.labels.index(str(label)) for label in classifier.classes_.tolist()]
     assert sorted(named) == [*range(len(named))]
+
+
+def test_every_list_of_texts_is_taken(classifier: FieldClassifier) -> None:
+    expected = classifier.fit(TEXTS, LABELS).predict(TEXTS).tolist()
+    kinds: list[Any] = [tuple, iter, deque, UserList, np.array, lambda texts: dict(enumerate(texts)).values()]
+    for kind in kinds:
+        assert classifier.predict(kind(TEXTS)).tolist() == expected
+        assert clone(classifier).fit(kind(TEXTS), LABELS).predict(TEXTS).tolist() == expected
+    pairs = list(zip(TEXTS, TEXTS, strict=True))
+    paired = clone(classifier).fit(iter(pairs), LABELS)
+    assert paired.predict(zip(TEXTS, TEXTS, strict=True)).tolist() == paired.predict(pairs).tolist()
+    with pytest.raises(InputTextError, match="this classifier was fitted on pairs"):
+        paired.predict(TEXTS)
+
+
+def test_what_is_no_list_of_texts_is_refused_by_name(classifier: FieldClassifier) -> None:
+    pandas: Any = pytest.importorskip("pandas")
+    classifier.fit(TEXTS, LABELS)
+    frame = pandas.DataFrame({"id": range(18), "text": TEXTS})
+    for texts in (set(TEXTS), dict.fromkeys(TEXTS), UserDict(dict.fromkeys(TEXTS)), frame, "a text"):
+        for use in (classifier.predict, lambda rows: clone(classifier).fit(rows, LABELS)):
+            with pytest.raises(InputTextError, match=f"texts must be a list, not {type(texts).__name__}"):
+                use(texts)
+    wrong: list[tuple[Any, str]] = [
+        ([None, *TEXTS[1:]], "text 0 is NoneType"),
+        (np.array(TEXTS).reshape(-1, 1), "item 0 is not a pair"),
+        ([text.encode() for text in TEXTS], "text 0 is bytes"),
+    ]
+    for bad, message in wrong:
+        with pytest.raises(InputTextError, match=message):
+            classifier.predict(bad)
+
+
+def test_copies_weigh_once_and_stand_on_one_side(classifier: FieldClassifier) -> None:
+    copies = [*TEXTS, *(f" {text.upper()}\u200b" for text in TEXTS), TEXTS[0].replace("o", "\uff4f")]
+    assert classifier.fit(copies, [*LABELS * 2, LABELS[0]]).head_.about["copies"] == 19
+    pairs = list(zip(TEXTS, TEXTS, strict=True))
+    assert clone(classifier).fit([*pairs, *pairs], LABELS * 2).head_.about["copies"] == 18
+
+
+def test_a_text_of_which_nothing_is_known_is_an_error_on_request(classifier: FieldClassifier) -> None:
+    classifier.fit(TEXTS, LABELS)
+    assert len(classifier.predict(["\U0001f600"])) == 1
+    with pytest.raises(InputTextError, match="text 0 has no known token"):
+        classifier.set_params(unknown="error").predict(["\U0001f600"])
+    with pytest.raises(UnknownName, match="unknown unknown 'reject'; known: answer, error"):
+        classifier.set_params(unknown="reject").predict(TEXTS)
 
 
 def test_pairs_of_texts(classifier: FieldClassifier) -> None:

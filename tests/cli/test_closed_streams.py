@@ -9,6 +9,16 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("arguments", ["--help", "--version", "run --help", "tasks", "info --json"])
+def test_a_full_disk_and_a_reader_that_left_are_no_traceback(arguments: str) -> None:
+    for end, code in (("> /dev/full", 11), ("| true; exit ${PIPESTATUS[0]}", None)):
+        line = f'"{sys.executable}" -m fieldrun {arguments} {end}'
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+        assert "Traceback" not in done.stderr
+        assert done.returncode == code or (code is None and done.returncode in (0, 1, 141))
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_closed_streams(closed: str, toy_bundle: Path, tmp_path: Path) -> None:
     line = f'"{sys.executable}" -m fieldrun run -b "{toy_bundle}" --task mood "a good film" {closed}'

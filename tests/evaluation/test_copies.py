@@ -38,6 +38,8 @@ LABELS = [str(label) for label in np.random.default_rng(0).integers(0, 3, 60)]
         ("stra\u00dfe", "STRASSE"),
         (("a", "b"), ["A ", "B"]),
         ("a\u00a0b", "a b"),
+        ("a film", "\ufeffa\u200b fi\u00adlm\u200d"),
+        ("a film", "a \u200b film\x00\x7f"),
     ],
 )
 def test_what_copies_have_in_common(one: Any, other: Any) -> None:
@@ -137,6 +139,7 @@ def test_balanced_accuracy_is_beside_accuracy() -> None:
 
 def test_labels_that_are_nearly_equal_are_said_and_joined_on_request() -> None:
     spellings = ["pos", "pos", "Pos", "pos ", "caf\u00e9", "cafe\u0301"]
+    assert near_equal_labels(["pos", "pos\u200b", "\ufeffpos", "neg"]) == [("pos", "pos\u200b", "\ufeffpos")]
     assert near_equal_labels(spellings) == [("Pos", "pos", "pos "), ("cafe\u0301", "caf\u00e9")]
     assert join_labels(spellings) == ["pos"] * 4 + ["caf\u00e9"] * 2
     assert join_labels(["POS", "neg"], ["Pos"]) == ["Pos", "neg"]

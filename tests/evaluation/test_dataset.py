@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fieldrun.errors import DatasetError
 from fieldrun.evaluation.dataset import Dataset, read_tsv
 
-CELL = st.text(st.characters(exclude_characters="\t\n\r", exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+CELL = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1).filter(str.strip)
 # A carriage return is text inside a cell; only at the end of the line would it be the line's end.
 TEXT = st.text(st.characters(exclude_characters="\t\n", exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 

@@ -159,6 +159,25 @@ def test_a_model_takes_every_list_and_no_table(toy_bundle: Path) -> None:
                 fieldrun.fit_head(model, table, ["x"])
 
 
+@pytest.mark.parametrize("label", ["a\nb", "a\n", "a\tb", "\x1b[31ma", "a\x00", "\ud800"])
+def test_a_label_that_no_bundle_can_have_is_refused(label: str) -> None:
+    with pytest.raises(LabelError, match=r"label 1 has control characters or line ends: .*; remove them"):
+        check_labels(["x", label], 2)
+
+
+class Lazy:
+    """A table that computes its columns when they are asked for, as Polars does, with a warning."""
+
+    @property
+    def columns(self) -> list[str]:
+        raise AssertionError("the columns were computed")
+
+
+def test_a_lazy_table_is_refused_without_being_computed() -> None:
+    with pytest.raises(InputTextError, match="texts must be a list, not Lazy; choose a column"):
+        check_texts(Lazy())
+
+
 @pytest.mark.parametrize(
     "pairs", [[("a", "b"), ["c", "d"]], np.array([["a", "b"], ["c", "d"]]), zip("ac", "bd", strict=True)]
 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +77,44 @@ def test_columns_are_found_by_name(tmp_path: Path) -> None:
         read_tsv(write(tmp_path / "twice.csv", "text,text,label\na,b,x\n"))
 
 
-@pytest.mark.parametrize("name", ["data.jsonl", "data.ndjson", "data"])
+NO_TEXT = {
+    "gzip": (gzip.compress(b"text\tlabel\na\tx\n"), "is compressed .gzip.; unpack it first"),
+    "bzip2": (bz2.compress(b"text\tlabel\na\tx\n"), "is compressed .bzip2."),
+    "xz": (lzma.compress(b"text\tlabel\na\tx\n"), "is compressed .xz."),
+    "xlsx": (b"PK\x03\x04" + bytes(90), "is an Excel workbook or a zip archive; save it as CSV"),
+    "xls": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is an Excel workbook"),
+    "utf-16-le": ("text\tlabel\na\tx\n".encode("utf-16-le"), "is UTF-16 without a byte-order mark; convert"),
+    "utf-16-be": ("text\tlabel\na\tx\n".encode("utf-16-be"), "is UTF-16 without a byte-order mark"),
+    "utf-32": ("text\tlabel\na\tx\n".encode("utf-32"), "is UTF-32"),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), NO_TEXT.values(), ids=NO_TEXT)
+@pytest.mark.parametrize("name", ["d.tsv", "d.csv", "d.jsonl", "d.csv.gz", "d"])
+def test_a_file_that_is_no_text_is_called_what_it_is(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    with pytest.raises(DatasetError, match=message) as caught:
+        read_tsv(write(tmp_path / name, data))
+    assert "header" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("d.csv", "text,label\ra,x\rb,y\r", "its lines end with CR alone"),
+        ("d.csv", '"text","label"\r"a","x"\r', "its lines end with CR alone"),
+        ("d.tsv", "text\tlabel\ra\tx\r", "its lines end with CR alone"),
+        ("d.json", '[{"text": "a", "label": "x"}]', "is a JSON array; write one object per line"),
+        ("d.json", '[\n{"text": "a", "label": "x"}\n]\n', "is a JSON array"),
+        ("d.csv", 'text,label\na,"x\ny"\n', r"line 2: the label has control characters or line ends: 'x\\ny'; remove"),
+        ("d.jsonl", '{"text": "a", "label": "x\\u001b[2J"}', "line 1: the label has control characters"),
+    ],
+)
+def test_what_is_nearly_a_table_is_told_apart(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        read_tsv(write(tmp_path / name, text))
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.ndjson", "data.json", "data"])
 def test_json_lines(tmp_path: Path, name: str) -> None:
     lines = [
         {"id": 1, "text": "a\tfilm", "label": "x"},
@@ -153,9 +193,11 @@ CELLS = st.text(st.characters(exclude_characters="\r\x00", exclude_categories=["
     lambda cell: cell != "" and not cell.isspace()
 )
 
+LABELS = st.text(st.characters(exclude_categories=["Cc", "Cs"])).filter(lambda cell: cell != "" and not cell.isspace())
+
 
 @given(
-    rows=st.lists(st.tuples(CELLS, CELLS), min_size=1),
+    rows=st.lists(st.tuples(CELLS, LABELS), min_size=1),
     delimiter=st.sampled_from(",;|"),
     quoting=st.sampled_from([0, 1]),
 )

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 import fieldrun
 from fieldrun.errors import InputTextError, TextTooLong
 from fieldrun.formats.bundle import REFERENCE_BUNDLE
-from fieldrun_runtimes.cutting import Cutter
+from fieldrun_runtimes.cutting import _MARK, Cutter
 from fieldrun_runtimes.tokenization import TextTokenizer
 from tests.toy import toy_tokenizer
 
@@ -26,9 +26,36 @@ PIECES = [
     "\x7f", "\u4e2d", "\u6587", "\u4e2d\u6587\u4e2d", "\u3400", "\U00020000", "\uf900", "\ud55c\uad6d", "\u03a3",
     "[CLS]", "[", "]", "[MASK", "[UNK]", "[cls]", "!", "!!!", "...", "_", "__", "-", "'", "\u2019",
     "\u3002", "\u00bf", "\U0001f600", "\U0001f1e9\U0001f1ea", "x" * 99, "x" * 100, "x" * 101, "\u00e9" * 120, "7" * 130,
-    "\u0e44\u0e17\u0e22", "ab\u0301" * 60, "\ud55c" * 110,
+    "\u0e44\u0e17\u0e22", "ab\u0301" * 60, "\ud55c" * 110, "\u2003", "\u2014", "\uff1f", "\u2026", "\u201c", "\x85",
+    "\U0001f600" * 400, "e\u0301" * 300, "\u0301" * 200, " " * 200, "\u3000" * 200, "\u0915\u094d" * 250, "\u200d",
+    "x" * 700, "\U0001f469\u200d" * 300, "[C\u0301", "LS]", "\U0001e4d0" * 300, "\U00016d40" * 300, "\u166d" * 300,
+    "\u2308" * 300, "\U0001d400" * 300, "\ufdfa" * 300, "\u200b" * 300, "\x01" * 300, "\ufffd" * 300,
 ]
 # fmt: on
+WITHOUT_BLANKS = [
+    "caf\u00e9_",
+    "a.",
+    "[",
+    "[CLS]",
+    "[CL",
+    "\u3002",
+    "\u2014\u2026",
+    "\u00e9\u3000",
+    "\u00e9\u2028",
+    "\uff1fa",
+    "\u00e9",
+    "e\u0301",
+    "e\u0301\u0302",
+    "\U0001f600",
+    "\U0001f469\u200d",
+    "\u0915\u094d",
+    "\u4e2da",
+    "x",
+    "\u00a0",
+    "\ud55c",
+    "\U0001d400",
+    "\u0e01\u0e34",
+]
 TEXT = st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=40).map("".join)
 
 
@@ -64,6 +91,24 @@ def test_parts_are_about_as_long_as_asked(unit: str) -> None:
     parts = list(UNCASED[1].parts(unit * 2000, 500))
     assert max(map(len, parts)) <= 600
     assert sum(map(len, parts)) == len(unit) * 2000
+
+
+@pytest.mark.parametrize("unit", WITHOUT_BLANKS)
+@pytest.mark.parametrize("rust_and_cutter", [UNCASED, CASED], ids=["uncased", "cased"])
+def test_no_part_is_long_without_a_blank(rust_and_cutter: tuple[Tokenizer, Cutter], unit: str) -> None:
+    rust, cutter = rust_and_cutter
+    text = "a" + unit * 5000
+    parts = list(cutter.parts(text, 500))
+    assert max(map(len, parts)) <= 1000
+    whole = rust.encode(text, add_special_tokens=False).ids
+    assert list(chain.from_iterable(rust.encode(part, add_special_tokens=False).ids for part in parts)) == whole
+
+
+def test_a_mark_where_a_text_is_cut_is_a_word_of_its_own() -> None:
+    for character in map(chr, chain(range(0x3100), range(0xFE00, 0x10000))):
+        if _MARK.fullmatch(character):
+            words = UNCASED[0].pre_tokenizer.pre_tokenize_str(f"a{character}b")
+            assert [word for word, _ in words] == ["a", character, "b"], ascii(character)
 
 
 @pytest.mark.parametrize("overflow", ["truncate", "window"])
@@ -105,6 +150,11 @@ HUGE = {
     "hex": "0f3a9c77b2" * 10_000,
     "words of 100 letters": ("0f3a9c77b2" * 10 + " ") * 10_000,
     "marks": "?!" * 2_500_000,
+    "marks between letters": "\u00e9_" * 1_500_000,
+    "marks of other scripts": "\u3002" * 3_000_000,
+    "blanks of other scripts": "\u00e9\u3000" * 1_500_000,
+    "emoji": "\U0001f600" * 2_000_000,
+    "accents apart": "e\u0301" * 1_500_000,
 }
 
 
@@ -120,7 +170,7 @@ def test_a_huge_text_takes_little_time_and_memory(text: str) -> None:
     assert peak < 8 * len(text) + (8 << 20)
     assert time.perf_counter() - began < 10
     with fieldrun.load(engine="null", overflow="error") as strict:
-        if text not in (HUGE["one word"], HUGE["hex"]):
+        if text not in (HUGE["one word"], HUGE["hex"], HUGE["emoji"], HUGE["accents apart"]):
             with pytest.raises(TextTooLong, match="text 0 has"):
                 strict.forward([text])
 

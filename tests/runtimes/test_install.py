@@ -76,6 +76,55 @@ def test_a_bundle_that_is_not_right_here_is_not_installed(toy_bundle: Path, next
     assert sorted(path.name for path in tmp_path.iterdir()) == ["place", "wrong"]
 
 
+_KILLED = """
+import os, shutil, sys
+import fieldrun
+from fieldrun.formats import storage
+
+left = int(sys.argv[3])
+
+def counted(call):
+    def run(*arguments, **settings):
+        global left
+        if not left:
+            os.kill(os.getpid(), 9)
+        left -= 1
+        return call(*arguments, **settings)
+    return run
+
+def publish(*arguments):
+    for module, name in ((os, "rename"), (shutil, "copytree"), (shutil, "rmtree"), (storage, "_exchange")):
+        setattr(module, name, counted(getattr(module, name)))
+    found(*arguments)
+
+found, storage._publish = storage._publish, publish
+fieldrun.install(sys.argv[1], sys.argv[2], engine="numpy")
+"""
+
+
+def test_a_kill_at_any_moment_leaves_two_bundles_that_fit(toy_bundle: Path, next_bundle: Path, tmp_path: Path) -> None:
+    with fieldrun.load(toy_bundle, engine="numpy") as model:
+        model.attach(fieldrun.fit_head(model, ["good", "bad"] * 8, ["a", "b"] * 8, name="third"))
+        third = model.save(tmp_path / "third")
+    order = [tasks_of(bundle) for bundle in (toy_bundle, next_bundle, third)]
+    for bundle in (toy_bundle, next_bundle):
+        fieldrun.install(bundle, tmp_path / "before" / "place", engine="numpy")
+    place, steps = tmp_path / "in" / "place", 0
+    while True:  # killed before each step, until there are no more
+        shutil.rmtree(place.parent, ignore_errors=True)
+        shutil.copytree(tmp_path / "before", place.parent)
+        command = [sys.executable, "-c", _KILLED, str(third), str(place), str(steps)]
+        done = subprocess.run(command, capture_output=True, check=False)
+        at, kept = tasks_of(place), tasks_of(place.with_name("place.previous"))
+        assert (at, kept) in ((order[1], order[0]), (order[1], order[1]), (order[2], order[1])), steps
+        if done.returncode == 0:
+            break
+        assert done.returncode == -9, done.stderr
+        steps += 1
+    assert sorted(path.name for path in place.parent.iterdir()) == ["place", "place.previous"]
+    assert steps >= 4
+
+
 def test_what_is_no_bundle_stays(toy_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(toy_bundle)

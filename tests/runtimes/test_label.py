@@ -215,6 +215,24 @@ def test_tables_are_labelled_by_their_column(toy_bundle: Path, tmp_path: Path, h
         _label(toy_bundle, [tmp_path / "p.csv"], tmp_path / "x", **columns)
 
 
+def test_a_table_is_one_in_every_encoding_and_name(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:
+    (tmp_path / "a.tsv").write_text("id\ttext\n1\tgood\n", "utf-16")
+    (tmp_path / "b.json").write_text('{"text": "bad"}\n', "utf-8")
+    _label(toy_bundle, [tmp_path / "a.tsv", tmp_path / "b.json"], tmp_path / "out")
+    assert [row["text"] for row in _objects(tmp_path / "out")] == ["good", "bad"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_lines_in_another_encoding_are_not_labelled(toy_bundle: Path, tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.txt").write_text("good\nbad\n", encoding)
+    with pytest.raises(DatasetError, match=r"a\.txt is UTF-(16|32).*; convert the file to UTF-8"):
+        fieldrun.label(tmp_path / "a.txt", tmp_path / "out", bundle=toy_bundle, tasks=["mood"], on_error="report")
+    (tmp_path / "a.txt").write_bytes(b"\x1f\x8b\x08" + bytes(20))
+    with pytest.raises(DatasetError, match="is compressed"):
+        fieldrun.label(tmp_path / "a.txt", tmp_path / "out", bundle=toy_bundle, tasks=["mood"], on_error="report")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
 def test_an_interrupted_table_goes_on(toy_bundle: Path, tmp_path: Path, here: type[_HerePool]) -> None:
     (tmp_path / "a.csv").write_text("text\n" + "".join(f"good film {i}\n" for i in range(60)), "utf-8")
     here.fail_at = 6

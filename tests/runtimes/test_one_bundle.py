@@ -135,7 +135,7 @@ USES: dict[str, Callable[[Path, Path], Any]] = {
     "check": lambda bundle, folder: fieldrun.check(rows(folder), bundle=bundle).tokens,
     "install": lambda bundle, folder: fieldrun.install(bundle, folder / "installed").sha256,
     "serve": lambda bundle, folder: (
-        Current(bundle, engine="auto", provider=None, threads=1, overflow="truncate").served.sha256
+        Current(bundle, engine="auto", provider=None, threads=1, overflow="truncate", unknown="answer").served.sha256
     ),
     "bench a bundle": lambda bundle, folder: subject(BundleSubject, bundle),
     "bench a tokenizer": lambda bundle, folder: subject(TokenizerSubject, bundle),

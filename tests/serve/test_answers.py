@@ -117,6 +117,38 @@ def test_a_bad_text_fails_the_request_unless_it_is_to_be_reported(application: A
     assert found.error["message"].startswith("item 1 is not a pair")
 
 
+UNKNOWN = "\U0001f600 \u0e44"
+CONTROL = "\u200b"
+
+
+def test_what_only_the_model_refuses_is_reported_in_its_place(application: Application) -> None:
+    found = ask(application, "/predict", {"texts": ["good", CONTROL, "bad"], "task": "mood", "on_error": "report"})
+    assert [row.get("error", {}).get("index") for row in found.json["results"]] == [None, 1, None]
+    assert found.json["results"][1]["error"]["message"].startswith("text 1 has no token")
+    found = ask(application, "/scores", {"texts": ["good", CONTROL], "task": "mood"})
+    assert (found.status, found.error["index"]) == (400, 1)
+    found = ask(application, "/scores", {"pairs": [["a", "b"], ["a", CONTROL]], "task": "same", "on_error": "report"})
+    assert found.json["results"][1]["error"]["index"] == 1
+
+
+@pytest.mark.parametrize("unknown", ["answer", "reject", "error"])
+def test_a_text_of_which_nothing_is_known_is_treated_as_asked(toy_bundle: Path, unknown: str) -> None:
+    application = app(toy_bundle, unknown=unknown)
+    found = ask(application, "/predict", {"texts": ["good", UNKNOWN], "task": "mood", "on_error": "report"})
+    good, nothing = found.json["results"]
+    assert (good["known"], len(good["labels"])) == (1.0, 1)
+    if unknown == "error":
+        assert nothing["error"]["message"].startswith("text 1 has no known token")
+    else:
+        assert (nothing["known"], len(nothing["labels"])) == (0.0, unknown == "answer")
+    pairs = {"pairs": [["good", UNKNOWN], ["good", "bad"]], "task": "same", "on_error": "report"}
+    first, second = ask(application, "/predict", pairs).json["results"]
+    assert (bool(first.get("labels")), len(second["labels"])) == (unknown == "answer", 1)
+    if unknown == "reject":
+        scores = ask(application, "/scores", {"texts": ["good", UNKNOWN], "task": "mood"}).json["results"]
+        assert scores[1]["rejection"] == 1 > scores[0]["rejection"]
+
+
 def test_all_texts_may_be_bad(application: Application) -> None:
     found = ask(application, "/field", {"texts": ["", " "], "on_error": "report"}).json["results"]
     assert [row["error"]["index"] for row in found] == [0, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import shlex
 import sys
@@ -12,7 +13,7 @@ from typing import Any, TextIO
 import click
 
 from fieldrun._version import __version__
-from fieldrun.errors import FieldrunError
+from fieldrun.errors import FieldrunError, StorageError
 
 from .options import examples
 from .output import flush, hush, note, one_line, put_json, tolerate_encodings, warn
@@ -100,6 +101,11 @@ class FieldrunGroup(click.Group):
             code = super().main(arguments, prog_name, complete_var, False, **extra)
         except FieldrunError as error:
             code = _report(error, str(error), error.exit_code, as_json)
+        except OSError as error:  # help and version are written before a command is invoked
+            if error.errno != errno.ENOSPC:
+                raise
+            full = StorageError("cannot write to stdout: no space left on device; choose another place")
+            code = _report(full, str(full), full.exit_code, as_json)
         except click.ClickException as error:
             code = error.exit_code
             error.show()

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import bundle_argument, examples, runtime_options
+from .options import bundle_argument, examples, runtime_options, unknown_option
 
 __all__ = ["serve"]
 
@@ -59,6 +59,7 @@ __all__ = ["serve"]
     help="Seconds between two looks for another bundle; 0: look only on SIGHUP and POST /reload.",
 )
 @click.option("--access-log", is_flag=True, help="Log one line per request.")
+@unknown_option
 @runtime_options
 def serve(
     bundle: str,
@@ -74,6 +75,7 @@ def serve(
     concurrency: int | None,
     watch: float,
     access_log: bool,
+    unknown: str,
     runtime: dict[str, Any],
 ) -> None:
     """Answer HTTP requests with BUNDLE, a folder or a link to one.
@@ -90,6 +92,12 @@ def serve(
         body_bytes=max_body, texts=max_texts, characters=max_characters, seconds=timeout, requests=max_requests
     )
     application = service.app(
-        bundle, **runtime, limits=limits, concurrency=concurrency, watch_s=watch, access_log=access_log
+        bundle,
+        **runtime,
+        unknown=unknown,
+        limits=limits,
+        concurrency=concurrency,
+        watch_s=watch,
+        access_log=access_log,
     )
     service.run(application, host=host, port=port, uds=uds, fd=fd)

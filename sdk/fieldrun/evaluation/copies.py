@@ -1,7 +1,8 @@
 """Rows that are the same text, and labels that are the same word: what may not stand on both sides of a split.
 
-Two texts are copies when they are equal after NFKC, case folding and the joining of whitespace; two labels are nearly
-equal under the same rule. Pairs are copies when both their texts are.
+Two texts are copies when they are equal after NFKC, case folding, the removal of invisible characters (control and
+format ones, such as a zero-width space) and the joining of whitespace; two labels are nearly equal under the same rule.
+Pairs are copies when both their texts are.
 """
 
 from __future__ import annotations
@@ -25,10 +26,15 @@ def text_key(text: str | Sequence[str]) -> Key:
 
 
 def _key(text: str) -> str:
-    if text.isascii():
-        return " ".join(text.lower().split())
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    seen = text if text.isprintable() else "".join(c for c in text if not _is_invisible(c))
+    if seen.isascii():
+        return " ".join(seen.lower().split())
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold())
     return " ".join(folded.split())
+
+
+def _is_invisible(character: str) -> bool:
+    return not character.isspace() and unicodedata.category(character) in ("Cc", "Cf")
 
 
 def numbered(*keys: Sequence[Hashable]) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from ..errors import FieldrunError, InputTextError, LabelError, TextTooLong
+from ..formats.limits import has_control
 
 __all__ = ["Labels", "Texts", "as_list", "check_labels", "check_texts", "run_located", "split_pairs", "split_texts"]
 
@@ -42,8 +43,9 @@ _REFUSED = (str, bytes, bytearray, memoryview, array, Mapping, Set)
 
 
 def _is_table(values: object) -> bool:
-    keyed = hasattr(values, "keys") and hasattr(values, "__getitem__") and not hasattr(values, "iloc")
-    return keyed or hasattr(values, "columns") or hasattr(values, "column_names")
+    kind = type(values)  # what a lazy table computes when it is asked is not asked for
+    keyed = hasattr(kind, "keys") and hasattr(kind, "__getitem__") and not hasattr(kind, "iloc")
+    return keyed or hasattr(kind, "columns") or hasattr(kind, "column_names")
 
 
 def check_texts(texts: object, what: str = "text") -> list[str]:
@@ -98,7 +100,8 @@ def check_labels(labels: object, n: int) -> list[str]:
     """Return `n` labels as strings.
 
     Raises:
-        LabelError: `labels` is not a list of `n`, or one is not a string, int or bool, or is blank.
+        LabelError: `labels` is not a list of `n`, or one is not a string, int or bool, is blank, or has control
+            characters.
     """
     checked = as_list(labels, "labels", LabelError)
     if len(checked) != n:
@@ -108,6 +111,8 @@ def check_labels(labels: object, n: int) -> list[str]:
             raise LabelError(f"label {i} is {type(label).__name__}, not a string, int or bool; write str(label)")
         if not str(label).strip():
             raise LabelError(f"label {i} is empty; give text {i} a label or leave it out")
+        if isinstance(label, str) and has_control(label):  # a bundle cannot have such a label
+            raise LabelError(f"label {i} has control characters or line ends: {label[:40]!a}; remove them")
     return [str(label) for label in checked]
 
 

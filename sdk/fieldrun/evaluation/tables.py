@@ -4,7 +4,7 @@
 |---|---|
 | `.tsv`, or any other name with a tab in its first line | columns between tabs; there is no quoting |
 | `.csv` | the quoting of Excel, columns between `,` `;` `|` or tabs, whichever the header has |
-| `.jsonl`, `.ndjson` | a JSON object a line |
+| `.jsonl`, `.ndjson`, `.json` | a JSON object a line |
 | `.parquet` | by pyarrow (the extra `data`) |
 
 Text is UTF-8, or UTF-16 with a byte-order mark; lines end with LF or CR LF, and blank lines at the end are nothing. A
@@ -23,12 +23,27 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from ..errors import DatasetError, MissingDependency
+from ..formats.limits import has_control
 
-__all__ = ["PAIR", "SINGLE", "Columns", "Row", "Table", "is_table", "open_table"]
+__all__ = ["PAIR", "SINGLE", "START", "UTF_16", "Columns", "Row", "Table", "is_table", "no_text", "open_table"]
 
 SINGLE, PAIR = "'text<TAB>label'", "'text_a<TAB>text_b<TAB>label'"
-_JSON = (".jsonl", ".ndjson")
+_JSON = (".jsonl", ".ndjson", ".json")
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+"""The byte-order marks of UTF-16."""
+_NO_TEXT = {  # the first bytes of files that are often given for text
+    b"\x1f\x8b": "is compressed (gzip); unpack it first",
+    b"BZh": "is compressed (bzip2); unpack it first",
+    b"\xfd7zXZ": "is compressed (xz); unpack it first",
+    b"\x28\xb5\x2f\xfd": "is compressed (zstd); unpack it first",
+    b"PK\x03\x04": "is an Excel workbook or a zip archive; save it as CSV, or unpack it",
+    b"\xd0\xcf\x11\xe0": "is an Excel workbook; save it as CSV",
+    b"\xff\xfe\x00\x00": "is UTF-32; convert the file to UTF-8",
+    b"\x00\x00\xfe\xff": "is UTF-32; convert the file to UTF-8",
+}
+START = 8
+"""So many bytes `no_text` needs."""
 _BATCH = 4096  # rows of a Parquet file at once
 
 
@@ -78,10 +93,20 @@ def is_table(path: Path, columns: Columns) -> bool:
         return False
     try:
         with path.open("rb") as file:
-            names = file.readline(4096).removeprefix(b"\xef\xbb\xbf").strip().split(b"\t")
+            start = file.read(4096)
     except OSError:
         return False
-    return b"text" in names or {b"text_a", b"text_b"} <= {*names}
+    head = start.decode("utf-16" if start[:2] in UTF_16 else "utf-8-sig", "replace").partition("\n")[0]
+    names = [name.strip('"') for name in head.strip().split("\t")]  # Excel's quotes
+    return "text" in names or {"text_a", "text_b"} <= {*names}
+
+
+def no_text(start: bytes) -> str | None:
+    """Return what a file is whose first `START` bytes are those of no text that can be read, and what to do."""
+    found = next((why for mark, why in _NO_TEXT.items() if start.startswith(mark)), None)
+    if found is None and start[:2] not in _MARKS and b"\x00" in (start[:1], start[1:2]) and start.strip(b"\x00"):
+        return "is UTF-16 without a byte-order mark; convert the file to UTF-8"
+    return found
 
 
 def open_table(file: BinaryIO, path: Path, columns: Columns, *, labelled: bool = True) -> Table:
@@ -93,9 +118,11 @@ def open_table(file: BinaryIO, path: Path, columns: Columns, *, labelled: bool =
         MissingDependency: a Parquet file needs pyarrow.
     """
     suffix = path.suffix.lower()
-    start = file.read(4)
+    start = file.read(START)
     file.seek(0)
-    if suffix == ".parquet" or start == b"PAR1":
+    if why := no_text(start):
+        raise DatasetError(f"{path} {why}")
+    if suffix == ".parquet" or start.startswith(b"PAR1"):
         names, records = _parquet(file, path, columns, labelled)
         return _table(path, names, records, columns, labelled, "row")
     encoding = next((encoding for mark, encoding in _MARKS.items() if start.startswith(mark)), "utf-8")
@@ -111,6 +138,11 @@ def open_table(file: BinaryIO, path: Path, columns: Columns, *, labelled: bool =
         raise DatasetError(
             f"{path}, line 1:{more or ' the file is empty;'} start it with the header {SINGLE} or {PAIR}"
         )
+    header, lone, _ = first.rstrip("\r\n").partition("\r")
+    if lone and not header.count('"') % 2:
+        raise DatasetError(f"{path}: its lines end with CR alone, as on old Macs; save it with LF or CR LF")
+    if first.startswith("[{") or first.strip() == "[":
+        raise DatasetError(f"{path} is a JSON array; write one object per line (JSON lines) instead")
     lines = _decoded(first, text, path)
     if suffix in _JSON or (suffix not in (".tsv", ".csv") and first.startswith("{")):
         names, records = _json(lines, columns, labelled)
@@ -179,6 +211,8 @@ def _cell(value: Any, what: str) -> str:
         raise ValueError(f"the {what} is empty; add it or delete the line")
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
         raise ValueError("not valid UTF-8; convert the file to UTF-8")
+    if what == "label" and has_control(value):
+        raise ValueError(f"the label has control characters or line ends: {value[:40]!a}; remove them")
     return value
 
 

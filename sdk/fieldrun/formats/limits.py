@@ -36,6 +36,7 @@ __all__ = [
     "check_size",
     "check_text",
     "check_tokenizer",
+    "has_control",
     "most_bytes",
 ]
 
@@ -115,8 +116,13 @@ def check_text(value: object, what: str) -> None:
     """
     if not isinstance(value, str):
         raise BundleError(f"{what} must be a string, not {_shown(value)}")
-    if not value.isprintable() and any(map(_is_control, value)):
+    if has_control(value):
         raise BundleError(f"{what} has control characters: {value[:80]!a}; do not use this copy")
+
+
+def has_control(value: str) -> bool:
+    """Return whether `value` has control characters (line ends and tabs too) or lone surrogates."""
+    return not value.isprintable() and any(map(_is_control, value))
 
 
 def check_json(value: object, what: str) -> None:

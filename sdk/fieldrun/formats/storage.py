@@ -141,8 +141,8 @@ def new_folder(path: Path, *, replace: bool = False, keep: Path | None = None) -
     """Yield a folder beside `path` that is renamed to `path` at the end of the block, or deleted if the block fails.
 
     Folders that killed processes left beside `path` are deleted first; the folder of a running process is locked. With
-    `replace`, a folder at `path` is exchanged with the new one, atomically if the file system can, and deleted, or
-    renamed to `keep` in the place of what is there.
+    `replace`, a folder at `path` is exchanged with the new one, atomically if the file system can, and deleted; before
+    that, `keep` becomes a copy of it, in the place of what is there.
 
     Raises:
         OutputExists: `path` exists, and `replace` is not set.
@@ -209,10 +209,9 @@ def _publish(partial: Path, path: Path, replace: bool, keep: Path | None) -> Non
     elif not replace:
         raise OutputExists(f"another process has just made {path}; choose another folder")
     else:
+        if keep is not None:  # first, so that whenever the process is killed, `keep` is of before what is at `path`
+            _copy_folder(path, keep)
         _swap(partial, path)
-        if keep is not None:
-            shutil.rmtree(keep, ignore_errors=True)
-            os.rename(partial, keep)
     parent = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(parent)
@@ -220,6 +219,28 @@ def _publish(partial: Path, path: Path, replace: bool, keep: Path | None) -> Non
         os.close(parent)
     if replace:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _copy_folder(path: Path, copy: Path) -> None:
+    """Make `copy`, in the place of what is there, a folder with the files of `path`, linked where that can be."""
+    import shutil
+    import tempfile
+
+    def link(one: str, other: str) -> None:
+        try:
+            os.link(one, other)
+        except OSError:  # a file system without hard links
+            shutil.copy2(one, other)
+
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
+    try:
+        shutil.copytree(path, aside, symlinks=True, copy_function=link, dirs_exist_ok=True)
+        if copy.exists():
+            _swap(aside, copy)
+        else:
+            os.rename(aside, copy)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _swap(one: Path, other: Path) -> None:

@@ -41,6 +41,8 @@ class Labeller:
         engine, threads, overflow: as `fieldrun.load`.
         on_error: what a text that cannot be answered does: `"fail"` raises its error, `"report"` gives the label None
             and the score NaN.
+        unknown: what a text without a known token gets, see `fieldrun.load`; with `"reject"`, the label None and the
+            score NaN.
 
     Raises:
         UnknownName: `on_error` has another value, or the bundle has no such task.
@@ -57,11 +59,12 @@ class Labeller:
         threads: int = 1,
         overflow: str = "truncate",
         on_error: str = "fail",
+        unknown: str = "answer",
     ) -> None:
         if on_error not in ("fail", "report"):
             raise UnknownName("on_error", on_error, ("fail", "report"))
         self._report = on_error == "report"
-        self._model = load(bundle, engine=engine, threads=threads, overflow=overflow)
+        self._model = load(bundle, engine=engine, threads=threads, overflow=overflow, unknown=unknown)
         self._column = column
         self._labels = {task: np.array(self._model.labels(task), object) for task in tasks}
         pairs = [task for task in tasks if self._model.kind(task) == "pair"]
@@ -79,9 +82,9 @@ class Labeller:
         """
         if self._column not in batch:
             raise UnknownName("column", self._column, [str(name) for name in batch])
-        taken = [name for task in self._labels for name in (task, f"{task}_score") if name in batch]
-        if taken:
-            raise UsageError(f"the batch already has the column {taken[0]!r}; rename or drop it")
+        there = [name for task in self._labels for name in (task, f"{task}_score") if name in batch]
+        if there:
+            raise UsageError(f"the batch already has the column {there[0]!r}; rename or drop it")
         texts = batch[self._column].tolist()
         added: dict[str, Column] = {}
         good = np.ones(len(texts), bool)
@@ -93,11 +96,14 @@ class Labeller:
             good = np.array([self._takes(text) for text in texts])
             kept = [text for text, fits in zip(texts, good, strict=True) if fits]
             encoding = self._model.forward(kept) if kept else None
+        if encoding is not None:
+            taken = ~self._model.rejected(encoding)
+            answered = np.flatnonzero(good)[taken]
         for task, labels in self._labels.items():
             best, score = np.full(len(texts), None, object), np.full(len(texts), np.nan, np.float32)
             if encoding is not None:
                 scores = self._model.scores_of(encoding, task)
-                best[good], score[good] = labels[scores.argmax(1)], scores.max(1)
+                best[answered], score[answered] = labels[scores.argmax(1)][taken], scores.max(1)[taken]
             added |= {task: best, f"{task}_score": score}
         return {**batch, **added}
 

@@ -34,9 +34,15 @@ def answer(served: Served, endpoint: str, body: bytes, limits: Limits) -> tuple[
     question = Question.read(endpoint, body, limits)
     try:
         facts, name = _facts(served.model, endpoint, question)
-        bad = _bad(served, question, limits)
+        bad = _bad(served.model, question, limits, encode=False)
         good = [item for i, item in enumerate(question.items) if i not in bad]
-        rows = iter(_rows(served.model, endpoint, question, name, good) if good else ())
+        try:
+            found = _rows(served.model, endpoint, question, name, good) if good else []
+        except (InputTextError, TextTooLong):  # only the model finds a text without tokens, or one with too many
+            bad = _bad(served.model, question, limits, encode=True)
+            good = [item for i, item in enumerate(question.items) if i not in bad]
+            found = _rows(served.model, endpoint, question, name, good) if good else []
+        rows = iter(found)
     except FieldrunError as error:
         raise Refused(status_of(error), error) from error
     results = [{"error": error_object(bad[i], i)} if i in bad else next(rows) for i in range(len(question.items))]
@@ -55,17 +61,22 @@ def _facts(model: FieldModel, endpoint: str, question: Question) -> tuple[dict[s
     return {"task": name} | ({"labels": labels} if endpoint == "/scores" else {}), name
 
 
-def _bad(served: Served, question: Question, limits: Limits) -> dict[int, FieldrunError]:
-    """Return the errors of the texts that cannot be answered, by position; the first is raised unless reported."""
+def _bad(model: FieldModel, question: Question, limits: Limits, *, encode: bool) -> dict[int, FieldrunError]:
+    """Return the errors of the texts that cannot be answered, by position; the first is raised unless reported.
+
+    `encode` runs each of them, one by one.
+    """
     bad: dict[int, FieldrunError] = {}
     for i, item in enumerate(question.items):
         try:
             question.check(i, limits)
-            if served.overflow == "error":
-                served.model.token_ids(list(item) if question.paired else [item])
-        except (InputTextError, TextTooLong) as error:
+            if encode:
+                for text in item if question.paired else [item]:
+                    model.forward([text])
+        except (InputTextError, TextTooLong) as cause:
+            error = type(cause)(str(cause).replace("text 0 ", f"text {i} ", 1))
             if not question.report:
-                raise Refused(400, error, index=i) from error
+                raise Refused(400, error, index=i) from cause
             bad[i] = error
     return bad
 
@@ -80,10 +91,12 @@ def _rows(
         both = model.forward([a for a, _ in items] + [b for _, b in items])
         encoding, other = both.part(0, n), both.part(n, 2 * n)
         tokens, dropped = encoding.tokens + other.tokens, encoding.dropped + other.dropped
+        known = list(map(min, encoding.known.tolist(), other.known.tolist()))
     else:
         encoding = model.forward(items, dim=question.dim)
-        tokens, dropped = encoding.tokens, encoding.dropped
-    counts = [{"tokens": a, "dropped": b} for a, b in zip(tokens.tolist(), dropped.tolist(), strict=True)]
+        tokens, dropped, known = encoding.tokens, encoding.dropped, encoding.known.tolist()
+    each = zip(tokens.tolist(), known, dropped.tolist(), strict=True)
+    counts = [{"tokens": a, "known": share, "dropped": b} for a, share, b in each]
     if endpoint == "/field":
         return [{"field": field} | count for field, count in zip(encoding.field.tolist(), counts, strict=True)]
     scores = model.scores_of(encoding, task, other)
@@ -92,7 +105,8 @@ def _rows(
         rows = zip(scores.tolist(), rejection, counts, strict=True)
         return [{"scores": row, "rejection": value} | count for row, value, count in rows]
     labels, best = model.labels(task), (-scores).argsort(1, kind="stable")[:, : question.top_k].tolist()
-    shown = (scores >= question.threshold).tolist()  # in float32, as FieldModel.top_k compares
+    # in float32, as FieldModel.top_k compares
+    shown = ((scores >= question.threshold) & ~model.rejected(encoding, other)[:, None]).tolist()
     return [
         {"labels": [{"label": labels[j], "score": row[j]} for j in order if enough[j]]} | count
         for row, order, enough, count in zip(scores.tolist(), best, shown, counts, strict=True)

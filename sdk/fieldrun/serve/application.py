@@ -58,6 +58,7 @@ def app(
     provider: str | None = None,
     threads: int = 1,
     overflow: str = "truncate",
+    unknown: str = "answer",
     limits: Limits | None = None,
     concurrency: int | None = None,
     watch_s: float = 1.0,
@@ -67,7 +68,7 @@ def app(
 
     Args:
         bundle: a bundle folder, a symbolic link to one, or `"reference"`.
-        engine, provider, threads, overflow: as `fieldrun.load`.
+        engine, provider, threads, overflow, unknown: as `fieldrun.load`.
         limits: what a request may ask for; the default limits where it is None.
         concurrency: how many requests the model answers at once, each in a thread; by default one per CPU that this
             process may use, and at least 2, so that a short request never waits for a long one to end.
@@ -84,7 +85,8 @@ def app(
         raise UsageError(f"concurrency must be a positive integer, not {concurrency!r}")
     if not 0 <= watch_s < float("inf"):
         raise UsageError(f"watch_s must be a number of seconds, 0 for never, not {watch_s!r}")
-    current = Current(bundle, engine=engine, provider=provider, threads=threads, overflow=overflow)
+    settings = {"threads": threads, "overflow": overflow, "unknown": unknown}
+    current = Current(bundle, engine=engine, provider=provider, **settings)
     return Application(current, limits or Limits(), workers, watch_s, access_log)
 
 

@@ -22,14 +22,13 @@ _SHORT = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """A loaded model, its `overflow`, the sha256 of its manifest, and when it was loaded, in seconds since 1970.
+    """A loaded model, the sha256 of its manifest, and when it was loaded, in seconds since 1970.
 
     A request takes one `Served` and uses nothing else, so that no answer is made of two models. The memory of a model
     that was replaced is freed when its last request ends, because nothing refers to it any more.
     """
 
     model: FieldModel
-    overflow: str
     sha256: str
     loaded: float
 
@@ -54,7 +53,7 @@ class Served:
 class Current:
     """The bundle at `path`: `served` is the model that answers, `error` why a newer bundle there could not be loaded.
 
-    `settings` are the engine, provider, threads and overflow of `fieldrun.load`.
+    `settings` are the engine, provider, threads, overflow and unknown of `fieldrun.load`.
 
     Raises:
         BundleError: the bundle does not give the answers that its export measured.
@@ -92,7 +91,7 @@ class Current:
 def _open(path: str | Path, settings: Mapping[str, Any]) -> Served:
     """Read the bundle at `path` once, verify it and load it; the folder may change at any time."""
     bundle = Bundle.load(path)
-    runs_on = {name: value for name, value in settings.items() if name != "overflow"}
+    runs_on = {name: value for name, value in settings.items() if name not in ("overflow", "unknown")}
     # the engine null answers nothing: it is there to measure the service
     if settings["engine"] != "null" and not verify(bundle, **runs_on).passed:
         raise BundleError(
@@ -100,7 +99,6 @@ def _open(path: str | Path, settings: Mapping[str, Any]) -> Served:
         )
     return Served(
         model=FieldModel(bundle, **settings),
-        overflow=settings["overflow"],
         sha256=str(parse_json(bundle.contents[MANIFEST], MANIFEST)["sha256"]),
         loaded=time.time(),
     )

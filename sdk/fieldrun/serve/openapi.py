@@ -52,10 +52,14 @@ _ERRORS = {
     }.items()
 }
 _BUNDLE = _type("string", "The first 12 digits of the sha256 of the bundle that gave this answer.")
-_LABELS = _list(_object({"label": _STRING, "score": _NUMBER}), "The best labels, best first.")
+_LABELS = _list(
+    _object({"label": _STRING, "score": _NUMBER}),
+    "The best labels, best first; none for a text that the service rejects.",
+)
 _SCORES = _list(_NUMBER, "One probability per label, in the order of `labels`.")
 _COUNTS = {
     "tokens": _type("integer", "Tokens read, special tokens included; of a pair, those of both texts."),
+    "known": _type("number", "The share of its tokens that the vocabulary has; of a pair, the smaller share."),
     "dropped": _type("integer", "Tokens cut off because the text is too long."),
 }
 _ENDPOINTS: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {

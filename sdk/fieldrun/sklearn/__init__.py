@@ -11,15 +11,16 @@ their settings: the bundle must be at the same path where they are loaded. Insta
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from fieldrun.errors import LabelError, MissingDependency
-from fieldrun.evaluation.rows import Texts, split_pairs
+from fieldrun.errors import InputTextError, LabelError, MissingDependency, UnknownName
+from fieldrun.evaluation.copies import Key, text_key
+from fieldrun.evaluation.rows import Texts, as_list, split_texts
 from fieldrun.heads.fit import fit_fields
 from fieldrun.heads.head import Head, pair_features
 from fieldrun.heads.saved import head_scores
@@ -34,6 +35,7 @@ except ImportError as error:
 
 __all__ = ["FieldClassifier", "FieldEncoder"]
 
+_UNKNOWNS = ("answer", "error")  # an estimator has no label for what it rejects
 Fields = npt.NDArray[np.float32]
 C = TypeVar("C", bound="FieldClassifier")
 E = TypeVar("E", bound="FieldEncoder")
@@ -49,17 +51,26 @@ class _OnBundle(BaseEstimator):  # type: ignore[misc]
         engine: str = "auto",
         threads: int = 1,
         overflow: str = "truncate",
+        unknown: str = "answer",
     ) -> None:
         self.bundle = bundle
         self.engine = engine
         self.threads = threads
         self.overflow = overflow
+        self.unknown = unknown
 
     def _open(self) -> FieldModel:
-        settings = (self.bundle, self.engine, self.threads, self.overflow)
+        settings: dict[str, Any] = {
+            "engine": self.engine,
+            "threads": self.threads,
+            "overflow": self.overflow,
+            "unknown": self.unknown,
+        }
         opened: tuple[Any, FieldModel] | None = getattr(self, "_opened", None)
-        if opened is None or opened[0] != settings:
-            opened = settings, load(self.bundle, engine=self.engine, threads=self.threads, overflow=self.overflow)
+        if opened is None or opened[0] != (self.bundle, settings):
+            if self.unknown not in _UNKNOWNS:
+                raise UnknownName("unknown", self.unknown, _UNKNOWNS)
+            opened = (self.bundle, settings), load(self.bundle, **settings)
             self._opened = opened
         return opened[1]
 
@@ -73,6 +84,7 @@ class FieldEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _OnBundle)
     Args:
         bundle: a bundle folder, or `"reference"`.
         engine, threads, overflow: as `fieldrun.load`.
+        unknown: a text without a known token has the field that all such texts share (`"answer"`), or is an `"error"`.
         dim: keep the first numbers of each field.
         normalize: scale each field to length 1.
     """
@@ -84,10 +96,11 @@ class FieldEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _OnBundle)
         engine: str = "auto",
         threads: int = 1,
         overflow: str = "truncate",
+        unknown: str = "answer",
         dim: int | None = None,
         normalize: bool = False,
     ) -> None:
-        super().__init__(bundle, engine=engine, threads=threads, overflow=overflow)
+        super().__init__(bundle, engine=engine, threads=threads, overflow=overflow, unknown=unknown)
         self.dim = dim
         self.normalize = normalize
 
@@ -118,11 +131,13 @@ class FieldEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _OnBundle)
 class FieldClassifier(ClassifierMixin, _OnBundle):  # type: ignore[misc]
     """A head on a bundle's fields, fitted as `fieldrun.fit_head` does.
 
-    `X` is texts, pairs of texts, or an array `(n, inputs)` of fields, as `FieldEncoder` gives them.
+    `X` is texts or pairs of texts, in any list, array, column or iterator, or an array or table `(n, inputs)` of
+    fields, as `FieldEncoder` gives them.
 
     Args:
         bundle: a bundle folder, or `"reference"`; not opened for fields.
         engine, threads, overflow: as `fieldrun.load`.
+        unknown: a text without a known token is answered like all such texts (`"answer"`), or is an `"error"`.
         name: the name of the head.
         weigh_copies: let rows that are there several times weigh as often, see `fieldrun.fit_head`.
 
@@ -141,29 +156,33 @@ class FieldClassifier(ClassifierMixin, _OnBundle):  # type: ignore[misc]
         engine: str = "auto",
         threads: int = 1,
         overflow: str = "truncate",
+        unknown: str = "answer",
         name: str = "custom",
         weigh_copies: bool = False,
     ) -> None:
-        super().__init__(bundle, engine=engine, threads=threads, overflow=overflow)
+        super().__init__(bundle, engine=engine, threads=threads, overflow=overflow, unknown=unknown)
         self.name = name
         self.weigh_copies = weigh_copies
 
     def fit(self: C, X: Texts | npt.ArrayLike, y: npt.ArrayLike) -> C:
         """Fit the head on labelled rows; raises as `fieldrun.fit_head` does."""
-        kind, inputs, labels = self._inputs(X, y)
+        kind, inputs, labels, keys = self._inputs(X, y)
         check_classification_targets(labels)
         classes = np.unique(labels)
         if len(classes) < 2:
             raise LabelError(f"FieldClassifier needs two classes or more; y has 1 class, {str(classes[0])!r}")
         self.classes_ = classes
         names = [str(label) for label in labels]
-        self.head_ = fit_fields(inputs, names, name=self.name, kind=kind, weigh_copies=self.weigh_copies)
+        self.head_ = fit_fields(inputs, names, name=self.name, kind=kind, keys=keys, weigh_copies=self.weigh_copies)
         return self
 
     def predict_proba(self, X: Texts | npt.ArrayLike) -> Fields:
         """Return the probabilities `(n, labels) float32` over `classes_`."""
         check_is_fitted(self)
-        _, inputs, _ = self._inputs(X, None, reset=False)
+        kind, inputs, _, keys = self._inputs(X, None, reset=False)
+        if keys is not None and kind != self.head_.kind:
+            wanted = "pairs" if self.head_.kind == "pair" else "single texts"
+            raise InputTextError(f"this classifier was fitted on {wanted}; give such")
         scores = head_scores(self.head_, inputs)
         order = [self.head_.labels.index(str(label)) for label in self.classes_]
         return np.asarray(scores[:, order], np.float32)
@@ -173,23 +192,41 @@ class FieldClassifier(ClassifierMixin, _OnBundle):  # type: ignore[misc]
         best = self.predict_proba(X).argmax(1)
         return np.asarray(self.classes_[best])
 
-    def _inputs(self, X: Any, y: Any, *, reset: bool = True) -> tuple[str, Fields, Any]:
-        """Return the head's kind, its inputs `(n, inputs)` of texts, pairs or fields, and the labels checked."""
-        X = X.to_pylist() if hasattr(X, "to_pylist") else X  # an Arrow column
-        listed = isinstance(X, list | tuple | np.ndarray) or hasattr(X, "iloc")
-        first = next(iter(X), None) if listed and not hasattr(X, "columns") else None
-        if isinstance(first, str):
-            kind, inputs = "single", self._open().encode(X)
-        elif isinstance(first, list | tuple | np.ndarray) and len(first) == 2 and isinstance(first[0], str):
-            kind, inputs = "pair", pair_features(*(self._open().encode(side) for side in split_pairs(X)))
-        else:
+    def _inputs(self, X: Any, y: Any, *, reset: bool = True) -> tuple[str, Fields, Any, list[Key] | None]:
+        """Return the head's kind, its inputs `(n, inputs)`, the labels checked, and the keys of texts or pairs."""
+        rows = _texts(X)
+        if rows is None:
             checked = validate_data(self, X, y if reset else "no_validation", reset=reset, dtype=np.float32)
-            return "single", *(checked if reset else (checked, None))
+            return ("single", *checked, None) if reset else ("single", checked, None, None)
+        kind, sides = split_texts(rows)
+        fields = [self._open().encode(side) for side in sides]
         if reset and y is None:
             raise ValueError("FieldClassifier requires y to be passed, but the target y is None")
-        return kind, inputs, column_or_1d(y, warn=True) if reset else None
+        inputs = fields[0] if kind == "single" else pair_features(*fields)
+        return kind, inputs, column_or_1d(y, warn=True) if reset else None, [text_key(row) for row in rows]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.string = True
         return tags
+
+
+def _texts(X: Any) -> list[Any] | None:
+    """Return the items of `X` as a list, None if they are not texts or pairs of texts: numbers, for scikit-learn."""
+    if hasattr(X, "toarray") or (isinstance(X, np.ndarray) and X.dtype.kind in "biufc"):  # sparse, or numbers
+        return None
+    if hasattr(X, "columns"):  # a table: of fields, or of texts, which are one of its columns
+        cells: Iterable[Any] = np.asarray(X[:1], object).ravel()
+    elif isinstance(X, str | bytes | Mapping | Set) or hasattr(X, "column_names"):
+        return as_list(X, "texts")  # refuses it
+    elif not isinstance(X, Iterable) or getattr(X, "ndim", 1) == 0:
+        return None
+    else:
+        X = cells = as_list(X, "texts")
+    if any(isinstance(each, str | bytes) or _is_row_of_texts(each) for each in cells):
+        return as_list(X, "texts")
+    return None
+
+
+def _is_row_of_texts(row: Any) -> bool:
+    return isinstance(row, list | tuple | np.ndarray) and any(isinstance(each, str | bytes) for each in row)
