@@ -17,7 +17,7 @@ demo: $(VENV)/.demo ## export, verify and run the reference model
 test: lint ## lint, type-check and test with coverage
 	@$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest --cov -n $(JOBS) --dist loadfile; tests=$$?; wait $$types && exit $$tests
 
-test-studies: $(VENV)/.dev ## test the studies behind the tables and pages, which make test leaves out
+test-studies: $(VENV)/.dev ## test the studies behind the tables and pages, and packed apps, which make test leaves out
 	$(BIN)/python -m pytest -m study -n $(JOBS) --dist loadfile
 
 wheels: $(VENV)/.dev ## build the wheels of fieldrun and of its reference checkpoint into dist

@@ -104,7 +104,7 @@ def check(
         raise DatasetError("the files have single texts and pairs; check them separately")
     opened = Bundle.load(bundle)
     longest = max(bucket.length for bucket in opened.manifest.buckets)
-    tokenizer = TextTokenizer((opened.path / "tokenizer.json").read_bytes(), longest, "truncate")
+    tokenizer = TextTokenizer(bytes(opened.contents["tokenizer.json"]), longest, "truncate")
     return _report(paths, kinds.pop(), rows, bad, tokenizer)
 
 

@@ -96,7 +96,8 @@ def load(
         provider: what ONNX Runtime runs on: `"cpu"`, `"cuda"`, or `"cuda-graph"`, which launches a whole call at once.
             A GPU that is asked for and not there is an error.
         threads: CPU threads of one call. The native engine splits a batch over them, a single text runs on one; ONNX
-            Runtime runs each graph on them. NumPy and the GPU engines use one thread and refuse more.
+            Runtime runs each graph on them. NumPy and the GPU engines use one thread and refuse more. With 1 none is
+            started; above 1, texts that are not plain ASCII are tokenized on all cores.
         overflow: a text longer than the largest bucket is an `"error"`, is cut (`"truncate"`, the count is in
             `Encoding.dropped`), or is encoded in several windows whose fields are averaged (`"window"`).
         unknown: a text without a single known token (another script, emoji, very long words), or a pair with one, is
@@ -143,7 +144,8 @@ class FieldModel(SentenceEncoder, Generic[Label]):
         longest = max(bucket.length for bucket in bundle.manifest.buckets)
         vocabulary = bundle.manifest.network.vocab_size
         try:
-            self._tokenize = TextTokenizer(bytes(bundle.contents["tokenizer.json"]), longest, overflow, vocabulary)
+            tokenizer = bytes(bundle.contents["tokenizer.json"])
+            self._tokenize = TextTokenizer(tokenizer, longest, overflow, vocabulary, threads)
             choice = choose_engine(bundle.exported(), engine, threads, provider)
         except MemoryError as error:
             raise BundleError(f"{bundle.path} needs more memory than this process may have: {error}") from error

@@ -49,17 +49,20 @@ class TextTokenizer:
     Token ids are below `vocabulary`.
 
     If the tokenizer has a `WordTable`, the Rust tokenizer is loaded with the first text that is not printable ASCII.
+    With `threads` above 1 it splits a batch over all cores.
 
     Raises:
         UnknownName: `overflow` is not one of `OVERFLOWS`.
         BundleError: the file is not a tokenizer.
     """
 
-    def __init__(self, tokenizer_json: bytes, longest: int, overflow: str, vocabulary: int = VOCABULARY) -> None:
+    def __init__(
+        self, tokenizer_json: bytes, longest: int, overflow: str, vocabulary: int = VOCABULARY, threads: int = 1
+    ) -> None:
         if overflow not in OVERFLOWS:
             raise UnknownName("overflow", overflow, OVERFLOWS)
         self._json, self.longest, self._overflow = tokenizer_json, longest, overflow
-        self._vocabulary = vocabulary
+        self._vocabulary, self._threads = vocabulary, threads
         value = check_tokenizer(tokenizer_json, vocabulary)
         self._words, self._cutter = WordTable.of(value), Cutter.of(value)
         self._part = _CHARACTERS * longest
@@ -83,14 +86,17 @@ class TextTokenizer:
             tokenizer = Tokenizer.from_str(self._json.decode("utf-8"))
             tokenizer.no_padding()
             tokenizer.no_truncation()
-            tokenizer.encode_batch_fast([_TRIAL])  # what its parts refuse, they refuse here
+            tokenizer.encode(_TRIAL)  # what its parts refuse, they refuse here
         return tokenizer
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of `texts` from the Rust tokenizer, special tokens included."""
         tokenizer = self._rust
         with _refusing():
-            ids: list[list[int]] = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
+            if self._threads == 1 or len(texts) == 1:  # a batch starts a thread for every core, even one of one text
+                ids: list[list[int]] = [tokenizer.encode(text).ids for text in texts]
+            else:
+                ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
         if max(map(max, filter(None, ids)), default=0) >= self._vocabulary:
             raise BundleError(f"tokenizer.json gives token ids beyond {self._vocabulary}; export again")
         return ids

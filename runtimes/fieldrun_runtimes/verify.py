@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from fieldrun._version import __version__
-from fieldrun.errors import BundleError, EngineError, MissingDependency, TextTooLong, UsageError
+from fieldrun.errors import BundleError, EngineError, IntegrityError, MissingDependency, TextTooLong, UsageError
 from fieldrun.formats.bounds import widest_tolerance
-from fieldrun.formats.bundle import TYPICAL_QUANTILE, Bundle, Network
+from fieldrun.formats.bundle import MANIFEST, TYPICAL_QUANTILE, Bundle, Network
 from fieldrun.formats.limits import GOLDEN
-from fieldrun.formats.storage import parse_json, write_json
+from fieldrun.formats.storage import parse_json, sha256_bytes, write_json
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import softmax
 
@@ -88,10 +88,12 @@ class VerifyReport:
 
     `passed` is true when every engine that ran keeps the bundle's tolerance. `max_abs_field` and `max_abs_scores` are
     the largest of all engines, `texts` and `files` the numbers of golden texts and of files that were checked.
+    `manifest_sha256` is that of the file `manifest.json` that was read.
     """
 
     passed: bool
     path: str
+    manifest_sha256: str
     texts: int
     files: int
     max_abs_field: float
@@ -111,8 +113,11 @@ class VerifyReport:
 
         Raises:
             StorageError: the folder cannot be written.
+            BundleError, IntegrityError: another bundle is at `path` now.
         """
         bundle = Bundle.load(self.path)
+        if sha256_bytes(bundle.contents[MANIFEST]) != self.manifest_sha256:
+            raise IntegrityError(f"{self.path} was replaced after it was verified; verify it again")
         manifest, found = bundle.manifest, []
         about = {"bundle": manifest.name, "recipe": manifest.recipe["name"], "sha256": manifest.to_dict()["sha256"]}
         about |= {"files": self.files, "files_sha256": {name: entry.sha256 for name, entry in manifest.files.items()}}
@@ -136,10 +141,11 @@ class VerifyReport:
 
 
 def verify(
-    path: str | Path = "reference", *, engine: str = "auto", provider: str | None = None, threads: int = 1
+    path: str | Path | Bundle = "reference", *, engine: str = "auto", provider: str | None = None, threads: int = 1
 ) -> VerifyReport:
     """Check every file's hash, then replay the golden texts and compare fields and scores.
 
+    `path` is a bundle folder, or a bundle that was loaded; of that one, the bytes that were loaded are replayed.
     `engine` and `provider` are as for `load`; `"all"` replays every engine that is installed and able to run the
     bundle, on a GPU where there is one. Every text runs alone, and again in company: where an engine runs graphs, every
     text in every bucket that it fits in and every pair in every pair graph; elsewhere all texts in one batch. A GPU is
@@ -151,7 +157,7 @@ def verify(
         UnknownName, MissingDependency, EngineError: the engine is unknown, not installed, or cannot run.
         UsageError: a provider together with `"all"`.
     """
-    bundle = Bundle.load(path)
+    bundle = path if isinstance(path, Bundle) else Bundle.load(path)
     check_padding(bundle.exported())
     found, skipped = [], {}
     if engine != "all":
@@ -175,6 +181,7 @@ def verify(
     return VerifyReport(
         passed=all(entry.passed for entry in found),
         path=str(bundle.path),
+        manifest_sha256=sha256_bytes(bundle.contents[MANIFEST]),
         texts=found[0].texts,
         files=len(bundle.manifest.files) + 1,
         max_abs_field=float(np.max([entry.max_abs_field for entry in found])),  # which keeps a NaN

@@ -118,8 +118,14 @@ class MissingDependency(FieldrunError, ImportError):
 
     @classmethod
     def of(cls, error: ModuleNotFoundError) -> MissingDependency | None:
-        """Return the error for a module of one of our extras that was not found; None for any other module."""
+        """Return the error for a module of one of our extras that was not found; None for any other module.
+
+        A package of ours is missing where an app was packed without it.
+        """
         module = (error.name or "").partition(".")[0]
+        ours = "fieldrun.distill" if error.name == "fieldrun.distill" else module
+        if ours in ("fieldrun.distill", "fieldrun_benchmarks", "fieldrun_exporters"):
+            return cls(ours, "", f"this app was packed without it; add --collect-all {ours} to the call of pyinstaller")
         package, extra = _EXTRAS.get(module, ("", ""))
         return cls(package or module, extra) if extra else None
 

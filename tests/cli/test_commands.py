@@ -99,6 +99,7 @@ def test_verify_ends_with_the_code_of_a_parity_error(monkeypatch: pytest.MonkeyP
         found = VerifyReport(
             passed=passed,
             path="b",
+            manifest_sha256="ab",
             texts=8,
             files=3,
             max_abs_field=0.5,

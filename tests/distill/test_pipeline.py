@@ -39,6 +39,7 @@ from fieldrun.errors import (
 from fieldrun.evaluation.dataset import read_tsv
 from fieldrun.formats.storage import sha256_file
 from fieldrun.heads.trained import Checkpoint
+from tests.portable import unportable
 
 DYING = """
 import os, signal, sys
@@ -129,6 +130,7 @@ def test_killed_and_resumed_by_the_same_command(
     assert json.loads(result.stdout)["tasks"] == ["intent", "mood", "same"]
     whole_work = trained.with_name("checkpoint.work")
     assert (work / "raw_field.npy").read_bytes() == (whole_work / "raw_field.npy").read_bytes()
+    assert unportable(whole_work) == unportable(trained) == []
     assert contents(out) == contents(trained)
 
 

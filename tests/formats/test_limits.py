@@ -18,9 +18,10 @@ import pytest
 import fieldrun
 from fieldrun.errors import BundleError
 from fieldrun.formats import limits
-from fieldrun.formats.bundle import MANIFEST, seal
+from fieldrun.formats.bundle import MANIFEST, Bundle, seal
 from fieldrun.formats.storage import read_bytes, read_json, sha256_file
 from fieldrun.formats.tensors import read_tensors, write_tensors
+from fieldrun_runtimes.engines.graphs import whole_graph
 from fieldrun_runtimes.engines.native_engine import is_compiled
 
 ENGINES = ("numpy", "onnxruntime", *(("native",) if is_compiled() else ()))
@@ -160,6 +161,9 @@ def test_a_graph_names_no_other_file(folder: Path, other: bytes) -> None:
     reseal(folder)
     with pytest.raises(BundleError, match="is stored in"):
         fieldrun.load(folder, engine="onnxruntime").predict_all(["a film"])
+    contents = Bundle.load(folder).contents
+    with pytest.raises(BundleError, match="is stored in"):  # for TensorRT
+        whole_graph(contents["b1-l8.onnx"], contents["weights.safetensors"], "b1-l8.onnx")
 
 
 def test_limits_leave_room_for_the_shipped_bundle() -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import fieldrun
 from fieldrun.heads import blas
 from fieldrun.heads.blas import one_thread
 from fieldrun.heads.fit import fit_fields
-from fieldrun.heads.head import head_logits
+from fieldrun.heads.head import Head, head_logits
+from fieldrun_runtimes.engines.numpy_engine import _Dense
 
 
 def test_one_thread_inside_and_as_before_outside() -> None:
@@ -45,6 +50,90 @@ def test_one_thread_inside_and_as_before_outside() -> None:
         assert get() == 2
     finally:
         put(before)
+
+
+def test_every_product_of_an_answer_runs_on_one_thread(toy_bundle: Path) -> None:
+    found = blas._openblas()
+    if found is None:
+        pytest.skip("no OpenBLAS whose threads can be set")
+    get, put = found
+    before, seen = get(), []
+
+    class Watched(np.ndarray):
+        """Notes the number of threads at every product."""
+
+        def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, out: Any = None, **kept: Any) -> Any:
+            if ufunc is np.matmul:
+                seen.append(get())
+            plain = [np.asarray(each) for each in inputs]
+            return getattr(ufunc, method)(*plain, out=tuple(map(np.asarray, out)) if out else None, **kept)
+
+    try:
+        put(2)
+        with fieldrun.load(toy_bundle, engine="numpy") as model:
+            weight = np.ones((32, 3), np.float32)
+            model.attach(Head(name="mine", kind="single", labels=("a", "b", "c"), weight=weight, bias=weight[0]))
+            layers = [value for value in vars(model._engine).values() if isinstance(value, _Dense)]
+            layers += model._engine._pairs._layers.values()  # type: ignore[attr-defined]
+            for layer in layers:
+                layer._weight = layer._weight.view(Watched)
+            own = model.attached["mine"]
+            object.__setattr__(own, "weight", own.weight.view(Watched))
+            model.predict(["good film", "bad"], "mood")
+            count = len(seen)
+            model.predict([("good film", "bad")], "same")
+            assert len(seen) > count > 0
+            count = len(seen)
+            head_logits(own, np.ones((2, 32), np.float32))
+            assert len(seen) == count + 1
+        assert set(seen) == {1}
+        assert get() == 2
+    finally:
+        put(before)
+
+
+FORK = """
+import os, threading
+import numpy
+import fieldrun
+from fieldrun.heads import blas
+
+get, put = blas._openblas()
+put(2)
+inside, leave = threading.Event(), threading.Event()
+def work():
+    with blas.one_thread():
+        inside.set()
+        leave.wait()
+thread = threading.Thread(target=work)
+thread.start()
+inside.wait()
+child = os.fork()  # the thread that would set the number back is not in the child
+if not child:
+    if get() != 2 or blas._depth:
+        os._exit(3)
+    with blas.one_thread():
+        ok = get() == 1
+    os._exit(0 if ok and get() == 2 else 4)
+leave.set()
+thread.join()
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert get() == 2
+with blas.one_thread():
+    child = os.fork()
+    if not child:
+        blas.one_thread().__exit__(None, None, None)
+        os._exit(0 if get() == 2 else 5)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert get() == 2
+"""
+
+
+def test_a_fork_inside_sets_the_number_back() -> None:
+    if blas._openblas() is None:
+        pytest.skip("no OpenBLAS whose threads can be set")
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_without_openblas_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from hatchling.builders.sdist import SdistBuilder
 
+from tests.repository.conftest import run_as_user
+
 pytestmark = pytest.mark.slow
 
 HEAVY = ("onnx", "onnxruntime", "optimum", "safetensors", "torch", "transformers")
@@ -69,49 +71,6 @@ print(json.dumps({"engine": engine, "changed": changed, "labels": len(label)}))
 """
 
 
-def _run(*command: str | Path, home: Path, code: int = 0) -> str:
-    """Run `command` as a user without caches or continuous integration would, and return its standard output."""
-    hidden = {"CI", "ORT_DISABLE_TELEMETRY", "PYTHONPATH", "PYTHONHOME", "PYTHONWARNINGS"}
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), "PYTHONDONTWRITEBYTECODE": "1"}
-    environment |= {name: str(home / name.lower()) for name in ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")}
-    result = subprocess.run(
-        [str(part) for part in command],
-        cwd=home,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == code, f"{command}\n{result.stdout}\n{result.stderr}"
-    return result.stdout
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    folder = tmp_path / "home"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture(scope="module")
-def wheels(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the two wheels: fieldrun and its reference checkpoint."""
-    folder = tmp_path_factory.mktemp("wheels")
-    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
-    for project in (repository, repository / "sdk" / "checkpoints"):
-        subprocess.run(command, cwd=project, check=True, capture_output=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def wheel(wheels: Path) -> Path:
-    (built,) = wheels.glob("fieldrun-*.whl")
-    return built
-
-
 def _oldest_python() -> str:
     """Python 3.10, on the path or of pyenv, or else the one that runs the tests."""
     root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
@@ -159,48 +118,53 @@ def test_sdist_has_the_reference_checkpoint(repository: Path) -> None:
 
 def test_nothing_heavy_is_installed(bare: Path, home: Path) -> None:
     script = f"import importlib.util; print([n for n in {HEAVY} if importlib.util.find_spec(n)])"
-    assert _run(bare / "python", "-c", script, home=home).strip() == "[]"
+    assert run_as_user(bare / "python", "-c", script, home=home).strip() == "[]"
 
 
 def test_every_runtime_module_imports(bare: Path, home: Path) -> None:
-    names = json.loads(_run(bare / "python", "-W", "error", "-c", IMPORT_EVERYTHING, home=home))
+    names = json.loads(run_as_user(bare / "python", "-W", "error", "-c", IMPORT_EVERYTHING, home=home))
     assert {"fieldrun.formats.bundle", "fieldrun.cli", "fieldrun_runtimes.model"} <= set(names)
 
 
 def test_every_command_has_help(bare: Path, home: Path) -> None:
-    said = json.loads(_run(bare / "python", "-c", HELP_OF_EVERYTHING, home=home))
+    said = json.loads(run_as_user(bare / "python", "-c", HELP_OF_EVERYTHING, home=home))
     assert {"doctor", "eval", "export", "info", "label", "run", "verify", "cache list"} <= set(said)
     assert all(text.startswith(f"Usage: fieldrun {name}") for name, text in said.items())
-    assert _run(bare / "fieldrun", "--help", home=home).startswith("Usage: fieldrun")
+    assert run_as_user(bare / "fieldrun", "--help", home=home).startswith("Usage: fieldrun")
 
 
 def test_reference_runs_without_an_extra(bare: Path, home: Path) -> None:
-    labels = _run(bare / "python", "-c", "import fieldrun; print(*fieldrun.load().labels('sst2'))", home=home).split()
-    answer = _run(bare / "fieldrun", "run", "--task", "sst2", "a great film", home=home)
+    labels = run_as_user(
+        bare / "python", "-c", "import fieldrun; print(*fieldrun.load().labels('sst2'))", home=home
+    ).split()
+    answer = run_as_user(bare / "fieldrun", "run", "--task", "sst2", "a great film", home=home)
     assert any(label in answer for label in labels), answer
     engine = "native" if shutil.which("cc") else "numpy"
-    assert _run(bare / "python", "-c", "import fieldrun; print(fieldrun.load().engine)", home=home).strip() == engine
+    assert (
+        run_as_user(bare / "python", "-c", "import fieldrun; print(fieldrun.load().engine)", home=home).strip()
+        == engine
+    )
     module = (bare / "python", "-m", "fieldrun")
-    assert _run(*module, "run", "--engine", "numpy", "--task", "sst2", "a great film", home=home) == answer
+    assert run_as_user(*module, "run", "--engine", "numpy", "--task", "sst2", "a great film", home=home) == answer
 
 
 def test_the_reference_checkpoint_is_in_its_wheel(bare: Path, home: Path) -> None:
     script = "from fieldrun.formats.checkpoint import read_checkpoint, resolve_checkpoint as found\n"
     script += "print(found('reference')); print(read_checkpoint('reference').name)"
-    folder, name = _run(bare / "python", "-c", script, home=home).split()
+    folder, name = run_as_user(bare / "python", "-c", script, home=home).split()
     assert (Path(folder).parts[-2:], name) == (("fieldrun_reference", "checkpoint"), "reference")
 
 
 def test_plain_text_needs_no_tokenizers(bare: Path, home: Path) -> None:
     script = "import fieldrun, sys; m = fieldrun.load(); m.predict_all([{!r}]); print('tokenizers' in sys.modules)"
-    assert _run(bare / "python", "-c", script.format("a great film"), home=home).strip() == "False"
-    assert _run(bare / "python", "-c", script.format("a great caf\u00e9"), home=home).strip() == "True"
+    assert run_as_user(bare / "python", "-c", script.format("a great film"), home=home).strip() == "False"
+    assert run_as_user(bare / "python", "-c", script.format("a great caf\u00e9"), home=home).strip() == "True"
 
 
 def test_what_is_missing_is_named_with_its_command(bare: Path, home: Path) -> None:
     command = ("run", "--engine", "onnxruntime", "--task", "sst2", "a great film")
-    assert _run(bare / "fieldrun", *command, home=home, code=3) == ""
-    said = json.loads(_run(bare / "fieldrun", "export", "reference", "-o", "out", "--json", home=home, code=3))
+    assert run_as_user(bare / "fieldrun", *command, home=home, code=3) == ""
+    said = json.loads(run_as_user(bare / "fieldrun", "export", "reference", "-o", "out", "--json", home=home, code=3))
     assert said["error"]["message"] == "this needs the package 'onnx': pip install 'fieldrun[export]'"
 
 
@@ -209,12 +173,12 @@ def test_every_engine_runs_on_the_oldest_python(bare: Path, repository: Path, ho
     _install(bare, repository, "--no-deps", "onnxruntime")  # what it depends on is for its tools, and large
     engines = ["numpy", "onnxruntime", *(["native"] if shutil.which("cc") else [])]
     for engine in engines:
-        report = json.loads(_run(bare / "fieldrun", "verify", "--engine", engine, "--json", home=home))
+        report = json.loads(run_as_user(bare / "fieldrun", "verify", "--engine", engine, "--json", home=home))
         assert (report["passed"], [ran["engine"] for ran in report["engines"]]) == (True, [engine])
 
 
 def test_onnxruntime_stays_silent(home: Path) -> None:
     pytest.importorskip("onnxruntime")
-    seen = json.loads(_run(sys.executable, "-c", LOAD_AND_LOOK_ROUND, home=home))
+    seen = json.loads(run_as_user(sys.executable, "-c", LOAD_AND_LOOK_ROUND, home=home))
     assert seen == {"engine": "onnxruntime", "changed": {"ORT_DISABLE_TELEMETRY": "1"}, "labels": 1}
     assert list(home.rglob("*")) == []

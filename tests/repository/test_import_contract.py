@@ -48,6 +48,7 @@ TABLE = """
 | fieldrun.serve | LOW fieldrun_runtimes | uvicorn |
 | fieldrun | LOW | PARTS fieldrun.distill fieldrun.doctor |
 | fieldrun.__main__ | fieldrun.cli | |
+| fieldrun._pyinstaller | PyInstaller | |
 | fieldrun.cli | LOW fieldrun numpy click | PARTS fieldrun.distill fieldrun.doctor fieldrun.serve rich |
 | studies | LOW PARTS fieldrun fieldrun.distill fieldrun.doctor numpy tokenizers click torch | matplotlib |
 """

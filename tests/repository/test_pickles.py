@@ -5,10 +5,12 @@ from __future__ import annotations
 import concurrent.futures
 import copy
 import multiprocessing
+import os
 import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,6 +79,39 @@ def test_a_spawned_worker_gets_the_model_and_returns_its_errors(toy_bundle: Path
         np.testing.assert_array_equal(field, model.field(TEXTS))
         with pytest.raises(UnknownName, match="unknown task 'moods'"):
             pool.submit(fail, "moods").result(timeout=120)
+
+
+@pytest.mark.parametrize("start", ["spawn", "forkserver"])
+def test_a_pool_of_processes_answers_and_raises(start: str, toy_bundle: Path) -> None:
+    """`multiprocessing.Pool` waits for ever for a result that it cannot unpickle."""
+    with fieldrun.load(toy_bundle, engine="numpy") as model:
+        model.attach(head())
+        context = multiprocessing.get_context(start)
+        with context.Pool(2) as pool:
+            rows = [pool.apply_async(model.predict, (TEXTS, "mine")) for _ in range(4)]
+            assert [row.get(120) for row in rows] == [model.predict(TEXTS, "mine")] * 4
+            with pytest.raises(UnknownName, match="unknown task 'moods'"):
+                pool.apply_async(model.predict, (TEXTS, "moods")).get(120)
+
+
+def test_joblib_answers_and_raises(toy_bundle: Path, tmp_path: Path) -> None:
+    joblib: Any = pytest.importorskip("joblib")
+    loky: Any = pytest.importorskip("joblib.externals.loky")
+    try:
+        with fieldrun.load(toy_bundle, engine="numpy", overflow="window") as model:
+            model.attach(head())
+            expected = model.field(TEXTS)
+            parallel = joblib.Parallel(n_jobs=2, backend="loky")
+            for tasks, labels, field in parallel(joblib.delayed(answer)(model) for _ in range(4)):
+                assert (tasks, labels) == (model.tasks, model.predict(TEXTS, "mine"))
+                np.testing.assert_array_equal(field, expected)
+            assert parallel(joblib.delayed(os.getpid)() for _ in range(4)).count(os.getpid()) == 0
+            with pytest.raises(UnknownName, match="unknown task 'moods'"):
+                parallel(joblib.delayed(model.predict)(TEXTS, task) for task in ("mine", "moods"))
+            joblib.dump(model, tmp_path / "model.joblib")
+            np.testing.assert_array_equal(joblib.load(tmp_path / "model.joblib").field(TEXTS), expected)
+    finally:
+        loky.get_reusable_executor().shutdown(wait=True)
 
 
 def test_a_pickled_model_is_the_same_bundle_or_an_error(toy_bundle: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-NAMES = ("check-your-data", "index", "libraries", "own-labels", "serving", "tutorial")
+NAMES = ("check-your-data", "index", "libraries", "own-labels", "packed-apps", "serving", "tutorial")
 PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 ROWS = {"docs/own-labels.md": ("train.tsv", "dev.tsv", "more.tsv")}  # files that a page takes for granted
 TEXTS = {"delivery": "my card has not arrived", "fees": "i was charged twice"}

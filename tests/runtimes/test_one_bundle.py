@@ -6,17 +6,24 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import fieldrun
+from fieldrun.cli import main
 from fieldrun.errors import IntegrityError
-from fieldrun.formats.bundle import REFERENCE_BUNDLE
+from fieldrun.formats.bundle import REFERENCE_BUNDLE, Bundle
 from fieldrun.formats.tensors import Array
 from fieldrun.heads.head import Head
+from fieldrun.serve.current import Current
+from fieldrun_benchmarks.harness.subject import Subject, SubjectSpec, parse_subject
+from fieldrun_benchmarks.subjects.bundle import BundleSubject
+from fieldrun_benchmarks.subjects.tokenizer import TokenizerSubject
 from fieldrun_runtimes.engines.native_engine import is_compiled
 from tests import toy
 
@@ -109,6 +116,64 @@ def test_copying_over_a_loaded_bundle_changes_nothing(
     assert (done.returncode, done.stdout) == (0, "the same\n"), done.stderr
 
 
+def rows(folder: Path) -> Path:
+    path = folder / "rows.tsv"
+    path.write_text("text\tlabel\ngood\tyes\nbad\tno\n", "utf-8")
+    return path
+
+
+def subject(kind: Callable[[SubjectSpec], Subject], bundle: Path) -> list[Any]:
+    made = kind(SubjectSpec(name="a", kind="a", place=str(bundle), variant="numpy"))
+    parts = sorted(name for name, part in made.stages("good").items() if part() is not None)
+    return [made.run(TEXTS), made.tokens(TEXTS), parts, made.about()["artifact"]]
+
+
+USES: dict[str, Callable[[Path, Path], Any]] = {
+    "load and save": lambda bundle, folder: Bundle.load(fieldrun.load(bundle).save(folder / "saved")).manifest.files,
+    "verify": lambda bundle, folder: fieldrun.verify(bundle).passed,
+    "info": lambda bundle, folder: Bundle.load(bundle).about()["hashes"],
+    "check": lambda bundle, folder: fieldrun.check(rows(folder), bundle=bundle).tokens,
+    "install": lambda bundle, folder: fieldrun.install(bundle, folder / "installed").sha256,
+    "serve": lambda bundle, folder: (
+        Current(bundle, engine="auto", provider=None, threads=1, overflow="truncate", unknown="answer").served.sha256
+    ),
+    "bench a bundle": lambda bundle, folder: subject(BundleSubject, bundle),
+    "bench a tokenizer": lambda bundle, folder: subject(TokenizerSubject, bundle),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_bundle_is_read_once(use: str, toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder is deleted as soon as it was read: whatever is opened by its path again is not there."""
+    for name in ("expected", "found"):
+        (tmp_path / name).mkdir()
+    expected = USES[use](toy_bundle, tmp_path / "expected")
+    bundle = Path(shutil.copytree(toy_bundle, tmp_path / toy_bundle.name))
+    read = Bundle._read
+
+    def read_and_delete(folder: Path, handle: int) -> Bundle:
+        found = read(folder, handle)
+        if folder == bundle:
+            shutil.rmtree(folder)
+        return found
+
+    monkeypatch.setattr(Bundle, "_read", read_and_delete)
+    assert USES[use](bundle, tmp_path / "found") == expected
+    assert not bundle.exists()
+
+
+def test_a_record_is_of_the_bundle_that_was_verified(toy_bundle: Path, other_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
+    report = fieldrun.verify(bundle)
+    (path,) = report.write(tmp_path, machine={})
+    path.unlink()
+    shutil.rmtree(bundle)
+    shutil.copytree(other_bundle, bundle)
+    with pytest.raises(IntegrityError, match="was replaced after it was verified"):
+        report.write(tmp_path, machine={})
+    assert not path.exists()
+
+
 def test_two_bundles_saved_in_turns_are_never_mixed(toy_bundle: Path, other_bundle: Path, tmp_path: Path) -> None:
     models = [fieldrun.load(path, engine="numpy") for path in (toy_bundle, other_bundle)]
     wanted = [model.field(TEXTS[:2]) for model in models]
@@ -173,3 +238,19 @@ def test_an_answer_has_the_same_bits_alone_and_in_any_company(engine: str, overf
                 np.testing.assert_array_equal(model.predict_proba([text], task)[0], expected[row])
         for row, pair in enumerate(pairs):
             np.testing.assert_array_equal(model.predict_proba([pair], "same")[0], same[row])
+
+
+def test_a_work_folder_may_have_any_name(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A colon and a percent sign, as on a mounted disk; a path that starts with them looks like a kind of subject."""
+    folder = tmp_path / "wo:rk 100%d {x}"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    bundle = Path(shutil.copytree(toy_bundle, f"{folder.name}/bundle"))
+    assert fieldrun.verify(bundle, engine="all").passed
+    assert fieldrun.install(bundle, folder / "installed").changed
+    assert fieldrun.label(rows(folder), folder / "out.jsonl", bundle=folder / "installed", tasks=["mood"]).lines == 2
+    with fieldrun.load(bundle) as model:
+        model.save(folder / "saved")
+    for name in (f"{bundle}@numpy", f"{bundle}@numpy#mood", f"{folder}/saved", f"bundle:{bundle}@numpy"):
+        assert BundleSubject(parse_subject(name)).predict(TEXTS, "mood")
+    assert main(["run", "good", "--bundle", str(bundle), "--task", "mood"], standalone_mode=False) is None

@@ -141,7 +141,7 @@ def test_a_panic_while_loading_leaves_the_old_one(
         raise Panic("index out of bounds")
 
     application = app(link)
-    monkeypatch.setattr("fieldrun.serve.current.load", panics)
+    monkeypatch.setattr("fieldrun.serve.current.FieldModel", panics)
     switch(link, other_bundle)
     assert "Panic: index out of bounds" in ask(application, "/reload", method="POST").error["message"]
     assert ask(application, "/field", {"text": "good"}).status == 200

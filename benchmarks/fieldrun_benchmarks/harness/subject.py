@@ -109,7 +109,7 @@ def parse_subject(text: str, *, engine: str = "auto", threads: int = 1) -> Subje
     if text == "null":
         return SubjectSpec(name=text, kind=text)
     if not colon or kind not in SUBJECTS:
-        if colon and "/" not in kind and not Path(text).is_dir():
+        if colon and "/" not in kind and not any(Path(p).is_dir() for p in (text, _cut(_cut(text, "#")[0], "@")[0])):
             raise UnknownName("kind of subject", kind, [*sorted(SUBJECTS), "python"])
         kind, rest = "bundle", text
     rest, task = _cut(rest, "#")

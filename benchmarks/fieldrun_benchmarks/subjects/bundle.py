@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import fieldrun
 from fieldrun.errors import UnknownName
-from fieldrun.formats.bundle import Bundle
-from fieldrun.formats.storage import sha256_file
+from fieldrun.formats.bundle import MANIFEST, Bundle
+from fieldrun.formats.storage import sha256_bytes
 from fieldrun_runtimes.engines import Engine, open_engine
+from fieldrun_runtimes.model import FieldModel
 
 from ..harness.subject import Subject, SubjectSpec
 
@@ -28,7 +28,8 @@ class BundleSubject(Subject):
     """Answers the labels of all single tasks, or of the one task that its name gives."""
 
     def __init__(self, spec: SubjectSpec) -> None:
-        self._model = fieldrun.load(spec.place, engine=spec.variant, threads=spec.threads)
+        self._bundle = Bundle.load(spec.place)
+        self._model = FieldModel(self._bundle, engine=spec.variant, threads=spec.threads)
         self._threads, self._task = spec.threads, spec.task
         single = [task for task in self._model.tasks if self._model.kind(task) == "single"]
         if spec.task and spec.task not in single:
@@ -54,7 +55,7 @@ class BundleSubject(Subject):
     def stages(self, text: str) -> Mapping[str, Callable[[], object]]:
         """Return `tokenize` (text to token ids) and `engine` (token ids to field and logits)."""
         if self._engine is None:  # a second engine, opened only now: it must not count in the memory of the first
-            self._engine = open_engine(self._model.engine, Bundle.load(self._model.path).exported(), self._threads)
+            self._engine = open_engine(self._model.engine, self._bundle.exported(), self._threads)
         engine, texts = self._engine, [text]
         ids = self._model.token_ids(texts)
         return {"tokenize": lambda: self._model.token_ids(texts), "engine": lambda: engine.run(ids)}
@@ -73,8 +74,7 @@ class BundleSubject(Subject):
 
     def about(self) -> dict[str, Any]:
         """Return the artifact, the engine, and why this engine was chosen."""
-        bundle = Bundle.load(self._model.path)
-        manifest = bundle.manifest
+        bundle, manifest = self._bundle, self._bundle.manifest
         answers = f"the label of {self._task}" if self._task else f"the labels of all {len(self._tasks)} single tasks"
         return {
             "artifact": {
@@ -84,7 +84,7 @@ class BundleSubject(Subject):
                 "parameters": manifest.network.parameters,
                 "licence": manifest.licence,
                 "sha256": {
-                    "manifest.json": sha256_file(bundle.path / "manifest.json"),
+                    MANIFEST: sha256_bytes(bundle.contents[MANIFEST]),
                     **{name: manifest.files[name].sha256 for name in _HASHED if name in manifest.files},
                 },
             },

@@ -8,12 +8,12 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from fieldrun.formats.bundle import Bundle
-from fieldrun.formats.storage import sha256_file
 
 from ..harness.subject import Subject, SubjectSpec
 
 __all__ = ["TokenizerSubject"]
 
+_FILE = "tokenizer.json"
 _PROGRAM = """
 from tokenizers import Tokenizer
 Tokenizer.from_file({path!r}).encode("a gripping film").ids
@@ -24,20 +24,17 @@ class TokenizerSubject(Subject):
     """Text in, token ids out."""
 
     def __init__(self, spec: SubjectSpec) -> None:
-        path = Bundle.load(spec.place).path / "tokenizer.json"
-        self._tokenizer = Tokenizer.from_file(str(path))
+        bundle = Bundle.load(spec.place)
+        self._tokenizer = Tokenizer.from_str(str(bundle.contents[_FILE], "utf-8"))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._artifact = {
-            "name": path.name,
-            "bytes": path.stat().st_size,
-            "sha256": {path.name: sha256_file(path)},
-        }
+        entry = bundle.manifest.files[_FILE]
+        self._artifact = {"name": _FILE, "bytes": entry.bytes, "sha256": {_FILE: entry.sha256}}
 
     @staticmethod
     def program(spec: SubjectSpec) -> str:
         """Return the program that gives the token ids of one text."""
-        return _PROGRAM.format(path=str(Bundle.load(spec.place).path / "tokenizer.json"))
+        return _PROGRAM.format(path=str(Bundle.load(spec.place).path / _FILE))
 
     @staticmethod
     def packages(spec: SubjectSpec) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ Nothing is unpickled, and no code of the folder is run. `settings` has what beco
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,7 +20,7 @@ from .sentence import SENTENCE_FILES, Sentence
 from .settings import check_settings, read_object
 from .tokenization import TOKENIZER_FILES
 
-__all__ = ["read_licence", "read_settings", "read_weights", "source_hashes"]
+__all__ = ["hashes_of", "read_licence", "read_settings", "read_weights", "source_hashes"]
 
 _DEFAULTS: Mapping[str, Any] = {  # of transformers.BertConfig, which leaves out what equals them
     "model_type": None,
@@ -154,5 +154,16 @@ def read_licence(folder: Path) -> str:
 def source_hashes(folder: Path, sentence: Sentence) -> dict[str, str]:
     """Return the sha256 of every file that an import reads, by its name."""
     names = {"config.json", "README.md", "model.safetensors.index.json", *SENTENCE_FILES, *TOKENIZER_FILES}
-    names |= {*sentence.files, *(path.name for path in _weight_files(folder))}
-    return {name: sha256_file(folder / name) for name in sorted(names) if (folder / name).is_file()}
+    return hashes_of(folder, names | {*sentence.files, *(path.name for path in _weight_files(folder))})
+
+
+def hashes_of(folder: Path, names: Iterable[str], before: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the sha256 of those files `names` that are in `folder`, by name.
+
+    Raises:
+        CheckpointError: they are not those of `before`, so that it is not known what was read in between.
+    """
+    found = {name: sha256_file(folder / name) for name in sorted(set(names)) if (folder / name).is_file()}
+    if before is not None and found != before:
+        raise CheckpointError(f"{folder} was changed while it was read; try again when it is complete")
+    return found

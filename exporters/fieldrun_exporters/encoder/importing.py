@@ -11,7 +11,7 @@ from typing import Any
 from fieldrun.errors import CheckpointError, OutputExists
 from fieldrun.formats.storage import is_folder
 
-from .huggingface import read_licence, read_settings, read_weights, source_hashes
+from .huggingface import hashes_of, read_licence, read_settings, read_weights, source_hashes
 from .model import Encoder, EncoderConfig
 from .sentence import read_sentence
 from .tokenization import longest_text, read_tokenizer
@@ -91,12 +91,13 @@ def load_encoder(folder: str | Path, *, pooling: str | None = None, normalize: b
         raise CheckpointError(f"no folder {folder}: give a local Hugging Face folder with config.json")
     settings = read_settings(folder)
     sentence = read_sentence(folder)
+    hashes = source_hashes(folder, sentence)
     tensors, positions = read_weights(folder, settings["layers"]), settings["max_positions"]
     tokenizer = read_tokenizer(folder, sentence, pad_id=0)
     settings["max_positions"] = longest_text(folder, sentence, positions)
     if len(tensors.get("embeddings.position", ())) == positions:  # `validate` refuses another number
         tensors["embeddings.position"] = tensors["embeddings.position"][: settings["max_positions"]]
-    provenance: dict[str, Any] = {"source": {"name": folder.resolve().name, "sha256": source_hashes(folder, sentence)}}
+    provenance: dict[str, Any] = {"source": {"name": folder.resolve().name, "sha256": hashes}}
     if any(sentence.prompts.values()):
         provenance |= {"prompt": sentence.prompt, "prompts": dict(sentence.prompts)}
     encoder = Encoder(
@@ -113,4 +114,5 @@ def load_encoder(folder: str | Path, *, pooling: str | None = None, normalize: b
         provenance=provenance,
     )
     encoder.validate()
+    hashes_of(folder, hashes, hashes)
     return encoder

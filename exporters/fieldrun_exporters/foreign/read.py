@@ -17,10 +17,10 @@ import onnx
 from onnx import TensorProto, inliner
 
 from fieldrun.errors import CheckpointError, ExportError
-from fieldrun.formats.storage import is_folder, read_json, sha256_file
+from fieldrun.formats.storage import is_folder, read_json, sha256_bytes
 
 from ..calibrate import largest_id, open_tokenizer
-from ..encoder.huggingface import read_licence
+from ..encoder.huggingface import hashes_of, read_licence
 from ..encoder.sentence import SENTENCE_FILES, Sentence, read_sentence
 from ..encoder.tokenization import TOKENIZER_FILES, read_tokenizer, with_sentence
 from ..parity import one_line
@@ -84,8 +84,10 @@ def read_foreign(folder: Path) -> ForeignModel:
         raise CheckpointError(f"no folder {folder}; give one with model.onnx and tokenizer.json")
     path = folder / "model.onnx"
     try:
-        model = onnx.load(str(path), load_external_data=False)
-        external = _external_files(folder, model)
+        data = path.read_bytes()
+        model = onnx.load_model_from_string(data)
+        others = ["config.json", *TOKENIZER_FILES, *SENTENCE_FILES, *_external_files(folder, model)]
+        hashes = {"model.onnx": sha256_bytes(data)} | hashes_of(folder, others)
         onnx.load_external_data_for_model(model, str(folder))
         if model.functions:
             model = inliner.inline_local_functions(model)
@@ -96,6 +98,7 @@ def read_foreign(folder: Path) -> ForeignModel:
     _check_nodes(model)
     inputs, batch, length = _inputs(model)
     sentence = read_sentence(folder)
+    hashes |= hashes_of(folder, sentence.files)
     tokenizer, vocab_size, pad_id = _tokenizer(folder, sentence)
     rows = _table_rows(model, next(each.name for each in inputs if each.role == "ids"))
     if rows is not None and rows < vocab_size:
@@ -103,8 +106,7 @@ def read_foreign(folder: Path) -> ForeignModel:
             f"{folder}: tokenizer.json has token id {vocab_size - 1}, the graph's table only {rows} rows; "
             "give the tokenizer that the model was trained with"
         )
-    files = ["model.onnx", "config.json", *TOKENIZER_FILES, *SENTENCE_FILES, *sentence.files, *external]
-    hashes = {name: sha256_file(folder / name) for name in sorted(set(files)) if (folder / name).is_file()}
+    hashes_of(folder, hashes, hashes)
     return ForeignModel(
         name=folder.resolve().name,
         path=path,

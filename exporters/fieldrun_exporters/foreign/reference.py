@@ -10,6 +10,7 @@ from onnx import helper
 from fieldrun.errors import ExportError
 from fieldrun.formats.tensors import Array
 
+from ..encoder.huggingface import hashes_of
 from ..parity import one_line, open_session
 from .read import ForeignModel
 
@@ -23,10 +24,13 @@ class Reference:
 
     Raises:
         ExportError: ONNX Runtime cannot open the graph.
+        CheckpointError: the files are no longer those that were read.
     """
 
     def __init__(self, model: ForeignModel) -> None:
         self._model, self._session = model, open_session(model.path)
+        read = model.provenance["source"]["sha256"]
+        hashes_of(model.path.parent, read, read)  # ONNX Runtime has opened them by their path
 
     def run(self, sequences: Sequence[Sequence[int]], length: int | None = None) -> Array:
         """Return what the graph gives for `sequences` as one batch, padded to `length` or the longest.

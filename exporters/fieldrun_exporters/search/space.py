@@ -104,7 +104,8 @@ class Space:
 
     def _clustered(self, part: str, level: str) -> dict[str, Array]:
         """Return steps, scale and stored bytes of `part` at `level`, from the work folder if they are there."""
-        path = self._work / f"{part}-{level}.safetensors"
+        name = level.replace(":", "-").replace("%", "")  # which FAT or Windows refuse
+        path = self._work / f"{part}-{name}.safetensors"
         if path.exists():
             try:
                 return dict(read_tensors(path))

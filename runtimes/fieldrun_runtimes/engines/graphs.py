@@ -1,8 +1,8 @@
-"""ONNX graphs as bytes: where their weights are, and how ONNX Runtime is given those without opening a file.
+"""ONNX graphs as bytes: where their weights are, and how ONNX Runtime and TensorRT get those without opening a file.
 
-A graph names its weights by file, offset and length. ONNX Runtime would open that file by its path when the session is
-made, which may be long after the bundle was checked. So the graphs are read here, as protocol buffers, as far as that
-takes: each reference is resolved in the bytes that were checked, and one to another file is an error.
+A graph names its weights by file, offset and length. ONNX Runtime and TensorRT would open that file by its path, which
+may be long after the bundle was checked. So the graphs are read here, as protocol buffers, as far as that takes: each
+reference is resolved in the bytes that were checked, and one to another file is an error.
 
 A large table whose rows are only gathered becomes an input of the graph, so that all sessions share its memory: every
 session would copy an initializer.
@@ -10,6 +10,7 @@ session would copy an initializer.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 from fieldrun.errors import BundleError
 from fieldrun.formats.tensors import Array
 
-__all__ = ["OpenGraph", "open_graph"]
+__all__ = ["OpenGraph", "open_graph", "whole_graph"]
 
 _WEIGHTS = "weights.safetensors"
 _SHARED = 1 << 20  # bytes from which a table becomes an input
@@ -44,7 +45,7 @@ _INSIDE = {  # what a message of onnx.proto holds, by field number, as far as te
 }
 _MODEL_GRAPH, _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT = 7, 1, 5, 11
 _NODE_INPUT, _NODE_TYPE, _NODE_ATTRIBUTE, _ATTRIBUTE_GRAPHS = 1, 4, 5, (6, 11)
-_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 1, 2, 8, 13, 14
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 1, 2, 8, 9, 13, 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +65,28 @@ def open_graph(model: bytes | memoryview, weights: memoryview, name: str, *, sha
     Raises:
         BundleError: it is no ONNX graph, names another file, or bytes that the file does not have.
     """
-    try:
+    with _readable(name):
         return _open(memoryview(model), weights, share)
+
+
+def whole_graph(model: bytes | memoryview, weights: memoryview, name: str) -> bytes:
+    """Return the graph `model` with its weights inside, for a parser that would open their file by its path.
+
+    Raises:
+        BundleError: as `open_graph`.
+    """
+    with _readable(name):
+        _open(memoryview(model), weights, share=False)  # which refuses weights in other places than the graph's list
+        return b"".join(
+            _field(number, _with_weights(value, weights) if number == _MODEL_GRAPH else value)
+            for number, value in _fields(memoryview(model))
+        )
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
     except BundleError as error:
         raise BundleError(f"{name}: {error}") from error
     except (IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
@@ -99,6 +120,18 @@ def _open(model: memoryview, weights: memoryview, share: bool) -> OpenGraph:
         initializers={key: tensor for key, tensor in external.items() if key not in large},
         inputs={key: external[key] for key in large},
     )
+
+
+def _with_weights(graph: memoryview, weights: memoryview) -> bytes:
+    parts = []
+    for number, value in _fields(graph):
+        if number == _GRAPH_INITIALIZER and _is_external(value):
+            kept = [_field(n, v) for n, v in _fields(value) if n not in (_TENSOR_EXTERNAL, _TENSOR_LOCATION)]
+            data = np.ascontiguousarray(_resolve(value, weights)[1]).tobytes()
+            parts.append(_field(number, b"".join([*kept, _field(_TENSOR_RAW, data)])))
+        else:
+            parts.append(_field(number, value))
+    return b"".join(parts)
 
 
 def _resolve(tensor: memoryview, weights: memoryview) -> tuple[str, Array]:

@@ -14,6 +14,7 @@ import numpy as np
 from fieldrun.formats.bundle import Bundle
 from fieldrun.formats.limits import SCRATCH
 from fieldrun.formats.tensors import Array
+from fieldrun.heads.blas import one_thread
 from fieldrun.heads.head import pair_features
 from fieldrun.student.config import SCORE_FLOOR
 
@@ -60,7 +61,9 @@ class NumpyEngine:
         for length, rows in groups.items():
             for start in range(0, len(rows), self._together):
                 part = rows[start : start + self._together]
-                parts.append(self._run(self._net.frame([sequences[row] for row in part], len(part), length), length))
+                framed = self._net.frame([sequences[row] for row in part], len(part), length)
+                with one_thread():
+                    parts.append(self._run(framed, length))
                 order += part
         output = parts[0]
         if len(parts) > 1:
@@ -105,7 +108,8 @@ class PairHeads:
 
     def __call__(self, a: Array, b: Array) -> Array:
         """Return the logits `(n, labels) float32` for fields `a`, `b` `(n, dim) float32`."""
-        return self._layers["pairs"](pair_features(a, b))
+        with one_thread():
+            return self._layers["pairs"](pair_features(a, b))
 
 
 class _Dense:

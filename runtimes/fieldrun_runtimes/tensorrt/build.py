@@ -16,11 +16,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fieldrun.errors import BundleError, EngineError, IntegrityError, UsageError
+from fieldrun.errors import EngineError, UsageError
 from fieldrun.formats.bundle import Bundle
-from fieldrun.formats.integrity import read_files
 from fieldrun.formats.progress import Progress, silent
 
+from ..engines.graphs import whole_graph
 from ..engines.weights import unusable
 from .cache import EngineCache
 from .device import find_gpu, require_gpu
@@ -134,10 +134,8 @@ def build(
             reused = about is not None
             if about is None:
                 timing = store.timing(folder, key) if target == "tensorrt" else b""
-                made = compile_graph(library, opened.path / name, key, shapes, timing)
-                # the parser reads by path: an engine is kept only if the files are still those that were loaded
-                parsed = {file: opened.manifest.files[file] for file in (name, "weights.safetensors")}
-                read_files(opened.path, parsed, IntegrityError)
+                model = whole_graph(opened.contents[name], opened.contents["weights.safetensors"], name)
+                made = compile_graph(library, model, key, shapes, timing)
                 about = {"seconds": made.seconds, "layers": made.layers, "bytes": len(made.engine)}
                 store.write(folder, key, made.engine, about)
                 if made.timing:
@@ -169,10 +167,11 @@ def _capability(library: ModuleType, capability: str) -> Any:
 
 
 def compile_graph(
-    library: ModuleType, path: Path, key: EngineKey, shapes: Mapping[str, tuple[int, ...]], timing: bytes = b""
+    library: ModuleType, model: bytes, key: EngineKey, shapes: Mapping[str, tuple[int, ...]], timing: bytes = b""
 ) -> Compiled:
-    """Parse the graph at `path` and build its engine; `EngineError` quotes the parser or the builder.
+    """Parse the graph `model`, which holds its weights, and build the engine of `key`.
 
+    Nothing is read by path, so the engine is of the bytes that were checked. `EngineError` quotes parser or builder.
     `shapes` are those of the bundle's parts, which identify them in the log.
     """
     log = quiet_logger(library)
@@ -183,12 +182,9 @@ def compile_graph(
     network = builder.create_network(0 if strongly is None else 1 << int(strongly))
     parser = library.OnnxParser(network, log)
     start = time.perf_counter()
-    if not parser.parse_from_file(str(path)):
+    if not parser.parse(model):
         words = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or log.words()
-        words = " ".join(words.split())
-        if "external" in words.lower() and "weights" in words.lower():
-            raise BundleError(f"{path}: its weights cannot be read ({words}); copy the bundle again")
-        raise EngineError(f"TensorRT's parser refuses {path.name}: {words}")
+        raise EngineError(f"TensorRT's parser refuses {key.graph}: {' '.join(words.split())}")
     config = builder.create_builder_config()
     tf32 = getattr(library.BuilderFlag, "TF32", None)
     if tf32 is not None and not OPTIONS["tf32"]:
@@ -203,7 +199,7 @@ def compile_graph(
         known = _timing_cache(config, timing)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise EngineError(f"TensorRT cannot build {path.name}: {log.words()}")
+        raise EngineError(f"TensorRT cannot build {key.graph}: {log.words()}")
     engine = bytes(plan)
     return Compiled(
         engine=engine,

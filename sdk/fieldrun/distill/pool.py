@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from fieldrun.errors import DatasetError, RecipeError
 from fieldrun.evaluation.copies import Key, first_rows, text_key
 from fieldrun.evaluation.dataset import Dataset, read_tsv
-from fieldrun.formats.storage import sha256_file
+from fieldrun.formats.storage import sha256_bytes
 from fieldrun.formats.tensors import Array
 
 from .recipe import CorpusRecipe, DistillRecipe, TaskRecipe, is_task_name
@@ -270,7 +271,9 @@ def _corpus_lines(data: Path, corpus: CorpusRecipe) -> tuple[list[str], str]:
     if not path.is_file():
         raise DatasetError(f"the recipe's corpus {path} does not exist; add it to the data folder")
     try:
-        return [line for line in path.read_text("utf-8-sig").split("\n") if line.strip()], sha256_file(path)
+        raw = path.read_bytes()
+        lines = io.TextIOWrapper(io.BytesIO(raw), "utf-8-sig").read().split("\n")
+        return [line for line in lines if line.strip()], sha256_bytes(raw)
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not valid UTF-8 at byte {error.start}; convert the file to UTF-8") from error
     except OSError as error:

@@ -69,11 +69,16 @@ def resolve_bundle(path: str | Path) -> Path:
         UserWarning: the current folder has a bundle of the name too; `"./reference"` is that one.
 
     Raises:
-        BundleError: there is no folder at `path`.
+        BundleError: there is no folder at `path`, or the shipped bundle is not there.
     """
     if path == "reference":
         if Path("reference", MANIFEST).is_file():
             warnings.warn("'reference' is the shipped bundle; write ./reference for the folder here", stacklevel=2)
+        if not is_folder(REFERENCE_BUNDLE):
+            raise BundleError(
+                f"the shipped bundle is not at {REFERENCE_BUNDLE}: fieldrun is in a zip file or was packed without its "
+                "data; unpack it, or give the folder of a bundle"
+            )
         return REFERENCE_BUNDLE
     folder = Path(path)
     if not is_folder(folder):

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import CheckpointError
 from ..formats.bundle import TaskSpec
 from ..formats.tensors import Array, check_tensors
+from .blas import one_thread
 
 __all__ = ["RESERVED", "Head", "attached_task", "head_logits", "pair_features", "softmax"]
 
@@ -71,7 +72,8 @@ def head_logits(head: Head, x: Array) -> Array:
 
     A row at a time: a BLAS may add a row of a batch in another order than the row alone, and the last bits differ.
     """
-    return np.asarray((x[:, None, :] @ head.weight)[:, 0] + head.bias)
+    with one_thread():
+        return np.asarray((x[:, None, :] @ head.weight)[:, 0] + head.bias)
 
 
 def softmax(logits: Array, temperature: float = 1.0) -> Array:

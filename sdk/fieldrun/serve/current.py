@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fieldrun.errors import BundleError, FieldrunError
-from fieldrun.formats.bundle import MANIFEST, resolve_bundle
-from fieldrun.formats.storage import read_json
-from fieldrun_runtimes.model import FieldModel, load
+from fieldrun.formats.bundle import MANIFEST, Bundle, resolve_bundle
+from fieldrun.formats.storage import parse_json, read_json
+from fieldrun_runtimes.model import FieldModel
 from fieldrun_runtimes.verify import verify
 
 __all__ = ["Current", "Served"]
@@ -74,7 +74,7 @@ class Current:
         """
         with self._lock:
             try:
-                if _sha256(resolve_bundle(self._path)) == self.served.sha256:
+                if _sha256_at(resolve_bundle(self._path)) == self.served.sha256:
                     self.error = None
                     return False
                 served = _open(self._path, self._settings)
@@ -89,21 +89,23 @@ class Current:
 
 
 def _open(path: str | Path, settings: Mapping[str, Any]) -> Served:
-    """Verify and load the bundle at `path`, links resolved: a link that is switched later changes nothing here."""
-    folder = resolve_bundle(path).resolve()
-    sha256 = _sha256(folder)
+    """Read the bundle at `path` once, verify it and load it; the folder may change at any time."""
+    bundle = Bundle.load(path)
     runs_on = {name: value for name, value in settings.items() if name not in ("overflow", "unknown")}
     # the engine null answers nothing: it is there to measure the service
-    if settings["engine"] != "null" and not verify(folder, **runs_on).passed:
-        raise BundleError(f"{folder} does not give the answers that its export measured; see: fieldrun verify {folder}")
-    model = load(folder, **settings)
-    if _sha256(folder) != sha256:
-        raise BundleError(f"{folder} was replaced while it was loaded; it is tried again")
-    return Served(model=model, sha256=sha256, loaded=time.time())
+    if settings["engine"] != "null" and not verify(bundle, **runs_on).passed:
+        raise BundleError(
+            f"{bundle.path} does not give the answers that its export measured; see: fieldrun verify {bundle.path}"
+        )
+    return Served(
+        model=FieldModel(bundle, **settings),
+        sha256=str(parse_json(bundle.contents[MANIFEST], MANIFEST)["sha256"]),
+        loaded=time.time(),
+    )
 
 
-def _sha256(folder: Path) -> str:
-    """Return what the manifest says its own hash is; loading the bundle proves it."""
+def _sha256_at(folder: Path) -> str:
+    """Return what the manifest in `folder` says its own hash is now: whether there is something to load."""
     try:
         return str(read_json(folder / MANIFEST)["sha256"])
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -15,7 +15,9 @@ from transformers import BertConfig, BertModel
 
 from fieldrun.errors import CheckpointError, OutputExists
 from fieldrun.formats.tensors import Array
+from fieldrun_exporters.encoder import importing
 from fieldrun_exporters.encoder.gelu import erf, gelu
+from fieldrun_exporters.encoder.huggingface import read_weights
 from fieldrun_exporters.encoder.importing import import_encoder, load_encoder
 from fieldrun_exporters.encoder.model import Encoder, forward
 from tests.tiny_bert import CONFIG, bert_weights, write_bert
@@ -187,6 +189,22 @@ def test_the_licence_and_the_hashes_of_the_source(tmp_path: Path) -> None:
         "model.safetensors",
         "tokenizer.json",
     ]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_source_that_changes_while_it_is_read_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_bert(tmp_path / "copied")
+
+    def read(*arguments: Any) -> Any:
+        found = read_weights(*arguments)
+        (folder / name).write_bytes((folder / name).read_bytes() + b" ")
+        return found
+
+    monkeypatch.setattr(importing, "read_weights", read)
+    with pytest.raises(CheckpointError, match="was changed while it was read"):
+        load_encoder(folder)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from fieldrun.errors import CheckpointError, ExportError, FieldrunError, RecipeE
 from fieldrun.formats.bundle import Bundle
 from fieldrun.formats.storage import read_json, sha256_file
 from fieldrun.formats.tensors import Array, read_tensors
+from fieldrun_exporters.foreign import read, reference
 from fieldrun_exporters.foreign import source as module
 from fieldrun_exporters.foreign.quantize import Product, find_layers, quantize_graph
 from fieldrun_exporters.parity import open_session
@@ -308,6 +309,23 @@ def test_wrong_folders_are_refused(tmp_path: Path, refused: Callable[..., str], 
     assert "no tokenizer.json" in refused(CheckpointError, folder)
     (folder / "model.onnx").write_bytes(b"not a protocol buffer")
     assert "cannot be read as ONNX" in refused(CheckpointError, folder)
+
+
+@pytest.mark.parametrize("when", ["read", "opened again"])
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json"])
+def test_a_folder_that_changes_while_it_is_read_is_refused(
+    name: str, when: str, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tmp_path / "f")
+    place, step = (read, "_check_nodes") if when == "read" else (reference, "open_session")
+    real = getattr(place, step)
+
+    def changed(*arguments: Any) -> Any:
+        (folder / name).write_bytes((folder / name).read_bytes() + b" ")
+        return real(*arguments) if when == "read" else None
+
+    monkeypatch.setattr(place, step, changed)
+    assert "was changed while it was read" in refused(CheckpointError, folder)
 
 
 def test_data_outside_the_folder_is_not_read(tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -41,6 +41,7 @@ from fieldrun_exporters.student.passes.palettize import palettize
 from fieldrun_exporters.student.simulate import outputs
 from tests.exporters.student.test_drop import sequences
 from tests.exporters.student.test_passes import FOLDED
+from tests.portable import unportable
 from tests.toy import WORDS
 from tests.toy import toy_checkpoint as make_toy
 
@@ -180,6 +181,11 @@ def test_the_smallest_bundle_within_a_drop(found: CompressReport) -> None:
     assert {key: stored[key] for key in found.to_dict()} == json.loads(json.dumps(found.to_dict()))
     assert "one level for all tables" in (found.path.parent / "front.svg").read_text()
     assert any("the table is packed" in line for line in found.warnings)
+
+
+def test_a_memory_card_takes_every_name(found: CompressReport, work: Path) -> None:
+    assert any(path.name.endswith(".safetensors") for path in work.rglob("*"))
+    assert unportable(work) == unportable(found.path.parent) == []
 
 
 def test_a_size_holds_and_the_recipe_makes_the_bundle_again(

@@ -12,13 +12,11 @@ They prove the calling code against the documents, not TensorRT.
 from __future__ import annotations
 
 import ctypes
-import json
 import sys
 import types
 import weakref
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -294,7 +292,7 @@ def tensorrt(machine: Machine, version: str, *, rtx: bool = False, typed_flag: b
             return True
 
     class Network:
-        path: str | None = None
+        model: bytes | None = None
 
     class OnnxParser:
         num_errors = 0
@@ -303,12 +301,13 @@ def tensorrt(machine: Machine, version: str, *, rtx: bool = False, typed_flag: b
             assert isinstance(logger, ILogger)
             self._network, self._logger = network, logger
 
-        def parse_from_file(self, model: str) -> bool:
-            assert isinstance(model, str)
+        def parse(self, model: bytes, path: str | None = None) -> bool:
+            assert isinstance(model, bytes)
+            assert path is None, "the parser would open the weights by path"
             if machine.parser_error is not None:
                 self.num_errors = 1
                 return False
-            self._network.path = model
+            self._network.model = model
             return True
 
         def get_error(self, index: int) -> Any:
@@ -332,11 +331,11 @@ def tensorrt(machine: Machine, version: str, *, rtx: bool = False, typed_flag: b
             return Config()
 
         def build_serialized_network(self, network: Network, config: Config) -> HostMemory | None:
-            assert network.path is not None
+            assert network.model is not None
             assert config.profiling_verbosity.name == "DETAILED"
-            machine.calls.append(f"build {Path(network.path).name}")
+            machine.calls.append(f"build {onnx.load_model_from_string(network.model).graph.name}")
             self._logger.log(ILogger.VERBOSE, "\n".join(["Layers:", *machine.log_lines]))
-            return HostMemory(json.dumps({"version": version, "graph": network.path}).encode())
+            return HostMemory(version.encode() + b"\n" + network.model)
 
     class Runtime:
         def __init__(self, logger: Any) -> None:
@@ -348,14 +347,14 @@ def tensorrt(machine: Machine, version: str, *, rtx: bool = False, typed_flag: b
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
             machine.calls.append("deserialize_cuda_engine")
-            value = json.loads(serialized_engine)
-            return Engine(self, value["graph"]) if value["version"] == version else None
+            made_by, _, model = bytes(serialized_engine).partition(b"\n")
+            return Engine(self, model) if made_by.decode() == version else None
 
     class Engine:
-        def __init__(self, runtime: Any, graph: str) -> None:
+        def __init__(self, runtime: Any, graph: bytes) -> None:
             self._runtime: Any = weakref.ref(runtime)
-            model = onnx.load(graph, load_external_data=False)
-            self._session = open_session(Path(graph), literal=True)
+            model = onnx.load_model_from_string(graph)
+            self._session = open_session(graph, literal=True)
             self._tensors = [*((t, True) for t in model.graph.input), *((t, False) for t in model.graph.output)]
             self.num_io_tensors = len(self._tensors)
 

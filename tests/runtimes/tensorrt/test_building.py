@@ -14,10 +14,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fieldrun
 from fieldrun.errors import EngineError, StorageError
+from fieldrun.formats.bundle import Bundle
+from fieldrun_runtimes.model import FieldModel
 from fieldrun_runtimes.tensorrt.build import build
 from fieldrun_runtimes.tensorrt.cache import EngineCache
 from tests.runtimes.tensorrt import doubles
@@ -252,6 +255,20 @@ def test_an_engine_whose_sidecar_had_no_room_is_not_loaded(
     with pytest.raises(EngineError, match="was cut or changed"):
         store.read(path.parent, key, "")
     assert not all(engine.reused for engine in build(tiny).engines), "the next build mends it"
+
+
+def test_what_is_parsed_is_what_was_loaded(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is emptied before the first graph is parsed."""
+    machine = doubles.install(monkeypatch)
+    bundle = Path(shutil.copytree(tiny, tmp_path / "bundle"))
+    opened = Bundle.load(bundle)
+    shutil.rmtree(bundle)
+    report = build(opened)
+    built = [call.removeprefix("build ") for call in machine.calls if call.startswith("build")]
+    assert [f"{name}.onnx" for name in built] == [f"{engine.graph}" for engine in report.engines]
+    with fieldrun.load(tiny, engine="numpy") as plain, FieldModel(opened, engine="tensorrt") as model:
+        texts = ["a good film", "no rain"]
+        np.testing.assert_allclose(model.field(texts), plain.field(texts), rtol=0, atol=1e-4)
 
 
 def test_a_parser_that_refuses_is_quoted(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

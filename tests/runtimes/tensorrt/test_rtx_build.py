@@ -9,7 +9,9 @@ import importlib.util
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -20,6 +22,7 @@ from fieldrun.errors import EngineError
 from fieldrun.formats.bundle import Bundle
 from fieldrun.formats.tensors import read_tensors
 from fieldrun_exporters.recipe import load_recipe, recipe_names
+from fieldrun_runtimes.engines.graphs import whole_graph
 from fieldrun_runtimes.tensorrt import device
 from fieldrun_runtimes.tensorrt.build import build, compile_graph
 from fieldrun_runtimes.tensorrt.key import EngineKey, keys_of
@@ -61,11 +64,30 @@ def test_the_same_graph_gives_the_same_bytes(bundle: Path) -> None:
     opened, library = Bundle.load(bundle), load_library("tensorrt-rtx")
     key = next(iter(keys_of(opened, "tensorrt-rtx", library, None, "8.6").values()))
     shapes = part_shapes(read_tensors(bundle / "weights.safetensors"))
-    one, other = (compile_graph(library, bundle / key.graph, key, shapes) for _ in range(2))
+    model = whole_graph(opened.contents[key.graph], opened.contents["weights.safetensors"], key.graph)
+    one, other = (compile_graph(library, model, key, shapes) for _ in range(2))
     assert one.engine == other.engine
 
 
-def test_a_refused_graph_is_in_the_parsers_words(tmp_path: Path) -> None:
+def test_bytes_give_the_engine_that_the_files_give(bundle: Path) -> None:
+    """The parser is given the graph with its weights inside; beside the same graph that it opens by its path."""
+    opened, library = Bundle.load(bundle), load_library("tensorrt-rtx")
+    shapes = part_shapes(opened.tensors())
+
+    def by_path(network: Any, log: Any) -> Any:
+        parser = library.OnnxParser(network, log)
+        return types.SimpleNamespace(parse=lambda model: parser.parse_from_file(model))
+
+    other: Any = types.SimpleNamespace(**vars(library) | {"OnnxParser": by_path})
+    key = next(iter(keys_of(opened, "tensorrt-rtx", library, None, "8.6").values()))
+    model = whole_graph(opened.contents[key.graph], opened.contents["weights.safetensors"], key.graph)
+    found = compile_graph(library, model, key, shapes)
+    path: Any = str(bundle / key.graph)
+    assert found.engine == compile_graph(other, path, key, shapes).engine
+    assert set(found.layers) == set(shapes) - {"pairs"}
+
+
+def test_a_refused_graph_is_in_the_parsers_words() -> None:
     library = load_library("tensorrt-rtx")
     int_product = helper.make_graph(
         [helper.make_node("MatMul", ["a", "a"], ["b"], name="b")],
@@ -73,16 +95,14 @@ def test_a_refused_graph_is_in_the_parsers_words(tmp_path: Path) -> None:
         [helper.make_tensor_value_info("a", TensorProto.INT32, [2, 2])],
         [helper.make_tensor_value_info("b", TensorProto.INT32, [2, 2])],
     )
-    path = tmp_path / "refused.onnx"
     model = helper.make_model(int_product, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    path.write_bytes(model.SerializeToString())
-    onnx.checker.check_model(str(path))
+    onnx.checker.check_model(model)
     key = EngineKey(
-        graph=path.name, graph_sha256="", weights_sha256="", target="tensorrt-rtx", tensorrt="", cuda=None,
+        graph="refused.onnx", graph_sha256="", weights_sha256="", target="tensorrt-rtx", tensorrt="", cuda=None,
         compute_capability="8.6", device=None, machine="", jetpack=None, bucket="1x1", options={},
     )  # fmt: skip
     with pytest.raises(EngineError, match=r"parser refuses refused\.onnx: .*INT32") as caught:
-        compile_graph(library, path, key, {})
+        compile_graph(library, model.SerializeToString(), key, {})
     assert "\n" not in str(caught.value)
 
 
