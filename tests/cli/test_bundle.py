@@ -85,7 +85,7 @@ def test_a_long_text_is_counted_or_refused(toy_bundle: Path, single: TaskSpec) -
     result = call(*arguments)
     assert lines(result)[0]["dropped"] > 0
     assert "1 of 1 texts were too long" in result.stderr
-    assert "text 1: " in call(*arguments, "--overflow", "error", code=10).stderr
+    assert "text 1 has " in call(*arguments, "--overflow", "error", code=10).stderr
     windowed = call(*arguments, "--overflow", "window")
     assert (lines(windowed)[0]["dropped"], windowed.stderr) == (0, "")
 
@@ -297,7 +297,7 @@ def test_undecodable_arguments_and_narrow_terminals(toy_bundle: Path, single: Ta
     result = _run("run", "-b", toy_bundle, "--task", single.name, "na\u00efve \U0001f600", env=narrow)
     assert result.stdout.rstrip().endswith(rb"na\xefve \U0001f600")
     result = _run("run", "-b", toy_bundle, "--task", single.name, os.fsdecode(b"na\xefve"), env=narrow, code=2)
-    assert result.stderr.startswith(b"fieldrun: error: text 1: ")
+    assert result.stderr.startswith(b"fieldrun: error: text 1 holds a lone surrogate")
     assert result.stderr.count(b"\n") == 1
 
 

@@ -114,6 +114,13 @@ class FakeModel:
         spec = self.manifest.task(task)
         return softmax(encoding.logits[:, spec.start : spec.start + len(spec.labels)], spec.temperature)
 
+    def best_of(
+        self, encoding: FakeEncoding, task: str, other: FakeEncoding | None = None, *, k: int | None = None
+    ) -> Any:
+        scores = self.scores_of(encoding, task, other)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return order, np.take_along_axis(scores, order, axis=1)
+
 
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch) -> list[FakeModel]:

