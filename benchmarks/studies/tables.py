@@ -31,6 +31,7 @@ from .search import tables as search
 from .serve import tables as serve
 from .student import tables as student
 from .tensorrt_build import tables as tensorrt_build
+from .transfer import tables as transfer
 from .trials import tables as trials
 
 __all__ = ["BLOCKS", "RECORDS", "ROOT", "main", "names", "pages", "render"]
@@ -39,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "benchmarks" / "records"
 _STUDIES = (
     an1, arm, bulk, encoder_methods, fit_heads, flips, ladder, peers, rank_order, search, serve, student,
-    tensorrt_build, trials,
+    tensorrt_build, transfer, trials,
 )  # fmt: skip
 BLOCKS: dict[str, Block] = {name: block for study in _STUDIES for name, block in study.BLOCKS.items()}
 """Every block that a page may show, by name."""

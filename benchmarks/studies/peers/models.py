@@ -37,11 +37,11 @@ from fieldrun_benchmarks.harness.worker_process import link_packages, worker_env
 
 from .heads import Floats, LinearHead, Vectors, need, train_head
 
-__all__ = ["PEERS", "Peer", "answer", "build", "headed", "main", "prepare"]
+__all__ = ["PEERS", "Peer", "answer", "build", "headed", "main", "prepare", "vectors"]
 
 Answer = Callable[[Sequence[str]], list[str]]
 
-_MAX_TOKENS = 512
+_MAX_TOKENS = 256  # MiniLM-L6's own limit; the sentences and questions of the bench are shorter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,7 @@ class Peer:
         source: the encoder it is made from, `gte` or `minilm`, or none.
         settings: how it is made; another value makes it again.
         requirements: the packages of an environment of its own, or none for this one.
+        vectors: opens a folder; its function gives one vector a text. None where the peer has labels alone.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Peer:
     source: str = ""
     settings: str = ""
     requirements: tuple[str, ...] = ()
+    vectors: Callable[[Path], Vectors] | None = None
 
 
 def prepare(key: str, source: Path, work: Path, train: Mapping[str, Path], say: Callable[[str], None]) -> Path:
@@ -126,6 +128,14 @@ def answer(folder: Path, task: str) -> Answer:
     return PEERS[folder.name].answer(folder, task)
 
 
+def vectors(folder: Path) -> Vectors:
+    """Return the function from texts to vectors of the peer in `folder`; `DatasetError` where it has labels alone."""
+    start = PEERS[folder.name].vectors
+    if start is None:
+        raise DatasetError(f"{folder.name} gives labels, and no vectors")
+    return start(folder)
+
+
 def _call(command: list[str], environment: Mapping[str, str] | None) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -156,7 +166,8 @@ def headed(name: str, make: Callable[[Path, Path], None], start: Callable[[Path]
         head, vectors = LinearHead.read(folder / f"head-{task}.json"), start(folder)
         return lambda texts: head(vectors(texts))
 
-    return Peer(name=name, build=heads, answer=label, **{**more, "program": more["program"] + _HEAD_PROGRAM})
+    program = more["program"] + _HEAD_PROGRAM
+    return Peer(name=name, build=heads, answer=label, vectors=start, **{**more, "program": program})
 
 
 _HEAD_PROGRAM = """
@@ -356,7 +367,7 @@ x = model.embed(["a gripping film"], norm=True)
         _distill_static,
         _start_static,
         source="gte",
-        settings="model2vec.distill from gte-small, pca_dims=256, float16; encode with its defaults",
+        settings="model2vec.distill, pca_dims=256, float16; encode with its defaults",
         needs=("model2vec",),
         made_with=("model2vec", "torch", "transformers"),
         program="""

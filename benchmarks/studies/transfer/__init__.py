@@ -1,0 +1,1 @@
+"""What frozen vectors are worth on texts and labels that nobody trained on."""
