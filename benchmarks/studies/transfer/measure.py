@@ -25,7 +25,7 @@ from fieldrun.evaluation.dataset import Dataset, read_tsv
 from fieldrun.formats.bundle import Bundle
 from fieldrun.heads.fit import fit_fields
 from fieldrun.heads.head import head_logits
-from fieldrun_benchmarks.harness.record import conditions, write_record
+from fieldrun_benchmarks.harness.record import conditions, make_folder, write_record
 
 from ..fit_heads.measure import draw
 from ..paired import Hits, difference, published, scored
@@ -35,9 +35,9 @@ from ..suite import artifact, data_option, output_option, study
 from .scores import FUSIONS, Collection, bm25, correlation, cosines, mean, ndcg, overlap, read_collection
 from .vectors import OURS, SUBJECTS, Subject, open_peer
 
-__all__ = ["COLUMNS", "main", "probe", "similarity"]
+__all__ = ["COLUMNS", "GROUPS", "TASKS", "main", "probe", "similarity"]
 
-TASKS = {
+TASKS: Mapping[str, str] = {
     "transfer/xed_emotion": "test.tsv",
     "transfer/hatecheck": "test.tsv",
     "transfer/search_snippets": "test.tsv",
@@ -49,9 +49,11 @@ TASKS = {
     "tweeteval_offensive": "dev.tsv",
 }
 """The tasks, and the file that judges each."""
-COLUMNS = {"8": (8, 5), "64": (64, 3), "all": (None, 1)}
+GROUPS = {"all": tuple(TASKS), "transfer": tuple(task for task in TASKS if task.startswith("transfer/"))}
+"""The tasks of a mean. The shipped student of the suite was trained on the tasks that are not in `transfer`."""
+COLUMNS: Mapping[str, tuple[int | None, int]] = {"8": (8, 5), "64": (64, 3), "all": (None, 1)}
 """Train rows a label, and how many draws of them; None stands for all rows."""
-COLLECTIONS = ("xquad_en", "cranfield")
+_COLLECTIONS = ("xquad_en", "cranfield")
 _MOST_ROWS = 10_000  # of a train file
 _PREFIXES = (128, 64)
 _BATCH = 2048  # texts in one call of a bundle
@@ -157,7 +159,7 @@ def main(
     before = conditions()
     sets = {task: (read_tsv(data / task / "train.tsv"), read_tsv(data / task / name)) for task, name in TASKS.items()}
     pairs = read_tsv(data / "stsb" / "dev.tsv")
-    collections = {name: read_collection(data / "retrieval" / name) for name in COLLECTIONS}
+    collections = {name: read_collection(data / "retrieval" / name) for name in _COLLECTIONS}
     words = {name: bm25(collection) for name, collection in collections.items()}
     about = _about(sets, pairs, collections)
     sources = {name: folder for name, folder in (("gte", gte), ("minilm", minilm)) if folder is not None}
@@ -166,20 +168,18 @@ def main(
         for name in SUBJECTS
         if name in subjects
     }
+    make_folder(cache / "results")
     results = {}
     for name, subject in opened.items():
         stages = Stages(
-            cache / "results" / f"{name}.json", {"subject": subject.about, "data": about, "columns": COLUMNS}
+            cache / "results" / f"{name}.json", {"subject": subject.about, "data": about, "columns": dict(COLUMNS)}
         )
         results[name] = _measured(stages, name, subject.vectors, sets, pairs, collections, words)
     values = {
         "conditions": before,
         "data": about,
         "subjects": {name: subject.about for name, subject in opened.items()},
-        "accuracy": {
-            column: published({name: _runs(found, column) for name, found in results.items()}, _KINDS)
-            for column in COLUMNS
-        },
+        "accuracy": {column: _accuracy(results, column) for column in COLUMNS},
         "differences": _differences(results),
         "similarity": {name: found["similarity"] for name, found in results.items()},
         "retrieval": {name: _ranked(collections[name], words[name], name, results) for name in collections},
@@ -187,10 +187,8 @@ def main(
     }
     command = "python -m studies.transfer.measure --data DATA --gte FOLDER --minilm FOLDER --cache CACHE"
     command += "".join(f" --subject '{name}'" for name in opened if len(opened) < len(SUBJECTS))
+    command += "" if bundle == "reference" else " --bundle FOLDER"
     write_record(output, "transfer", f"{command} -o {output.name}", values)
-
-
-_KINDS = dict.fromkeys(TASKS, "single")
 
 
 def _say(line: str) -> None:
@@ -243,9 +241,16 @@ def _measured(
     }
 
 
-def _runs(found: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
-    """Return, for each draw, what was scored on every task."""
-    return [{task: runs[column][draw] for task, runs in found["tasks"].items()} for draw in range(COLUMNS[column][1])]
+def _accuracy(results: Mapping[str, Mapping[str, Any]], column: str) -> dict[str, Any]:
+    """Return, by subject, the accuracy on each task and the means of the groups."""
+    draws = range(COLUMNS[column][1])
+    runs = {
+        name: [{task: each[column][draw] for task, each in found["tasks"].items()} for draw in draws]
+        for name, found in results.items()
+    }
+    found = {group: published(runs, dict.fromkeys(tasks, "single")) for group, tasks in GROUPS.items()}
+    means = {name: {group: each["means"][name]["all"] for group, each in found.items()} for name in results}
+    return {"tasks": found["all"]["tasks"], "means": means}
 
 
 def _differences(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -262,11 +267,9 @@ def _differences(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                 {task: Hits.of(runs[column]).rows for task, runs in results[who]["tasks"].items()}
                 for who in (OURS, name)
             )
-            lost = {task: ours[task] - theirs[task] for task in ours}
-            found[name][column] = {
-                "tasks": {task: difference([rows]) for task, rows in lost.items()},
-                "mean": difference(list(lost.values())),
-            }
+            gained = {task: ours[task] - theirs[task] for task in ours}
+            means = {group: difference([gained[task] for task in tasks]) for group, tasks in GROUPS.items()}
+            found[name][column] = {"tasks": {task: difference([rows]) for task, rows in gained.items()}, "means": means}
     return found
 
 

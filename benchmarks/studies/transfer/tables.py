@@ -24,37 +24,41 @@ def _figure(entry: Record) -> str:
 
 
 def _means(record: Record) -> Sequence[Part]:
-    rows = [
-        {"name": name, "means": {column: record["accuracy"][column]["means"][name]["all"] for column in _SHOWN}}
-        for name in record["subjects"]
-    ]
-    columns = [
-        Column("Vectors of", _name),
-        *(Column(f"{title}, % (95 % interval)", f"means.{key}", accuracy) for key, title in _SHOWN.items()),
-    ]
-    tasks = len(record["data"]["tasks"])
-    return [Table(columns, rows), *_verdict(record), conditions(record, f"Means over {tasks} tasks. ", after="")]
+    parts: list[Part] = []
+    for group in ("all", "transfer"):
+        means = {column: record["accuracy"][column]["means"] for column in _SHOWN}
+        rows = [
+            {"name": name, **{column: means[column][name][group] for column in _SHOWN}} for name in record["subjects"]
+        ]
+        columns = [
+            Column("Vectors of", _name),
+            *(Column(f"{title}, % (95 % interval)", key, accuracy) for key, title in _SHOWN.items()),
+        ]
+        tasks = rows[0]["all"]["tasks"]
+        title = f"All {tasks} tasks" if group == "all" else f"The {tasks} of `transfer` alone"
+        parts += [f"**{title}**: mean accuracy", Table(columns, rows), *_verdict(record, group)]
+    return [*parts, conditions(record, after="")]
 
 
-def _verdict(record: Record) -> list[str]:
-    """Return how fieldrun stands beside the best peer without a transformer."""
+def _verdict(record: Record, group: str) -> list[str]:
+    """Return how fieldrun stands beside the best peer without a transformer, in the mean of `group` and by task."""
     static = [name for name in STATIC if name in record["differences"]]
     if not static:
         return []
     said = []
     for column, title in _SHOWN.items():
         means, differences = record["accuracy"][column]["means"], record["differences"]
-        best = max(static, key=lambda name: means[name]["all"]["accuracy"])
-        least = {
-            task: min(differences[name][column]["tasks"][task]["difference"] for name in static)
-            for task in record["data"]["tasks"]
-        }
-        behind = ", ".join(f"{task} {100 * lost:+.1f}" for task, lost in least.items() if lost < -0.01)
-        said.append(
-            f"**{title}**: {change(differences[best][column]['mean'], 1)} to {best}, the best static peer in the mean. "
-            f"More than a point below the best static peer of that task: {behind or 'no task'}."
-        )
-    return ["`fieldrun` minus a static peer, points (95 % interval):", "\n".join(f"- {line}" for line in said)]
+        best = max(static, key=lambda name: means[name][group]["accuracy"])
+        line = f"{title}: {change(differences[best][column]['means'][group], 1)} to {best}"
+        if group == "all":
+            least = {
+                task: min(differences[name][column]["tasks"][task]["difference"] for name in static)
+                for task in record["data"]["tasks"]
+            }
+            behind = ", ".join(f"{task} {100 * lost:+.1f}" for task, lost in least.items() if lost < -0.01)
+            line += f"; more than a point below the best static peer of a task: {behind or 'nowhere'}"
+        said.append(f"- {line}")
+    return ["`fieldrun` minus the static peer with the best mean, points (95 % interval):", "\n".join(said)]
 
 
 def _tasks(record: Record) -> Sequence[Part]:

@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,14 +114,16 @@ def _digest(value: Any) -> str:
 
 def main(folder: str, todo: str) -> None:
     """Write the vectors of the texts in the file `todo`, JSON by the names of the files, with the peer in `folder`."""
-    encode, chunks = open_vectors(Path(folder)), read_json(Path(todo))
+    encode, chunks, told = open_vectors(Path(folder)), read_json(Path(todo)), time.monotonic()
     for done, (name, texts) in enumerate(chunks.items(), 1):
         target = Path(name)
         partial = target.with_suffix(".partial")
         with partial.open("wb") as file:
             np.save(file, np.asarray(encode(texts), np.float32))
         partial.replace(target)
-        sys.stderr.write(f"{Path(folder).name}: {done} of {len(chunks)} files of {_CHUNK:,} texts\n")
+        if time.monotonic() - told > 30:
+            told = time.monotonic()
+            sys.stderr.write(f"  {done} of {len(chunks)} thousand texts\n")
 
 
 if __name__ == "__main__":
