@@ -39,6 +39,7 @@ _LEAST_WORDS = 3  # of a sentence that is held back
 _SENTENCES = 4  # in a row, held back as one text: "The U.S. won." is three pieces between full stops
 _LINES = (".txt", ".tsv")
 _NO_WORD = re.compile(r"[\W_]+")
+_NO_ASCII_WORD = re.compile(r"[^a-z0-9]+")
 _END = re.compile(r"[.!?]+")
 _END_AND_BLANK = re.compile(r"[.!?]+\s")
 
@@ -142,7 +143,7 @@ def _write(
     for step, path in enumerate(held):
         progress("open pool", step, steps)
         for cell in _cells(path):
-            hidden.update(map(_digest, _hidden_keys(cell)))
+            hidden.update(map(_digest, _hidden_forms(cell)))
     seen: set[bytes] = set()
     texts: list[bytes] = []
     times, sources, counts = array("d"), array("H"), []
@@ -158,7 +159,7 @@ def _write(
             digest = _digest(key, salt)
             if digest in seen:
                 copies += 1
-            elif _digest(_words(key)) in hidden:
+            elif any(_digest(form) in hidden for form in _forms(key)):
                 kept_back += 1
             else:
                 seen.add(digest)
@@ -183,22 +184,35 @@ def _digest(key: str, salt: bytes = b"") -> bytes:
     return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16, key=salt).digest()
 
 
-def _words(key: str) -> str:
-    """Return the words of a text's key without punctuation, or the key if it has no word."""
-    return _NO_WORD.sub(" ", key).strip() or key
+def _forms(key: str) -> Iterator[str]:
+    """Yield the words of a text's key without punctuation, or the key if it has none; then its ASCII words.
+
+    The latter find a text whose accents were lost on the way, if they are enough to know it by.
+    """
+    words = _NO_WORD.sub(" ", key).strip() or key
+    yield words
+    if not words.isascii():
+        plain = _NO_ASCII_WORD.sub(" ", words).strip()
+        if _count(plain) >= _LEAST_WORDS:
+            yield plain
 
 
-def _hidden_keys(cell: str) -> Iterator[str]:
-    """Yield the words of a held-back text, and of every few sentences in a row that have enough words."""
+def _hidden_forms(cell: str) -> Iterator[str]:
+    """Yield the forms of a held-back text, and of every few sentences in a row that have enough words."""
     key = str(text_key(cell))
     if not key:
         return
-    yield _words(key)
+    yield from _forms(key)
     pieces = [words for piece in _END.split(key) if (words := _NO_WORD.sub(" ", piece).strip())]
     runs = (pieces[i : i + size] for size in range(1, _SENTENCES + 1) for i in range(len(pieces) + 1 - size))
-    for words in (*map(" ".join, runs), *map(_words, _END_AND_BLANK.split(key))):
-        if words.count(" ") >= _LEAST_WORDS - 1:
-            yield words
+    for sentence in (*map(" ".join, runs), *_END_AND_BLANK.split(key)):
+        words = _NO_WORD.sub(" ", sentence).strip()
+        if _count(words) >= _LEAST_WORDS:
+            yield from _forms(words)
+
+
+def _count(words: str) -> int:
+    return words.count(" ") + 1
 
 
 def _open(path: Path) -> BinaryIO:

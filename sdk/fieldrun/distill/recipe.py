@@ -118,7 +118,7 @@ def is_task_name(name: object) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherRecipe(_Section):
-    """How the raw field is read: `layers` is a count (spread evenly, 1 is the last) or a list of hidden-state indices."""
+    """How the raw field is read: `layers` is a count (spread evenly; 1 is the last) or a list of hidden states."""
 
     section: ClassVar[str] = "teacher"
     layers: int | tuple[int, ...] = _checked(
