@@ -21,7 +21,7 @@ from fieldrun.distill.teacher import extract_raw_field
 from fieldrun.errors import TrainingError
 
 TEXTS = ["a good film", "transfer", "x9", *(f"remember {'the rain and ' * (n % 7)}work {n}" for n in range(15))]
-SETTING = {"tokens_per_batch": 32, "dtype": "float32"}
+SETTING: dict[str, Any] = {"tokens_per_batch": 32, "dtype": "float32"}
 
 
 @pytest.fixture(autouse=True)

@@ -186,7 +186,12 @@ class TeacherReader:
         if max_tokens > longest:
             raise TrainingError(f"the teacher in {folder} takes at most {longest} tokens; lower teacher.max_tokens")
         self.folder, self.layers, self.width = folder, tuple(layers), len(layers) * hidden
-        self.setting = {"teacher": hashes, "layers": list(layers), "max_tokens": max_tokens, "dtype": dtype}
+        self.setting: dict[str, Any] = {
+            "teacher": hashes,
+            "layers": list(layers),
+            "max_tokens": max_tokens,
+            "dtype": dtype,
+        }
         self._loaded: tuple[Tokenizer, Any] | None = None
 
     def read(
