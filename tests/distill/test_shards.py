@@ -107,6 +107,7 @@ def test_a_kill_leaves_whole_shards_and_the_next_call_goes_on(
     assert len(read_shards(out)) == 1
     left = [name for name in names(out) if name.startswith(".")]
     assert len(left) == (when == "before a rename")
+    (out / ".shards.json.killed").write_text("{", "utf-8")
     first = (out / "00000.npy").stat().st_mtime_ns
     np.testing.assert_array_equal(np.concatenate(extract_shards(TEXTS, teacher, out, **SETTING)), whole)
     assert (out / "00000.npy").stat().st_mtime_ns == first

@@ -58,12 +58,18 @@ class Lines(Sequence[str]):
     """The lines of a UTF-8 file that stays on the disk. A slice is a list."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         with path.open("rb") as file:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._ends = np.flatnonzero(np.frombuffer(self._data, np.uint8) == ord("\n"))
 
     def __len__(self) -> int:
         return len(self._ends)
+
+    def __iter__(self) -> Iterator[str]:
+        with self._path.open(encoding="utf-8", newline="\n") as file:
+            for line in file:
+                yield line[:-1]
 
     @overload
     def __getitem__(self, index: int) -> str: ...

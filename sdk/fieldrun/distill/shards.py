@@ -137,7 +137,7 @@ def _check_same(out: Path, setting: dict[str, object]) -> None:
             )
     elif any(out.glob("*.npy")):
         raise TrainingError(f"{out} has shards but no shards.json; delete it or choose another folder")
-    for partial in out.glob(".*.npy.*"):
+    for partial in (*out.glob(".[0-9]*.npy.*"), *out.glob(f".{path.name}.*")):
         partial.unlink(missing_ok=True)
     if not path.exists():
         write_json(path, setting)
