@@ -73,7 +73,7 @@ def test_a_pool_names_its_sources_and_what_is_held_back(tmp_path: Path) -> None:
         ("schema = 1\npool = 3", r"\[pool\] must be an object"),
         ("schema = 1\npool.rows = 3", r"\[pool\] has unknown keys: rows"),
         ("schema = 1\npool.sources = 3", r"write \[\[pool.sources\]\], once per entry"),
-        ("schema = 1\npool.held_back = ['a']", r"pool.sources is empty"),
+        ("schema = 1\npool.held_back = ['a']", r"pool.sources must be a \[\[pool.sources\]\] for each file"),
         *(
             (f"schema = 1\n[pool]\nheld_back = {held}\n{SOURCE}", "pool.held_back must be a list of globs")
             for held in ("[]", "'a'", "[1]", "['/a']", "['']", "['.']", "['a/../../b']")

@@ -86,10 +86,12 @@ def _names(default: tuple[str, ...], wanted: str) -> Any:
 
 def _is_inside(value: Any) -> bool:
     """Whether `value` is the path or glob of files inside the data folder."""
-    if not isinstance(value, str) or not value:
-        return False
-    path = PurePosixPath(value)
-    return not path.is_absolute() and bool(path.parts) and ".." not in path.parts
+    parts = PurePosixPath(value).parts if isinstance(value, str) else ()
+    return bool(parts) and not parts[0].startswith("/") and ".." not in parts
+
+
+def _are_inside(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(map(_is_inside, value))
 
 
 class _Section:
@@ -309,17 +311,11 @@ class PoolRecipe(_Section):
     """The open pool: its `sources`, and globs of the files of the data folder whose texts must never get in."""
 
     section: ClassVar[str] = "pool"
-    sources: tuple[SourceRecipe, ...]
-    held_back: tuple[str, ...] = _checked(
-        MISSING,
-        lambda value: isinstance(value, list | tuple) and bool(value) and all(map(_is_inside, value)),
-        "a list of globs of files inside the data folder",
-    )
+    sources: tuple[SourceRecipe, ...] = _checked(MISSING, bool, "a [[pool.sources]] for each file of free texts")
+    held_back: tuple[str, ...] = _checked(MISSING, _are_inside, "a list of globs of files inside the data folder")
 
     def __post_init__(self) -> None:
         _Section.__post_init__(self)
-        if not self.sources:
-            raise RecipeError("pool.sources is empty; write [[pool.sources]] for each file of free texts")
         _refuse_twice("source", [source.file for source in self.sources])
 
 
