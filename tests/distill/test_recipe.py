@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from fieldrun.distill.recipe import FinetuneRecipe, TaskRecipe, load_recipe, recipe_names
+from fieldrun.distill.recipe import FinetuneRecipe, PoolRecipe, SourceRecipe, TaskRecipe, load_recipe, recipe_names
 from fieldrun.errors import RecipeError, UnknownName
+
+SOURCE = "[[pool.sources]]\nfile = 'a.txt'\nlicence = 'CC0'\nattribution = 'B'\nweight = 2"
 
 
 def test_shipped_recipes_load_and_are_json() -> None:
-    assert recipe_names() == ("quick", "reference")
+    assert recipe_names() == ("open", "quick", "reference")
     for name in recipe_names():
         recipe = load_recipe(name)
         assert recipe.name == name
@@ -41,6 +43,15 @@ def test_a_section_of_fine_tuning_is_enough_to_fine_tune(tmp_path: Path) -> None
     assert json.loads(json.dumps(recipe.to_dict()))["finetune"]["learning_rate"] == 5e-5
 
 
+def test_a_pool_names_its_sources_and_what_is_held_back(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f"schema = 1\n[pool]\nheld_back = ['b/*.tsv']\n{SOURCE}", "utf-8")
+    source = SourceRecipe(file="a.txt", licence="CC0", attribution="B", weight=2)
+    recipe = load_recipe(path)
+    assert recipe.pool == PoolRecipe(sources=(source,), held_back=("b/*.tsv",))
+    assert json.loads(json.dumps(recipe.to_dict()))["pool"]["sources"][0]["weight"] == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -59,6 +70,26 @@ def test_a_section_of_fine_tuning_is_enough_to_fine_tune(tmp_path: Path) -> None
         ("schema = 1\nteacher.layers = [1, 'x']", "teacher.layers must be an integer"),
         ("schema = 1\nteacher.max_tokens = 2", "teacher.max_tokens must be an integer of at least 4"),
         ("schema = 1\nteacher.dtype = 'int8'", "teacher.dtype must be auto"),
+        ("schema = 1\npool = 3", r"\[pool\] must be an object"),
+        ("schema = 1\npool.rows = 3", r"\[pool\] has unknown keys: rows"),
+        ("schema = 1\npool.sources = 3", r"write \[\[pool.sources\]\], once per entry"),
+        ("schema = 1\npool.held_back = ['a']", r"pool.sources must be a \[\[pool.sources\]\] for each file"),
+        *(
+            (f"schema = 1\n[pool]\nheld_back = {held}\n{SOURCE}", "pool.held_back must be a list of globs")
+            for held in ("[]", "'a'", "[1]", "['/a']", "['']", "['.']", "['a/../../b']")
+        ),
+        (f"schema = 1\n[pool]\nheld_back = ['a']\n{SOURCE}\n{SOURCE}", "the source 'a.txt' twice"),
+        *(
+            (f"schema = 1\n[pool]\nheld_back = ['a']\n{SOURCE.replace(old, new)}", message)
+            for old, new, message in (
+                ("'a.txt'", "'../a.txt'", "must be the path of a file inside the data folder"),
+                ("'a.txt'", "3", "must be the path of a file"),
+                ("weight = 2", "weight = 0", "source 'a.txt': weight must be"),
+                ("weight = 2", "weight = nan", "source 'a.txt': weight must be"),
+                ("'CC0'", "' '", "source 'a.txt': licence must be a text that is not blank"),
+                ("attribution = 'B'", "", "attribution"),
+            )
+        ),
         ("schema = 1\nfinetune = 3", r"\[finetune\] must be an object"),
         ("schema = 1\nfinetune.layers = 3", r"\[finetune\] has unknown keys: layers"),
         *(
@@ -134,7 +165,9 @@ def test_a_recipe_that_makes_no_sense(tmp_path: Path, text: str, message: str) -
 
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UnknownName, match=r"unknown recipe 'fast'; known: quick, reference, or the path of a \.toml"):
+    with pytest.raises(
+        UnknownName, match=r"unknown recipe 'fast'; known: open, quick, reference, or the path of a \.toml"
+    ):
         load_recipe("fast")
     with pytest.raises(RecipeError, match="does not exist"):
         load_recipe(tmp_path / "none.toml")

@@ -48,22 +48,23 @@ def die_at(row: int) -> Any:
     return progress
 
 
-def test_seven_layers_by_default() -> None:
-    assert default_layers(12) == (0, 2, 4, 6, 8, 10, 12)
-    assert default_layers(24) == (0, 4, 8, 12, 16, 20, 24)
-    assert default_layers(6) == (0, 1, 2, 3, 4, 5, 6)
-    assert default_layers(4) == (0, 1, 2, 3, 4)
+def test_layers_are_spread_evenly_and_one_is_the_last() -> None:
+    assert default_layers(12, 7) == (0, 2, 4, 6, 8, 10, 12)
+    assert default_layers(24, 7) == (0, 4, 8, 12, 16, 20, 24)
+    assert default_layers(6, 7) == (0, 1, 2, 3, 4, 5, 6)
+    assert default_layers(4, 7) == (0, 1, 2, 3, 4)
     assert default_layers(12, 3) == (0, 6, 12)
+    assert default_layers(12, 1) == (12,)
 
 
-@pytest.mark.parametrize("layers", [None, (4,), (0, 3)])
+@pytest.mark.parametrize("layers", [7, 1, (4,), (0, 3)])
 def test_raw_field_is_the_masked_mean_of_every_layer(
-    teacher: Path, tmp_path: Path, layers: tuple[int, ...] | None
+    teacher: Path, tmp_path: Path, layers: int | tuple[int, ...]
 ) -> None:
     from transformers import BertModel
 
     raw = extract_raw_field(TEXTS, teacher, tmp_path / "raw.npy", layers=layers, tokens_per_batch=64)
-    chosen = layers or (0, 1, 2, 3, 4)
+    chosen = {7: (0, 1, 2, 3, 4), 1: (4,)}[layers] if isinstance(layers, int) else layers
     assert raw.dtype == np.float16
     assert raw.shape == (len(TEXTS), 32 * len(chosen))
     assert not raw.flags.writeable

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from fieldrun.errors import FieldrunError, OutputExists, TrainingError, UsageError
+from fieldrun.errors import FieldrunError, OutputExists, RecipeError, TrainingError, UsageError
 from fieldrun.formats.progress import Progress, silent
 from fieldrun.formats.storage import sha256_bytes, write_json
 from fieldrun.formats.tensors import Array, check_tensors
@@ -32,11 +32,9 @@ from .recipe import DistillRecipe, load_recipe
 from .state import load_json, load_state, reason, save_state
 from .student import Student
 from .teacher import (
-    default_layers,
     extract_raw_field,
     load_tokenizer,
     teacher_hashes,
-    teacher_shape,
     token_vectors,
     tokenize,
 )
@@ -58,6 +56,8 @@ def run(
     plan = load_recipe(recipe)
     if out.exists():
         raise OutputExists(f"{out} exists; choose another folder or delete it first")
+    if plan.pool is not None:
+        raise RecipeError("training on [pool] is not built yet; delete that section of the recipe")
     if not data.is_dir():
         raise TrainingError(f"there is no data folder at {data}; give a folder with <task>/train.tsv")
     if threads is not None and threads < 1:
@@ -169,14 +169,11 @@ class _Run:
 
     def _raw(self, pool: TextPool) -> Array:
         recipe = self.recipe.teacher
-        layers = recipe.layers
-        if isinstance(layers, int):
-            layers = default_layers(teacher_shape(self.teacher)[0], layers)
         return extract_raw_field(
             pool.texts,
             self.teacher,
             self.work / "raw_field.npy",
-            layers=layers,
+            layers=recipe.layers,
             max_tokens=recipe.max_tokens,
             dtype=arithmetic(recipe.dtype),
             progress=lambda done, total: self.progress("raw field", done, total),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from fieldrun.errors import CheckpointError, RecipeError, UnknownName
@@ -17,6 +17,8 @@ __all__ = [
     "CorpusRecipe",
     "DistillRecipe",
     "FinetuneRecipe",
+    "PoolRecipe",
+    "SourceRecipe",
     "StudentRecipe",
     "TaskRecipe",
     "TeacherRecipe",
@@ -71,11 +73,25 @@ def _switch() -> Any:
     return _checked(False, lambda value: isinstance(value, bool), "true or false")
 
 
+def _said() -> Any:
+    return _checked(MISSING, lambda value: isinstance(value, str) and bool(value.strip()), "a text that is not blank")
+
+
 def _names(default: tuple[str, ...], wanted: str) -> Any:
     def valid(value: Any) -> bool:
         return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
 
     return _checked(default, lambda value: valid(value) and bool(value or not default), wanted)
+
+
+def _is_inside(value: Any) -> bool:
+    """Whether `value` is the path or glob of files inside the data folder."""
+    parts = PurePosixPath(value).parts if isinstance(value, str) else ()
+    return bool(parts) and not parts[0].startswith("/") and ".." not in parts
+
+
+def _are_inside(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(map(_is_inside, value))
 
 
 class _Section:
@@ -104,7 +120,7 @@ def is_task_name(name: object) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherRecipe(_Section):
-    """How the raw field is read: `layers` is a count (spread evenly) or a list of hidden-state indices."""
+    """How the raw field is read: `layers` is a count (spread evenly; 1 is the last) or a list of hidden states."""
 
     section: ClassVar[str] = "teacher"
     layers: int | tuple[int, ...] = _checked(
@@ -271,10 +287,49 @@ class CorpusRecipe(_Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRecipe(_Section):
+    """A file of free texts: a text a line (`.txt`, `.txt.xz`), or a table with the column `text` or a pair of columns.
+
+    Args:
+        file: its path in the data folder.
+        licence: of its texts.
+        attribution: whom the licence asks to name, for the model card.
+        weight: how much sooner its texts come than those of a source of weight 1.
+    """
+
+    file: str = _checked(MISSING, _is_inside, "the path of a file inside the data folder")
+    licence: str = _said()
+    attribution: str = _said()
+    weight: float = _number(1, 1e-6, 1e6)
+
+    def _title(self) -> str:
+        return f"source {self.file!r}: "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolRecipe(_Section):
+    """The open pool: its `sources`, and globs of the files of the data folder whose texts must never get in."""
+
+    section: ClassVar[str] = "pool"
+    sources: tuple[SourceRecipe, ...] = _checked(MISSING, bool, "a [[pool.sources]] for each file of free texts")
+    held_back: tuple[str, ...] = _checked(MISSING, _are_inside, "a list of globs of files inside the data folder")
+
+    def __post_init__(self) -> None:
+        _Section.__post_init__(self)
+        _refuse_twice("source", [source.file for source in self.sources])
+
+
+def _refuse_twice(what: str, names: list[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise RecipeError(f"the recipe lists the {what} {twice!r} twice; remove one of them")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DistillRecipe(_Section):
     """A whole training run. Without `tasks`, every folder of the data that has a `train.tsv` is a task.
 
-    Without `finetune` the teacher keeps its weights.
+    Without `finetune` the teacher keeps its weights. `pool` says what free texts there are.
     """
 
     name: str
@@ -282,6 +337,7 @@ class DistillRecipe(_Section):
     licence: str = "unstated"
     teacher: TeacherRecipe
     finetune: FinetuneRecipe | None = None
+    pool: PoolRecipe | None = None
     compressor: CompressorRecipe
     student: StudentRecipe
     training: TrainingRecipe
@@ -292,10 +348,8 @@ class DistillRecipe(_Section):
         _Section.__post_init__(self)
         if not isinstance(self.name, str) or not isinstance(self.licence, str):
             raise RecipeError("name and licence must be strings")
-        for what, names in (("task", [t.name for t in self.tasks]), ("corpus", [c.file for c in self.corpus])):
-            twice = next((name for name in names if names.count(name) > 1), None)
-            if twice is not None:
-                raise RecipeError(f"the recipe lists the {what} {twice!r} twice; remove one of them")
+        _refuse_twice("task", [task.name for task in self.tasks])
+        _refuse_twice("corpus", [corpus.file for corpus in self.corpus])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON."""
@@ -333,10 +387,19 @@ def load_recipe(recipe: str | Path) -> DistillRecipe:
         value["finetune"] = from_mapping(FinetuneRecipe, value["finetune"], f"{path}: [finetune]", RecipeError)
     for section, cls in sections.items():
         value[section] = from_mapping(cls, value.get(section, {}), f"{path}: [{section}]", RecipeError)
+    if "pool" in value:
+        if isinstance(value["pool"], dict):
+            value["pool"]["sources"] = _entries(value["pool"], "sources", SourceRecipe, f"{path}: [[pool.sources]]")
+        value["pool"] = from_mapping(PoolRecipe, value["pool"], f"{path}: [pool]", RecipeError)
     for section, cls in (("tasks", TaskRecipe), ("corpus", CorpusRecipe)):
-        entries = value.get(section, [])
-        if not isinstance(entries, list):
-            raise RecipeError(f"{path}: write [[{section}]], once per entry")
-        value[section] = tuple(from_mapping(cls, entry, f"{path}: [[{section}]]", RecipeError) for entry in entries)
+        value[section] = _entries(value, section, cls, f"{path}: [[{section}]]")
     result: DistillRecipe = from_mapping(DistillRecipe, {"name": path.stem, **value}, str(path), RecipeError)
     return result
+
+
+def _entries(value: Mapping[str, Any], name: str, cls: type, what: str) -> tuple[Any, ...]:
+    """Return the entries of an array of tables as `cls`; `RecipeError` if it is something else."""
+    entries = value.get(name, [])
+    if not isinstance(entries, list):
+        raise RecipeError(f"{what.replace('[[', 'write [[')}, once per entry")
+    return tuple(from_mapping(cls, entry, what, RecipeError) for entry in entries)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from fieldrun.student.windows import pad_ids
 from .state import load_json, reason
 
 __all__ = [
+    "TeacherReader",
     "default_layers",
     "extract_raw_field",
     "load_teacher",
@@ -80,8 +81,13 @@ def teacher_shape(folder: Path) -> tuple[int, int, int]:
         ) from error
 
 
-def default_layers(hidden_layers: int, count: int = 7) -> tuple[int, ...]:
-    """Return `count` layers spread evenly from the embeddings (0) to the last layer, as hidden-state indices."""
+def default_layers(hidden_layers: int, count: int) -> tuple[int, ...]:
+    """Return `count` layers spread evenly from the embeddings (0) to the last layer, as hidden-state indices.
+
+    One layer is the last.
+    """
+    if count == 1:
+        return (hidden_layers,)
     return tuple(dict.fromkeys(int(i) for i in np.linspace(0, hidden_layers, count).round()))
 
 
@@ -155,12 +161,96 @@ def texts_digest(texts: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+class TeacherReader:
+    """Reads the raw field of texts with the frozen encoder in `folder`, which is loaded when it is first needed.
+
+    Args:
+        folder: the teacher, a Hugging Face encoder folder with `tokenizer.json` and `model.safetensors`.
+        layers: how many layers, spread evenly (one is the last), or hidden-state indices, 0 = embeddings.
+        max_tokens: longer texts are cut, special tokens included.
+        dtype: `float32` or `bfloat16`, the teacher's arithmetic.
+
+    Raises:
+        TrainingError: the teacher cannot be used, or does not have these layers or take so many tokens.
+    """
+
+    def __init__(self, folder: Path, layers: int | Sequence[int], max_tokens: int, dtype: str) -> None:
+        hashes = teacher_hashes(folder)
+        depth, hidden, longest = teacher_shape(folder)
+        layers = default_layers(depth, layers) if isinstance(layers, int) else layers
+        if not layers or any(not 0 <= layer <= depth for layer in layers):
+            raise TrainingError(
+                f"layers {list(layers)} are not within 0..{depth}, the hidden states of {folder}; "
+                "correct teacher.layers"
+            )
+        if max_tokens > longest:
+            raise TrainingError(f"the teacher in {folder} takes at most {longest} tokens; lower teacher.max_tokens")
+        self.folder, self.layers, self.width = folder, tuple(layers), len(layers) * hidden
+        self.setting: dict[str, Any] = {
+            "teacher": hashes,
+            "layers": list(layers),
+            "max_tokens": max_tokens,
+            "dtype": dtype,
+        }
+        self._loaded: tuple[Tokenizer, Any] | None = None
+
+    def read(
+        self, texts: Sequence[str], tokens_per_batch: int, done: int = 0
+    ) -> Iterator[tuple[npt.NDArray[np.int64], torch.Tensor]]:
+        """Yield the numbers of some texts, and their raw field `(n, width) float32`, shortest texts first.
+
+        The first `done` texts in this order are left out. A batch has at most `tokens_per_batch` tokens with its
+        padding, or one text. A text without any token has a raw field of zeros.
+        """
+        tokenizer, teacher = self._load()
+        device = next(teacher.parameters()).device
+        sequences = tokenize(tokenizer, texts)
+        lengths = np.array([len(ids) for ids in sequences], np.int64)
+        order = np.argsort(lengths, kind="stable")
+        start, blank = done, int((lengths == 0).sum())
+        if start < blank:
+            yield order[start:blank], torch.zeros(blank - start, self.width)
+            start = blank
+        while start < len(order):
+            stop = start + 1
+            while stop < len(order) and lengths[order[stop]] * (stop + 1 - start) <= tokens_per_batch:
+                stop += 1
+            members = order[start:stop]
+            ids = torch.from_numpy(pad_ids([sequences[i] for i in members]))
+            mask = (torch.arange(ids.shape[1]) < torch.from_numpy(lengths[members])[:, None]).long()
+            with torch.inference_mode():
+                states = teacher(
+                    input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True
+                ).hidden_states
+                weight = (mask / mask.sum(1, keepdim=True)).unsqueeze(1).float().to(device)
+                raw = torch.cat([torch.bmm(weight, states[layer].float()).squeeze(1) for layer in self.layers], dim=1)
+            yield members, raw
+            start = stop
+
+    def half(self, raw: torch.Tensor) -> npt.NDArray[np.float16]:
+        """Return what `read` yielded as float16 on the CPU; `TrainingError` if a number is too large for that."""
+        stored = raw.half().cpu()
+        if not bool(torch.isfinite(stored).all()):
+            raise TrainingError(
+                f"a hidden state of the teacher in {self.folder} is too large for float16; leave out its layer"
+            )
+        rows: npt.NDArray[np.float16] = stored.numpy()
+        return rows
+
+    def _load(self) -> tuple[Tokenizer, Any]:
+        if self._loaded is None:
+            tokenizer = load_tokenizer(self.folder)
+            tokenizer.enable_truncation(self.setting["max_tokens"])
+            self._loaded = tokenizer, load_teacher(self.folder, getattr(torch, self.setting["dtype"]))
+        return self._loaded
+
+
 def extract_raw_field(
     texts: Sequence[str],
     folder: Path,
     out: Path,
     *,
-    layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] = 7,
     max_tokens: int = 128,
     tokens_per_batch: int = 4096,
     dtype: str = "float32",
@@ -172,7 +262,7 @@ def extract_raw_field(
         texts: the texts, in the order of the rows. A text without any token has a raw field of zeros.
         folder: the teacher, a Hugging Face encoder folder with `tokenizer.json` and `model.safetensors`.
         out: a `.npy` file; `<out>.json` beside it records its contents and the number of finished rows.
-        layers: hidden-state indices, 0 = embeddings; seven spread evenly by default.
+        layers: how many layers, spread evenly, or hidden-state indices, 0 = embeddings.
         max_tokens: longer texts are cut, special tokens included.
         tokens_per_batch: padded tokens per forward pass.
         dtype: `float32` or `bfloat16`, the teacher's arithmetic. Rows are stored as float16.
@@ -185,26 +275,18 @@ def extract_raw_field(
         TrainingError: the teacher cannot be loaded, or `out` is the raw field of other texts or another teacher.
         OSError: `out` does not fit on the disk.
     """
-    hashes = teacher_hashes(folder)
-    depth, hidden, longest = teacher_shape(folder)
-    chosen = tuple(layers) if layers is not None else default_layers(depth)
-    if not chosen or any(not 0 <= layer <= depth for layer in chosen):
-        raise TrainingError(
-            f"layers {list(chosen)} are not within 0..{depth}, the hidden states of {folder}; correct teacher.layers"
-        )
-    if max_tokens > longest:
-        raise TrainingError(f"the teacher in {folder} takes at most {longest} tokens; lower teacher.max_tokens")
-    identity = {
-        "texts_sha256": texts_digest(texts),
-        "teacher": hashes,
-        "layers": list(chosen),
-        "max_tokens": max_tokens,
-        "dtype": dtype,
-        "shape": [len(texts), len(chosen) * hidden],
-    }
+    reader = TeacherReader(folder, layers, max_tokens, dtype)
+    identity = {"texts_sha256": texts_digest(texts), **reader.setting, "shape": [len(texts), reader.width]}
     file = _RawFile(out, identity)
     if file.done < len(texts):
-        _fill(file, texts, folder, chosen, max_tokens, tokens_per_batch, getattr(torch, dtype), progress)
+        done = file.done
+        for members, raw in reader.read(texts, tokens_per_batch, done):
+            file.rows[members] = reader.half(raw)
+            done += len(members)
+            if done - file.done >= _ROWS_PER_SYNC or done == len(texts):
+                file.save(done)
+            if progress is not None:
+                progress(done, len(texts))
     return file.read()
 
 
@@ -244,51 +326,3 @@ class _RawFile:
         del self.rows
         rows: npt.NDArray[np.float16] = np.load(self.path, mmap_mode="r")
         return rows
-
-
-def _fill(
-    file: _RawFile,
-    texts: Sequence[str],
-    folder: Path,
-    layers: Sequence[int],
-    max_tokens: int,
-    tokens_per_batch: int,
-    dtype: torch.dtype,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    tokenizer = load_tokenizer(folder)
-    tokenizer.enable_truncation(max_tokens)
-    teacher = load_teacher(folder, dtype)
-    device = next(teacher.parameters()).device
-    sequences = tokenize(tokenizer, texts)
-    lengths = np.array([len(ids) for ids in sequences])
-    order = np.argsort(lengths, kind="stable")
-    blank = int((lengths == 0).sum())
-    file.rows[order[:blank]] = 0
-    start = max(file.done, blank)
-    while start < len(order):
-        stop = start + 1
-        while stop < len(order) and lengths[order[stop]] * (stop + 1 - start) <= tokens_per_batch:
-            stop += 1
-        members = order[start:stop]
-        ids = torch.from_numpy(pad_ids([sequences[i] for i in members]))
-        mask = (torch.arange(ids.shape[1]) < torch.from_numpy(lengths[members])[:, None]).long()
-        with torch.inference_mode():
-            states = teacher(
-                input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True
-            ).hidden_states
-            weight = (mask / mask.sum(1, keepdim=True)).unsqueeze(1).float().to(device)
-            pooled = torch.cat([torch.bmm(weight, states[layer].float()).squeeze(1) for layer in layers], dim=1)
-            stored = pooled.half().cpu()
-        if not bool(torch.isfinite(stored).all()):
-            raise TrainingError(
-                f"a hidden state of the teacher in {folder} is too large for float16; leave out its layer"
-            )
-        file.rows[members] = stored.numpy()
-        start = stop
-        if start - file.done >= _ROWS_PER_SYNC or start == len(order):
-            file.save(start)
-        if progress is not None:
-            progress(start, len(order))
-    if file.done < len(order):  # every text is blank
-        file.save(len(order))
