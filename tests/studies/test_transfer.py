@@ -254,8 +254,8 @@ def arguments(tmp_path: Path, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch)
     data = tmp_path / "data"
     for task, name in TASKS.items():
         for file, rows, seed in (("train.tsv", 30, 0), (name, 20, 1)):
-            found = _labelled(rows, seed)
-            lines = [f"{text}\t{label}" for text, label in zip(found.texts, found.labels, strict=True)]
+            toys = _labelled(rows, seed)
+            lines = [f"{text}\t{label}" for text, label in zip(toys.texts, toys.labels, strict=True)]
             _write(data / task, **{file.removesuffix(".tsv"): "\n".join(["text\tlabel", *lines]) + "\n"})
     pairs = [f"{WORDS[i]} {WORDS[i + 1]}\t{WORDS[i]} {WORDS[2 * i % 40]}\t{i % 6}" for i in range(20)]
     _write(data / "stsb", dev="\n".join(["text_a\ttext_b\tlabel", *pairs]) + "\n")
