@@ -49,7 +49,7 @@ def _verdict(record: Record, group: str) -> list[str]:
     for column, title in _SHOWN.items():
         means, differences = record["accuracy"][column]["means"], record["differences"]
         best = max(static, key=lambda name: means[name][group]["accuracy"])
-        line = f"{title}: {change(differences[best][column]['means'][group], 1)} to {best}"
+        line = f"{title}: {change(differences[best][column]['means'][group])} to {best}"
         if group == "all":
             least = {
                 task: min(differences[name][column]["tasks"][task]["difference"] for name in static)
