@@ -32,6 +32,15 @@ def _has_gpu() -> bool:
         return False
 
 
+@pytest.fixture
+def unmeasured() -> dict[str, str]:
+    """The environment of a program that forks while its threads are busy: this one's, without coverage.
+
+    Coverage holds a lock of its own while it notes a line. If a thread holds it at the fork, the child waits for ever.
+    """
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_PROCESS_")}
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""

@@ -262,7 +262,7 @@ def test_threads_that_fail_say_so(toy_bundle: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_forked_process_starts_threads_of_its_own(toy_bundle: Path) -> None:
+def test_a_forked_process_starts_threads_of_its_own(toy_bundle: Path, unmeasured: dict[str, str]) -> None:
     program = (
         "import os, sys, fieldrun\n"
         "model = fieldrun.load(sys.argv[1], engine='native', threads=2)\n"
@@ -273,7 +273,7 @@ def test_a_forked_process_starts_threads_of_its_own(toy_bundle: Path) -> None:
         "if child == 0: os._exit(0 if same else 1)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment = unmeasured | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-W", "ignore", "-c", program, str(toy_bundle)]
     subprocess.run(command, env=environment, timeout=60, check=True)
 

@@ -50,7 +50,8 @@ print(json.dumps([before, after, forked]))
 
 def count(engine: str, threads: int, **environment: str) -> tuple[list[str], list[str], int]:
     """The threads when NumPy was imported, those after the answers, and the number of them in a fork."""
-    kept = {name: value for name, value in os.environ.items() if not name.endswith(("_NUM_THREADS", "_PARALLELISM"))}
+    others = ("_NUM_THREADS", "_PARALLELISM", "_PROCESS_CONFIG", "_PROCESS_START")  # the last two measure coverage
+    kept = {name: value for name, value in os.environ.items() if not name.endswith(others)}
     argv = [sys.executable, "-W", "ignore", "-c", PROGRAM, engine, str(threads)]
     done = subprocess.run(argv, env=kept | environment, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
