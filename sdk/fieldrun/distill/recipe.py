@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from fieldrun.errors import CheckpointError, RecipeError, UnknownName
 from fieldrun.formats.integrity import from_mapping
 from fieldrun.student.config import StudentConfig
 from fieldrun.toml import read_toml
+
+from . import checks
 
 __all__ = [
     "CompressorRecipe",
@@ -33,105 +35,27 @@ _LEAST_TOKENS = 4  # [CLS], [SEP] and something between them
 _RECIPES = Path(__file__).parent / "recipes"
 
 
-def _checked(default: Any, valid: Callable[[Any], bool], wanted: str) -> Any:
-    """Return a dataclass field that `_Section` checks; the message says "must be `wanted`"."""
-    return field(default=default, metadata={"valid": valid, "wanted": wanted})
-
-
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _are_whole(value: Any, least: int) -> bool:
-    return isinstance(value, list | tuple) and all(_is_whole(each, least) for each in value)
-
-
-def _whole(default: Any, least: int = 1) -> Any:
-    return _checked(default, lambda value: _is_whole(value, least), f"an integer of at least {least}")
-
-
-def _number(default: float, low: float, high: float) -> Any:
-    def valid(value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-    return _checked(default, valid, f"a number within {low:g}..{high:g}")
-
-
-def _weight(default: float) -> Any:
-    return _number(default, 0, 1e6)
-
-
-def _rate(default: float) -> Any:
-    return _number(default, 1e-9, 1)
-
-
-def _dtype() -> Any:
-    return _checked("auto", lambda value: value in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16")
-
-
-def _switch() -> Any:
-    return _checked(False, lambda value: isinstance(value, bool), "true or false")
-
-
-def _said() -> Any:
-    return _checked(MISSING, lambda value: isinstance(value, str) and bool(value.strip()), "a text that is not blank")
-
-
-def _names(default: tuple[str, ...], wanted: str) -> Any:
-    def valid(value: Any) -> bool:
-        return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
-
-    return _checked(default, lambda value: valid(value) and bool(value or not default), wanted)
-
-
-def _is_inside(value: Any) -> bool:
-    """Whether `value` is the path or glob of files inside the data folder."""
-    parts = PurePosixPath(value).parts if isinstance(value, str) else ()
-    return bool(parts) and not parts[0].startswith("/") and ".." not in parts
-
-
-def _are_inside(value: Any) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and all(map(_is_inside, value))
-
-
-class _Section:
-    """A part of a recipe. Fields that were made with a check are checked, and lists become tuples."""
-
-    __slots__ = ()
-    section: ClassVar[str] = ""
-
-    def __post_init__(self) -> None:
-        for each in fields(self):  # type: ignore[arg-type]  # every section is a dataclass
-            value = getattr(self, each.name)
-            if "valid" in each.metadata and value is not each.default and not each.metadata["valid"](value):
-                name = f"{self._title()}{each.name}"
-                raise RecipeError(f"{name} must be {each.metadata['wanted']}, not {value!r}")
-            if isinstance(value, list):
-                object.__setattr__(self, each.name, tuple(value))
-
-    def _title(self) -> str:
-        return f"{self.section}." if self.section else ""
-
-
 def is_task_name(name: object) -> bool:
     """Say whether a task, and so its head, may be called `name`: letters, digits, `-` and `_`."""
     return isinstance(name, str) and bool(name) and all(c.isalnum() or c in "-_" for c in name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherRecipe(_Section):
+class TeacherRecipe(checks.Section):
     """How the raw field is read: `layers` is a count (spread evenly; 1 is the last) or a list of hidden states."""
 
     section: ClassVar[str] = "teacher"
-    layers: int | tuple[int, ...] = _checked(
-        7, lambda value: _is_whole(value, 1) or _are_whole(value, 0), "an integer of at least 1, or a list of indices"
+    layers: int | tuple[int, ...] = checks.where(
+        7,
+        lambda value: checks.is_whole(value, 1) or checks.are_whole(value, 0),
+        "an integer of at least 1, or a list of indices",
     )
-    max_tokens: int = _whole(128, _LEAST_TOKENS)
-    dtype: str = _dtype()
+    max_tokens: int = checks.whole(128, _LEAST_TOKENS)
+    dtype: str = checks.dtype()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FinetuneRecipe(_Section):
+class FinetuneRecipe(checks.Section):
     """Fine-tuning of the teacher on all tasks at once, before its field is read.
 
     `frozen_layers` of its layers, from the embeddings on, keep their weights. A batch is of one task and has at most
@@ -139,19 +63,19 @@ class FinetuneRecipe(_Section):
     """
 
     section: ClassVar[str] = "finetune"
-    learning_rate: float = _rate(5e-5)
-    head_learning_rate: float = _rate(2e-3)
-    weight_decay: float = _number(0.01, 0, 1)
-    rows: int = _whole(64)
-    tokens: int = _whole(800)
-    max_tokens: int = _whole(64, _LEAST_TOKENS)
-    frozen_layers: int = _whole(3, 0)
-    dtype: str = _dtype()
-    checkpoint_steps: int = _whole(500)
+    learning_rate: float = checks.rate(5e-5)
+    head_learning_rate: float = checks.rate(2e-3)
+    weight_decay: float = checks.number(0.01, 0, 1)
+    rows: int = checks.whole(64)
+    tokens: int = checks.whole(800)
+    max_tokens: int = checks.whole(64, _LEAST_TOKENS)
+    frozen_layers: int = checks.whole(3, 0)
+    dtype: str = checks.dtype()
+    checkpoint_steps: int = checks.whole(500)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompressorRecipe(_Section):
+class CompressorRecipe(checks.Section):
     """The AN1 compressor: steps of Adam on reconstruction + task + geometry, and the weights of the losses.
 
     Geometry and `similarity` (of graded pairs) count for the whole field and for its first `prefixes` numbers, so that
@@ -159,16 +83,18 @@ class CompressorRecipe(_Section):
     """
 
     section: ClassVar[str] = "compressor"
-    steps: int = _whole(1500, 20)  # a tenth of them warms up
-    batch: int = _whole(512)
-    rows_per_task: int = _whole(128)
-    learning_rate: float = _rate(2e-3)
-    dropout: float = _number(0.1, 0, 0.9)
-    reconstruction: float = _weight(1.0)
-    task: float = _weight(0.3)
-    geometry: float = _weight(2.0)
-    similarity: float = _weight(1.0)
-    prefixes: tuple[int, ...] = _checked((64, 128), lambda value: _are_whole(value, 1), "a list of positive integers")
+    steps: int = checks.whole(1500, 20)  # a tenth of them warms up
+    batch: int = checks.whole(512)
+    rows_per_task: int = checks.whole(128)
+    learning_rate: float = checks.rate(2e-3)
+    dropout: float = checks.number(0.1, 0, 0.9)
+    reconstruction: float = checks.weight(1.0)
+    task: float = checks.weight(0.3)
+    geometry: float = checks.weight(2.0)
+    similarity: float = checks.weight(1.0)
+    prefixes: tuple[int, ...] = checks.where(
+        (64, 128), lambda value: checks.are_whole(value, 1), "a list of positive integers"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +125,7 @@ class StudentRecipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingRecipe(_Section):
+class TrainingRecipe(checks.Section):
     """The student's training: `epochs` over the texts, more if they come to fewer than `min_steps` steps.
 
     The weights of the losses are `regression` (of the field), `distill` (the teacher heads' soft labels), `labels` and
@@ -209,27 +135,27 @@ class TrainingRecipe(_Section):
     """
 
     section: ClassVar[str] = "training"
-    epochs: int = _whole(8)
-    min_steps: int = _whole(1)
-    batch: int = _whole(512)
-    learning_rate: float = _rate(2e-3)
-    weight_decay: float = _number(0.01, 0, 1)
-    dropout: float = _number(0.2, 0, 0.9)
-    max_tokens: int = _whole(96, _LEAST_TOKENS)
-    regression: float = _weight(0.5)
-    distill: float = _weight(2.0)
-    labels: float = _weight(0.25)
-    other_tasks: float = _weight(0.2)
-    geometry: float = _weight(2.0)
-    pairs: float = _weight(1.0)
-    pair_rows: int = _whole(32, 0)
-    held_out: float = _number(0.05, 0.001, 0.5)
-    dtype: str = _dtype()
-    checkpoint_steps: int = _whole(400)
+    epochs: int = checks.whole(8)
+    min_steps: int = checks.whole(1)
+    batch: int = checks.whole(512)
+    learning_rate: float = checks.rate(2e-3)
+    weight_decay: float = checks.number(0.01, 0, 1)
+    dropout: float = checks.number(0.2, 0, 0.9)
+    max_tokens: int = checks.whole(96, _LEAST_TOKENS)
+    regression: float = checks.weight(0.5)
+    distill: float = checks.weight(2.0)
+    labels: float = checks.weight(0.25)
+    other_tasks: float = checks.weight(0.2)
+    geometry: float = checks.weight(2.0)
+    pairs: float = checks.weight(1.0)
+    pair_rows: int = checks.whole(32, 0)
+    held_out: float = checks.number(0.05, 0.001, 0.5)
+    dtype: str = checks.dtype()
+    checkpoint_steps: int = checks.whole(400)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskRecipe(_Section):
+class TaskRecipe(checks.Section):
     """One task: a folder of the data with `train` files, and a `report` file that is only ever reported on.
 
     Args:
@@ -248,27 +174,27 @@ class TaskRecipe(_Section):
     """
 
     name: str
-    train: tuple[str, ...] = _names(("train.tsv",), "a list of file names")
+    train: tuple[str, ...] = checks.names(("train.tsv",), "a list of file names")
     report: str | None = None
-    repeat: int = _whole(1)
-    phrases: bool = _switch()
-    similarity: float = _weight(0)
-    augment: int = _whole(0, 0)
-    tune: int = _whole(1, 0)
-    tune_rows: int | None = _whole(None)
+    repeat: int = checks.whole(1)
+    phrases: bool = checks.switch()
+    similarity: float = checks.weight(0)
+    augment: int = checks.whole(0, 0)
+    tune: int = checks.whole(1, 0)
+    tune_rows: int | None = checks.whole(None)
     licence: str = "unstated"
 
     def __post_init__(self) -> None:
         if not is_task_name(self.name):
             raise RecipeError(f"a task cannot be named {self.name!r}; use letters, digits, '-' and '_'")
-        _Section.__post_init__(self)
+        checks.Section.__post_init__(self)
 
     def _title(self) -> str:
         return f"task {self.name!r}: "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CorpusRecipe(_Section):
+class CorpusRecipe(checks.Section):
     """Unlabelled text, one per line: `rows` are drawn from `file`; the soft labels of `tasks` count fully on it.
 
     Lines of more than `max_chars` characters are left out. With `treebank`, every second line has its negations apart
@@ -276,10 +202,10 @@ class CorpusRecipe(_Section):
     """
 
     file: str
-    rows: int = _whole(MISSING)
-    max_chars: int = _whole(1000)
-    treebank: bool = _switch()
-    tasks: tuple[str, ...] = _names((), "a list of task names")
+    rows: int = checks.whole(MISSING)
+    max_chars: int = checks.whole(1000)
+    treebank: bool = checks.switch()
+    tasks: tuple[str, ...] = checks.names((), "a list of task names")
     licence: str = "unstated"
 
     def _title(self) -> str:
@@ -287,7 +213,7 @@ class CorpusRecipe(_Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceRecipe(_Section):
+class SourceRecipe(checks.Section):
     """A file of free texts: a text a line (`.txt`, `.txt.xz`), or a table with the column `text` or a pair of columns.
 
     Args:
@@ -297,25 +223,27 @@ class SourceRecipe(_Section):
         weight: how much sooner its texts come than those of a source of weight 1.
     """
 
-    file: str = _checked(MISSING, _is_inside, "the path of a file inside the data folder")
-    licence: str = _said()
-    attribution: str = _said()
-    weight: float = _number(1, 1e-6, 1e6)
+    file: str = checks.where(MISSING, checks.is_inside, "the path of a file inside the data folder")
+    licence: str = checks.said()
+    attribution: str = checks.said()
+    weight: float = checks.number(1, 1e-6, 1e6)
 
     def _title(self) -> str:
         return f"source {self.file!r}: "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolRecipe(_Section):
+class PoolRecipe(checks.Section):
     """The open pool: its `sources`, and globs of the files of the data folder whose texts must never get in."""
 
     section: ClassVar[str] = "pool"
-    sources: tuple[SourceRecipe, ...] = _checked(MISSING, bool, "a [[pool.sources]] for each file of free texts")
-    held_back: tuple[str, ...] = _checked(MISSING, _are_inside, "a list of globs of files inside the data folder")
+    sources: tuple[SourceRecipe, ...] = checks.where(MISSING, bool, "a [[pool.sources]] for each file of free texts")
+    held_back: tuple[str, ...] = checks.where(
+        MISSING, checks.are_inside, "a list of globs of files inside the data folder"
+    )
 
     def __post_init__(self) -> None:
-        _Section.__post_init__(self)
+        checks.Section.__post_init__(self)
         _refuse_twice("source", [source.file for source in self.sources])
 
 
@@ -326,14 +254,16 @@ def _refuse_twice(what: str, names: list[str]) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DistillRecipe(_Section):
+class DistillRecipe(checks.Section):
     """A whole training run. Without `tasks`, every folder of the data that has a `train.tsv` is a task.
 
     Without `finetune` the teacher keeps its weights. `pool` says what free texts there are.
     """
 
     name: str
-    seed: int = _checked(0, lambda value: _is_whole(value, 0) and value < 2**31, "an integer within 0..2147483647")
+    seed: int = checks.where(
+        0, lambda value: checks.is_whole(value, 0) and value < 2**31, "an integer within 0..2147483647"
+    )
     licence: str = "unstated"
     teacher: TeacherRecipe
     finetune: FinetuneRecipe | None = None
@@ -345,7 +275,7 @@ class DistillRecipe(_Section):
     corpus: tuple[CorpusRecipe, ...]
 
     def __post_init__(self) -> None:
-        _Section.__post_init__(self)
+        checks.Section.__post_init__(self)
         if not isinstance(self.name, str) or not isinstance(self.licence, str):
             raise RecipeError("name and licence must be strings")
         _refuse_twice("task", [task.name for task in self.tasks])
