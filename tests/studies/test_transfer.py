@@ -121,7 +121,6 @@ def test_cosines_of_a_zero_vector_are_zero() -> None:
 
 
 def test_bm25_is_the_published_formula() -> None:
-    pytest.importorskip("bm25s")
     collection = _collection([{"d0": 1}, {"d1": 1}, {"d2": 1}], 12)
     from sklearn.feature_extraction.text import CountVectorizer
 

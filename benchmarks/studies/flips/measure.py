@@ -2,8 +2,10 @@
 
     python -m studies.flips.measure --data texts.txt -o benchmarks/records/flips.json
 
-Every line is a text. It is tokenized once, and run by native, numpy and onnxruntime in blocks, and by onnxruntime one
-text at a time. A pair task gets each text with the next one. A label is the one with the largest logit.
+Every line is a text. The record was made of the first million lines of the open pool, `texts.txt` of
+`fieldrun.distill.open_pool` with the recipe `open` and its seed. A line is tokenized once, and run by native, numpy and
+onnxruntime in blocks, and by onnxruntime one text at a time. A pair task gets each text with the next one. A label is
+the one with the largest logit.
 
 A label can flip only if the two best logits are nearer to each other than twice the difference between engines. The
 largest difference in the first half of the texts gives that bound; all texts are then held against it.
